@@ -1,0 +1,170 @@
+"""What acts: the small protocols that a family, a device, a latency model, a searcher and a task keep.
+
+Nothing registers itself and nothing inherits from these: a class that has the methods is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, runtime_checkable
+
+from nas.encoding import Array, Encoding
+from nas.space import Architecture, SearchSpace
+from nas.types import Candidate, Measurement, Prediction, Workload
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import nn
+
+
+class DeviceError(RuntimeError):
+    """A device could not run a network: lost, out of memory, or it refuses the file. Says what and where."""
+
+
+@dataclass(frozen=True)
+class Operator:
+    """Operators of one kind in one network, as data; every number is an expectation, [...] like the encoding.
+
+    `kind` names what shares a speed: a matrix product, an attention of one kind, a norm. `count` is how many run, `flops` their
+    floating-point operations (a multiply-add counts 2), `bytes` what they read and write, `parameters` the weights they hold.
+    """
+
+    kind: str
+    count: Array
+    flops: Array
+    bytes: Array
+    parameters: Array = 0.0
+
+
+class Batch(NamedTuple):
+    """`inputs` are the network's positional arguments; for text `token_ids` and `attention_mask`, both int64 [B, T]."""
+
+    inputs: tuple[torch.Tensor, ...]
+    targets: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(tuple(x.to(device) for x in self.inputs), self.targets.to(device))
+
+    @property
+    def num_tokens(self) -> int:
+        return self.inputs[0].numel()
+
+
+SPLITS = ("train", "architecture", "validation", "test")
+
+
+class Task(Protocol):
+    """Data, loss and metrics. Splits never mix: weights learn on `train`, architecture parameters on `architecture`, choices are
+    made on `validation`, and `test` is read once, by what ships."""
+
+    name: str
+    labels: tuple[str, ...]
+    vocab_size: int
+    max_tokens: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the data and its preprocessing: a run directory belongs to one."""
+        ...
+
+    def num_examples(self, split: str) -> int: ...
+
+    def batches(self, split: str, *, tokens_per_batch: int, seed: int | None) -> Iterator[Batch]:
+        """One pass over a split. With a seed, shuffled by it alone; with None, in a fixed order. Every example once."""
+        ...
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor: ...
+
+    def error(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
+        """Number of wrong answers in the batch (for a rate, divide by the examples)."""
+        ...
+
+    def trivial_baselines(self) -> Mapping[str, float]:
+        """Validation error in percent of what needs no network: the majority class, a linear model on n-grams."""
+        ...
+
+    def save_preprocessing(self, folder: Path) -> None:
+        """Writes what turns an input into token ids and an output into a label (tokenizer.json, labels.json)."""
+        ...
+
+
+@runtime_checkable
+class Family(Protocol):
+    """A search space, and the networks that its points stand for."""
+
+    space: SearchSpace
+
+    @property
+    def signature(self) -> str:
+        """Identity of everything beside the architecture that changes a network's cost (vocabulary, head size, ...)."""
+        ...
+
+    def supernet(self) -> nn.Module:
+        """The largest network, which holds every other's weights as prefixes."""
+        ...
+
+    def network(self, arch: Architecture) -> nn.Module:
+        """The stand-alone network of an architecture, with fresh weights."""
+        ...
+
+    def masks(self, encoding: Encoding) -> Any:
+        """What the supernet's forward takes as `masks=` to act as a (relaxed) architecture."""
+        ...
+
+    def example_input(self, workload: Workload) -> dict[str, torch.Tensor]: ...
+
+    def operators(self, encoding: Encoding, workload: Workload) -> list[Operator]:
+        """What the networks cost, multilinear in the sizes of independent choices."""
+        ...
+
+
+class Device(Protocol):
+    """Runs an exported network and returns wall times.
+
+    `environment` is everything that a time depends on beside the network: two devices with an equal `fingerprint` may share
+    measurements.
+    """
+
+    name: str
+
+    @property
+    def environment(self) -> Mapping[str, Any]: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def run(self, onnx_path: Path, inputs: Mapping[str, np.ndarray]) -> tuple[float, ...]:
+        """One visit: load, warm up, and time; returns raw samples in ms. Raises DeviceError."""
+        ...
+
+
+class LatencyModel(Protocol):
+    """A predictor of latency. Follows scikit-learn: hyper-parameters in the constructor, data in `fit`."""
+
+    def fit(self, family: Family, measurements: Sequence[Measurement]) -> Self: ...
+
+    def predict(self, archs: Sequence[Architecture]) -> Prediction: ...
+
+
+@runtime_checkable
+class DifferentiableLatencyModel(LatencyModel, Protocol):
+    def expected_ms(self, encoding: Encoding) -> torch.Tensor:
+        """Expected latency of a relaxed architecture, differentiable in its probabilities."""
+        ...
+
+    def upper_factor(self) -> float:
+        """What a mean is multiplied with to become the calibrated upper bound."""
+        ...
+
+
+class Searcher(Protocol):
+    """Proposes architectures. `tell` also accepts candidates that were never asked for, which is what makes resume simple."""
+
+    def ask(self) -> Architecture: ...
+
+    def tell(self, candidate: Candidate) -> None: ...
+
+    def fail(self, arch: Architecture, reason: str) -> None: ...
