@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from nas.layers import Backend
+
 
 class DeviceError(RuntimeError):
     """A device could not run a network: lost, out of memory, or it refuses the file. Says what and where."""
@@ -106,7 +108,7 @@ class Family(Protocol):
         """The largest network, which holds every other's weights as prefixes."""
         ...
 
-    def network(self, arch: Architecture) -> nn.Module:
+    def network(self, arch: Architecture, *, backend: Backend = "matmul") -> nn.Module:
         """The stand-alone network of an architecture, with fresh weights."""
         ...
 

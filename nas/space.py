@@ -38,7 +38,8 @@ class Choice:
     """One decision.
 
     Ascending positive integers are *nested*: a smaller option uses a prefix of the weights of a larger one. Strings are
-    *categorical*. `requires` says when the decision exists at all (all conditions must hold).
+    *categorical*. `requires` says when the decision exists at all: every condition must hold. A condition on an absent choice
+    does not hold, so `requires` need not repeat what the choices before it require.
 
     Raises:
         ValueError: no options, options of mixed kinds, repeated, not ascending or not positive.
@@ -66,6 +67,16 @@ class Choice:
     @property
     def is_nested(self) -> bool:
         return isinstance(self.options[0], int)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The options of a nested choice."""
+        return tuple(o for o in self.options if isinstance(o, int))
+
+    @property
+    def largest(self) -> int:
+        """The largest option of a nested choice."""
+        return self.sizes[-1]
 
     def index(self, option: Option) -> int:
         """Position of an option. Raises ValueError with the value and what is allowed."""

@@ -1,0 +1,82 @@
+"""The fastest correct way to train on the machine at hand, found by a short trial.
+
+On a CPU with bfloat16 matrix units, autocast with attention written out is more than twice as fast as float32 with the fused
+attention, whose backward pass is slow there; on other machines it is not. So the few candidates are tried on a real batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from nas.layers import Backend
+from nas.protocols import Batch, Family, Task
+
+LOSS_TOLERANCE = 0.02  # relative difference to float32 within which a faster path counts as correct
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how networks are trained: torch device, autocast type (None: float32) and attention backend."""
+
+    device: str = "cpu"
+    precision: str = "float32"
+    backend: Backend = "matmul"
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision: {self.precision!r} is not one of ('float32', 'bfloat16')")
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device, dtype=torch.bfloat16)
+
+    def __str__(self) -> str:
+        return f"{self.device}, {self.precision}, attention by {self.backend}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate: seconds of its fastest step, its loss, and whether that agrees with float32."""
+
+    compute: Compute
+    seconds: float
+    loss: float
+    correct: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def choose_compute(
+    family: Family, task: Task, batch: Batch, *, device: str = "cpu", repeats: int = 3
+) -> tuple[Compute, list[Trial]]:
+    """Trains the largest network for a few steps in each candidate way; returns the fastest correct one and all trials."""
+    if device != "cpu":
+        return Compute(device, "bfloat16", "fused"), []
+    paths: Sequence[tuple[str, Backend]] = [
+        ("float32", "matmul"), ("float32", "fused"), ("bfloat16", "matmul"), ("bfloat16", "fused"),
+    ]  # fmt: skip
+    trials: list[Trial] = []
+    for precision, backend in paths:
+        compute = Compute(device, precision, backend)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = family.network(family.space.largest(), backend=backend)
+        seconds, loss = float("inf"), 0.0
+        for _ in range(repeats):
+            network.zero_grad()
+            start = time.perf_counter()
+            with compute.autocast():
+                value = task.loss(network(*batch.inputs), batch.targets)
+            value.backward()
+            seconds, loss = min(seconds, time.perf_counter() - start), float(value.detach())
+        correct = not trials or abs(loss - trials[0].loss) <= LOSS_TOLERANCE * abs(trials[0].loss)
+        trials.append(Trial(compute, seconds, loss, correct))
+    return min((t for t in trials if t.correct), key=lambda t: t.seconds).compute, trials

@@ -1,0 +1,218 @@
+"""Layers that are ordinary without masks and exact under one-hot masks.
+
+Shapes: B sequences, T tokens, D width, H heads, K channels of a head, C = H * K, F feed-forward size, W window, N blocks.
+
+Weight entanglement (TangleNAS, arXiv:2312.10440): a mixture of zero-padded prefixes of a weight is one mask,
+
+    sum_k p_k pad(W[:s_k]) x = m * (W x),   m_i = P(size > i).
+
+A mask is folded into the weight that consumes the masked dimension: that touches a matrix of weights instead of a matrix of
+activations. The width needs no mask on the residual stream at all, because every reader of the stream is a norm: `Norm` takes its
+statistics over the active channels and switches the others off.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+Backend = Literal["matmul", "fused", "blocks"]
+"""How attention is computed, never what: `matmul` writes it out (fastest in bfloat16 on a CPU, and what masks need), `fused`
+calls `scaled_dot_product_attention`, `blocks` computes a sliding window block by block (the form that is exported)."""
+
+BLOCKED = -1e4  # added to a score, it leaves no weight after the softmax in any precision
+
+
+class _ActiveLayerNorm(torch.autograd.Function):
+    """Layer norm with statistics over a (soft) set of active channels, zero elsewhere.
+
+    mean = s.x and var = s.(x - mean)^2 with the shares s = mask / sum(mask), result mask * (weight * (x - mean) / std + bias).
+    One function with its own backward that reuses its buffers, because under autograd the same lines cost twice the passes over
+    the activations. First derivatives only.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask_D: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):  # a mean in bfloat16 would lose what it centres
+            flat = x.flatten(0, -2)
+            share_D = mask_D / mask_D.sum()
+            normed = flat - (flat @ share_D)[:, None]
+            result = normed.square()
+            rstd = (result @ share_D).add_(eps).rsqrt_()[:, None]
+            torch.addcmul(bias_D * mask_D, normed.mul_(rstd), weight_D * mask_D, out=result)
+            ctx.save_for_backward(normed, rstd, mask_D, weight_D, bias_D)
+            return result.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        normed, rstd, mask_D, weight_D, bias_D = ctx.saved_tensors
+        with torch.autocast(grad.device.type, enabled=False):
+            flat, scale_D, total = grad.flatten(0, -2), weight_D * mask_D, mask_D.sum()
+            share_D = mask_D / total
+            work = flat * normed
+            sum_grad_D, sum_product_D = flat.sum(0), work.sum(0)
+            along_one, along_normed = flat @ scale_D, work @ scale_D
+            torch.mul(normed, normed, out=work)
+            grad_share = (along_one @ normed).add_(along_normed @ work, alpha=0.5).neg_()
+            grad_mask = sum_product_D * weight_D + sum_grad_D * bias_D + (grad_share - grad_share @ share_D) / total
+            torch.mul(normed, along_normed[:, None], out=work)
+            work.add_(along_one[:, None]).mul_(share_D).addcmul_(flat, scale_D, value=-1.0).mul_(-rstd)
+        return work.view_as(grad), grad_mask, sum_product_D * mask_D, sum_grad_D * mask_D, None
+
+
+class _MixedAttention(torch.autograd.Function):
+    """w_0 (probs v) + w_1 (probs inside a window, renormed, v), for two weights that may be anything.
+
+    The window's numerator and normaliser are one product with [v, 1], so that matrix products do the work of passes over
+    [B, H, T, T]; nothing of that size is kept but `probs`, so the peak memory is that of one plain attention. A query whose whole
+    window is padding gives zero. First derivatives only.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, probs: Tensor, v_BHTK: Tensor, weights_2: Tensor, inside_TT: Tensor) -> Tensor:
+        with torch.autocast(probs.device.type, enabled=False):
+            v1 = F.pad(v_BHTK.to(probs.dtype), (0, 1), value=1.0)
+            full = probs @ v1[..., :-1]
+            numerator, total = ((probs * inside_TT) @ v1).tensor_split((-1,), dim=-1)
+            total = total.clamp_min(1e-30)
+            windowed = numerator / total
+            ctx.save_for_backward(probs, v_BHTK, weights_2, inside_TT, full, windowed, total)
+            return (weights_2[0] * full + weights_2[1] * windowed).to(v_BHTK.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        probs, v_BHTK, weights_2, inside_TT, full, windowed, total = ctx.saved_tensors
+        with torch.autocast(grad.device.type, enabled=False):
+            above = grad.to(probs.dtype)
+            v1 = F.pad(v_BHTK.to(probs.dtype), (0, 1), value=1.0)
+            along = (above * windowed).sum(-1, keepdim=True)
+            grad_weights = torch.stack([(above * full).sum(), along.sum()])
+            of_full = above * weights_2[0]
+            of_window = torch.cat([above, -along], dim=-1) * (weights_2[1] / total)
+            grad_probs = (of_window @ v1.transpose(-1, -2)).mul_(inside_TT).add_(of_full @ v1[..., :-1].transpose(-1, -2))
+            grad_v = probs.transpose(-1, -2) @ of_full
+            grad_v += (probs * inside_TT).transpose(-1, -2) @ of_window[..., :-1]
+        return grad_probs, grad_v.to(v_BHTK.dtype), grad_weights, None
+
+
+class Norm(nn.LayerNorm):
+    """Layer norm; with a mask, over the active channels only, and zero elsewhere."""
+
+    def forward(self, x_BTD: Tensor, mask_D: Tensor | None = None) -> Tensor:
+        if mask_D is None:
+            return super().forward(x_BTD)
+        normed: Tensor = _ActiveLayerNorm.apply(x_BTD, mask_D, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
+        return normed
+
+
+def padding_bias(attention_mask_BT: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, 1, 1, T] with 0 for a token and `BLOCKED` for padding."""
+    return (1.0 - attention_mask_BT[:, None, None, :].to(dtype)) * BLOCKED
+
+
+def inside_window(num_tokens: int, window: int, like: Tensor) -> Tensor:
+    """[T, T] with 1 where |i - j| <= window and 0 elsewhere, in the type and on the device of `like`."""
+    position = torch.arange(num_tokens, device=like.device)
+    return ((position[:, None] - position[None, :]).abs() <= window).to(like.dtype)
+
+
+def blocked_window_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, padding_B11T: Tensor, window: int) -> Tensor:
+    """Sliding-window attention |i - j| <= window whose cost is linear in T: a block of W queries sees 3 W keys; q is scaled.
+
+    Longformer's sliding chunks (arXiv:2004.05150, section 3.1) with blocks of the window's size. Any T, also under tracing.
+    """
+    B, H, T, K = q_BHTK.shape
+    W = window
+    tail = (-T) % W
+    q_BHNWK = F.pad(q_BHTK, (0, 0, 0, tail)).reshape(B, H, -1, W, K)
+
+    def neighbourhood(x_BHTK: Tensor) -> Tensor:
+        blocks = F.pad(x_BHTK, (0, 0, W, W + tail)).reshape(B, H, -1, W, K)
+        return torch.cat([blocks[:, :, :-2], blocks[:, :, 1:-1], blocks[:, :, 2:]], dim=3)
+
+    key_bias = F.pad(padding_B11T, (W, W + tail), value=BLOCKED).reshape(B, 1, -1, 1, W)
+    key_bias = torch.cat([key_bias[:, :, :-2], key_bias[:, :, 1:-1], key_bias[:, :, 2:]], dim=4)
+    query = torch.arange(W, device=q_BHTK.device)[:, None]
+    key = torch.arange(3 * W, device=q_BHTK.device)[None, :] - W
+    band = ((key - query).abs() > W).to(q_BHTK.dtype) * BLOCKED
+    scores = q_BHNWK @ neighbourhood(k_BHTK).transpose(-1, -2) + (key_bias + band)
+    out_BHNWK = torch.softmax(scores, dim=-1) @ neighbourhood(v_BHTK)
+    return out_BHNWK.reshape(B, H, -1, K)[:, :, :T]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with separate projections and a fixed head size, so that fewer heads are a prefix.
+
+    `window` None attends to everything; an integer to the tokens at most that far away.
+    """
+
+    def __init__(self, width: int, heads: int, *, head_size: int, window: int | None, backend: Backend) -> None:
+        super().__init__()
+        self.heads, self.head_size, self.window, self.backend = heads, head_size, window, backend
+        self.query = nn.Linear(width, heads * head_size)
+        self.key = nn.Linear(width, heads * head_size)
+        self.value = nn.Linear(width, heads * head_size)
+        self.out = nn.Linear(heads * head_size, width)
+
+    def _split(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        B, T, _ = x_BTD.shape
+        q, k, v = (
+            project(x_BTD).view(B, T, self.heads, self.head_size).transpose(1, 2)
+            for project in (self.query, self.key, self.value)
+        )
+        return q, k, v
+
+    def _join(self, x_BHTK: Tensor) -> Tensor:
+        B, _, T, _ = x_BHTK.shape
+        return x_BHTK.transpose(1, 2).reshape(B, T, self.heads * self.head_size)
+
+    def _mix(self, x_BHTK: Tensor) -> Tensor:
+        mixed_BTD: Tensor = self.out(self._join(x_BHTK))
+        return mixed_BTD
+
+    def forward(self, x_BTD: Tensor, padding_B11T: Tensor) -> Tensor:
+        q, k, v = self._split(x_BTD)
+        if self.backend == "blocks" and self.window is not None:
+            return self._mix(blocked_window_attention(q, k, v, padding_B11T, self.window))
+        bias = padding_B11T
+        if self.window is not None:
+            bias = bias + (1.0 - inside_window(x_BTD.shape[1], self.window, bias)) * BLOCKED
+        if self.backend == "fused":
+            return self._mix(F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=1.0))
+        return self._mix(torch.softmax(q @ k.transpose(-1, -2) + bias, dim=-1) @ v)
+
+    def relaxed(self, x_BTD: Tensor, padding_B11T: Tensor, inside_TT: Tensor, kinds_2: Tensor, heads_C: Tensor) -> Tensor:
+        """The mixture over full and window attention, which share q, k and v, and over numbers of heads.
+
+        Args:
+            inside_TT: 1 where the window reaches.
+            kinds_2: weights of full and of window attention; what is missing to one is "no attention" (and the layer's gate).
+            heads_C: mask of the heads' output channels.
+        """
+        q, k, v = self._split(x_BTD)
+        probs = torch.softmax(q @ k.transpose(-1, -2) + padding_B11T, dim=-1)
+        out: Tensor = _MixedAttention.apply(probs, v, kinds_2, inside_TT)  # type: ignore[no-untyped-call]
+        return F.linear(self._join(out), self.out.weight * heads_C, self.out.bias * kinds_2.sum())
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with a GELU between."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        result: Tensor = self.down(F.gelu(self.up(x_BTD)))
+        return result
+
+    def relaxed(self, x_BTD: Tensor, hidden_F: Tensor, gate: Tensor) -> Tensor:
+        """The mixture over hidden sizes, in a residual branch with a gate that `hidden_F` already holds."""
+        return F.linear(F.gelu(self.up(x_BTD)), self.down.weight * hidden_F, self.down.bias * gate)

@@ -1,0 +1,132 @@
+"""The law of the supernet: one-hot masks = cut-out network, and every architecture logit receives a gradient."""
+
+import numpy as np
+import pytest
+import torch
+
+from nas.compute import Compute
+from nas.encoding import Encoding
+from nas.layers import _ActiveLayerNorm, _MixedAttention, inside_window
+from nas.protocols import Batch
+from nas.supernet import call, cut_out, prefixes, sandwich, sandwich_step, skeleton
+from search_spaces.encoder import EncoderFamily, encoder_space
+
+COMPUTE = Compute()
+
+
+@pytest.fixture
+def family() -> EncoderFamily:
+    space = encoder_space(width=(8, 12, 16), depth=(1, 2, 3), heads=(1, 2), ffn=(8, 16))
+    return EncoderFamily(space, vocab_size=50, num_classes=5, max_tokens=24, head_size=4, window=3)
+
+
+@pytest.fixture
+def inputs() -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    token_ids = torch.randint(50, (4, 20))
+    mask = torch.ones_like(token_ids)
+    mask[1, 7:] = 0
+    mask[2, 1:] = 0
+    return token_ids, mask
+
+
+def trained(network: torch.nn.Module) -> torch.nn.Module:
+    """Moves every weight off its initial value, so that biases and norms take part."""
+    generator = torch.Generator().manual_seed(3)
+    for parameter in network.parameters():
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    return network.double()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_one_hot_masks_equal_the_cut_out_network(family, inputs, seed):
+    supernet = trained(family.supernet())
+    arch = family.space.sample(np.random.default_rng(seed))
+    one_hot = Encoding(family.space, torch.as_tensor(family.space.encode([arch])[0]))
+    masked = supernet(*inputs, masks=family.masks(one_hot))
+    network = cut_out(family, supernet, arch, COMPUTE)
+    torch.testing.assert_close(masked, network.double()(*inputs), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(masked, call(supernet, skeleton(family, arch, COMPUTE), inputs), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("backend", ["fused", "blocks"])
+@pytest.mark.parametrize("seed", range(4))
+def test_backends_compute_the_same(family, inputs, seed, backend):
+    supernet = trained(family.supernet())
+    arch = family.space.sample(np.random.default_rng(seed))
+    reference = cut_out(family, supernet, arch, COMPUTE).double()
+    other = cut_out(family, supernet, arch, Compute(backend=backend)).double()
+    for num_tokens in (1, 2, 5, 20):
+        part = [x[:, :num_tokens] for x in inputs]
+        torch.testing.assert_close(other(*part), reference(*part), rtol=1e-10, atol=1e-10)
+
+
+def test_every_logit_receives_a_gradient(family, inputs):
+    supernet = trained(family.supernet())
+    logits = torch.zeros(family.space.encoding_size, dtype=torch.float64, requires_grad=True)
+    probabilities = torch.cat([torch.softmax(logits[s], dim=0) for s in family.space.offsets.values()])
+    outputs = supernet(*inputs, masks=family.masks(Encoding(family.space, probabilities)))
+    torch.nn.functional.cross_entropy(outputs, torch.tensor([0, 1, 2, 3])).backward()
+    assert torch.all(logits.grad != 0)
+
+
+def test_active_layer_norm_has_the_right_gradient():
+    torch.manual_seed(0)
+    arguments = [torch.randn(2, 3, 6), torch.rand(6) + 0.1, torch.randn(6), torch.randn(6)]
+    assert torch.autograd.gradcheck(lambda *a: _ActiveLayerNorm.apply(*a, 1e-5), [a.double().requires_grad_() for a in arguments])
+
+
+def test_mixed_attention_has_the_right_gradient():
+    torch.manual_seed(0)
+    inside = inside_window(5, 1, torch.zeros(1, dtype=torch.float64))
+    arguments = [torch.rand(2, 2, 5, 5), torch.randn(2, 2, 5, 3), torch.tensor([0.3, 0.5])]
+    assert torch.autograd.gradcheck(
+        lambda *a: _MixedAttention.apply(*a, inside), [a.double().requires_grad_() for a in arguments]
+    )
+
+
+def test_sampled_step_leaves_gradients_in_the_prefix_only(family, inputs):
+    supernet = family.supernet()
+    arch = family.space.smallest()
+    call(supernet, skeleton(family, arch, COMPUTE), inputs).sum().backward()
+    gradient = supernet.blocks[0].ffn.up.weight.grad
+    assert torch.any(gradient[:8, :8] != 0)
+    assert not torch.any(gradient[8:]) and not torch.any(gradient[:, 8:])
+
+
+def test_prefixes_are_views(family):
+    supernet = family.supernet()
+    for name, view in prefixes(supernet, family.network(family.space.smallest())).items():
+        assert view.data_ptr() == dict(supernet.named_parameters())[name].data_ptr()
+
+
+def test_prefixes_refuse_a_larger_network(family):
+    small = family.network(family.space.smallest())
+    with pytest.raises(ValueError, match=r"embedding.weight: needs \(50, 16\), the supernet holds \(50, 8\)"):
+        prefixes(small, family.supernet())
+
+
+def test_sandwich_step_matches_single_networks(family, inputs):
+    """The gradient of a sandwich is the sum of its networks' gradients."""
+
+    class Task:
+        @staticmethod
+        def loss(outputs, targets):
+            return torch.nn.functional.cross_entropy(outputs, targets)
+
+    batch = Batch(inputs, torch.tensor([0, 1, 2, 3]))
+    supernet = trained(family.supernet())
+    archs = sandwich(family.space, np.random.default_rng(0), num_random=2)
+    assert len(archs) == 4
+    loss = sandwich_step(family, supernet, archs, batch, Task, COMPUTE)
+    together = {n: p.grad.clone() for n, p in supernet.named_parameters()}
+    supernet.zero_grad()
+    largest = cut_out(family, supernet, archs[0], COMPUTE).double()
+    answers = torch.log_softmax(largest(*inputs).detach(), dim=-1).float()
+    assert loss == pytest.approx(Task.loss(largest(*inputs), batch.targets).item(), rel=1e-6)
+    Task.loss(call(supernet, skeleton(family, archs[0], COMPUTE), inputs), batch.targets).backward()
+    for arch in archs[1:]:
+        outputs = torch.log_softmax(call(supernet, skeleton(family, arch, COMPUTE), inputs).float(), dim=-1)
+        torch.nn.functional.kl_div(outputs, answers, reduction="batchmean", log_target=True).backward()
+    for name, parameter in supernet.named_parameters():
+        torch.testing.assert_close(parameter.grad, together[name], rtol=1e-5, atol=1e-7)
