@@ -1,0 +1,113 @@
+"""Latency as a sum over operators: a count, the FLOPs and the bytes of each kind, each with a price that is not negative.
+
+    latency(arch) = sum over kinds k of  a_k count_k + b_k GFLOPs_k + c_k MB_k
+
+The prices are fitted to measurements by non-negative least squares on *relative* errors with a small ridge. The features are
+multilinear in the sizes of independent choices (`Family.operators`), so the same prices give the expected latency of a relaxed
+architecture, differentiably.
+
+The upper bound is a multiple of the mean, calibrated on the residuals of networks that their fit did not see: the conformal
+quantile of leave-fold-out ratios measured / predicted (CV+, Barber et al., arXiv:1905.02928, in its simplest, one-sided form).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+
+from nas.encoding import Encoding
+from nas.protocols import Family
+from nas.space import Architecture
+from nas.types import Measurement, Prediction, Workload
+
+SCALES = (1.0, 1e-6, 1e-4)  # count, MFLOPs and units of 10 kB: prices of the same order, so that one ridge fits all
+
+
+class AdditiveLatency:
+    """Prices of operators, fitted to measurements of one device.
+
+    Args:
+        coverage: share of networks whose measured latency is at most `upper_ms`.
+        ridge: weight of the prices' squares, relative to a mean squared relative error of 1.
+        folds: groups that are held out in turn to calibrate the bound.
+
+    Raises:
+        ValueError: a coverage outside (0, 1), a negative ridge or fewer than 2 folds.
+    """
+
+    def __init__(self, *, coverage: float = 0.9, ridge: float = 1e-4, folds: int = 10) -> None:
+        if not 0 < coverage < 1:
+            raise ValueError(f"coverage: {coverage} is not between 0 and 1")
+        if ridge < 0:
+            raise ValueError(f"ridge: {ridge} is negative")
+        if folds < 2:
+            raise ValueError(f"folds: {folds} is not at least 2")
+        self.coverage, self.ridge, self.folds = coverage, ridge, folds
+
+    def fit(self, family: Family, measurements: Sequence[Measurement]) -> Self:
+        """Raises ValueError: fewer than 8 measurements, or measurements of several workloads."""
+        if len(measurements) < 8:
+            raise ValueError(f"measurements: {len(measurements)} are too few to fit a latency model, at least 8 are needed")
+        workloads = {m.workload for m in measurements}
+        if len(workloads) > 1:
+            raise ValueError(f"measurements: of {len(workloads)} workloads, a latency model knows one")
+        self.family_, self.workload_ = family, workloads.pop()
+        measured = np.array([m.latency_ms for m in measurements])
+        features = self._features([m.arch for m in measurements])
+        self.prices_ = self._solve(features, measured)
+        ratios = np.empty(len(measured))
+        order = np.random.default_rng(0).permutation(len(measured))
+        for held_out in np.array_split(order, min(self.folds, len(measured))):
+            kept = np.setdiff1d(order, held_out)
+            ratios[held_out] = measured[held_out] / (features[held_out] @ self._solve(features[kept], measured[kept]))
+        self.relative_std_ = float(np.std(ratios))
+        self.upper_factor_ = max(1.0, _conformal_quantile(ratios, self.coverage))
+        return self
+
+    def predict(self, archs: Sequence[Architecture]) -> Prediction:
+        mean = self._features(archs) @ self.prices_
+        return Prediction(mean_ms=mean, std_ms=mean * self.relative_std_, upper_ms=mean * self.upper_factor_)
+
+    def expected_ms(self, encoding: Encoding) -> torch.Tensor:
+        """Expected latency of a relaxed architecture, `encoding.values` [E] in float64 on the CPU; a scalar."""
+        total: torch.Tensor = torch.stack(
+            [torch.as_tensor(f, dtype=encoding.values.dtype) for f in _columns(self.family_, encoding, self.workload_)]
+        ) @ torch.as_tensor(self.prices_, dtype=encoding.values.dtype)
+        return total
+
+    def upper_factor(self) -> float:
+        return self.upper_factor_
+
+    def _features(self, archs: Sequence[Architecture]) -> np.ndarray:
+        columns = _columns(self.family_, Encoding.of(self.family_.space, archs), self.workload_)
+        return np.stack([np.broadcast_to(column, len(archs)) for column in columns], axis=1)
+
+    def _solve(self, features: np.ndarray, measured: np.ndarray) -> np.ndarray:
+        """Minimises mean((F p / y - 1)^2) + ridge |p / s|^2 over p >= 0, with s the price that alone would explain everything."""
+        relative = features / measured[:, None]
+        size = np.maximum(relative.mean(axis=0), 1e-12)
+        rows = np.vstack([relative / size / math.sqrt(len(measured)), math.sqrt(self.ridge) * np.eye(features.shape[1])])
+        target = np.concatenate([np.full(len(measured), 1 / math.sqrt(len(measured))), np.zeros(features.shape[1])])
+        prices: np.ndarray = nnls(rows, target)[0] / size
+        return prices
+
+
+def _columns(family: Family, encoding: Encoding, workload: Workload) -> list[Any]:
+    """Feature columns: for each kind of operator its count, FLOPs and bytes summed over the network, in a fixed order."""
+    sums: dict[str, list[Any]] = {}
+    for operator in family.operators(encoding, workload):
+        parts = [operator.count * SCALES[0], operator.flops * SCALES[1], operator.bytes * SCALES[2]]
+        held = sums.setdefault(operator.kind, [0.0, 0.0, 0.0])
+        sums[operator.kind] = [a + b for a, b in zip(held, parts, strict=True)]
+    return [column for kind in sorted(sums) for column in sums[kind]]
+
+
+def _conformal_quantile(scores: np.ndarray, coverage: float) -> float:
+    """The ceil((n + 1) coverage)-th smallest score; beyond the sample, the largest."""
+    rank = math.ceil((len(scores) + 1) * coverage)
+    return float(np.sort(scores)[min(rank, len(scores)) - 1])

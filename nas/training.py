@@ -1,0 +1,160 @@
+"""Training loops that can be stopped after any step and go on from there to the same weights.
+
+Nothing is drawn from a random state that lives between steps: the batches of an epoch follow from (seed, epoch), the random
+sub-networks of a step from (seed, step). So a checkpoint is the weights, the optimiser's state and the number of steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nas.compute import Compute
+from nas.protocols import Batch, Family, Task
+from nas.supernet import sandwich, sandwich_step
+
+
+class TrainingError(RuntimeError):
+    """Training diverged: the loss is not a number any more. Says at which step."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """AdamW with a linear warm-up and a cosine decay to zero.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    steps: int
+    tokens_per_batch: int = 2048
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    warmup_fraction: float = 0.05
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "tokens_per_batch", "learning_rate", "clip_norm"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is not positive")
+        if not 0 <= self.warmup_fraction < 1:
+            raise ValueError(f"warmup_fraction: {self.warmup_fraction} is not in [0, 1)")
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step counted from 0."""
+        warmup = max(1, round(self.steps * self.warmup_fraction))
+        if step < warmup:
+            return self.learning_rate * (step + 1) / warmup
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.steps - warmup)))
+
+
+def stream(task: Task, split: str, *, tokens_per_batch: int, seed: int, start: int = 0) -> Iterator[Batch]:
+    """Endless batches of a split, epoch after epoch, from batch number `start` on."""
+    epoch, skipped = 0, 0
+    while True:
+        for batch in task.batches(split, tokens_per_batch=tokens_per_batch, seed=_seed(seed, epoch)):
+            if skipped < start:
+                skipped += 1
+                continue
+            yield batch
+        epoch += 1
+
+
+def _seed(seed: int, number: int) -> int:
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+def make_optimizer(parameters: Iterator[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW; norms and biases are not decayed."""
+    everything = list(parameters)
+    decayed = [p for p in everything if p.ndim > 1]
+    free = [p for p in everything if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+
+
+class Trainer:
+    """Steps of one module under one config; `gradient(step)` adds to the gradients and returns the loss."""
+
+    def __init__(self, module: nn.Module, config: TrainConfig, gradient: Callable[[int], float]) -> None:
+        self.module, self.config, self.gradient = module, config, gradient
+        self.optimizer = make_optimizer(module.parameters(), config)
+        self.step = 0
+
+    def run(self, *, on_step: Callable[[int, float], None] = lambda step, loss: None) -> None:
+        """Trains from the current step to the last; `on_step` gets the number of finished steps and the loss.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        self.module.train()
+        while self.step < self.config.steps:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.config.rate(self.step)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = self.gradient(self.step)
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"the loss is {loss} at step {self.step}; a lower learning rate than {self.config.learning_rate} may help"
+                )
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
+            self.optimizer.step()
+            self.step += 1
+            on_step(self.step, loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+
+
+def supernet_trainer(
+    family: Family, supernet: nn.Module, task: Task, config: TrainConfig, *, compute: Compute, seed: int, num_random: int = 1,
+    state: Mapping[str, Any] | None = None,
+) -> Trainer:  # fmt: skip
+    """Sandwich training of a supernet (see `nas.supernet.sandwich_step`), from a state or from the start."""
+    batches: list[Iterator[Batch]] = []
+
+    def gradient(step: int) -> float:
+        if not batches:
+            batches.append(stream(task, "train", tokens_per_batch=config.tokens_per_batch, seed=seed, start=step))
+        archs = sandwich(family.space, np.random.default_rng([seed, step]), num_random=num_random)
+        return sandwich_step(family, supernet, archs, next(batches[0]).to(compute.device), task, compute)
+
+    trainer = Trainer(supernet, config, gradient)
+    if state is not None:
+        trainer.load_state_dict(state)
+    return trainer
+
+
+def fine_tune(
+    network: nn.Module, task: Task, config: TrainConfig, *, compute: Compute, seed: int, teacher: nn.Module | None = None,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> None:  # fmt: skip
+    """Trains a stand-alone network in place; with a teacher, half of the loss is the KL divergence to its answers."""
+    batches = stream(task, "train", tokens_per_batch=config.tokens_per_batch, seed=seed)
+
+    def gradient(_: int) -> float:
+        batch = next(batches).to(compute.device)
+        with compute.autocast():
+            outputs = network(*batch.inputs)
+            loss: Tensor = task.loss(outputs, batch.targets)
+            if teacher is not None:
+                with torch.no_grad():
+                    answers = torch.log_softmax(teacher(*batch.inputs).float(), dim=-1)
+                outputs = torch.log_softmax(outputs.float(), dim=-1)
+                distilled = nn.functional.kl_div(outputs, answers, reduction="batchmean", log_target=True)
+                loss = 0.5 * loss + 0.5 * distilled
+        loss.backward()
+        return float(loss.detach())
+
+    Trainer(network, config, gradient).run(on_step=on_step)
