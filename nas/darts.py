@@ -94,9 +94,8 @@ class Darts:
         self.weight_optimizer = torch.optim.AdamW(self.supernet.parameters(), lr=config.weight_rate, fused=True)
         self.logit_optimizer = torch.optim.Adam([self.logits], lr=config.logit_rate, betas=(0.5, 0.999))
         self.multiplier = 0.0
-        self._train, self._architecture = (
-            stream(task, split, tokens_per_batch=config.tokens_per_batch, seed=seed) for split in ("train", "architecture")
-        )
+        self.num_steps, self.seed = 0, seed
+        self._open_streams()
 
     def propose(
         self, budget_ms: float, *, steps: int, on_step: Callable[[int, float], None] = lambda step, loss: None
@@ -116,6 +115,7 @@ class Darts:
             loss, encoding = self._logit_step(temperature, target_ms)
             if not math.isfinite(loss):
                 raise TrainingError(f"the loss of the differentiable search is {loss} at step {step}")
+            self.num_steps += 1
             on_step(step + 1, loss)
         probabilities = encoding.values.detach().double().cpu().numpy()
         arch = discretise(self.space, probabilities, self.latency_model, budget_ms)
@@ -128,6 +128,30 @@ class Darts:
             relaxed_ms=float(self.latency_model.expected_ms(Encoding(self.space, encoding.values.detach().double().cpu()))),
             entropy=mean_entropy(self.space, probabilities),
             loss=loss,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "supernet": self.supernet.state_dict(),
+            "logits": self.logits.detach().clone(),
+            "weight_optimizer": self.weight_optimizer.state_dict(),
+            "logit_optimizer": self.logit_optimizer.state_dict(),
+            "multiplier": self.multiplier,
+            "num_steps": self.num_steps,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.supernet.load_state_dict(state["supernet"])
+        self.logits.data.copy_(state["logits"])
+        self.weight_optimizer.load_state_dict(state["weight_optimizer"])
+        self.logit_optimizer.load_state_dict(state["logit_optimizer"])
+        self.multiplier, self.num_steps = state["multiplier"], state["num_steps"]
+        self._open_streams()
+
+    def _open_streams(self) -> None:
+        self._train, self._architecture = (
+            stream(self.task, split, tokens_per_batch=self.config.tokens_per_batch, seed=self.seed, start=self.num_steps)
+            for split in ("train", "architecture")
         )
 
     def _loss(self, batches: Iterator[Batch], temperature: float, *, detach: bool) -> tuple[Tensor, Encoding]:

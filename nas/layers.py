@@ -101,8 +101,20 @@ class _MixedAttention(torch.autograd.Function):
         return grad_probs, grad_v.to(v_BHTK.dtype), grad_weights, None
 
 
+class Linear(nn.Linear):
+    """A linear map; on the meta device, where there is nothing to initialise, quick to make."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class Norm(nn.LayerNorm):
     """Layer norm; with a mask, over the active channels only, and zero elsewhere."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
 
     def forward(self, x_BTD: Tensor, mask_D: Tensor | None = None) -> Tensor:
         if mask_D is None:
@@ -155,10 +167,10 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, *, head_size: int, window: int | None, backend: Backend) -> None:
         super().__init__()
         self.heads, self.head_size, self.window, self.backend = heads, head_size, window, backend
-        self.query = nn.Linear(width, heads * head_size)
-        self.key = nn.Linear(width, heads * head_size)
-        self.value = nn.Linear(width, heads * head_size)
-        self.out = nn.Linear(heads * head_size, width)
+        self.query = Linear(width, heads * head_size)
+        self.key = Linear(width, heads * head_size)
+        self.value = Linear(width, heads * head_size)
+        self.out = Linear(heads * head_size, width)
 
     def _split(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         B, T, _ = x_BTD.shape
@@ -201,13 +213,21 @@ class Attention(nn.Module):
         return F.linear(self._join(out), self.out.weight * heads_C, self.out.bias * kinds_2.sum())
 
 
+class Table(nn.Embedding):
+    """An embedding with small weights, as transformers begin with (standard deviation 0.02)."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            nn.init.normal_(self.weight, std=0.02)
+
+
 class FeedForward(nn.Module):
     """Two linear maps with a GELU between."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
+        self.up = Linear(width, hidden)
+        self.down = Linear(hidden, width)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         result: Tensor = self.down(F.gelu(self.up(x_BTD)))

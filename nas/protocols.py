@@ -118,6 +118,10 @@ class Family(Protocol):
 
     def example_input(self, workload: Workload) -> dict[str, torch.Tensor]: ...
 
+    def hand_designed(self) -> Mapping[str, Architecture]:
+        """Architectures that one would try without a search, by name; the first is the largest. Baselines of every picture."""
+        ...
+
     def operators(self, encoding: Encoding, workload: Workload) -> list[Operator]:
         """What the networks cost, multilinear in the sizes of independent choices."""
         ...

@@ -20,19 +20,19 @@ SAMPLERS = ("nsga2", "tpe", "random")
 
 
 class RandomSearcher:
-    """Uniform random architectures, none twice; the n-th follows from (seed, n)."""
+    """Uniform random architectures that `accept` lets through, none twice; the n-th draw follows from (seed, n)."""
 
-    def __init__(self, space: SearchSpace, *, seed: int) -> None:
-        self.space, self.seed = space, seed
+    def __init__(self, space: SearchSpace, *, seed: int, accept: Callable[[Architecture], bool] = lambda arch: True) -> None:
+        self.space, self.seed, self.accept = space, seed, accept
         self._told: set[str] = set()
         self._drawn = 0
 
     def ask(self) -> Architecture:
-        """Raises RuntimeError when 1,000 draws in a row were known: the space is exhausted."""
-        for _ in range(1000):
+        """Raises RuntimeError when 10,000 draws in a row were known or refused: the space is exhausted."""
+        for _ in range(10_000):
             arch = self.space.sample(np.random.default_rng([self.seed, self._drawn]))
             self._drawn += 1
-            if arch.id not in self._told:
+            if arch.id not in self._told and self.accept(arch):
                 return arch
         raise RuntimeError(f"the space {self.space.name} has no more architectures to draw after {len(self._told)}")
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.encoding import Array, Encoding, prefix_membership
-from nas.layers import Attention, Backend, FeedForward, Norm, inside_window, padding_bias
+from nas.layers import Attention, Backend, FeedForward, Linear, Norm, Table, inside_window, padding_bias
 from nas.protocols import Operator
 from nas.space import Architecture, Choice, Condition, SearchSpace
 from nas.types import Workload
@@ -105,14 +105,14 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     """An encoder; at its largest size and called with `masks` it is the supernet."""
 
-    def __init__(self, embedding: nn.Embedding, positions: nn.Embedding, blocks: Sequence[Block], num_classes: int, window: int):
+    def __init__(self, embedding: Table, positions: Table, blocks: Sequence[Block], num_classes: int, window: int):
         super().__init__()
         self.embedding, self.positions, self.window = embedding, positions, window
         self.blocks = nn.ModuleList(blocks)
         self.norm = Norm(embedding.embedding_dim)
-        self.classifier = nn.Linear(embedding.embedding_dim, num_classes)
+        self.classifier = Linear(embedding.embedding_dim, num_classes)
 
-    def forward(self, token_ids_BT: Tensor, attention_mask_BT: Tensor, *, masks: Masks | None = None) -> Tensor:
+    def forward(self, token_ids_BT: Tensor, attention_mask_BT: Tensor, masks: Masks | None = None) -> Tensor:
         """Logits [B, num_classes] of token ids and a mask that is 1 for tokens and 0 for padding, both int64 [B, T]."""
         T = token_ids_BT.shape[1]
         x_BTD = self.embedding(token_ids_BT) + self.positions.weight[:T]
@@ -159,6 +159,13 @@ class EncoderFamily:
         facts = [self.space.to_json(), self.vocab_size, self.num_classes, self.max_tokens, self.head_size, self.window]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
+    def hand_designed(self) -> dict[str, Architecture]:
+        """What one would build without a search: the largest network, and it with 2 layers and with 1 if the space has them."""
+        largest = self.space.largest()
+        depths = [d for d in (2, 1) if d in self.space.by_name["depth"].options and d < self.num_layers]
+        shallow = {f"{d} layer{'s' * (d > 1)}": self.space.canonical({**largest.as_dict, "depth": d}) for d in depths}
+        return {"largest": largest, **shallow}
+
     @property
     def num_layers(self) -> int:
         return self.space.by_name["depth"].largest
@@ -183,9 +190,7 @@ class EncoderFamily:
             Block(width, heads=heads, ffn=ffn, attention=kind, head_size=self.head_size, window=self.window, backend=backend)
             for kind, heads, ffn in layers
         ]
-        embedding, positions = nn.Embedding(self.vocab_size, width), nn.Embedding(self.max_tokens, width)
-        for table in (embedding, positions):
-            nn.init.normal_(table.weight, std=0.02)
+        embedding, positions = Table(self.vocab_size, width), Table(self.max_tokens, width)
         return Encoder(embedding, positions, blocks, self.num_classes, self.window)
 
     def masks(self, encoding: Encoding) -> Masks:
@@ -304,3 +309,12 @@ class EncoderFamily:
 
 def _norm(branch: str, p: Array, tokens: int, width: Array) -> Operator:
     return Operator(f"{branch}.norm", p, p * 8.0 * tokens * width, p * 8.0 * tokens * width, p * 2.0 * width)
+
+
+def encoder(
+    *, vocab_size: int, num_classes: int, max_tokens: int, width: Sequence[int], depth: Sequence[int], heads: Sequence[int],
+    ffn: Sequence[int], attention: Sequence[str], head_size: int, window: int, name: str = "encoder",
+) -> EncoderFamily:  # fmt: skip
+    """The family of a space that is given by its options; what a configuration builds. Raises ValueError like its parts."""
+    space = encoder_space(width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, name=name)
+    return EncoderFamily(space, vocab_size, num_classes, max_tokens, head_size, window)

@@ -1,0 +1,77 @@
+"""From a composed configuration to components. The only module that instantiates, and only what we mean to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+import omegaconf
+import platformdirs
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.pipeline import Pipeline
+from experiments.progress import Reporter
+from experiments.settings import Settings
+from hardware.store import MeasurementStore
+
+ALLOWED = ("experiments.", "hardware.", "latency_models.", "nas.", "search_spaces.")
+
+
+def build(config: DictConfig, *, report: Reporter) -> Pipeline:
+    """The pipeline of a configuration, with everything checked that can be checked without work.
+
+    Raises:
+        ValueError: what a constructor refused, in its own words; a missing value; a target outside our packages.
+    """
+    settings = Settings(
+        **{name: config[name] for name in ("seed", "budget_ms", "batch", "tokens", "torch_threads", "train_on")},
+        supernet=_make(config, "init"),
+        calibration=_make(config, "calibration"),
+        darts=_make(config, "darts"),
+        outer=_make(config, "searcher"),
+        finish=_make(config, "finish"),
+    )
+    device, latency_model, make_family = (_make(config, name) for name in ("device", "latency_model", "space"))
+    task = _make(config, "task")
+    family = make_family(vocab_size=task.vocab_size, num_classes=len(task.labels), max_tokens=task.max_tokens)
+    return Pipeline(
+        task=task, family=family, device=device, latency_model=latency_model, settings=settings, directory=config.run,
+        store=MeasurementStore(store_folder(config.store)), report=report,
+    )  # fmt: skip
+
+
+def store_folder(name: str | None) -> Path:
+    """Where measurements are kept between runs."""
+    return Path(name) if name is not None else platformdirs.user_cache_path("paretoformer") / "measurements"
+
+
+def _make(config: DictConfig, group: str) -> Any:
+    node = config[group]
+    _check_targets(node, group)
+    missing = sorted(OmegaConf.missing_keys(node))
+    if missing:
+        raise ValueError(f"{group}.{missing[0]}: has no value; give one as {group}.{missing[0]}=…")
+    try:
+        return hydra.utils.instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, ValueError | OSError):
+            raise ValueError(f"{group}: {cause}") from error
+        if isinstance(cause, TypeError):
+            raise ValueError(f"{group}: {cause} ({node['_target_']})") from error
+        raise
+
+
+def _check_targets(node: Any, group: str) -> None:
+    if isinstance(node, DictConfig):
+        target = OmegaConf.select(node, "_target_", throw_on_missing=False)
+        if target is not None and not str(target).startswith(ALLOWED):
+            raise ValueError(f"{group}._target_: {target!r} is outside {', '.join(p.rstrip('.') for p in ALLOWED)}")
+        for name in node:
+            if not omegaconf.OmegaConf.is_missing(node, name):
+                _check_targets(node[name], f"{group}.{name}")
+    elif isinstance(node, omegaconf.ListConfig):
+        for child in node:
+            _check_targets(child, group)

@@ -1,0 +1,137 @@
+"""From an architecture to a file whose accuracy and latency were measured: cut out, train, export, measure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from experiments.calibration import MEASUREMENTS, export_for_timing, read_measurements
+from experiments.run_directory import RunDirectory
+from experiments.settings import FinishSettings
+from hardware.timing import Exported, measure
+from nas.compute import Compute
+from nas.export import compare, export_onnx, open_session
+from nas.protocols import Batch, Device, Family, Task
+from nas.space import Architecture
+from nas.supernet import cut_out, error_percent, state_of
+from nas.training import fine_tune
+from nas.types import Candidate, Measurement, Workload
+
+EVALUATION_TOKENS = 8192  # tokens a batch where nothing is trained
+FOLDER = "shortlist"
+
+
+@dataclass(frozen=True)
+class Finisher:
+    """Trains, exports and scores stand-alone networks of one run; what is finished is read from its files."""
+
+    family: Family
+    task: Task
+    device: Device
+    workload: Workload
+    compute: Compute
+    settings: FinishSettings
+    seed: int
+    run: RunDirectory
+
+    def is_finished(self, arch: Architecture) -> bool:
+        return self.run.has(f"{FOLDER}/{arch.id}.json")
+
+    def record(self, arch: Architecture) -> dict[str, Any]:
+        """Facts of a finished network: validation error in percent, parameters, seconds, export report."""
+        facts: dict[str, Any] = self.run.read_json(f"{FOLDER}/{arch.id}.json")
+        return facts
+
+    def finish(self, arch: Architecture, supernet: nn.Module) -> None:
+        """Cuts out, trains, exports and scores on the validation split; writes `shortlist/<id>.{safetensors,onnx,json}`."""
+        network = cut_out(self.family, supernet, arch, self.compute)
+        fine_tune(network, self.task, self.settings.train, compute=self.compute, seed=self.seed)
+        with self.run.replacing(f"{FOLDER}/{arch.id}.safetensors") as path:
+            save_file(dict(state_of(network)), path)
+        deployed = self.network(arch)
+        example = self.family.example_input(self.workload)
+        report = export_onnx(deployed, example, self.onnx_path(arch))
+        batches = list(self.task.batches("validation", tokens_per_batch=EVALUATION_TOKENS, seed=None))
+        error = error_percent(network.eval(), [b.to(self.compute.device) for b in batches], self.task, self.compute)
+        self.run.write_json(
+            f"{FOLDER}/{arch.id}.json", {"arch": arch.to_json(), "error_percent": error, "export": report.to_json()}
+        )
+
+    def network(self, arch: Architecture) -> nn.Module:
+        """The finished network in the form that is exported, in float32 on the CPU."""
+        network = self.family.network(arch, backend="blocks")
+        network.load_state_dict(load_file(self.run / f"{FOLDER}/{arch.id}.safetensors"))
+        return network.eval()
+
+    def measure(
+        self, archs: Sequence[Architecture], *, sentinel: Architecture, reference_ms: float, phase: str, rounds: int
+    ) -> dict[str, Measurement]:
+        """Times the finished files beside the sentinel; what this phase has measured before is read."""
+        have = read_measurements(self.family, self.run, phase=phase)
+        missing = [a for a in archs if a.id not in have]
+        if missing:
+            inputs = {name: value.numpy() for name, value in self.family.example_input(self.workload).items()}
+            timed_sentinel = self._sentinel(sentinel)
+            networks = [Exported(a, self.onnx_path(a), inputs) for a in missing]
+            fresh = measure(
+                self.device,
+                networks,
+                sentinel=timed_sentinel,
+                workload=self.workload,
+                rounds=rounds,
+                sentinel_reference_ms=reference_ms,
+            )
+            for measurement in fresh:
+                have[measurement.arch.id] = measurement
+                self.run.append(MEASUREMENTS, {"phase": phase, **measurement.to_json()})
+        return have
+
+    def _sentinel(self, arch: Architecture) -> Exported:
+        folder = self.run / "sentinel"
+        folder.mkdir(exist_ok=True)
+        with torch.random.fork_rng():
+            [exported] = export_for_timing(self.family, [arch], self.workload, folder)
+        return exported
+
+    def file_error_percent(self, arch: Architecture, split: str) -> float:
+        """Error in percent of the exported file itself, run by ONNX Runtime over a split."""
+        session = open_session(self.onnx_path(arch), threads=torch.get_num_threads())
+        wrong, total = 0.0, 0
+        for batch in self.task.batches(split, tokens_per_batch=EVALUATION_TOKENS, seed=None):
+            feed = {name: value.numpy() for name, value in self._named(batch).items()}
+            wrong += self.task.error(torch.from_numpy(session.run(None, feed)[0]), batch.targets)
+            total += len(batch.targets)
+        return 100.0 * wrong / total
+
+    def parity(self, arch: Architecture, *, num_examples: int = 256) -> dict[str, Any]:
+        """How the file's answers agree with the network's on at least so many real test inputs (their labels are not read)."""
+        inputs, total = [], 0
+        for batch in self.task.batches("test", tokens_per_batch=2048, seed=self.seed):
+            inputs.append(self._named(batch))
+            total += len(batch.targets)
+            if total >= num_examples:
+                break
+        difference, equal, total = compare(self.network(arch), self.onnx_path(arch), inputs)
+        return {"num_examples": total, "max_abs_difference": difference, "equal_decisions": equal / total, "inputs": "test split"}
+
+    def onnx_path(self, arch: Architecture) -> Path:
+        return self.run / f"{FOLDER}/{arch.id}.onnx"
+
+    def _named(self, batch: Batch) -> dict[str, torch.Tensor]:
+        return dict(zip(self.family.example_input(self.workload), batch.inputs, strict=True))
+
+
+def shortlist(front: Sequence[Candidate], num: int) -> list[Architecture]:
+    """`num` of a front that ascends in latency: its most accurate end and others spread evenly towards the fastest."""
+    last = len(front) - 1
+    if last < num:
+        return [c.arch for c in front]
+    chosen = {round(i) for i in np.linspace(last, 0, num)} if num > 1 else {last}
+    return [front[i].arch for i in sorted(chosen)]

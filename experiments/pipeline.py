@@ -1,0 +1,406 @@
+"""The main job: calibrate, train the supernet, propose, explore, finish a short-list, and choose what ships.
+
+Each phase writes what it found into the run's directory and reads it back when the run is continued, so a run that is stopped at
+any moment goes on where it was: same seed and same measurements, same weights, proposals and trials.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pickle
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from optuna.storages.journal import JournalFileBackend
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from experiments.calibration import Calibration, calibrate
+from experiments.finishing import EVALUATION_TOKENS, Finisher, shortlist
+from experiments.ledger import spent
+from experiments.progress import Reporter
+from experiments.run_directory import RunDirectory, RunError
+from experiments.settings import Settings
+from hardware.store import MeasurementStore
+from nas.compute import Compute, choose_compute
+from nas.darts import BudgetError, Darts, Proposal
+from nas.protocols import Batch, Device, DifferentiableLatencyModel, Family, LatencyModel, Task
+from nas.search import OptunaSearcher, RandomSearcher, search
+from nas.space import Architecture
+from nas.supernet import inherited_error, state_of
+from nas.training import supernet_trainer
+from nas.types import Candidate, Measurement, Provenance, Workload, pareto_front
+
+CHECKPOINT_SECONDS = 10.0
+CANDIDATES = "candidates.jsonl"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What was asked, in ms, and by whom."""
+
+    ms: float
+    origin: str
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """An architecture that is trained on its own and measured: of the "search", of "random" search or designed by "hand"."""
+
+    arch: Architecture
+    role: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything that a search found; `experiments.conclude` makes of it what people read."""
+
+    candidates: tuple[Candidate, ...]
+    finalists: tuple[Finalist, ...]
+    measurements: Mapping[str, Measurement]
+    verdict: Measurement
+    budget: Budget
+    calibration: Calibration
+    proposals: tuple[Proposal, ...]
+    trivial: Mapping[str, float]
+    compute: Compute
+    finisher: Finisher
+
+    @property
+    def picked(self) -> Architecture:
+        """What ships: the most accurate network of the search that was measured within the budget."""
+        return self.verdict.arch
+
+
+class Pipeline:
+    """One search. The constructor checks everything that can be checked before work starts.
+
+    Raises:
+        ValueError: components that do not fit together, or a directory of another run (nothing in it is changed).
+    """
+
+    def __init__(
+        self, *, task: Task, family: Family, device: Device, latency_model: LatencyModel, settings: Settings,
+        directory: Path | str, store: MeasurementStore, report: Reporter,
+    ) -> None:  # fmt: skip
+        if not isinstance(latency_model, DifferentiableLatencyModel):
+            raise ValueError(f"latency_model: {type(latency_model).__name__} is not differentiable, the search needs expected_ms")
+        self.task, self.family, self.device, self.latency_model = task, family, device, latency_model
+        self.settings, self.store, self.report = settings, store, report
+        self.workload = Workload(batch=settings.batch, tokens=settings.tokens or task.max_tokens)
+        family.example_input(self.workload)  # refuses a workload that the family cannot take
+        self.run = RunDirectory(directory)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes a directory this run's and no other's."""
+        settings = json.dumps(dataclasses.asdict(self.settings), sort_keys=True)
+        return {
+            "space": self.family.space.name,
+            "space signature": self.family.signature,
+            "task": self.task.name,
+            "data": self.task.fingerprint,
+            "device": self.device.name,
+            "device fingerprint": self.device.fingerprint,
+            "latency model": type(self.latency_model).__name__,
+            "seed": self.settings.seed,
+            "budget_ms": self.settings.budget_ms,
+            "settings": hashlib.sha256(settings.encode()).hexdigest()[:12],
+        }
+
+    def search(self) -> Outcome:
+        """Runs, or goes on with, every phase.
+
+        Raises:
+            BudgetError: no architecture meets the budget; before any training.
+            DeviceError, TrainingError, ExportError: with everything kept that was finished.
+        """
+        torch.set_num_threads(self.settings.torch_threads)
+        if self.run.claim(self.identity()):
+            self.report.say(f"Going on with the run in {self.run.path}")
+        with spent(self.run, "calibration"):
+            calibration = self._calibrate()
+        budget = self._budget(calibration)
+        with spent(self.run, "trivial baselines"):
+            trivial = self._once("trivial.json", "Trivial baselines", lambda: dict(self.task.trivial_baselines()))
+        compute = self._compute()
+        supernet = self._supernet(compute)
+        proposals = self._propose(supernet, calibration, budget, compute)
+        validation = [
+            b.to(compute.device) for b in self.task.batches("validation", tokens_per_batch=EVALUATION_TOKENS, seed=None)
+        ]
+        explored = self._explore(supernet, calibration, budget, compute, validation, [p.arch for p in proposals])
+        finalists = self._finalists(explored, budget)
+        finisher = self.finisher(compute)
+        self._finish(finisher, finalists, supernet)
+        measurements = self._measure(finisher, finalists, calibration)
+        return Outcome(
+            candidates=tuple(c for candidates in explored.values() for c in candidates),
+            finalists=tuple(finalists),
+            measurements=measurements,
+            verdict=self._choose(finisher, finalists, measurements, budget, calibration),
+            budget=budget,
+            calibration=calibration,
+            proposals=tuple(proposals),
+            trivial=trivial,
+            compute=compute,
+            finisher=finisher,
+        )
+
+    def finisher(self, compute: Compute) -> Finisher:
+        return Finisher(
+            self.family, self.task, self.device, self.workload, compute, self.settings.finish, self.settings.seed, self.run
+        )
+
+    def _once(self, name: str, title: str, make: Callable[[], Any]) -> Any:
+        """What a file of the run holds, or what `make` returns, then written."""
+        if not self.run.has(name):
+            with self.report.phase(title, 1):
+                self.run.write_json(name, make())
+        return self.run.read_json(name)
+
+    def _calibrate(self) -> Calibration:
+        return calibrate(
+            self.family, self.device, self.latency_model, self.workload, self.settings.calibration,
+            named=[*self.family.hand_designed().values(), self.family.space.smallest()], seed=self.settings.seed, run=self.run,
+            store=self.store, report=self.report,
+        )  # fmt: skip
+
+    def _budget(self, calibration: Calibration) -> Budget:
+        """The user's budget, or half of the largest network's measured latency; refused if the fastest network is slower."""
+        space = self.family.space
+        largest, smallest = (calibration.measurements[a.id].latency_ms for a in (space.largest(), space.smallest()))
+        asked = self.settings.budget_ms
+        budget = Budget(asked, "user") if asked is not None else Budget(largest / 2, "half of the largest network's latency")
+        fastest = float(calibration.model.predict([space.smallest()]).upper_ms[0])
+        if budget.ms < fastest:
+            raise BudgetError(
+                f"budget_ms: {budget.ms:.4g} is below the fastest network of the space, which was measured at {smallest:.4g} ms "
+                f"(upper bound {fastest:.4g} ms); allowed is anything from there to {largest:.4g} ms, the largest network's time"
+            )
+        self.report.say(f"Budget: {budget.ms:.3f} ms ({budget.origin}); the largest network takes {largest:.3f} ms")
+        return budget
+
+    def _compute(self) -> Compute:
+        def choose() -> dict[str, Any]:
+            batch = next(iter(self.task.batches("train", tokens_per_batch=self.settings.supernet.train.tokens_per_batch, seed=0)))
+            wanted = self.settings.train_on
+            device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+            compute, trials = choose_compute(self.family, self.task, batch, device=device)
+            return {"chosen": dataclasses.asdict(compute), "trials": [t.to_json() for t in trials]}
+
+        compute = Compute(**self._once("compute.json", "Trying ways to train", choose)["chosen"])
+        self.report.say(f"Training on {compute}")
+        return compute
+
+    def _supernet(self, compute: Compute) -> nn.Module:
+        """The trained supernet, from `supernet.safetensors`, from the checkpoint, or from the start."""
+        torch.manual_seed(self.settings.seed)
+        supernet = self.family.supernet().to(compute.device)
+        if self.run.has("supernet.safetensors"):
+            supernet.load_state_dict(_loading(self.run / "supernet.safetensors", load_file))
+            return supernet
+        config = self.settings.supernet.train
+        state = self._checkpoint("supernet.ckpt", compute)
+        trainer = supernet_trainer(
+            self.family, supernet, self.task, config, compute=compute, seed=self.settings.seed,
+            num_random=self.settings.supernet.num_random, state=state,
+        )  # fmt: skip
+        saved = time.monotonic()
+        with self.report.phase("Training the supernet", config.steps, done=trainer.step) as advance:
+
+            def on_step(step: int, loss: float) -> None:
+                nonlocal saved
+                advance(step, f"loss {loss:.3f}")
+                if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    self._save_checkpoint("supernet.ckpt", trainer.state_dict())
+                    saved = time.monotonic()
+
+            with spent(self.run, "supernet", networks_trained=1):
+                trainer.run(on_step=on_step)
+        with self.run.replacing("supernet.safetensors") as path:
+            save_file(dict(state_of(supernet)), path)
+        (self.run / "supernet.ckpt").unlink(missing_ok=True)
+        return supernet
+
+    def _propose(self, supernet: nn.Module, calibration: Calibration, budget: Budget, compute: Compute) -> list[Proposal]:
+        """One proposal for each fraction of the budget, the largest first; fractions under the fastest network are left out."""
+        assert isinstance(calibration.model, DifferentiableLatencyModel)
+        if self.run.has("proposals.json"):
+            return [Proposal.from_json(self.family.space, record) for record in self.run.read_json("proposals.json")]
+        fastest = float(calibration.model.predict([self.family.space.smallest()]).upper_ms[0])
+        budgets = [f * budget.ms for f in sorted(self.settings.outer.budgets, reverse=True) if f * budget.ms >= fastest]
+        config = self.settings.darts
+        darts = Darts(self.family, supernet, calibration.model, self.task, config, compute=compute, seed=self.settings.seed)
+        proposals: list[Proposal] = []
+        state = self._checkpoint("darts.ckpt", compute)
+        if state is not None:
+            proposals = [Proposal.from_json(self.family.space, record) for record in json.loads(state["proposals"])]
+            darts.load_state_dict(state)
+        steps = [config.steps] + [config.steps_more] * (len(budgets) - 1)
+        title = "Differentiable search"
+        with self.report.phase(title, sum(steps), done=darts.num_steps) as advance, spent(self.run, title, networks_trained=1):
+            for number in range(len(proposals), len(budgets)):
+                words = f"for {budgets[number]:.2f} ms, loss"
+                proposal = darts.propose(
+                    budgets[number],
+                    steps=steps[number],
+                    on_step=lambda _, loss, words=words: advance(darts.num_steps, f"{words} {loss:.3f}"),  # type: ignore[misc]
+                )
+                proposals.append(proposal)
+                records = json.dumps([p.to_json() for p in proposals])
+                self._save_checkpoint("darts.ckpt", {**darts.state_dict(), "proposals": records})
+        self.run.write_json("proposals.json", [p.to_json() for p in proposals])
+        (self.run / "darts.ckpt").unlink(missing_ok=True)
+        return proposals
+
+    def _explore(
+        self, supernet: nn.Module, calibration: Calibration, budget: Budget, compute: Compute, validation: list[Batch],
+        initial: list[Architecture],
+    ) -> dict[str, list[Candidate]]:  # fmt: skip
+        """Candidates of the outer loop (phase "search") and of random search within the budget (phase "random")."""
+        settings, space = self.settings.outer, self.family.space
+        known = [self._candidate(record) for record in self.run.read_lines(CANDIDATES)]
+
+        def evaluate(arch: Architecture, phase: str) -> Candidate:
+            start = time.perf_counter()
+            prediction = calibration.model.predict([arch])
+            return Candidate(
+                arch,
+                objectives={
+                    "error": inherited_error(self.family, supernet, arch, validation, self.task, compute),
+                    "latency_ms": float(prediction.mean_ms[0]),
+                    "upper_ms": float(prediction.upper_ms[0]),
+                },
+                provenance={"error": Provenance.INHERITED, "latency_ms": Provenance.PREDICTED, "upper_ms": Provenance.PREDICTED},
+                phase=phase,
+                seconds=time.perf_counter() - start,
+            )
+
+        def accept(arch: Architecture) -> bool:
+            return bool(calibration.model.predict([arch]).upper_ms[0] <= budget.ms)
+
+        self.run.mend("study.journal")
+        searchers: dict[str, Callable[[], Any]] = {
+            "search": lambda: OptunaSearcher(
+                space, objectives=("error", "latency_ms"), sampler=settings.sampler, seed=self.settings.seed,
+                initial=initial, constraint=("upper_ms", budget.ms), population=settings.population,
+                storage=optuna.storages.JournalStorage(JournalFileBackend(str(self.run / "study.journal"))),
+            ),
+            "random": lambda: RandomSearcher(space, seed=self.settings.seed, accept=accept),
+        }  # fmt: skip
+        titles = {"search": f"Outer loop ({settings.sampler})", "random": "Random search, for comparison"}
+        explored = {}
+        for phase in ("search", "random") if settings.baseline else ("search",):
+            of_phase = [c for c in known if c.phase == phase]
+            if len(of_phase) < settings.evaluations:
+                with (
+                    spent(self.run, titles[phase]),
+                    self.report.phase(titles[phase], settings.evaluations, done=len(of_phase)) as advance,
+                ):
+                    seen = len(of_phase)
+
+                    def on_candidate(candidate: Candidate) -> None:
+                        nonlocal seen
+                        self.run.append(CANDIDATES, candidate.to_json())
+                        seen += 1
+                        advance(seen, f"error {candidate.objectives['error']:.1f} %")
+
+                    result = search(
+                        searchers[phase](), lambda arch, p=phase: evaluate(arch, p), num_evaluations=settings.evaluations,  # type: ignore[misc]
+                        known=of_phase, on_candidate=on_candidate,
+                    )  # fmt: skip
+                    of_phase = list(result.candidates)
+            explored[phase] = of_phase
+        return explored
+
+    def _candidate(self, record: Mapping[str, Any]) -> Candidate:
+        try:
+            return Candidate.from_json(self.family.space, record)
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{self.run / CANDIDATES}: holds a line that is not a candidate of this space: {error}") from error
+
+    def _finalists(self, explored: Mapping[str, list[Candidate]], budget: Budget) -> list[Finalist]:
+        """The short-lists of both searches and the hand-designed networks; an architecture that comes twice stays the first."""
+        finalists: dict[str, Finalist] = {}
+        labels = {"search": "search", "random": "random search"}
+        for role, candidates in explored.items():
+            within = [c for c in candidates if c.objectives["upper_ms"] <= budget.ms]
+            front = pareto_front(within, "latency_ms", "error")
+            for arch in shortlist(front, self.settings.finish.shortlist):
+                finalists.setdefault(arch.id, Finalist(arch, role, labels[role]))
+        for label, arch in self.family.hand_designed().items():
+            finalists.setdefault(arch.id, Finalist(arch, "hand", label))
+        return list(finalists.values())
+
+    def _finish(self, finisher: Finisher, finalists: list[Finalist], supernet: nn.Module) -> None:
+        missing = [f for f in finalists if not finisher.is_finished(f.arch)]
+        if not missing:
+            return
+        done = len(finalists) - len(missing)
+        with self.report.phase("Training the short-list", len(finalists), done=done) as advance:
+            for number, finalist in enumerate(missing, done + 1):
+                with spent(self.run, "short-list", networks_trained=1):
+                    finisher.finish(finalist.arch, supernet)
+                error = finisher.record(finalist.arch)["error_percent"]
+                advance(number, f"{finalist.label} {finalist.arch.id}: error {error:.1f} %")
+
+    def _measure(self, finisher: Finisher, finalists: list[Finalist], calibration: Calibration) -> dict[str, Measurement]:
+        with spent(self.run, "measuring the short-list"), self.report.phase("Measuring the short-list", 1):
+            return finisher.measure(
+                [f.arch for f in finalists], sentinel=calibration.sentinel, reference_ms=calibration.sentinel_reference_ms,
+                phase="short-list", rounds=self.settings.finish.rounds,
+            )  # fmt: skip
+
+    def _choose(
+        self, finisher: Finisher, finalists: list[Finalist], measurements: Mapping[str, Measurement], budget: Budget,
+        calibration: Calibration,
+    ) -> Measurement:  # fmt: skip
+        """The most accurate of the search's networks that also stays within the budget when it is measured once more.
+
+        The measurement that chose a network flatters it, so the verdict has one of its own. When none holds, the fastest ships
+        and the verdict says that the promise is broken.
+        """
+        ours = [f.arch for f in finalists if f.role == "search"]
+        if not ours:
+            raise BudgetError(
+                f"budget_ms: of {self.settings.outer.evaluations} architectures none is predicted within {budget.ms:.4g} ms"
+            )
+        by_error = sorted(ours, key=lambda a: (finisher.record(a)["error_percent"], measurements[a.id].latency_ms))
+        fits = [a for a in by_error if measurements[a.id].latency_ms <= budget.ms]
+        fastest = min(ours, key=lambda a: measurements[a.id].latency_ms)
+        for arch in [*fits, fastest]:
+            verdict = finisher.measure(
+                [arch], sentinel=calibration.sentinel, reference_ms=calibration.sentinel_reference_ms, phase=f"verdict {arch.id}",
+                rounds=2 * self.settings.finish.rounds,
+            )[arch.id]  # fmt: skip
+            if verdict.latency_ms <= budget.ms:
+                break
+        return verdict
+
+    def _checkpoint(self, name: str, compute: Compute) -> dict[str, Any] | None:
+        """What `_save_checkpoint` wrote, or None. Raises RunError for a damaged file."""
+        if not self.run.has(name):
+            return None
+        state: dict[str, Any] = _loading(self.run / name, lambda p: torch.load(p, map_location=compute.device, weights_only=True))
+        return state
+
+    def _save_checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
+        with self.run.replacing(name) as path:
+            torch.save(dict(state), path)
+
+
+def _loading(path: Path, load: Callable[[Path], Any]) -> Any:
+    """Loads weights; a file that is no such thing is the user's to delete."""
+    try:
+        return load(path)
+    except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        raise RunError(f"{path}: is damaged; delete it to do this part again ({type(error).__name__})") from error

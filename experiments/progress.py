@@ -1,0 +1,43 @@
+"""Progress for people: a bar with the time left on a terminal, one line a phase anywhere else."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Advance = Callable[[int, str], None]
+"""Called with the number of finished steps and a few words (may be empty)."""
+
+
+class Reporter:
+    """Says what a run does. `quiet` says nothing at all."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.console = Console(quiet=quiet, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    @contextmanager
+    def phase(self, title: str, total: int, *, done: int = 0) -> Iterator[Advance]:
+        """A phase of `total` steps, of which `done` were finished by an earlier process."""
+        start = time.perf_counter()
+        if not self.console.is_terminal or self.console.quiet:
+            again = f" (going on at {done} of {total})" if done else ""
+            self.say(f"{title} …{again}")
+            yield lambda finished, words: None
+            self.say(f"{title}: done in {time.perf_counter() - start:.0f} s")
+            return
+        columns = (
+            TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+            TimeRemainingColumn(), TextColumn("{task.fields[words]}"),
+        )  # fmt: skip
+        with Progress(*columns, console=self.console) as progress:
+            bar = progress.add_task(title, total=total, completed=done, words="")
+            yield lambda finished, words: progress.update(bar, completed=finished, words=words)
+            progress.update(bar, completed=total)

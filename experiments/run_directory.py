@@ -1,0 +1,129 @@
+"""The folder of a run: every write survives a kill, and nothing finished is done again.
+
+A JSON or tensor file appears whole or not at all (written beside and renamed). A line of a `.jsonl` file is one write; a last
+line that a kill cut off is removed when the run goes on.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+MIN_FREE_BYTES = 300 * 2**20
+
+
+class RunError(ValueError):
+    """The run's directory cannot be used as asked; nothing in it was changed."""
+
+
+class RunDirectory:
+    """Reads and writes the files of one run.
+
+    Raises:
+        RunError: the path is a file, or the disk has too little room.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"run: {self.path} is a file and not a directory")
+        self.path.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.path).free
+        if free < MIN_FREE_BYTES:
+            needed = MIN_FREE_BYTES // 2**20
+            raise RunError(f"run: the disk of {self.path} has {free // 2**20} MiB left, a run needs {needed} MiB")
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def has(self, name: str) -> bool:
+        return (self.path / name).exists()
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held by one process at a time. Raises RunError when another one runs here."""
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(f"run: {self.path} is in use by another process") from None
+            yield
+
+    @contextmanager
+    def replacing(self, name: str) -> Iterator[Path]:
+        """A path to write to; it takes the name's place when the block ends well."""
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = target.with_name(target.name + ".part")
+        yield unfinished
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(unfinished, target)
+
+    def write_json(self, name: str, value: Any) -> None:
+        with self.replacing(name) as path:
+            path.write_text(json.dumps(value, indent=1) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """Raises RunError for a file that is not JSON."""
+        try:
+            return json.loads((self.path / name).read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise RunError(f"{self.path / name}: is damaged ({error}); delete it to do this part again") from error
+
+    def append(self, name: str, record: Mapping[str, Any]) -> None:
+        """Adds one line with a single write and waits until it is on the disk."""
+        line = (json.dumps(record) + "\n").encode()
+        descriptor = os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.write(descriptor, line)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def read_lines(self, name: str) -> list[dict[str, Any]]:
+        """All whole lines; a last line without its end is removed. Raises RunError for a line that is not JSON."""
+        self.mend(name)
+        if not self.has(name):
+            return []
+        records = []
+        for number, line in enumerate((self.path / name).read_bytes().splitlines(), 1):
+            try:
+                records.append(json.loads(line))
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise RunError(f"{self.path / name}: line {number} is damaged; delete that line to go on") from error
+        return records
+
+    def mend(self, name: str) -> None:
+        """Removes a last line that was cut off."""
+        path = self.path / name
+        if not path.exists():
+            return
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole != len(content):
+            os.truncate(path, whole)
+
+    def claim(self, identity: Mapping[str, Any]) -> bool:
+        """Makes the directory this run's; returns whether it is continued.
+
+        Raises:
+            RunError: the directory belongs to a run with another identity; names the first difference.
+        """
+        if not self.has("run.json"):
+            foreign = [p.name for p in self.path.iterdir() if p.name not in (".lock", ".hydra") and not p.name.endswith(".part")]
+            if foreign:
+                raise RunError(f"run: {self.path} holds {sorted(foreign)[0]} and no run.json; name a new or empty directory")
+            self.write_json("run.json", identity)
+            return False
+        known = self.read_json("run.json")
+        for name, value in json.loads(json.dumps(identity)).items():
+            if known.get(name) != value:
+                raise RunError(f"run: {self.path} was begun with {name} {known.get(name)!r}, this run has {value!r}")
+        return True

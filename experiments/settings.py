@@ -1,0 +1,111 @@
+"""The plain values of a search, with the defaults that the configuration repeats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from nas.darts import DartsConfig
+from nas.training import TrainConfig
+
+
+def _positive(owner: object, *names: str) -> None:
+    for name in names:
+        if getattr(owner, name) < 1:
+            raise ValueError(f"{name}: {getattr(owner, name)} is not at least 1")
+
+
+@dataclass(frozen=True)
+class SupernetSettings:
+    """How the supernet begins and learns: from scratch, by the sandwich rule with `num_random` random networks a step."""
+
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=700))
+    num_random: int = 1
+
+    def __post_init__(self) -> None:
+        _positive(self, "num_random")
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """How many networks are timed to fit the latency model, and how many more to judge it; `rounds` visits to each."""
+
+    num_fit: int = 32
+    num_held_out: int = 12
+    rounds: int = 3
+
+    def __post_init__(self) -> None:
+        _positive(self, "num_held_out", "rounds")
+        if self.num_fit < 8:
+            raise ValueError(f"num_fit: {self.num_fit} is not at least 8")
+
+
+@dataclass(frozen=True)
+class OuterSettings:
+    """The outer loop: Optuna's sampler and its population, and how many architectures are scored with inherited weights.
+
+    `budgets` are the fractions of the budget for which the differentiable search makes a proposal. `baseline` scores as many
+    random architectures beside it.
+    """
+
+    sampler: str = "nsga2"
+    population: int = 20
+    evaluations: int = 120
+    budgets: tuple[float, ...] = (1.0, 0.7, 0.4)
+    baseline: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "budgets", tuple(self.budgets))
+        _positive(self, "evaluations")
+        if self.population < 2:
+            raise ValueError(f"population: {self.population} is not at least 2")
+        wrong = [b for b in self.budgets if not 0 < b <= 1]
+        if wrong or not self.budgets:
+            raise ValueError(f"budgets: {wrong[0] if wrong else 'nothing'} is not a fraction in (0, 1]")
+
+
+@dataclass(frozen=True)
+class FinishSettings:
+    """The short-list: how many networks of each front are cut out, trained for `train.steps`, exported and measured."""
+
+    shortlist: int = 4
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=150, learning_rate=1e-3))
+    rounds: int = 5
+
+    def __post_init__(self) -> None:
+        _positive(self, "shortlist", "rounds")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything of a search that is not a component.
+
+    Args:
+        budget_ms: latency that must not be exceeded, or None for half of the largest network's measured latency.
+        batch, tokens: the workload that is timed; None tokens means the task's longest input.
+        torch_threads: threads that training uses.
+        train_on: a torch device, or "auto" for CUDA where there is one.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    seed: int = 0
+    budget_ms: float | None = None
+    batch: int = 1
+    tokens: int | None = None
+    torch_threads: int = 2
+    train_on: str = "auto"
+    supernet: SupernetSettings = field(default_factory=SupernetSettings)
+    calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
+    darts: DartsConfig = field(default_factory=DartsConfig)
+    outer: OuterSettings = field(default_factory=OuterSettings)
+    finish: FinishSettings = field(default_factory=FinishSettings)
+
+    def __post_init__(self) -> None:
+        _positive(self, "batch", "torch_threads")
+        if self.seed < 0:
+            raise ValueError(f"seed: {self.seed} is negative")
+        if self.budget_ms is not None and not self.budget_ms > 0:
+            raise ValueError(f"budget_ms: {self.budget_ms} is not positive")
+        if self.train_on != "auto" and self.train_on.split(":")[0] not in ("cpu", "cuda"):
+            raise ValueError(f"train_on: {self.train_on!r} is not one of ('auto', 'cpu', 'cuda')")
