@@ -84,12 +84,12 @@ def calibrate(
     """Measures what neither the run nor the store has yet, and fits.
 
     Args:
-        named: architectures that must be measured, the largest first; the second is the sentinel.
+        named: architectures that must be measured; the last is the sentinel, best a small one.
 
     Raises:
         DeviceError: the device failed; what was measured is kept.
     """
-    sentinel = named[1]
+    sentinel = named[-1]
     to_fit = covering_design(family, workload, num=settings.num_fit, first=named, seed=seed)
     known_ids = {arch.id for arch in to_fit}
     rng = np.random.default_rng([seed, 2])
@@ -104,8 +104,8 @@ def calibrate(
         m.arch.id: m
         for m in (Measurement.from_json(family.space, r) for r in run.read_lines(MEASUREMENTS) if r["phase"] == "calibration")
     }
-    wanted = [*to_fit, *held_out]
-    if any(a.id not in have for a in wanted):
+    wanted = {a.id: a for a in (*to_fit, *held_out)}
+    if any(id_ not in have for id_ in wanted):
         stored, notes = store.load(family.space, device, family.signature, workload)
         for note in notes:
             report.say(f"measurements: {note}")
@@ -121,7 +121,7 @@ def calibrate(
             run.append(MEASUREMENTS, {"phase": "calibration", **measurement.to_json()})
         if reused:
             report.say(f"measurements: {len(reused)} of {len(wanted)} networks are known from an earlier run on this device")
-    missing = [a for a in wanted if a.id not in have]
+    missing = [a for id_, a in wanted.items() if id_ not in have]
     reference = next(iter(have.values())).sentinel_reference_ms if have else None
     with (
         report.phase("Measuring networks on the device", len(wanted), done=len(have)) as advance,

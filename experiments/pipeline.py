@@ -116,6 +116,10 @@ class Pipeline:
             "settings": hashlib.sha256(settings.encode()).hexdigest()[:12],
         }
 
+    def claim(self) -> None:
+        """Makes the directory this run's. Raises RunError if it is another's; nothing in it is changed then."""
+        self.run.claim(self.identity())
+
     def search(self) -> Outcome:
         """Runs, or goes on with, every phase.
 
@@ -124,8 +128,7 @@ class Pipeline:
             DeviceError, TrainingError, ExportError: with everything kept that was finished.
         """
         torch.set_num_threads(self.settings.torch_threads)
-        if self.run.claim(self.identity()):
-            self.report.say(f"Going on with the run in {self.run.path}")
+        self.claim()
         with spent(self.run, "calibration"):
             calibration = self._calibrate()
         budget = self._budget(calibration)
@@ -170,7 +173,7 @@ class Pipeline:
     def _calibrate(self) -> Calibration:
         return calibrate(
             self.family, self.device, self.latency_model, self.workload, self.settings.calibration,
-            named=[*self.family.hand_designed().values(), self.family.space.smallest()], seed=self.settings.seed, run=self.run,
+            named=[self.family.space.smallest(), *self.family.hand_designed().values()], seed=self.settings.seed, run=self.run,
             store=self.store, report=self.report,
         )  # fmt: skip
 

@@ -18,7 +18,7 @@ def _positive(owner: object, *names: str) -> None:
 class SupernetSettings:
     """How the supernet begins and learns: from scratch, by the sandwich rule with `num_random` random networks a step."""
 
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=700))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=500))
     num_random: int = 1
 
     def __post_init__(self) -> None:
@@ -31,7 +31,7 @@ class CalibrationSettings:
 
     num_fit: int = 32
     num_held_out: int = 12
-    rounds: int = 3
+    rounds: int = 6
 
     def __post_init__(self) -> None:
         _positive(self, "num_held_out", "rounds")
@@ -49,7 +49,7 @@ class OuterSettings:
 
     sampler: str = "nsga2"
     population: int = 20
-    evaluations: int = 120
+    evaluations: int = 100
     budgets: tuple[float, ...] = (1.0, 0.7, 0.4)
     baseline: bool = True
 
@@ -67,9 +67,9 @@ class OuterSettings:
 class FinishSettings:
     """The short-list: how many networks of each front are cut out, trained for `train.steps`, exported and measured."""
 
-    shortlist: int = 4
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=150, learning_rate=1e-3))
-    rounds: int = 5
+    shortlist: int = 3
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=120, learning_rate=1e-3))
+    rounds: int = 6
 
     def __post_init__(self) -> None:
         _positive(self, "shortlist", "rounds")

@@ -257,23 +257,26 @@ class SearchSpace:
         return iter(self.choices)
 
 
-def _count(choices: tuple[Choice, ...], picks: dict[str, Option]) -> int:
+def _count(choices: Sequence[Choice], picks: dict[str, Option]) -> int:
     """Number of canonical completions. Groups of choices that no requirement joins are counted apart and multiplied."""
-    present = [c for c in choices if c.name not in picks and not _impossible(c, choices, picks)]
     total = 1
-    for group in _components(present, picks):
-        head, rest = group[0], tuple(group[1:])
-        if not rest:
+    for head, *rest in _components(_possible(choices, picks), picks):
+        if rest:
+            total *= sum(_count(rest, {**picks, head.name: option}) for option in head.options)
+        else:
             total *= len(head.options)
-            continue
-        total *= sum(_count(rest, {**picks, head.name: option}) for option in head.options)
     return total
 
 
-def _impossible(choice: Choice, choices: tuple[Choice, ...], picks: Mapping[str, Option]) -> bool:
-    """Whether a requirement already fails: decided otherwise, or on a choice that is itself absent."""
-    undecided = {c.name for c in choices if c.name not in picks}
-    return any(picks[r.choice] not in r.options if r.choice in picks else r.choice not in undecided for r in choice.requires)
+def _possible(choices: Sequence[Choice], picks: Mapping[str, Option]) -> list[Choice]:
+    """Those that may still exist: no requirement has failed, or is on a choice that cannot exist itself."""
+    open_names: set[str] = set()
+    kept = []
+    for choice in choices:
+        if all(picks[r.choice] in r.options if r.choice in picks else r.choice in open_names for r in choice.requires):
+            open_names.add(choice.name)
+            kept.append(choice)
+    return kept
 
 
 def _components(choices: Sequence[Choice], picks: Mapping[str, Option]) -> list[list[Choice]]:

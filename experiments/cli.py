@@ -1,0 +1,60 @@
+"""The command `paretoformer`: one word, then what that command takes. Commands are imported when they are called."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "search": ("experiments.search", "search a network for a task, a device and a budget"),
+    "pareto": ("experiments.pareto", "show a finished run again: run=DIR"),
+    "export": ("experiments.export", "export another network of a run: run=DIR pick=knee"),
+    "bench": ("experiments.bench", "run a benchmark: bench supernet"),
+}
+USER_ERROR, STOPPED = 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code: 0, 2 for the user's mistake or a lost device, 130 when stopped."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if words else USER_ERROR
+    if words[0] not in COMMANDS:
+        return complain(f"{words[0]!r} is not one of {tuple(COMMANDS)}")
+    return guarded(COMMANDS[words[0]][0], words[1:])
+
+
+def guarded(module: str, words: Sequence[str]) -> int:
+    """Calls `main(words)` of a module; errors that are not our own bugs become one line."""
+    try:
+        result: int = importlib.import_module(module).main(list(words))
+        return result
+    except KeyboardInterrupt:
+        print("\nStopped. The same command with run=DIR of this run goes on where it was.", file=sys.stderr)
+        return STOPPED
+    except (ValueError, RuntimeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            return complain(f"no space left on the disk ({error.filename or 'while writing'}); what was written is whole")
+        if type(error) is RuntimeError:  # not one of ours: a bug
+            raise
+        return complain(str(error))
+
+
+def complain(text: str) -> int:
+    """One line on stderr; the exit code of a user's mistake."""
+    print("paretoformer: " + " ".join(text.split()), file=sys.stderr)
+    return USER_ERROR
+
+
+def usage() -> str:
+    lines = [f"  {name:<8} {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(
+        ["usage: paretoformer COMMAND [NAME=VALUE …]", "", *lines, "", "paretoformer search --help lists what can be chosen."]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""The folder that ships: one ONNX file, and what is needed to use it, to trust it and to make it again.
+
+export/<id>/  model.onnx  tokenizer.json  labels.json  parity.json  architecture.json  config.yaml  card.md
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.finishing import Finisher
+from nas.space import Architecture
+from nas.types import Measurement
+
+TEST = "test.json"
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """Facts of an exported network; errors in percent."""
+
+    folder: Path
+    test_error_percent: float
+    num_test_reads: int
+    parity: Mapping[str, Any]
+    file_bytes: int
+
+
+def ship(finisher: Finisher, arch: Architecture, measurement: Measurement, *, asked_ms: float, command: str) -> Shipped:
+    """Writes the folder of a finished network; the file in it is the one that was measured.
+
+    The test split is read once for each network that ships, by the exported file itself; `num_test_reads` counts the networks.
+    """
+    run = finisher.run
+    folder = run / f"export/{arch.id}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with run.replacing(f"export/{arch.id}/model.onnx") as path:
+        shutil.copyfile(finisher.onnx_path(arch), path)
+    finisher.task.save_preprocessing(folder)
+    parity = {**finisher.record(arch)["export"], **finisher.parity(arch), "path": "model.onnx"}
+    run.write_json(f"export/{arch.id}/parity.json", parity)
+    run.write_json(f"export/{arch.id}/architecture.json", {"space": finisher.family.space.to_json(), "picks": arch.to_json()})
+    if run.has(".hydra/config.yaml"):
+        shutil.copyfile(run / ".hydra/config.yaml", folder / "config.yaml")
+    tests = run.read_json(TEST) if run.has(TEST) else {}
+    if arch.id not in tests:
+        tests[arch.id] = finisher.file_error_percent(arch, "test")
+        run.write_json(TEST, tests)
+    shipped = Shipped(
+        folder=folder,
+        test_error_percent=tests[arch.id],
+        num_test_reads=len(tests),
+        parity=parity,
+        file_bytes=(folder / "model.onnx").stat().st_size,
+    )
+    with run.replacing(f"export/{arch.id}/card.md") as path:
+        path.write_text(card(finisher, arch, measurement, shipped, asked_ms=asked_ms, command=command))
+    return shipped
+
+
+def card(
+    finisher: Finisher, arch: Architecture, measurement: Measurement, shipped: Shipped, *, asked_ms: float, command: str
+) -> str:
+    """The model card, in Markdown."""
+    record, environment, task = finisher.record(arch), measurement.environment, finisher.task
+    digest = hashlib.sha256((shipped.folder / "model.onnx").read_bytes()).hexdigest()
+    times = f"{measurement.latency_ms:.3f} ms (median, drift removed; p90 {measurement.percentile_ms(90):.3f} ms)"
+    within = "within" if measurement.latency_ms <= asked_ms else "NOT within"
+    again = (
+        "" if shipped.num_test_reads == 1 else f" The test split has been read for {shipped.num_test_reads} networks of this run."
+    )
+    facts = "\n".join(f"- {name}: {value}" for name, value in environment.items())
+    return f"""# {task.name}: network {arch.id}
+
+A transformer encoder for `{task.name}`, {len(task.labels)} classes, found by paretoformer in the space
+`{finisher.family.space.name}`.
+
+| what | value |
+|---|---|
+| error on the test split, by this file | {shipped.test_error_percent:.2f} % |
+| error on the validation split, which chose it | {record["error_percent"]:.2f} % |
+| latency of this file on {measurement.device} | {times} |
+| budget | {asked_ms:.3f} ms: {within} it |
+| workload | batch {measurement.workload.batch}, {measurement.workload.tokens} tokens |
+| parameters | {record["export"]["num_parameters"]:,} |
+| file | {shipped.file_bytes:,} bytes, sha256 `{digest}` |
+| answers equal to the torch network's | {100 * shipped.parity["equal_decisions"]:.2f} % of {shipped.parity["num_examples"]} test inputs |
+| largest difference of a logit | {shipped.parity["max_abs_difference"]:.1e} |
+{again}
+
+## Input and output
+
+`token_ids` and `attention_mask`, int64 [batch, sequence] with at most {task.max_tokens} tokens; `logits`, float32 [batch, {len(task.labels)}].
+`labels.json` names the classes in the order of the logits.
+
+## Architecture
+
+```json
+{json.dumps(arch.to_json(), indent=1)}
+```
+
+## Measured with
+
+{facts}
+
+## Made again by
+
+    {command}
+"""

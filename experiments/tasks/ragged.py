@@ -1,0 +1,141 @@
+"""Sequences of token ids of different lengths with one class each: checks, batches, loss and error of a classification task.
+
+Shapes: N examples, B examples of a batch, T tokens of its longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nas.protocols import SPLITS, Batch
+
+if TYPE_CHECKING:
+    import torch
+
+PAD_ID = 0
+POOL_BATCHES = 32  # shuffled examples are sorted by length within pools of about so many batches
+
+
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """`ids` are all sequences in one row, `offsets` [N + 1] where each begins and the last ends, `targets` [N] their classes."""
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    targets: np.ndarray
+
+    @classmethod
+    def of(cls, sequences: Sequence[Sequence[int] | np.ndarray], targets: Sequence[int]) -> Ragged:
+        """`sequences` are N lists of ids, none of them empty."""
+        lengths = np.fromiter((len(sequence) for sequence in sequences), dtype=np.int64, count=len(sequences))
+        assert np.all(lengths > 0), "an empty sequence has no mean over its tokens"
+        ids = np.concatenate([np.asarray(sequence, dtype=np.int64) for sequence in sequences])
+        return cls(ids, np.concatenate([[0], np.cumsum(lengths)]), np.asarray(targets, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Number of tokens of each sequence, [N]."""
+        return np.diff(self.offsets)
+
+    def batches(self, *, tokens_per_batch: int, seed: int | None) -> Iterator[Batch]:
+        """Every example once, with others of about its length, padded to the longest of the batch.
+
+        With a seed, examples and batches are shuffled by it alone; with None they come in ascending order of length. A batch
+        holds at most `tokens_per_batch` tokens, padding included.
+
+        Raises:
+            ValueError: the longest example is longer than a batch.
+        """
+        longest = int(self.lengths.max())
+        if tokens_per_batch < longest:
+            raise ValueError(f"tokens_per_batch: {tokens_per_batch} is less than the {longest} tokens of the longest example")
+        if seed is None:
+            groups = self._groups(np.arange(len(self)), tokens_per_batch)
+        else:
+            rng = np.random.default_rng(seed)
+            shuffled = rng.permutation(len(self))
+            pool = int(POOL_BATCHES * tokens_per_batch / self.lengths.mean())
+            sorted_groups = [
+                group
+                for start in range(0, len(self), pool)
+                for group in self._groups(shuffled[start : start + pool], tokens_per_batch)
+            ]
+            groups = [sorted_groups[i] for i in rng.permutation(len(sorted_groups))]
+        return (self._batch(group) for group in groups)
+
+    def _groups(self, indices: np.ndarray, tokens_per_batch: int) -> list[np.ndarray]:
+        """Sorts examples by length and cuts them into batches, each as large as its padded size allows."""
+        order = indices[np.argsort(self.lengths[indices], kind="stable")]
+        lengths = self.lengths[order]
+        groups = []
+        start = 0
+        while start < len(order):
+            candidates = lengths[start : start + tokens_per_batch // lengths[start]]
+            padded_tokens = candidates * np.arange(1, len(candidates) + 1)
+            end = start + int(np.searchsorted(padded_tokens, tokens_per_batch, side="right"))
+            groups.append(order[start:end])
+            start = end
+        return groups
+
+    def _batch(self, indices: np.ndarray) -> Batch:
+        import torch
+
+        lengths_B1 = self.lengths[indices][:, None]
+        position_T = np.arange(lengths_B1.max())
+        mask_BT = position_T < lengths_B1
+        source_BT = self.offsets[indices][:, None] + np.minimum(position_T, lengths_B1 - 1)
+        token_ids_BT = np.where(mask_BT, self.ids[source_BT], PAD_ID)
+        inputs = (torch.from_numpy(token_ids_BT), torch.from_numpy(mask_BT.astype(np.int64)))
+        return Batch(inputs, torch.from_numpy(self.targets[indices]))
+
+
+def check_splits(targets: Mapping[str, Sequence[int]], labels: Sequence[str]) -> None:
+    """Refuses splits that cannot be learned from.
+
+    Raises:
+        ValueError: other splits than the four, an empty one, fewer than 2 classes, or a class that `train` lacks.
+    """
+    if set(targets) != set(SPLITS):
+        raise ValueError(f"splits: {tuple(targets)} are not {SPLITS}")
+    for split in SPLITS:
+        if not targets[split]:
+            raise ValueError(f"splits: {split!r} has no examples")
+    if len(labels) < 2:
+        raise ValueError(f"labels: {tuple(labels)} are fewer than 2 classes")
+    absent = sorted(set(range(len(labels))) - set(targets["train"]))
+    if absent:
+        raise ValueError(f"labels: class {labels[absent[0]]!r} has no examples in 'train'")
+
+
+def check_at_least(smallest: int, **values: int) -> None:
+    """Raises ValueError for a value that is not an integer, or under the smallest."""
+    for name, value in values.items():
+        if not isinstance(value, int) or value < smallest:
+            raise ValueError(f"{name}: {value!r} is not an integer of at least {smallest}")
+
+
+def split_of(splits: Mapping[str, Ragged], split: str) -> Ragged:
+    """Raises ValueError for a split that does not exist."""
+    if split not in splits:
+        raise ValueError(f"split: {split!r} is not one of {SPLITS}")
+    return splits[split]
+
+
+def cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean over the batch, in nats, of logits [B, number of classes] and classes [B]."""
+    from torch.nn import functional as F
+
+    return F.cross_entropy(outputs, targets)
+
+
+def num_wrong(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+    """How many of the largest logits, [B, number of classes], are not at the class, [B]."""
+    return float((outputs.argmax(dim=-1) != targets).sum())

@@ -1,0 +1,170 @@
+"""Measurements kept between runs: a folder of JSON-lines files, one for a family, a workload and a device in one environment.
+
+    <signature>-<batch>x<tokens>-<mode>-<device fingerprint>.jsonl
+
+A line is `Measurement.to_json()` with the `fingerprint` of the device's environment and the family's `signature`. Nothing that
+can be read is ever removed; what is not used is said in a note. Any file can be deleted at any time: its networks are measured
+again.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from nas.protocols import Device
+from nas.space import SearchSpace
+from nas.types import Measurement, Workload
+
+
+class MeasurementStore:
+    """The measurements in one folder.
+
+    Args:
+        folder: is made when the first measurement is kept.
+        max_age_days: older measurements are not used.
+
+    Raises:
+        ValueError: an age that is not positive.
+    """
+
+    def __init__(self, folder: Path, *, max_age_days: float = 30.0) -> None:
+        if not max_age_days > 0:
+            raise ValueError(f"max_age_days: {max_age_days} is not above 0")
+        self.folder = Path(folder)
+        self.max_age_days = max_age_days
+
+    def load(
+        self, space: SearchSpace, device: Device, signature: str, workload: Workload
+    ) -> tuple[dict[str, Measurement], list[str]]:
+        """What can be used on this device, by architecture id (the last line of each), and what is left out, in words.
+
+        Raises:
+            ValueError: a line, other than a last one that was cut off, is not a measurement of this space.
+        """
+        path = self._path(device, signature, workload)
+        expected = {**device.environment, "signature": signature}
+        oldest = datetime.now(UTC) - timedelta(days=self.max_age_days)
+        found: dict[str, Measurement] = {}
+        foreign: Counter[tuple[str, str]] = Counter()
+        stale, notes = 0, []
+        for number, (line, is_complete) in enumerate(_lines(path), start=1):
+            try:
+                record = json.loads(line)
+                if difference := _difference(record, expected):
+                    foreign[difference] += 1
+                    continue
+                measurement = Measurement.from_json(space, record)
+                is_stale = datetime.fromisoformat(record["environment"]["time"]) < oldest
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                if not is_complete:
+                    notes.append(f"the last line of {path} was cut off and is not used")
+                    continue
+                raise ValueError(
+                    f"{path}, line {number}: is not a measurement of the space {space.name} ({type(error).__name__}: {error}). "
+                    "The line or the whole file can be deleted safely: its networks are then measured again"
+                ) from error
+            if is_stale:
+                stale += 1
+            else:
+                found[measurement.arch.id] = measurement
+        for other in sorted(self.folder.glob(f"{_prefix(signature, workload)}*.jsonl")):
+            if other != path:
+                foreign.update(_differences(other, expected))
+        notes += [_unused(number, f"of {then}", f"with {now}") for (then, now), number in foreign.items()]
+        if stale:
+            notes.append(_unused(stale, f"older than {self.max_age_days:g} days", "any more"))
+        return found, notes
+
+    def append(self, measurements: Sequence[Measurement], *, device: Device, signature: str) -> None:
+        """Keeps measurements that were taken on this device, each safe on the disk before the next is written.
+
+        What an earlier kill left of a line is removed.
+
+        Raises:
+            OSError: they cannot be written, for example because no space is left; those before the failure are kept.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for measurement in measurements:
+                path = self._path(device, signature, measurement.workload)
+                record = {**measurement.to_json(), "fingerprint": device.fingerprint, "signature": signature}
+                _mend_end(path)
+                line = json.dumps(record).encode() + b"\n"
+                with path.open("ab", buffering=0) as file:
+                    if file.write(line) < len(line):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, f"a measurement could not be kept: {error.strerror}", str(self.folder)) from error
+
+    def _path(self, device: Device, signature: str, workload: Workload) -> Path:
+        return self.folder / f"{_prefix(signature, workload)}{device.fingerprint}.jsonl"
+
+
+def sentinel_reference(measurements: Iterable[Measurement]) -> float | None:
+    """The sentinel's reference time in ms of the earliest measurement; None if there are no measurements.
+
+    Measure with it to express later latencies in the same conditions.
+    """
+    earliest = min(measurements, key=lambda m: datetime.fromisoformat(m.environment["time"]), default=None)
+    return earliest.sentinel_reference_ms if earliest else None
+
+
+def _prefix(signature: str, workload: Workload) -> str:
+    return f"{signature}-{workload.batch}x{workload.tokens}-{workload.mode}-"
+
+
+def _unused(number: int, which: str, why: str) -> str:
+    noun, verb = ("measurement", "is") if number == 1 else ("measurements", "are")
+    return f"{number} {noun} {which} {verb} not used {why}"
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, bool]]:
+    """The lines of a file that need not exist, and whether each ends as a line does."""
+    if path.exists():
+        for line in path.read_bytes().splitlines(keepends=True):
+            yield line, line.endswith(b"\n")
+
+
+def _difference(record: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[str, str] | None:
+    """What a record was taken with and what is expected, where they differ."""
+    recorded = {**record["environment"], "signature": record["signature"]}
+    names = [name for name in expected if recorded.get(name) != expected[name]]
+    if not names:
+        return None
+    then, now = (", ".join(f"{name} {facts.get(name)}" for name in names) for facts in (recorded, expected))
+    return then, now
+
+
+def _differences(path: Path, expected: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Why each measurement in the file of another environment is not used; lines that cannot be read are passed over."""
+    for line, _ in _lines(path):
+        try:
+            difference = _difference(json.loads(line), expected)
+        except (ValueError, KeyError, TypeError):
+            continue
+        if difference:
+            yield difference
+
+
+def _mend_end(path: Path) -> None:
+    """Lets a file that does not end in a whole line do so: half a record is removed, a whole one gets its line end."""
+    *_, (line, is_complete) = [(b"", True), *_lines(path)]
+    if is_complete:
+        return
+    with path.open("rb+") as file:
+        try:
+            json.loads(line)
+        except ValueError:
+            file.seek(-len(line), os.SEEK_END)
+            file.truncate()
+        else:
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n")

@@ -1,0 +1,103 @@
+"""Measuring networks side by side: short visits in rounds, with one fixed network, the sentinel, between any two.
+
+    S a S b S c S   S b S c S a S   S c S a S b S      (the sentinel's visit at a seam is shared)
+
+What slows the machine for a while meets a network in one round and not in the next, and what slows it for long meets the sentinel
+as well: `Measurement.latency_ms` takes both out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from nas.protocols import Device
+from nas.space import Architecture
+from nas.types import Measurement, Workload
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An architecture's ONNX file, and the inputs by name that it is timed with."""
+
+    arch: Architecture
+    path: Path
+    inputs: Mapping[str, np.ndarray]
+
+
+@runtime_checkable
+class HasConditions(Protocol):
+    """A device that also says in what state it is: recorded with a measurement, no part of the device's identity."""
+
+    def conditions(self) -> Mapping[str, Any]: ...
+
+
+def measure(
+    device: Device,
+    networks: Sequence[Exported],
+    *,
+    sentinel: Exported,
+    workload: Workload,
+    rounds: int = 6,
+    sentinel_reference_ms: float | None = None,
+    on_visit: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Measurement]:
+    """Measures a few networks together; the measurements are in the order of `networks`.
+
+    Nothing is kept if a visit fails: measure many networks in groups of about six, and keep each group.
+
+    Args:
+        rounds: visits to each network. They begin with the next network in each round.
+        sentinel_reference_ms: the sentinel's time in the conditions that all latencies are expressed in; by default that of its
+            quietest visit here.
+        on_visit: called after each visit with how many are done, and of how many.
+
+    Raises:
+        ValueError: no networks or no rounds.
+        DeviceError: the device failed.
+    """
+    if not networks:
+        raise ValueError("networks: there is nothing to measure")
+    if rounds < 1:
+        raise ValueError(f"rounds: {rounds} is not at least 1")
+    environment = {
+        **device.environment,
+        **(device.conditions() if isinstance(device, HasConditions) else {}),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "sentinel": sentinel.arch.id,
+        "rounds": rounds,
+    }
+    order = [(index + start) % len(networks) for start in range(rounds) for index in range(len(networks))]
+    samples: list[list[tuple[float, ...]]] = [[] for _ in networks]
+    beside: list[list[tuple[float, ...]]] = [[] for _ in networks]
+    before = device.run(sentinel.path, sentinel.inputs)
+    for done, index in enumerate(order, start=1):
+        samples[index].append(device.run(networks[index].path, networks[index].inputs))
+        after = device.run(sentinel.path, sentinel.inputs)
+        beside[index].append(before + after)
+        before = after
+        on_visit(done, len(order))
+    if sentinel_reference_ms is None:
+        sentinel_reference_ms = min(float(np.percentile(visit, 25)) for visits in beside for visit in visits)
+    return [
+        Measurement(
+            arch=network.arch,
+            device=device.name,
+            workload=workload,
+            samples_ms=tuple(samples[index]),
+            sentinel_ms=tuple(beside[index]),
+            sentinel_reference_ms=sentinel_reference_ms,
+            environment=environment,
+        )
+        for index, network in enumerate(networks)
+    ]
+
+
+def noise(measurement: Measurement) -> float:
+    """How far the slowest visit lies above the fastest, drift removed: 0.1 is 10 %. The latency itself is much steadier."""
+    return float(np.max(measurement.visits_ms) / np.min(measurement.visits_ms) - 1.0)

@@ -1,0 +1,61 @@
+"""Fronts, hypervolume and knee, against brute force and Monte Carlo."""
+
+import numpy as np
+import pytest
+
+from nas.pareto import hypervolume, knee, non_dominated
+from nas.space import Architecture
+from nas.types import Candidate, Provenance, SearchResult
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("objectives", [1, 2, 3])
+def test_non_dominated_agrees_with_the_definition(seed, objectives):
+    costs = np.random.default_rng(seed).integers(0, 6, size=(30, objectives)).astype(float)
+    kept = non_dominated(costs)
+    for i, point in enumerate(costs):
+        dominated = np.any(np.all(costs <= point, axis=1) & np.any(costs < point, axis=1))
+        assert not (kept[i] and dominated)
+    front = {tuple(p) for p in costs[kept]}
+    assert len(front) == kept.sum(), "of identical points one stays"
+    assert front == {tuple(p) for p in costs if not np.any(np.all(costs <= p, axis=1) & np.any(costs < p, axis=1))}
+
+
+def test_hypervolume_agrees_with_monte_carlo():
+    rng = np.random.default_rng(0)
+    costs = rng.random((20, 2))
+    samples = rng.random((200_000, 2)) * 1.2
+    dominated = np.any(np.all(costs[:, None] <= samples[None], axis=2), axis=0)
+    assert hypervolume(costs, (1.2, 1.2)) == pytest.approx(dominated.mean() * 1.44, abs=0.01)
+
+
+def test_hypervolume_of_simple_cases():
+    assert hypervolume(np.array([[1.0, 1.0]]), (3.0, 2.0)) == 2.0
+    assert hypervolume(np.array([[1.0, 1.0], [1.0, 1.0], [2.0, 3.0]]), (3.0, 2.0)) == 2.0
+    assert hypervolume(np.zeros((0, 2)), (1.0, 1.0)) == 0.0
+    assert hypervolume(np.array([[5.0, 0.0]]), (3.0, 2.0)) == 0.0
+
+
+def test_knee_is_the_corner():
+    assert knee(np.array([[0, 10], [1, 2], [10, 0]])) == 1
+    assert knee(np.array([[3, 3]])) == 0
+    with pytest.raises(ValueError, match="empty"):
+        knee(np.zeros((0, 2)))
+
+
+def candidate(error: float, latency: float, name: int) -> Candidate:
+    objectives = {"error": error, "latency_ms": latency}
+    return Candidate(Architecture((("width", name),)), objectives, dict.fromkeys(objectives, Provenance.MEASURED))
+
+
+def test_front_ascends_in_the_first_objective():
+    result = SearchResult((candidate(1, 9, 1), candidate(5, 1, 2), candidate(5, 5, 3)))
+    assert [c.objectives["latency_ms"] for c in result.front("latency_ms", "error")] == [1, 9]
+    assert SearchResult(()).front("error") == ()
+
+
+def test_a_candidate_says_where_its_numbers_come_from():
+    with pytest.raises(ValueError, match=r"error: nan of .* is not finite"):
+        candidate(float("nan"), 1, 1)
+    with pytest.raises(ValueError, match=r"latency_ms: of .* has no provenance"):
+        Candidate(Architecture(()), {"latency_ms": 1.0}, {})
