@@ -15,7 +15,7 @@ def parse(schema: type[Schema], words: Sequence[str]) -> Schema:
     """The schema's values as the words give them.
 
     Raises:
-        ValueError: a word that is not NAME=VALUE, a name that the command does not have, a value of another type, or a missing one.
+        ValueError: a word that is not NAME=VALUE, an unknown name, a value of another type, or a missing one.
     """
     base = OmegaConf.structured(schema)
     allowed = ", ".join(f"{name}=…" for name in base)

@@ -68,7 +68,7 @@ def _check_targets(node: Any, group: str) -> None:
     if isinstance(node, DictConfig):
         target = OmegaConf.select(node, "_target_", throw_on_missing=False)
         if target is not None and not str(target).startswith(ALLOWED):
-            raise ValueError(f"{group}._target_: {target!r} is outside {', '.join(p.rstrip('.') for p in ALLOWED)}")
+            raise ValueError(f"{group}._target_: {str(target)!r} is outside {', '.join(p.rstrip('.') for p in ALLOWED)}")
         for name in node:
             if not omegaconf.OmegaConf.is_missing(node, name):
                 _check_targets(node[name], f"{group}.{name}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from nas.types import Measurement, Workload
 MEASUREMENTS = "measurements.jsonl"
 CHUNK = 6  # networks that are measured together, round by round; a stop loses one chunk
 POOL = 600  # random candidates that a covering design chooses from
+CHANGED = 0.2  # relative change of the sentinel's time from which stored measurements are not used
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,6 @@ class Calibration:
 
     model: LatencyModel
     measurements: dict[str, Measurement]
-    sentinel: Architecture
     sentinel_reference_ms: float
     quality: dict[str, float]
     held_out: list[dict[str, Any]]
@@ -66,6 +66,11 @@ def covering_design(
     return [pool[i] for i in chosen]
 
 
+def sentinel_of(family: Family) -> Architecture:
+    """The network that is timed beside all others: the last hand-designed one, which is small and looks like the rest."""
+    return list(family.hand_designed().values())[-1]
+
+
 def export_for_timing(family: Family, archs: Sequence[Architecture], workload: Workload, folder: Path) -> list[Exported]:
     """Networks with random weights, exported as the ones that ship are: times do not depend on the weights."""
     example = family.example_input(workload)
@@ -77,74 +82,113 @@ def export_for_timing(family: Family, archs: Sequence[Architecture], workload: W
     return exported
 
 
-def calibrate(
-    family: Family, device: Device, model: LatencyModel, workload: Workload, settings: CalibrationSettings, *,
-    named: Sequence[Architecture], seed: int, run: RunDirectory, store: MeasurementStore, report: Reporter,
-) -> Calibration:  # fmt: skip
-    """Measures what neither the run nor the store has yet, and fits.
+@dataclass(frozen=True)
+class Calibrator:
+    """Measures what neither the run nor the store has yet, and fits a latency model."""
 
-    Args:
-        named: architectures that must be measured; the last is the sentinel, best a small one.
+    family: Family
+    device: Device
+    workload: Workload
+    settings: CalibrationSettings
+    run: RunDirectory
+    store: MeasurementStore
+    report: Reporter
 
-    Raises:
-        DeviceError: the device failed; what was measured is kept.
-    """
-    sentinel = named[-1]
-    to_fit = covering_design(family, workload, num=settings.num_fit, first=named, seed=seed)
-    known_ids = {arch.id for arch in to_fit}
-    rng = np.random.default_rng([seed, 2])
-    held_out: list[Architecture] = []
-    while len(held_out) < settings.num_held_out:
-        arch = family.space.sample(rng)
-        if arch.id not in known_ids:
-            known_ids.add(arch.id)
-            held_out.append(arch)
+    def calibrate(self, model: LatencyModel, *, seed: int) -> Calibration:
+        """Fits `model` to everything measured, and a twin of it to the fitting half alone, to judge it.
 
-    have = {
-        m.arch.id: m
-        for m in (Measurement.from_json(family.space, r) for r in run.read_lines(MEASUREMENTS) if r["phase"] == "calibration")
-    }
-    wanted = {a.id: a for a in (*to_fit, *held_out)}
-    if any(id_ not in have for id_ in wanted):
-        stored, notes = store.load(family.space, device, family.signature, workload)
-        for note in notes:
-            report.say(f"measurements: {note}")
-        reused = [stored[a.id] for a in wanted if a.id in stored and a.id not in have]
-        if (
-            reused
-            and not have
-            and _is_stale(family, device, workload, sentinel, reused[0].sentinel_reference_ms, settings, report)
-        ):
-            reused = []
-        for measurement in reused:
-            have[measurement.arch.id] = measurement
-            run.append(MEASUREMENTS, {"phase": "calibration", **measurement.to_json()})
-        if reused:
-            report.say(f"measurements: {len(reused)} of {len(wanted)} networks are known from an earlier run on this device")
-    missing = [a for id_, a in wanted.items() if id_ not in have]
-    reference = next(iter(have.values())).sentinel_reference_ms if have else None
-    with (
-        report.phase("Measuring networks on the device", len(wanted), done=len(have)) as advance,
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        [timed_sentinel] = export_for_timing(family, [sentinel], workload, Path(folder))
-        for start in range(0, len(missing), CHUNK):
-            networks = export_for_timing(family, missing[start : start + CHUNK], workload, Path(folder))
-            fresh = measure(
-                device,
-                networks,
-                sentinel=timed_sentinel,
-                workload=workload,
-                rounds=settings.rounds,
-                sentinel_reference_ms=reference,
+        Raises:
+            ValueError: the space has fewer architectures than are to be measured.
+            DeviceError: the device failed; what was measured is kept.
+        """
+        to_fit, held_out = self.design(seed=seed)
+        wanted = {arch.id: arch for arch in (*to_fit, *held_out)}
+        have = read_measurements(self.family, self.run, phase="calibration")
+        if not set(wanted) <= set(have):
+            have |= self._from_store(wanted, have)
+            have |= self._measure([arch for id_, arch in wanted.items() if id_ not in have], have)
+        fitting, judging = ([have[a.id] for a in archs] for archs in (to_fit, held_out))
+        twin = copy.deepcopy(model).fit(self.family, fitting)
+        prediction = twin.predict(held_out)
+        measured = np.array([m.latency_ms for m in judging])
+        return Calibration(
+            model=model.fit(self.family, [*fitting, *judging]),
+            measurements={m.arch.id: m for m in (*fitting, *judging)},
+            sentinel_reference_ms=fitting[0].sentinel_reference_ms,
+            quality=quality(measured, prediction.mean_ms, prediction.upper_ms, [m.latency_ms for m in fitting]),
+            held_out=[
+                {"id": a.id, "measured_ms": m, "predicted_ms": float(p), "upper_ms": float(u)}
+                for a, m, p, u in zip(held_out, measured.tolist(), prediction.mean_ms, prediction.upper_ms, strict=True)
+            ],
+        )
+
+    def design(self, *, seed: int) -> tuple[list[Architecture], list[Architecture]]:
+        """Which architectures to fit to, and which to hold out."""
+        num_fit, num_held_out = self.settings.num_fit, self.settings.num_held_out
+        first = [self.family.space.smallest(), *self.family.hand_designed().values()]
+        to_fit = covering_design(self.family, self.workload, num=num_fit, first=first, seed=seed)
+        known = {arch.id for arch in to_fit}
+        rng = np.random.default_rng([seed, 2])
+        drawn = {a.id: a for a in (self.family.space.sample(rng) for _ in range(POOL)) if a.id not in known}
+        if len(to_fit) < num_fit or len(drawn) < num_held_out:
+            size = self.family.space.num_architectures()
+            raise ValueError(
+                f"calibration: {num_fit} networks to fit and {num_held_out} to hold out are too many for the space "
+                f"{self.family.space.name}, which has {size}"
             )
-            reference = fresh[0].sentinel_reference_ms
-            store.append(fresh, device=device, signature=family.signature)
-            for measurement in fresh:
-                have[measurement.arch.id] = measurement
-                run.append(MEASUREMENTS, {"phase": "calibration", **measurement.to_json()})
-            advance(len(have), f"{fresh[-1].latency_ms:.2f} ms")
-    return _fit(family, model, to_fit, held_out, have, sentinel)
+        return to_fit, list(drawn.values())[:num_held_out]
+
+    def _from_store(self, wanted: Container[str], have: Mapping[str, Measurement]) -> dict[str, Measurement]:
+        """Those of earlier runs on this device, unless its speed has changed since; written to the run as well."""
+        stored, notes = self.store.load(self.family.space, self.device, self.family.signature, self.workload)
+        for note in notes:
+            self.report.say(f"measurements: {note}")
+        usable = [m for m in stored.values() if m.environment["sentinel"] == sentinel_of(self.family).id]
+        known = _same_conditions(usable, list(have.values()))
+        reused = {m.arch.id: m for m in known if m.arch.id in wanted and m.arch.id not in have}
+        if reused and not have and self._has_changed(known[0].sentinel_reference_ms):
+            return {}
+        self._keep(reused.values())
+        if reused:
+            self.report.say(f"measurements: {len(reused)} networks are known from an earlier run on this device")
+        return reused
+
+    def _has_changed(self, reference_ms: float) -> bool:
+        """Whether the sentinel is much slower or faster than when the store was written; says so if it is."""
+        with tempfile.TemporaryDirectory() as folder:
+            [timed] = export_for_timing(self.family, [sentinel_of(self.family)], self.workload, Path(folder))
+            [fresh] = measure(self.device, [timed], sentinel=timed, workload=self.workload, rounds=self.settings.rounds)
+        change = fresh.sentinel_reference_ms / reference_ms - 1.0
+        if abs(change) <= CHANGED:
+            return False
+        self.report.say(f"measurements: the sentinel network takes {change:+.0%} since they were stored; all are measured again")
+        return True
+
+    def _measure(self, missing: Sequence[Architecture], have: Mapping[str, Measurement]) -> dict[str, Measurement]:
+        fresh: dict[str, Measurement] = {}
+        reference = next(iter(have.values())).sentinel_reference_ms if have else None
+        total = len(missing) + len(have)
+        with (
+            self.report.phase("Measuring networks on the device", total, done=len(have)) as advance,
+            tempfile.TemporaryDirectory() as folder,
+        ):
+            [sentinel] = export_for_timing(self.family, [sentinel_of(self.family)], self.workload, Path(folder))
+            for start in range(0, len(missing), CHUNK):
+                networks = export_for_timing(self.family, missing[start : start + CHUNK], self.workload, Path(folder))
+                chunk = measure(
+                    self.device, networks, sentinel=sentinel, workload=self.workload, rounds=self.settings.rounds,
+                    sentinel_reference_ms=reference,
+                )  # fmt: skip
+                reference = chunk[0].sentinel_reference_ms
+                self.store.append(chunk, device=self.device, signature=self.family.signature)
+                self._keep(chunk)
+                fresh |= {m.arch.id: m for m in chunk}
+                advance(len(have) + len(fresh), f"{chunk[-1].latency_ms:.2f} ms")
+        return fresh
+
+    def _keep(self, measurements: Iterable[Measurement]) -> None:
+        for measurement in measurements:
+            self.run.append(MEASUREMENTS, {"phase": "calibration", **measurement.to_json()})
 
 
 def read_measurements(family: Family, run: RunDirectory, *, phase: str) -> dict[str, Measurement]:
@@ -162,45 +206,6 @@ def _same_conditions(stored: list[Measurement], have: list[Measurement]) -> list
         return []
     reference = (have or sorted(stored, key=lambda m: str(m.environment["time"])))[-1].sentinel_reference_ms
     return [m for m in stored if m.sentinel_reference_ms == reference]
-
-
-def _is_stale(
-    family: Family, device: Device, workload: Workload, sentinel: Architecture, reference_ms: float,
-    settings: CalibrationSettings, report: Reporter,
-) -> bool:  # fmt: skip
-    """Whether the device's speed has changed since the stored measurements were taken, by the sentinel; says so if it has."""
-    with tempfile.TemporaryDirectory() as folder:
-        [timed] = export_for_timing(family, [sentinel], workload, Path(folder))
-        fresh = measure(device, [timed], sentinel=timed, workload=workload, rounds=settings.rounds)
-    change = fresh[0].sentinel_reference_ms / reference_ms - 1.0
-    if abs(change) <= 0.2:
-        return False
-    report.say(
-        f"measurements: the sentinel network is {change:+.0%} in time since they were stored; everything is measured again"
-    )
-    return True
-
-
-def _fit(
-    family: Family, model: LatencyModel, to_fit: Sequence[Architecture], held_out: Sequence[Architecture],
-    have: dict[str, Measurement], sentinel: Architecture,
-) -> Calibration:  # fmt: skip
-    twin = copy.deepcopy(model).fit(family, [have[a.id] for a in to_fit])
-    prediction = twin.predict(held_out)
-    measured = np.array([have[a.id].latency_ms for a in held_out])
-    fitted = [have[a.id] for a in (*to_fit, *held_out)]
-    model.fit(family, fitted)
-    return Calibration(
-        model=model,
-        measurements={m.arch.id: m for m in fitted},
-        sentinel=sentinel,
-        sentinel_reference_ms=fitted[0].sentinel_reference_ms,
-        quality=quality(measured, prediction.mean_ms, prediction.upper_ms, [m.latency_ms for m in fitted[: len(to_fit)]]),
-        held_out=[
-            {"id": a.id, "measured_ms": m, "predicted_ms": float(p), "upper_ms": float(u)}
-            for a, m, p, u in zip(held_out, measured.tolist(), prediction.mean_ms, prediction.upper_ms, strict=True)
-        ],
-    )
 
 
 def quality(measured: np.ndarray, predicted: np.ndarray, upper: np.ndarray, seen: Sequence[float]) -> dict[str, float]:

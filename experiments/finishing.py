@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from experiments.calibration import MEASUREMENTS, export_for_timing, read_measurements
+from experiments.calibration import MEASUREMENTS, export_for_timing, read_measurements, sentinel_of
 from experiments.run_directory import RunDirectory
 from experiments.settings import FinishSettings
 from hardware.timing import Exported, measure
@@ -51,6 +53,7 @@ class Finisher:
 
     def finish(self, arch: Architecture, supernet: nn.Module) -> None:
         """Cuts out, trains, exports and scores on the validation split; writes `shortlist/<id>.{safetensors,onnx,json}`."""
+        start = time.perf_counter()
         network = cut_out(self.family, supernet, arch, self.compute)
         fine_tune(network, self.task, self.settings.train, compute=self.compute, seed=self.seed)
         with self.run.replacing(f"{FOLDER}/{arch.id}.safetensors") as path:
@@ -60,9 +63,9 @@ class Finisher:
         report = export_onnx(deployed, example, self.onnx_path(arch))
         batches = list(self.task.batches("validation", tokens_per_batch=EVALUATION_TOKENS, seed=None))
         error = error_percent(network.eval(), [b.to(self.compute.device) for b in batches], self.task, self.compute)
-        self.run.write_json(
-            f"{FOLDER}/{arch.id}.json", {"arch": arch.to_json(), "error_percent": error, "export": report.to_json()}
-        )
+        seconds = round(time.perf_counter() - start, 2)
+        facts = {"arch": arch.to_json(), "error_percent": error, "train_seconds": seconds, "export": report.to_json()}
+        self.run.write_json(f"{FOLDER}/{arch.id}.json", facts)
 
     def network(self, arch: Architecture) -> nn.Module:
         """The finished network in the form that is exported, in float32 on the CPU."""
@@ -70,35 +73,28 @@ class Finisher:
         network.load_state_dict(load_file(self.run / f"{FOLDER}/{arch.id}.safetensors"))
         return network.eval()
 
-    def measure(
-        self, archs: Sequence[Architecture], *, sentinel: Architecture, reference_ms: float, phase: str, rounds: int
-    ) -> dict[str, Measurement]:
-        """Times the finished files beside the sentinel; what this phase has measured before is read."""
+    def measure(self, archs: Sequence[Architecture], *, reference_ms: float, phase: str, rounds: int) -> dict[str, Measurement]:
+        """Times the finished files beside the sentinel, expressed in its `reference_ms`; what this phase has measured is read."""
         have = read_measurements(self.family, self.run, phase=phase)
         missing = [a for a in archs if a.id not in have]
         if missing:
             inputs = {name: value.numpy() for name, value in self.family.example_input(self.workload).items()}
-            timed_sentinel = self._sentinel(sentinel)
             networks = [Exported(a, self.onnx_path(a), inputs) for a in missing]
-            fresh = measure(
-                self.device,
-                networks,
-                sentinel=timed_sentinel,
-                workload=self.workload,
-                rounds=rounds,
-                sentinel_reference_ms=reference_ms,
-            )
+            with tempfile.TemporaryDirectory() as folder:
+                [sentinel] = export_for_timing(self.family, [sentinel_of(self.family)], self.workload, Path(folder))
+                fresh = measure(
+                    self.device, networks, sentinel=sentinel, workload=self.workload, rounds=rounds,
+                    sentinel_reference_ms=reference_ms,
+                )  # fmt: skip
             for measurement in fresh:
                 have[measurement.arch.id] = measurement
                 self.run.append(MEASUREMENTS, {"phase": phase, **measurement.to_json()})
         return have
 
-    def _sentinel(self, arch: Architecture) -> Exported:
-        folder = self.run / "sentinel"
-        folder.mkdir(exist_ok=True)
-        with torch.random.fork_rng():
-            [exported] = export_for_timing(self.family, [arch], self.workload, folder)
-        return exported
+    def verdict(self, arch: Architecture, *, reference_ms: float) -> Measurement:
+        """One more measurement of a finished network, with twice the rounds."""
+        phase, rounds = f"verdict {arch.id}", 2 * self.settings.rounds
+        return self.measure([arch], reference_ms=reference_ms, phase=phase, rounds=rounds)[arch.id]
 
     def file_error_percent(self, arch: Architecture, split: str) -> float:
         """Error in percent of the exported file itself, run by ONNX Runtime over a split."""

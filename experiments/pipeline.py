@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from experiments.calibration import Calibration, calibrate
+from experiments.calibration import Calibration, Calibrator
 from experiments.finishing import EVALUATION_TOKENS, Finisher, shortlist
 from experiments.ledger import spent
 from experiments.progress import Reporter
@@ -144,12 +144,12 @@ class Pipeline:
         finalists = self._finalists(explored, budget)
         finisher = self.finisher(compute)
         self._finish(finisher, finalists, supernet)
-        measurements = self._measure(finisher, finalists, calibration)
+        measurements = self._measure(finisher, finalists, calibration.sentinel_reference_ms)
         return Outcome(
             candidates=tuple(c for candidates in explored.values() for c in candidates),
             finalists=tuple(finalists),
             measurements=measurements,
-            verdict=self._choose(finisher, finalists, measurements, budget, calibration),
+            verdict=self._choose(finisher, finalists, measurements, budget),
             budget=budget,
             calibration=calibration,
             proposals=tuple(proposals),
@@ -171,11 +171,9 @@ class Pipeline:
         return self.run.read_json(name)
 
     def _calibrate(self) -> Calibration:
-        return calibrate(
-            self.family, self.device, self.latency_model, self.workload, self.settings.calibration,
-            named=[self.family.space.smallest(), *self.family.hand_designed().values()], seed=self.settings.seed, run=self.run,
-            store=self.store, report=self.report,
-        )  # fmt: skip
+        settings = self.settings.calibration
+        calibrator = Calibrator(self.family, self.device, self.workload, settings, self.run, self.store, self.report)
+        return calibrator.calibrate(self.latency_model, seed=self.settings.seed)
 
     def _budget(self, calibration: Calibration) -> Budget:
         """The user's budget, or half of the largest network's measured latency; refused if the fastest network is slower."""
@@ -356,17 +354,14 @@ class Pipeline:
                 error = finisher.record(finalist.arch)["error_percent"]
                 advance(number, f"{finalist.label} {finalist.arch.id}: error {error:.1f} %")
 
-    def _measure(self, finisher: Finisher, finalists: list[Finalist], calibration: Calibration) -> dict[str, Measurement]:
+    def _measure(self, finisher: Finisher, finalists: list[Finalist], reference_ms: float) -> dict[str, Measurement]:
+        archs, rounds = [f.arch for f in finalists], self.settings.finish.rounds
         with spent(self.run, "measuring the short-list"), self.report.phase("Measuring the short-list", 1):
-            return finisher.measure(
-                [f.arch for f in finalists], sentinel=calibration.sentinel, reference_ms=calibration.sentinel_reference_ms,
-                phase="short-list", rounds=self.settings.finish.rounds,
-            )  # fmt: skip
+            return finisher.measure(archs, reference_ms=reference_ms, phase="short-list", rounds=rounds)
 
     def _choose(
-        self, finisher: Finisher, finalists: list[Finalist], measurements: Mapping[str, Measurement], budget: Budget,
-        calibration: Calibration,
-    ) -> Measurement:  # fmt: skip
+        self, finisher: Finisher, finalists: list[Finalist], measurements: Mapping[str, Measurement], budget: Budget
+    ) -> Measurement:
         """The most accurate of the search's networks that also stays within the budget when it is measured once more.
 
         The measurement that chose a network flatters it, so the verdict has one of its own. When none holds, the fastest ships
@@ -381,10 +376,7 @@ class Pipeline:
         fits = [a for a in by_error if measurements[a.id].latency_ms <= budget.ms]
         fastest = min(ours, key=lambda a: measurements[a.id].latency_ms)
         for arch in [*fits, fastest]:
-            verdict = finisher.measure(
-                [arch], sentinel=calibration.sentinel, reference_ms=calibration.sentinel_reference_ms, phase=f"verdict {arch.id}",
-                rounds=2 * self.settings.finish.rounds,
-            )[arch.id]  # fmt: skip
+            verdict = finisher.verdict(arch, reference_ms=measurements[arch.id].sentinel_reference_ms)
             if verdict.latency_ms <= budget.ms:
                 break
         return verdict

@@ -33,7 +33,7 @@ INK, GREY, PALE = "#1f2933", "#6b7785", "#e4e8ee"
 WIDE, NARROW = 8.6, 4.3  # inches
 LOG_BEYOND = 8.0  # an axis whose ends differ by more than this factor is logarithmic
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans", "font.size": 9.0, "text.color": INK, "text.parse_math": False, "text.usetex": False,
     "axes.edgecolor": "#9aa5b1", "axes.labelcolor": INK, "axes.linewidth": 0.8, "axes.spines.top": False,
     "axes.spines.right": False, "axes.axisbelow": True, "axes.grid": True, "axes.formatter.use_mathtext": False,
@@ -254,8 +254,8 @@ def _place_labels(figure: Figure, axes: Axes, results: Results, limits: _Limits)
     )
     taken.place(asked, [(5, 6, "left"), (-5, 6, "right"), (5, 300, "left"), (-5, 300, "right")])
     short = f"{picked.id}: {picked.error_percent:.2f} %, {format_ms(picked.measured_ms)} ms"
-    ships = _note(axes, 
-        f"ships {short}", (picked.measured_ms, picked.error_percent), fontweight="bold", gid="ships",
+    ships = _note(
+        axes,         f"ships {short}", (picked.measured_ms, picked.error_percent), fontweight="bold", gid="ships",
         arrowprops={"arrowstyle": "-", "color": INK, "lw": 0.8, "shrinkA": 1, "shrinkB": 8},
     )  # fmt: skip
     taken.place(

@@ -69,11 +69,13 @@ def card(
     """The model card, in Markdown."""
     record, environment, task = finisher.record(arch), measurement.environment, finisher.task
     digest = hashlib.sha256((shipped.folder / "model.onnx").read_bytes()).hexdigest()
-    times = f"{measurement.latency_ms:.3f} ms (median, drift removed; p90 {measurement.percentile_ms(90):.3f} ms)"
+    p50, p90 = (measurement.percentile_ms(p) for p in (50, 90))
+    times = f"{measurement.latency_ms:.3f} ms in quiet moments (p50 {p50:.3f} ms, p90 {p90:.3f} ms of all calls)"
     within = "within" if measurement.latency_ms <= asked_ms else "NOT within"
     again = (
         "" if shipped.num_test_reads == 1 else f" The test split has been read for {shipped.num_test_reads} networks of this run."
     )
+    parity = f"{100 * shipped.parity['equal_decisions']:.2f} % of {shipped.parity['num_examples']} test inputs"
     facts = "\n".join(f"- {name}: {value}" for name, value in environment.items())
     return f"""# {task.name}: network {arch.id}
 
@@ -89,14 +91,14 @@ A transformer encoder for `{task.name}`, {len(task.labels)} classes, found by pa
 | workload | batch {measurement.workload.batch}, {measurement.workload.tokens} tokens |
 | parameters | {record["export"]["num_parameters"]:,} |
 | file | {shipped.file_bytes:,} bytes, sha256 `{digest}` |
-| answers equal to the torch network's | {100 * shipped.parity["equal_decisions"]:.2f} % of {shipped.parity["num_examples"]} test inputs |
+| answers equal to the torch network's | {parity} |
 | largest difference of a logit | {shipped.parity["max_abs_difference"]:.1e} |
 {again}
 
 ## Input and output
 
-`token_ids` and `attention_mask`, int64 [batch, sequence] with at most {task.max_tokens} tokens; `logits`, float32 [batch, {len(task.labels)}].
-`labels.json` names the classes in the order of the logits.
+`token_ids` and `attention_mask`, int64 [batch, sequence] with at most {task.max_tokens} tokens; `logits`, float32
+[batch, {len(task.labels)}]. `labels.json` names the classes in the order of the logits.
 
 ## Architecture
 

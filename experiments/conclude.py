@@ -1,0 +1,117 @@
+"""From what a search found to what people read: the exported network, results, picture, page, and the last lines on screen."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+from experiments.ledger import NAME as LEDGER
+from experiments.pipeline import Finalist, Outcome, Pipeline
+from experiments.progress import Reporter
+from experiments.report import summary, write_report
+from experiments.results import LedgerEntry, Network, Parity, PredictorReport, Results, Verdict, hypervolumes
+from experiments.shipping import Shipped, ship
+from nas.types import Measurement
+
+INTERVAL = "the quietest to the noisiest visit, drift removed"
+PACKAGES = ("torch", "optuna", "onnxruntime", "numpy", "hydra-core")
+
+
+def conclude(pipeline: Pipeline, outcome: Outcome, *, command: str, report: Reporter) -> Results:
+    """Exports what was picked, writes the report's files and prints the summary."""
+    shipped = ship(outcome.finisher, outcome.picked, outcome.verdict, asked_ms=outcome.budget.ms, command=command)
+    results = assemble(pipeline, outcome, shipped, command=command)
+    write_report(results, outcome.candidates, pipeline.run.path)
+    for line in summary(results, pipeline.run.path):
+        report.console.print(line)
+    return results
+
+
+def assemble(pipeline: Pipeline, outcome: Outcome, shipped: Shipped, *, command: str) -> Results:
+    """The results of a run as plain data."""
+    ledger: dict[str, Any] = pipeline.run.read_json(LEDGER)
+    networks = tuple(_network(f, outcome) for f in outcome.finalists)
+    picked = next(n for n in networks if n.id == outcome.picked.id)
+    reference = (outcome.budget.ms, 100.0)
+    latency = _times(outcome.verdict)
+    return Results(
+        title=f"{pipeline.task.name} on {pipeline.device.name}",
+        task=pipeline.task.name,
+        device=f"{pipeline.device.name}: {_describe(pipeline)}",
+        workload=pipeline.workload,
+        space=pipeline.family.space.name,
+        seed=pipeline.settings.seed,
+        networks=networks,
+        picked_id=outcome.picked.id,
+        interval=INTERVAL,
+        verdict=Verdict.of(
+            asked_ms=outcome.budget.ms,
+            asked_origin=outcome.budget.origin,
+            predicted_ms=picked.predicted_ms,
+            predicted_upper_ms=picked.predicted_upper_ms,
+            **latency,
+        ),
+        predictor=PredictorReport.of(outcome.calibration.quality, outcome.calibration.held_out),
+        trivial_baselines=dict(outcome.trivial),
+        test_error_percent=shipped.test_error_percent,
+        parity=Parity(**{name: shipped.parity[name] for name in Parity.__dataclass_fields__}),
+        files=tuple(str(p.relative_to(pipeline.run.path)) for p in sorted(shipped.folder.iterdir())),
+        hypervolumes=hypervolumes(networks, reference),
+        hypervolume_reference=reference,
+        ledger=tuple(LedgerEntry(phase, **entry) for phase, entry in ledger.items()),
+        notes=_notes(outcome),
+        command=command,
+        versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+    )
+
+
+def _network(finalist: Finalist, outcome: Outcome) -> Network:
+    record = outcome.finisher.record(finalist.arch)
+    prediction = outcome.calibration.model.predict([finalist.arch])
+    return Network(
+        id=finalist.arch.id,
+        arch=finalist.arch.to_json(),
+        role=finalist.role,
+        label=finalist.label,
+        error_percent=record["error_percent"],
+        predicted_ms=float(prediction.mean_ms[0]),
+        predicted_upper_ms=float(prediction.upper_ms[0]),
+        num_parameters=record["export"]["num_parameters"],
+        train_seconds=record["train_seconds"],
+        **_times(outcome.measurements[finalist.arch.id]),
+    )
+
+
+def _times(measurement: Measurement) -> dict[str, float]:
+    visits = measurement.visits_ms
+    latency = measurement.latency_ms
+    return {
+        "measured_ms": latency,
+        "measured_low_ms": min(latency, float(visits.min())),
+        "measured_high_ms": max(latency, float(visits.max())),
+    }
+
+
+def _describe(pipeline: Pipeline) -> str:
+    facts = pipeline.device.environment
+    threads = facts.get("threads")
+    words = [facts.get("cpu"), threads and f"{threads} thread{'s' * (threads != 1)}", facts.get("precision")]
+    return ", ".join(str(word) for word in words if word)
+
+
+def _notes(outcome: Outcome) -> tuple[str, ...]:
+    """What a reader should know to judge the numbers."""
+    notes = [
+        f"Networks were trained on {outcome.compute}.",
+        f"A latency is that of the device's quietest moments: the lower quartile of the quietest of several visits. Half of all "
+        f"calls of the exported file took at most {outcome.verdict.percentile_ms(50):.3f} ms, nine in ten at most "
+        f"{outcome.verdict.percentile_ms(90):.3f} ms.",
+        "Validation errors chose the network, so they flatter it; the test split was read once, by the exported file.",
+    ]
+    for p in outcome.proposals:
+        notes.append(
+            f"The differentiable search proposed {p.arch.id} for {p.budget_ms:.3f} ms: predicted {p.predicted_ms:.3f} ms "
+            f"(at most {p.upper_ms:.3f}), {p.relaxed_ms:.3f} ms while relaxed; entropy of its choices {p.entropy:.2f}."
+        )
+    return tuple(notes)

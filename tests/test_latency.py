@@ -1,0 +1,114 @@
+"""The additive latency model, on times that are made from a known law and on its contract."""
+
+import numpy as np
+import pytest
+import torch
+
+from latency_models.additive import AdditiveLatency
+from nas.encoding import Encoding
+from nas.types import Measurement, Workload
+from search_spaces.encoder import EncoderFamily, encoder_space
+
+FAMILY = EncoderFamily(encoder_space(), vocab_size=1000, num_classes=10)
+WORKLOAD = Workload(tokens=64)
+
+
+def law(arch) -> float:
+    """Milliseconds of an invented device: counts, FLOPs and bytes with prices of their own for each kind."""
+    prices = {"attention.window": (0.03, 2e-8, 1e-8), "projections": (0.01, 1e-8, 2e-8)}
+    total = 0.05
+    for operator in FAMILY.operators(Encoding.of(FAMILY.space, [arch]), WORKLOAD):
+        a, b, c = prices.get(operator.kind, (0.005, 1.5e-8, 3e-9))
+        total += float(np.sum(a * operator.count + b * operator.flops + c * operator.bytes))
+    return total
+
+
+def measurements(num: int, *, noise: float, seed: int = 0) -> list[Measurement]:
+    rng = np.random.default_rng(seed)
+    archs = [FAMILY.space.sample(rng) for _ in range(num)]
+    times = [law(a) * float(np.exp(noise * rng.normal())) for a in archs]
+    return [Measurement(a, "invented", WORKLOAD, ((t,),), ((1.0,),), 1.0, {}) for a, t in zip(archs, times, strict=True)]
+
+
+def test_it_recovers_an_additive_law():
+    model = AdditiveLatency(ridge=1e-8).fit(FAMILY, measurements(60, noise=0.0))
+    unseen = [FAMILY.space.sample(np.random.default_rng(seed)) for seed in range(100, 200)]
+    np.testing.assert_allclose(model.predict(unseen).mean_ms, [law(a) for a in unseen], rtol=0.02)
+
+
+def test_the_upper_bound_covers_what_it_says():
+    """Over 30 draws of fitting and new networks, the 90 % bound holds for 85 to 95 % of the new ones."""
+    covered = []
+    for seed in range(30):
+        model = AdditiveLatency(coverage=0.9).fit(FAMILY, measurements(40, noise=0.05, seed=seed))
+        fresh = measurements(100, noise=0.05, seed=1000 + seed)
+        upper = model.predict([m.arch for m in fresh]).upper_ms
+        covered.append(np.mean([m.latency_ms for m in fresh] <= upper))
+    assert 0.85 <= np.mean(covered) <= 0.95
+
+
+def test_expected_latency_of_one_hot_probabilities_is_the_prediction():
+    model = AdditiveLatency().fit(FAMILY, measurements(40, noise=0.02))
+    for seed in range(10):
+        arch = FAMILY.space.sample(np.random.default_rng(seed))
+        encoding = Encoding(FAMILY.space, torch.as_tensor(FAMILY.space.encode([arch])[0]))
+        assert model.expected_ms(encoding).item() == pytest.approx(model.predict([arch]).mean_ms[0], rel=1e-9)
+
+
+def test_expected_latency_is_the_mean_over_sampled_architectures():
+    """The features are multilinear, so expecting sizes first gives the expected latency."""
+    model = AdditiveLatency().fit(FAMILY, measurements(40, noise=0.02))
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.dirichlet(np.ones(len(c.options))) for c in FAMILY.space])
+    drawn = []
+    for _ in range(4000):
+        picks = {c.name: c.options[rng.choice(len(c.options), p=values[FAMILY.space.offsets[c.name]])] for c in FAMILY.space}
+        drawn.append(FAMILY.space.canonical(picks))
+    expected = model.expected_ms(Encoding(FAMILY.space, torch.as_tensor(values))).item()
+    assert expected == pytest.approx(model.predict(drawn).mean_ms.mean(), rel=0.02)
+
+
+def test_expected_latency_has_a_gradient_in_every_choice():
+    model = AdditiveLatency().fit(FAMILY, measurements(40, noise=0.02))
+    values = torch.cat([torch.full((len(c.options),), 1 / len(c.options), dtype=torch.float64) for c in FAMILY.space])
+    values.requires_grad_()
+    model.expected_ms(Encoding(FAMILY.space, values)).backward()
+    for choice in FAMILY.space:
+        assert torch.any(values.grad[FAMILY.space.offsets[choice.name]] != 0), choice.name
+
+
+def test_prices_are_not_negative_and_predictions_repeat():
+    model = AdditiveLatency().fit(FAMILY, measurements(20, noise=0.3))
+    assert np.all(model.prices_ >= 0)
+    archs = [FAMILY.space.sample(np.random.default_rng(seed)) for seed in range(5)]
+    first, second = model.predict(archs), model.predict(archs)
+    np.testing.assert_array_equal(first.mean_ms, second.mean_ms)
+    assert np.all(first.upper_ms >= first.mean_ms)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"coverage": 1.5}, "coverage: 1.5 is not between 0 and 1"),
+        ({"ridge": -1.0}, r"ridge: -1.0 is negative"),
+        ({"folds": 1}, "folds: 1 is not at least 2"),
+    ],
+)
+def test_bad_hyper_parameters(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        AdditiveLatency(**arguments)
+
+
+def test_bad_data():
+    some = measurements(10, noise=0.0)
+    with pytest.raises(ValueError, match="measurements: 7 are too few"):
+        AdditiveLatency().fit(FAMILY, some[:7])
+    other = Measurement(some[0].arch, "invented", Workload(tokens=32), ((1.0,),), ((1.0,),), 1.0, {})
+    with pytest.raises(ValueError, match="of 2 workloads"):
+        AdditiveLatency().fit(FAMILY, [*some, other])
+
+
+@pytest.mark.parametrize("sample", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_measurement_refuses_impossible_times(sample):
+    with pytest.raises(ValueError, match="is not positive and finite"):
+        Measurement(FAMILY.space.smallest(), "d", WORKLOAD, ((1.0, sample),), ((1.0,),), 1.0, {})
