@@ -16,6 +16,7 @@ from experiments.progress import Reporter
 from experiments.settings import Settings
 from hardware.store import MeasurementStore
 
+PLAIN = ("seed", "budget_ms", "batch", "tokens", "torch_threads", "train_on", "checkpoint_seconds")
 ALLOWED = ("experiments.", "hardware.", "latency_models.", "nas.", "search_spaces.")
 
 
@@ -26,7 +27,7 @@ def build(config: DictConfig, *, report: Reporter) -> Pipeline:
         ValueError: what a constructor refused, in its own words; a missing value; a target outside our packages.
     """
     settings = Settings(
-        **{name: config[name] for name in ("seed", "budget_ms", "batch", "tokens", "torch_threads", "train_on")},
+        **{name: config[name] for name in PLAIN},
         supernet=_make(config, "init"),
         calibration=_make(config, "calibration"),
         darts=_make(config, "darts"),
@@ -68,7 +69,8 @@ def _check_targets(node: Any, group: str) -> None:
     if isinstance(node, DictConfig):
         target = OmegaConf.select(node, "_target_", throw_on_missing=False)
         if target is not None and not str(target).startswith(ALLOWED):
-            raise ValueError(f"{group}._target_: {str(target)!r} is outside {', '.join(p.rstrip('.') for p in ALLOWED)}")
+            allowed = ", ".join(prefix.rstrip(".") for prefix in ALLOWED)
+            raise ValueError(f"{group}._target_: {target} is not a part of {allowed}")
         for name in node:
             if not omegaconf.OmegaConf.is_missing(node, name):
                 _check_targets(node[name], f"{group}.{name}")

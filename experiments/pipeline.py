@@ -39,7 +39,6 @@ from nas.supernet import inherited_error, state_of
 from nas.training import supernet_trainer
 from nas.types import Candidate, Measurement, Provenance, Workload, pareto_front
 
-CHECKPOINT_SECONDS = 10.0
 CANDIDATES = "candidates.jsonl"
 
 
@@ -221,7 +220,7 @@ class Pipeline:
             def on_step(step: int, loss: float) -> None:
                 nonlocal saved
                 advance(step, f"loss {loss:.3f}")
-                if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                if time.monotonic() - saved > self.settings.checkpoint_seconds:
                     self._save_checkpoint("supernet.ckpt", trainer.state_dict())
                     saved = time.monotonic()
 

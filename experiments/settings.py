@@ -18,7 +18,7 @@ def _positive(owner: object, *names: str) -> None:
 class SupernetSettings:
     """How the supernet begins and learns: from scratch, by the sandwich rule with `num_random` random networks a step."""
 
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=500))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=400))
     num_random: int = 1
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ class FinishSettings:
     """The short-list: how many networks of each front are cut out, trained for `train.steps`, exported and measured."""
 
     shortlist: int = 3
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=120, learning_rate=1e-3))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=250, learning_rate=1.5e-3))
     rounds: int = 6
 
     def __post_init__(self) -> None:
@@ -84,6 +84,7 @@ class Settings:
         batch, tokens: the workload that is timed; None tokens means the task's longest input.
         torch_threads: threads that training uses.
         train_on: a torch device, or "auto" for CUDA where there is one.
+        checkpoint_seconds: how much supernet training a kill may cost.
 
     Raises:
         ValueError: a value outside its range.
@@ -95,6 +96,7 @@ class Settings:
     tokens: int | None = None
     torch_threads: int = 2
     train_on: str = "auto"
+    checkpoint_seconds: float = 10.0
     supernet: SupernetSettings = field(default_factory=SupernetSettings)
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
     darts: DartsConfig = field(default_factory=DartsConfig)
@@ -107,5 +109,7 @@ class Settings:
             raise ValueError(f"seed: {self.seed} is negative")
         if self.budget_ms is not None and not self.budget_ms > 0:
             raise ValueError(f"budget_ms: {self.budget_ms} is not positive")
+        if self.checkpoint_seconds < 0:
+            raise ValueError(f"checkpoint_seconds: {self.checkpoint_seconds} is negative")
         if self.train_on != "auto" and self.train_on.split(":")[0] not in ("cpu", "cuda"):
             raise ValueError(f"train_on: {self.train_on!r} is not one of ('auto', 'cpu', 'cuda')")

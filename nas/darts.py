@@ -70,7 +70,7 @@ class Proposal:
     upper_ms: float
     relaxed_ms: float  # expected latency of the relaxed architecture at the end
     entropy: float  # mean over choices, 0 (decided) to 1 (uniform)
-    loss: float  # of the relaxed architecture on the architecture split, last batch
+    loss: float  # of the relaxed architecture on the architecture split, mean of the last ten batches
 
     def to_json(self) -> dict[str, Any]:
         return {**self.__dict__, "arch": self.arch.to_json()}
@@ -108,11 +108,13 @@ class Darts:
         """
         target_ms = budget_ms / self.latency_model.upper_factor()
         start, end = self.config.temperature
-        loss, encoding = math.nan, relax(self.space, self.logits.detach(), temperature=end)
+        losses: list[float] = []
+        encoding = relax(self.space, self.logits.detach(), temperature=end)
         for step in range(steps):
             temperature = start * (end / start) ** (step / max(1, steps - 1))
             self._weight_step(temperature)
             loss, encoding = self._logit_step(temperature, target_ms)
+            losses.append(loss)
             if not math.isfinite(loss):
                 raise TrainingError(f"the loss of the differentiable search is {loss} at step {step}")
             self.num_steps += 1
@@ -127,7 +129,7 @@ class Darts:
             upper_ms=float(prediction.upper_ms[0]),
             relaxed_ms=float(self.latency_model.expected_ms(Encoding(self.space, encoding.values.detach().double().cpu()))),
             entropy=mean_entropy(self.space, probabilities),
-            loss=loss,
+            loss=float(np.mean(losses[-10:])),
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Languages(TextClassification):
             or `max_examples` that leave no two languages.
     """
 
-    def __init__(self, *, vocab_size: int = 8000, max_tokens: int = 64, max_examples: int | None = None) -> None:
+    def __init__(self, *, vocab_size: int = 12000, max_tokens: int = 64, max_examples: int | None = None) -> None:
         check_sizes(vocab_size=vocab_size, max_tokens=max_tokens)
         if max_examples is not None:
             check_at_least(1, max_examples=max_examples)

@@ -1,0 +1,256 @@
+"""What people read of a finished run: the page, the picture and the table as files, and the last lines on the screen."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from experiments import plots
+from experiments.results import Network, PredictorReport, Results, format_ms, format_seconds, front, split_layers
+from nas.types import Candidate, Provenance
+
+WHO = {"search": "search", "random": "random search", "hand": "designed by hand"}
+COLUMNS = (
+    "id", "role", "label", "error_percent", "error_provenance", "predicted_ms", "predicted_upper_ms", "measured_ms",
+    "measured_low_ms", "measured_high_ms", "num_parameters", "on_front", "picked", "arch",
+)  # fmt: skip
+
+
+def write_report(results: Results, candidates: Sequence[Candidate], folder: Path | str) -> tuple[Path, ...]:
+    """Writes pareto.csv, pareto.png, results.json and report.html, each whole or not at all; returns their paths."""
+    contents = {
+        "pareto.csv": pareto_csv(results).encode(),
+        "pareto.png": plots.png(plots.pareto_figure(results, candidates)),
+        "results.json": (json.dumps(results.to_json(), indent=1, allow_nan=False) + "\n").encode(),
+        "report.html": page(results, candidates).encode(),
+    }
+    for name, content in contents.items():
+        unfinished = Path(folder) / f"{name}.part"
+        unfinished.write_bytes(content)
+        os.replace(unfinished, Path(folder) / name)
+    return tuple(Path(folder) / name for name in contents)
+
+
+def pareto_csv(results: Results) -> str:
+    """Every trained network, the fastest first; `on_front` says that no other beats it in measured latency and error."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    on_front = front(results.networks)
+    for n in by_time(results.networks):
+        facts = {name: getattr(n, name) for name in COLUMNS if hasattr(n, name)}
+        flags = {"on_front": n in on_front, "picked": n.id == results.picked_id}
+        derived = {"error_provenance": Provenance.RETRAINED, "arch": json.dumps(dict(n.arch))}
+        writer.writerow({**facts, **derived, **{name: str(flag).lower() for name, flag in flags.items()}})
+    return text.getvalue()
+
+
+def page(results: Results, candidates: Sequence[Candidate]) -> str:
+    """The report as one HTML page that needs nothing else."""
+    environment = Environment(
+        loader=PackageLoader("experiments"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(ms=format_ms, seconds=format_seconds, short=arch_in_short)
+    pictures = {
+        "pareto": _drawn(lambda width: plots.pareto_figure(results, candidates, width=width)),
+        "architecture": _drawn(lambda width: plots.architecture_figure(results.picked, results.networks, width=width)),
+        "ledger": _drawn(lambda width: plots.ledger_figure(results.ledger, width=width)),
+        "predictor": {"wide": _address(plots.predictor_figure(results.predictor))},
+    }
+    return environment.get_template("report.html.j2").render(
+        r=results,
+        who=WHO,
+        pictures=pictures,
+        networks=by_time(results.networks),
+        on_front=front(results.networks),
+        comparisons=compare_at_equal_time(results),
+        trivial_sentence=trivial_sentence(results),
+        trivial_wins=trivial_wins(results),
+        search_sentences=search_sentences(results),
+        trust_sentence=trust_sentence(results.predictor),
+        cost_sentence=cost_sentence(results),
+    )
+
+
+def _drawn(draw: Callable[[float], Figure]) -> dict[str, str]:
+    """The picture for a desk and for a phone, as addresses that hold it."""
+    widths = {"wide": plots.WIDE, "narrow": plots.NARROW}
+    return {name: _address(draw(width)) for name, width in widths.items()}
+
+
+def _address(figure: Figure) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(plots.svg(figure)).decode()
+
+
+def by_time(networks: Sequence[Network]) -> list[Network]:
+    return sorted(networks, key=lambda n: (n.measured_ms, n.error_percent))
+
+
+def arch_in_short(arch: Mapping[str, int | str]) -> str:
+    """`width 64, depth 3: full/4/256, 2 × none/–/128`: equal neighbours once, the parts of a layer in one order."""
+    whole, layers = split_layers(arch)
+    parts = list(dict.fromkeys(part for layer in sorted(layers, key=len, reverse=True) for part in layer))
+    words = ["/".join(str(layer.get(part, "–")) for part in parts) for layer in layers]
+    runs: list[tuple[int, str]] = []
+    for word in words:
+        if runs and runs[-1][1] == word:
+            runs[-1] = (runs[-1][0] + 1, word)
+        else:
+            runs.append((1, word))
+    head = ", ".join(f"{name} {option}" for name, option in whole.items())
+    tail = ", ".join(f"{times} × {word}" if times > 1 else word for times, word in runs)
+    return ": ".join(part for part in (head, tail) if part)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A network of another origin, and the search's most accurate one that takes no more time, if there is any."""
+
+    other: Network
+    ours: Network | None
+
+    @property
+    def points(self) -> float:
+        """Error of ours minus that of the other: negative where the search is better."""
+        assert self.ours is not None
+        return self.ours.error_percent - self.other.error_percent
+
+
+def compare_at_equal_time(results: Results) -> list[Comparison]:
+    """For every network that the search did not find, the fastest first."""
+    comparisons = []
+    for other in by_time(results.of_role("random") + results.of_role("hand")):
+        as_fast = [n for n in results.of_role("search") if n.measured_ms <= other.measured_ms]
+        comparisons.append(Comparison(other, min(as_fast, key=lambda n: n.error_percent, default=None)))
+    return comparisons
+
+
+def trivial_wins(results: Results) -> bool:
+    """Whether something that needs no network has a lower validation error than what ships."""
+    return results.best_trivial is not None and results.best_trivial[1] < results.picked.error_percent
+
+
+def trivial_sentence(results: Results) -> str:
+    """Whether the networks are worth having at all, in plain words."""
+    if results.best_trivial is None:
+        return "No baseline without a network was run for this task."
+    name, error = results.best_trivial
+    ships, best = results.picked, min(results.networks, key=lambda n: n.error_percent)
+    if error < best.error_percent:
+        return (
+            f"A baseline without a network is better than every network here: {name} has {error:.2f} % validation error, the "
+            f"network that ships {ships.error_percent:.2f} %, the best one trained {best.error_percent:.2f} %. Where the device "
+            f"can run it, it is the better choice."
+        )
+    if error < ships.error_percent:
+        return (
+            f"A baseline without a network is better than the network that ships: {name} has {error:.2f} % validation error, the "
+            f"network {ships.error_percent:.2f} %. The best one trained, {best.id}, has {best.error_percent:.2f} %."
+        )
+    verb = "is level with" if error == ships.error_percent else "beats"
+    return (
+        f"The network that ships {verb} the best baseline without a network: {ships.error_percent:.2f} % validation error, "
+        f"{name} has {error:.2f} %."
+    )
+
+
+def search_sentences(results: Results) -> list[str]:
+    """How the search did against random search and hand-designed networks, as it came out."""
+    on_front = front(results.networks)
+    counts = [f"{sum(n.role == role for n in on_front)} {words}" for role, words in WHO.items() if results.of_role(role)]
+    sentences = [f"Networks that no other one beats in both measured latency and error: {', '.join(counts)}."]
+    areas = results.hypervolumes
+    if areas:
+        ms, percent = results.hypervolume_reference
+        listed = ", ".join(f"{WHO.get(role, role)} {area:.5g}" for role, area in areas.items())
+        sentences.append(
+            f"Hypervolume up to {format_ms(ms)} ms and {percent:.4g} % error, of trained and measured networks (larger is "
+            f"better): {listed}."
+        )
+    if areas.get("search", 0.0) > 0 and areas.get("random", 0.0) > 0:
+        lead = 100 * (areas["search"] / areas["random"] - 1)
+        if abs(lead) < 0.005:
+            sentences.append("By this measure the search and random search are level.")
+        elif lead > 0:
+            sentences.append(f"By this measure the search is {lead:.2f} % ahead of random search.")
+        else:
+            sentences.append(f"By this measure the search is {-lead:.2f} % behind random search: here it was not worth its cost.")
+    return sentences
+
+
+def trust_sentence(predictor: PredictorReport) -> str:
+    """How far the predicted latencies can be believed."""
+    p = predictor
+    rank = "too few to rank" if p.spearman is None else f"rank correlation {p.spearman:.3f}"
+    useless = (
+        " It is no better than a constant: do not trust its predictions." if p.mape_percent >= p.constant_mape_percent else ""
+    )
+    return (
+        f"The latency model was fitted to {p.num_fit} measured networks and judged on {p.num_held_out} others that it had not "
+        f"seen: mean error {p.mape_percent:.1f} % (always guessing the median: {p.constant_mape_percent:.1f} %), {rank}, "
+        f"{p.within_10_percent:.0f} % of the predictions within 10 %. {p.coverage_percent:.0f} % of the networks were no slower "
+        f"than their upper bound.{useless}"
+    )
+
+
+def cost_sentence(results: Results) -> str:
+    """What the run cost in all."""
+    ledger = results.ledger
+    wall, cpu = sum(entry.seconds for entry in ledger), sum(entry.cpu_seconds for entry in ledger)
+    memory = max((entry.peak_memory_mib for entry in ledger), default=0.0)
+    trained = sum(entry.networks_trained for entry in ledger)
+    return (
+        f"{format_seconds(wall)} in all ({format_seconds(cpu)} of CPU time), {trained} networks trained, at most "
+        f"{memory:.0f} MiB of memory."
+    )
+
+
+def front_table(results: Results) -> Table:
+    """Every trained network for the terminal, the fastest first."""
+    title = Text(f"{results.title}: trained and measured, latency in ms")
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("network", no_wrap=True)
+    table.add_column("by")
+    for name in ("error %", "measured", "predicted", "upper", "params"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
+    on_front = front(results.networks)
+    for n in by_time(results.networks):
+        marks = ["front"] * (n in on_front) + ["ships"] * (n.id == results.picked_id)
+        times = [format_ms(t) for t in (n.measured_ms, n.predicted_ms, n.predicted_upper_ms)]
+        by = n.label if n.role == "hand" else n.role
+        cells = [n.id, by, f"{n.error_percent:.2f}", *times, f"{n.num_parameters:,}", ", ".join(marks)]
+        style = "bold green" if n.id == results.picked_id else "" if n in on_front else "dim"
+        table.add_row(*(Text(cell) for cell in cells), style=style)
+    return table
+
+
+def summary(results: Results, folder: Path | str) -> list[Table | Text]:
+    """The last lines of a run: the table, what ships, the verdict, whether a trivial baseline is better, and the files."""
+    picked, verdict = results.picked, results.verdict
+    return [
+        front_table(results),
+        Text(
+            f"Ships {picked.id}: validation error {picked.error_percent:.2f} %, test error of the exported file "
+            f"{results.test_error_percent:.2f} %, {picked.num_parameters:,} parameters."
+        ),
+        Text(verdict.sentence, style="bold green" if verdict.kept else "bold red"),
+        Text(trivial_sentence(results), style="yellow" if trivial_wins(results) else ""),
+        Text(f"Written to {folder}: report.html, pareto.png, pareto.csv, results.json, {', '.join(_folders(results.files))}"),
+    ]
+
+
+def _folders(files: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(f"{Path(file).parent}/" for file in files))

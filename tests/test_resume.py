@@ -1,0 +1,120 @@
+"""A run that is killed in every phase ends with the weights, proposals and trials of one that was never stopped."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.storages.journal import JournalFileBackend
+
+from tests.conftest import command
+
+SLOWER = ("init.train.steps=120", "darts.steps=30", "searcher.evaluations=25", "checkpoint_seconds=0.1", "torch_threads=1")
+
+
+def words(run: Path) -> list[str]:
+    return ["search", "experiment=smoke", *SLOWER, f"run={run}", f"store={run.parent / 'store'}"]
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+PHASES = {
+    "supernet": (signal.SIGKILL, lambda run: (run / "supernet.ckpt").exists()),
+    "darts": (signal.SIGKILL, lambda run: (run / "darts.ckpt").exists()),
+    "outer loop": (signal.SIGINT, lambda run: len(lines(run / "candidates.jsonl")) >= 7),
+    "random search": (signal.SIGKILL, lambda run: len(lines(run / "candidates.jsonl")) >= 32),
+    "short-list": (signal.SIGKILL, lambda run: len(list((run / "shortlist").glob("*.json"))) >= 2),
+}
+
+
+def start_and_stop(run: Path, phase: str) -> None:
+    """Starts the search, and stops it as soon as the phase has left something behind."""
+    stop, reached = PHASES[phase]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.cli", *words(run)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not reached(run):
+        assert process.poll() is None, f"{phase}: it ended before it was stopped: {process.communicate()}"
+        assert time.monotonic() < deadline, f"{phase}: not reached"
+        time.sleep(0.005)
+    process.send_signal(stop)
+    _, errors = process.communicate(timeout=60)
+    if stop == signal.SIGINT:
+        assert process.returncode == 130
+        assert errors.strip() == "Stopped. The same command with run=DIR of this run goes on where it was."
+    else:
+        assert process.returncode == -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("whole") / "run"
+    done = command(*words(run))
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+def test_killed_in_every_phase(whole, tmp_path):
+    cut = tmp_path / "run"
+    cut.mkdir()
+    for name in ("run.json", "compute.json", "trivial.json"):
+        shutil.copy(whole / name, cut)
+    calibration = [r for r in lines(whole / "measurements.jsonl") if r["phase"] == "calibration"]
+    (cut / "measurements.jsonl").write_text("".join(json.dumps(r) + "\n" for r in calibration))
+
+    for phase in PHASES:
+        start_and_stop(cut, phase)
+    done = command(*words(cut))
+    assert done.returncode == 0, done.stderr
+
+    for name in ("supernet.safetensors", "proposals.json"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+    for name in ("id", "phase", "objectives"):
+        of_whole, of_cut = ([c[name] for c in lines(run / "candidates.jsonl")] for run in (whole, cut))
+        assert of_cut == of_whole
+    trials = [
+        [(t.number, t.params, t.values, t.state) for t in _study(run).get_trials()] for run in (whole, cut)
+    ]
+    assert trials[0] == trials[1]
+    finished = {p.name: p.read_bytes() for p in (whole / "shortlist").glob("*.safetensors")}
+    assert finished == {p.name: p.read_bytes() for p in (cut / "shortlist").glob("*.safetensors")}
+    repeated = [r["id"] for r in lines(cut / "measurements.jsonl") if r["phase"] == "calibration"]
+    assert len(repeated) == len(set(repeated)) == len(calibration)
+
+
+def _study(run: Path) -> optuna.Study:
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(run / "study.journal")))
+    return optuna.load_study(study_name="search", storage=storage)
+
+
+def test_a_finished_run_is_not_searched_again(whole):
+    before = {p: p.stat().st_mtime_ns for p in whole.rglob("*.safetensors")}
+    num_measurements = len(lines(whole / "measurements.jsonl"))
+    done = command(*words(whole))
+    assert done.returncode == 0, done.stderr
+    assert before == {p: p.stat().st_mtime_ns for p in whole.rglob("*.safetensors")}
+    assert len(lines(whole / "measurements.jsonl")) == num_measurements
+
+
+def test_another_run_is_refused_and_nothing_changes(whole):
+    before = {p: p.read_bytes() for p in whole.rglob("*") if p.is_file() and p.name != ".lock"}
+    for change, message in {
+        "space.depth=[1,2]": "was begun with space signature",
+        "seed=5": "was begun with seed 0, this run has 5",
+        "budget_ms=3": "was begun with budget_ms None, this run has 3.0",
+    }.items():
+        done = command(*words(whole), change)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert before == {p: p.read_bytes() for p in whole.rglob("*") if p.is_file() and p.name != ".lock"}
