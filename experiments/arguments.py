@@ -18,10 +18,11 @@ def parse(schema: type[Schema], words: Sequence[str]) -> Schema:
         ValueError: a word that is not NAME=VALUE, an unknown name, a value of another type, or a missing one.
     """
     base = OmegaConf.structured(schema)
-    allowed = ", ".join(f"{name}=…" for name in base)
+    names = [str(name) for name in base]
+    allowed = ", ".join(f"{name}=…" for name in names)
     for word in words:
         name, equals, _ = word.partition("=")
-        if not equals or name not in base:
+        if not equals or name not in names:
             raise ValueError(f"{word!r} is not one of {allowed}")
     try:
         config = OmegaConf.merge(base, OmegaConf.from_dotlist(list(words)))

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import omegaconf
 import platformdirs
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from experiments.pipeline import Pipeline
 from experiments.progress import Reporter
@@ -67,13 +66,13 @@ def _make(config: DictConfig, group: str) -> Any:
 
 def _check_targets(node: Any, group: str) -> None:
     if isinstance(node, DictConfig):
-        target = OmegaConf.select(node, "_target_", throw_on_missing=False)
-        if target is not None and not str(target).startswith(ALLOWED):
+        target = str(OmegaConf.select(node, "_target_", default=ALLOWED[0]))
+        if not target.startswith(ALLOWED):
             allowed = ", ".join(prefix.rstrip(".") for prefix in ALLOWED)
             raise ValueError(f"{group}._target_: {target} is not a part of {allowed}")
-        for name in node:
-            if not omegaconf.OmegaConf.is_missing(node, name):
+        for name in map(str, node):
+            if not OmegaConf.is_missing(node, name):
                 _check_targets(node[name], f"{group}.{name}")
-    elif isinstance(node, omegaconf.ListConfig):
+    elif isinstance(node, ListConfig):
         for child in node:
             _check_targets(child, group)

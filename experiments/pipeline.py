@@ -33,7 +33,7 @@ from hardware.store import MeasurementStore
 from nas.compute import Compute, choose_compute
 from nas.darts import BudgetError, Darts, Proposal
 from nas.protocols import Batch, Device, DifferentiableLatencyModel, Family, LatencyModel, Task
-from nas.search import OptunaSearcher, RandomSearcher, search
+from nas.search import RandomSearcher, search
 from nas.space import Architecture
 from nas.supernet import inherited_error, state_of
 from nas.training import supernet_trainer
@@ -101,7 +101,7 @@ class Pipeline:
 
     def identity(self) -> dict[str, Any]:
         """What makes a directory this run's and no other's."""
-        settings = json.dumps(dataclasses.asdict(self.settings), sort_keys=True)
+        settings = json.dumps(dataclasses.asdict(self.settings), sort_keys=True, default=repr)
         return {
             "space": self.family.space.name,
             "space signature": self.family.signature,
@@ -290,14 +290,14 @@ class Pipeline:
 
         self.run.mend("study.journal")
         searchers: dict[str, Callable[[], Any]] = {
-            "search": lambda: OptunaSearcher(
-                space, objectives=("error", "latency_ms"), sampler=settings.sampler, seed=self.settings.seed,
-                initial=initial, constraint=("upper_ms", budget.ms), population=settings.population,
+            "search": lambda: settings.make_searcher(
+                space, objectives=("error", "latency_ms"), seed=self.settings.seed, initial=initial,
+                constraint=("upper_ms", budget.ms),
                 storage=optuna.storages.JournalStorage(JournalFileBackend(str(self.run / "study.journal"))),
             ),
             "random": lambda: RandomSearcher(space, seed=self.settings.seed, accept=accept),
         }  # fmt: skip
-        titles = {"search": f"Outer loop ({settings.sampler})", "random": "Random search, for comparison"}
+        titles = {"search": "Outer loop", "random": "Random search, for comparison"}
         explored = {}
         for phase in ("search", "random") if settings.baseline else ("search",):
             of_phase = [c for c in known if c.phase == phase]

@@ -10,7 +10,8 @@ import io
 import itertools
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,17 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-from experiments.results import LedgerEntry, Network, PredictorReport, Results, format_ms, format_seconds, front, split_layers
+from experiments.results import (
+    LedgerEntry,
+    Network,
+    PredictorReport,
+    Results,
+    format_ms,
+    format_seconds,
+    front,
+    parts_of,
+    split_layers,
+)
 from nas.types import Candidate
 
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
@@ -73,7 +84,15 @@ class _Limits:
     shows_trivial: bool
 
 
-@mpl.rc_context(STYLE)
+@contextmanager
+def _drawing() -> Iterator[None]:
+    """Our style whatever the user's; a script that the font lacks shows boxes and does not warn."""
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        yield
+
+
+@_drawing()
 def pareto_figure(results: Results, candidates: Sequence[Candidate], *, width: float = WIDE) -> Figure:
     """Validation error against latency: what was scored, what was trained and measured, the budget and what ships.
 
@@ -99,9 +118,8 @@ def pareto_figure(results: Results, candidates: Sequence[Candidate], *, width: f
     _head(figure, axes, results.title, words)
     handles = {tuple: HandlerTuple(None)}
     figure.legend(*_legend(results, candidates), loc="outside lower left", ncols=2 if width > NARROW else 1, handler_map=handles)
-    _place_labels(
-        figure, axes, results, limits, f"{num_hidden} of {len(candidates)} scored architectures lie outside" if num_hidden else ""
-    )
+    hidden = f"{num_hidden} of {len(candidates)} scored architectures lie outside" if num_hidden else ""
+    _place_labels(figure, axes, results, limits, hidden)
     return figure
 
 
@@ -123,7 +141,7 @@ def _limits(results: Results, candidates: Sequence[Candidate]) -> _Limits:
     if trivial is not None and shows_trivial:
         low, high = min(low, trivial[1]), max(high, trivial[1])
         span = max(span, high - low)
-    # the trained networks keep at least six tenths of the height
+    # what was trained, and the baseline, keep at least six tenths of the height
     top = max(high, min(max((c.objectives["error"] for c in candidates), default=high), low + span / 0.6))
     pad = max(0.1 * (top - low), 0.5 * (span - (top - low)))
     return _Limits(x, (max(low - pad, -0.3 * pad), top + pad), log, shows_trivial)
@@ -154,15 +172,9 @@ def _draw_networks(axes: Axes, networks: Sequence[Network], role: str) -> None:
         if n.measured_low_ms is not None and n.measured_high_ms is not None:
             axes.plot([n.measured_low_ms, n.measured_high_ms], height, color=look.colour, **BAR, zorder=5, gid=f"interval {role}")
     errors = [n.error_percent for n in networks]
-    for gid, times, style in (
-        (f"predicted {role}", [n.predicted_ms for n in networks], {**DIAMOND, "mec": look.colour, "zorder": 6}),
-        (
-            role,
-            [n.measured_ms for n in networks],
-            {"marker": look.marker, "ms": look.size, "mec": "white", "mew": 0.9, "zorder": 7},
-        ),
-    ):
-        axes.plot(times, errors, ls="none", color=look.colour, gid=gid, **style)
+    times, predicted = [n.measured_ms for n in networks], [n.predicted_ms for n in networks]
+    axes.plot(predicted, errors, color=look.colour, mec=look.colour, ls="none", zorder=6, gid=f"predicted {role}", **DIAMOND)
+    axes.plot(times, errors, look.marker, color=look.colour, ms=look.size, mec="white", mew=0.9, zorder=7, gid=role)
 
 
 def _legend(results: Results, candidates: Sequence[Candidate]) -> tuple[list[Any], list[str]]:
@@ -170,9 +182,8 @@ def _legend(results: Results, candidates: Sequence[Candidate]) -> tuple[list[Any
     for role, look in LOOKS.items():
         if results.of_role(role):
             line = "-" if role == "search" else "none"
-            entries[look.legend] = Line2D(
-                [], [], color=look.colour, marker=look.marker, ms=look.size, mec="white", lw=2.2, ls=line
-            )
+            style: dict[str, Any] = {"marker": look.marker, "ms": look.size, "mec": "white", "lw": 2.2, "ls": line}
+            entries[look.legend] = Line2D([], [], color=look.colour, **style)
     if any(n.measured_low_ms is not None for n in results.networks):
         entries[results.interval] = Line2D([], [], color=GREY, **BAR)
     entries["predicted latency of the same network"] = Line2D([], [], color=GREY, mec=GREY, **LINK, **DIAMOND)
@@ -199,7 +210,7 @@ def _place_labels(figure: Figure, axes: Axes, results: Results, limits: _Limits,
     for n, after in itertools.pairwise(ours):
         labels.avoid(np.geomspace(n.measured_ms, after.measured_ms, 40), n.error_percent, 0.4)
         labels.avoid(after.measured_ms, np.linspace(n.error_percent, after.error_percent, 40), 0.4)
-    labels.avoid(verdict.asked_ms, np.linspace(bottom, top, 80), 0.4)
+    labels.avoid(verdict.asked_ms, np.linspace(bottom, top, 80), 0.1)
     if corner:
         labels.place(corner, (right, top), [(-3, -9, "right")], color=GREY, fontsize=7.5, gid="hidden")
     rise = axes.bbox.height * 72 / figure.dpi - 12
@@ -216,12 +227,13 @@ def _place_labels(figure: Figure, axes: Axes, results: Results, limits: _Limits,
         words = textwrap.shorten(n.label, 40, placeholder="…")
         labels.place(words, (n.measured_ms, n.error_percent), offsets, color=DARK_GREEN, gid="hand label")
     if trivial:
-        words = f"{textwrap.shorten(trivial[0], 50, placeholder='…')}: {trivial[1]:.2f} %"
+        words = f"{textwrap.shorten(trivial[0], 50, placeholder='…')}: {trivial[1]:.2f}\u00a0%"
         height, offsets = trivial[1], [(x, y, "right") for x in (-4, -80, -160) for y in (4, -12)]
         if not limits.shows_trivial:
             above = trivial[1] > top
             words += f", {'above' if above else 'below'} this picture"
             height, offsets = (top if above else bottom), [(-4, y if above else -y - 6, "right") for y in (-24, -12, -38)]
+        words = textwrap.fill(words, int(11.7 * figure.get_figwidth()))
         labels.place(words, (right, height), offsets, color=DARK_PURPLE, gid="trivial label")
 
 
@@ -247,6 +259,7 @@ class _Labels:
         style = {"fontsize": 8.5, "bbox": BACKED, "zorder": 10, "multialignment": "left", **style}
         label = self.axes.annotate(text, point, xytext=(0, 0), textcoords="offset points", **style)
         label.set_in_layout(False)
+        at = self.axes.transData.transform(point)
 
         def box(offset: tuple[float, float, str]) -> Bbox:
             label.set(position=offset[:2], horizontalalignment=offset[2])
@@ -254,17 +267,18 @@ class _Labels:
             return Text.get_window_extent(label, self.renderer).padded(3)
 
         def cost(offset: tuple[float, float, str]) -> float:
-            (x0, y0), (x1, y1) = box(offset).get_points()
+            x0, y0, x1, y1 = box(offset).extents
             x, y, weight = self.points.T
-            inside = self.axes.bbox
-            outside = max(inside.x0 - x0, 0) + max(x1 - inside.x1, 0) + max(inside.y0 - y0, 0) + max(y1 - inside.y1, 0)
-            covered = float(weight[(x > x0) & (x < x1) & (y > y0) & (y < y1)].sum())
-            return 0.3 * float(outside) + covered + 8.0 * box(offset).count_overlaps(self.boxes)
+            covered = weight[(x > x0) & (x < x1) & (y > y0) & (y < y1)].sum()
+            left, bottom, right, top = self.axes.bbox.extents
+            outside = max(left - x0, 0) + max(x1 - right, 0) + max(bottom - y0, 0) + max(y1 - top, 0)
+            away = np.hypot(max(x0 - at[0], at[0] - x1, 0), max(y0 - at[1], at[1] - y1, 0)) / self.dots_a_point
+            return float(covered + 0.3 * outside + 0.05 * away + 8.0 * box(offset).count_overlaps(self.boxes))
 
         self.boxes.append(box(min(offsets, key=cost)))
 
 
-@mpl.rc_context(STYLE)
+@_drawing()
 def predictor_figure(predictor: PredictorReport, *, width: float = NARROW) -> Figure:
     """Predicted against measured latency of the held-out networks, each with its upper bound, and the band of 10 %."""
     figure, axes = _empty(width, 0.95 * width)
@@ -292,7 +306,7 @@ def predictor_figure(predictor: PredictorReport, *, width: float = NARROW) -> Fi
     return figure
 
 
-@mpl.rc_context(STYLE)
+@_drawing()
 def architecture_figure(network: Network, networks: Sequence[Network], *, width: float = WIDE) -> Figure:
     """The layers from input (left) to output: sizes as bars beside the largest in `networks`, kinds as words.
 
@@ -300,7 +314,7 @@ def architecture_figure(network: Network, networks: Sequence[Network], *, width:
     """
     whole, layers = split_layers(network.arch)
     others = [split_layers(n.arch)[1] for n in (network, *networks)]
-    rows = list(dict.fromkeys(part for layer in max(others, key=len) for part in layer)) or ["layers"]
+    rows = parts_of([layer for other in others for layer in other]) or ["layers"]
     num_columns = max(1, *(len(other) for other in others))
     figure, axes = _empty(width, 0.42 * len(rows) + 0.95)
     axes.set(xlim=(0, num_columns), ylim=(len(rows), 0))
@@ -339,7 +353,7 @@ def _draw_cell(
         axes.text(column + 0.5, row + 0.5, words, ha="center", va="center", fontsize=8.5)
 
 
-@mpl.rc_context(STYLE)
+@_drawing()
 def ledger_figure(ledger: Sequence[LedgerEntry], *, width: float = WIDE) -> Figure:
     """What each phase cost in wall time, in the order in which they ran."""
     figure, axes = _empty(width, 0.3 * len(ledger) + 0.3)
@@ -374,8 +388,7 @@ def svg(figure: Figure) -> bytes:
 
 def _written(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:
     buffer = io.BytesIO()
-    with mpl.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # a script that the font lacks shows boxes
+    with _drawing():
         figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
     return buffer.getvalue()
 

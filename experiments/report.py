@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments import plots
-from experiments.results import Network, PredictorReport, Results, format_ms, format_seconds, front, split_layers
+from experiments.results import Network, PredictorReport, Results, format_ms, format_seconds, front, parts_of, split_layers
 from nas.types import Candidate, Provenance
 
 WHO = {"search": "search", "random": "random search", "hand": "designed by hand"}
@@ -62,7 +63,7 @@ def page(results: Results, candidates: Sequence[Candidate]) -> str:
     environment = Environment(
         loader=PackageLoader("experiments"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(ms=format_ms, seconds=format_seconds, short=arch_in_short)
+    environment.filters.update(ms=format_ms, short=arch_in_short, unbroken=_unbroken)
     pictures = {
         "pareto": _drawn(lambda width: plots.pareto_figure(results, candidates, width=width)),
         "architecture": _drawn(lambda width: plots.architecture_figure(results.picked, results.networks, width=width)),
@@ -77,11 +78,16 @@ def page(results: Results, candidates: Sequence[Candidate]) -> str:
         on_front=front(results.networks),
         comparisons=compare_at_equal_time(results),
         trivial_sentence=trivial_sentence(results),
-        trivial_wins=trivial_wins(results),
+        warnings=[trivial_sentence(results)] * trivial_wins(results) + [s for s in (beaten_sentence(results),) if s],
         search_sentences=search_sentences(results),
         trust_sentence=trust_sentence(results.predictor),
         cost_sentence=cost_sentence(results),
     )
+
+
+def _unbroken(sentence: str) -> str:
+    """With no line break between a number and its unit."""
+    return re.sub(r"(?<=\d) (?=%|ms\b)", "\u00a0", sentence)
 
 
 def _drawn(draw: Callable[[float], Figure]) -> dict[str, str]:
@@ -101,8 +107,7 @@ def by_time(networks: Sequence[Network]) -> list[Network]:
 def arch_in_short(arch: Mapping[str, int | str]) -> str:
     """`width 64, depth 3: full/4/256, 2 × none/–/128`: equal neighbours once, the parts of a layer in one order."""
     whole, layers = split_layers(arch)
-    parts = list(dict.fromkeys(part for layer in sorted(layers, key=len, reverse=True) for part in layer))
-    words = ["/".join(str(layer.get(part, "–")) for part in parts) for layer in layers]
+    words = ["/".join(str(layer.get(part, "–")) for part in parts_of(layers)) for layer in layers]
     runs: list[tuple[int, str]] = []
     for word in words:
         if runs and runs[-1][1] == word:
@@ -166,11 +171,32 @@ def trivial_sentence(results: Results) -> str:
     )
 
 
+def beaten_sentence(results: Results) -> str:
+    """Says which network of another origin is more accurate than what ships and no slower; empty where there is none."""
+    ships = results.picked
+    others = [c.other for c in compare_at_equal_time(results)]
+    better = [n for n in others if n.measured_ms <= ships.measured_ms and n.error_percent < ships.error_percent]
+    if not better:
+        return ""
+    best = min(better, key=lambda n: n.error_percent)
+    return (
+        f"A network that the search did not find is better than the one that ships: {best.id} ({best.label}) has "
+        f"{best.error_percent:.2f} % validation error in {format_ms(best.measured_ms)} ms, {ships.id} "
+        f"{ships.error_percent:.2f} % in {format_ms(ships.measured_ms)} ms."
+    )
+
+
 def search_sentences(results: Results) -> list[str]:
     """How the search did against random search and hand-designed networks, as it came out."""
     on_front = front(results.networks)
-    counts = [f"{sum(n.role == role for n in on_front)} {words}" for role, words in WHO.items() if results.of_role(role)]
-    sentences = [f"Networks that no other one beats in both measured latency and error: {', '.join(counts)}."]
+    counts = [f"{words} {sum(n.role == role for n in on_front)}" for role, words in WHO.items() if results.of_role(role)]
+    sentences = [f"Networks that no other one beats in both measured latency and error, by origin: {', '.join(counts)}."]
+    comparisons = compare_at_equal_time(results)
+    if comparisons:
+        won = sum(c.ours is not None and c.points < 0 for c in comparisons)
+        sentences.append(
+            f"For {won} of {len(comparisons)} other networks the search has one with a lower error and no more time."
+        )
     areas = results.hypervolumes
     if areas:
         ms, percent = results.hypervolume_reference
@@ -248,6 +274,7 @@ def summary(results: Results, folder: Path | str) -> list[Table | Text]:
         ),
         Text(verdict.sentence, style="bold green" if verdict.kept else "bold red"),
         Text(trivial_sentence(results), style="yellow" if trivial_wins(results) else ""),
+        *([Text(beaten, style="yellow")] if (beaten := beaten_sentence(results)) else []),
         Text(f"Written to {folder}: report.html, pareto.png, pareto.csv, results.json, {', '.join(_folders(results.files))}"),
     ]
 

@@ -49,6 +49,11 @@ def split_layers(arch: Mapping[str, int | str]) -> tuple[dict[str, int | str], l
     return whole, [layers[number] for number in sorted(layers)]
 
 
+def parts_of(layers: Sequence[Mapping[str, int | str]]) -> list[str]:
+    """The names of all picks that a layer may have, in the order of the fullest layer."""
+    return list(dict.fromkeys(part for layer in sorted(layers, key=len, reverse=True) for part in layer))
+
+
 @dataclass(frozen=True)
 class Network:
     """A network that was trained on its own and measured; `role` is who found it. A missing interval is None.
@@ -311,8 +316,8 @@ def pick(networks: Sequence[Network], rule: str) -> Network:
         if not within:
             fastest = min(searched, key=lambda n: n.safe_ms)
             raise ValueError(
-                f"pick: {rule!r} is below the fastest network of the search: {fastest.id} takes {format_ms(fastest.measured_ms)} ms "
-                f"(at most {format_ms(fastest.safe_ms)})"
+                f"pick: {rule!r} is below the fastest network of the search: {fastest.id} takes "
+                f"{format_ms(fastest.measured_ms)} ms (at most {format_ms(fastest.safe_ms)})"
             )
         return within[0]
     exact = [n for n in networks if n.id == rule]

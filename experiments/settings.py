@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from nas.darts import DartsConfig
+from nas.protocols import Searcher
+from nas.search import OptunaSearcher
 from nas.training import TrainConfig
 
 
@@ -39,16 +43,21 @@ class CalibrationSettings:
             raise ValueError(f"num_fit: {self.num_fit} is not at least 8")
 
 
+NSGA2 = partial(OptunaSearcher, sampler="nsga2", population=20)
+
+
 @dataclass(frozen=True)
 class OuterSettings:
-    """The outer loop: Optuna's sampler and its population, and how many architectures are scored with inherited weights.
+    """The outer loop: its strategy, and how many architectures are scored with inherited weights.
 
-    `budgets` are the fractions of the budget for which the differentiable search makes a proposal. `baseline` scores as many
-    random architectures beside it.
+    Args:
+        make_searcher: called with a space and the keywords objectives, seed, initial, constraint and storage of
+            `nas.search.OptunaSearcher`; returns a `Searcher`.
+        budgets: fractions of the budget for which the differentiable search makes a proposal.
+        baseline: whether as many random architectures are scored beside it.
     """
 
-    sampler: str = "nsga2"
-    population: int = 20
+    make_searcher: Callable[..., Searcher] = field(default=NSGA2)
     evaluations: int = 100
     budgets: tuple[float, ...] = (1.0, 0.7, 0.4)
     baseline: bool = True
@@ -56,8 +65,6 @@ class OuterSettings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "budgets", tuple(self.budgets))
         _positive(self, "evaluations")
-        if self.population < 2:
-            raise ValueError(f"population: {self.population} is not at least 2")
         wrong = [b for b in self.budgets if not 0 < b <= 1]
         if wrong or not self.budgets:
             raise ValueError(f"budgets: {wrong[0] if wrong else 'nothing'} is not a fraction in (0, 1]")

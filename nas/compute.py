@@ -55,7 +55,7 @@ class Trial:
 
 
 def choose_compute(
-    family: Family, task: Task, batch: Batch, *, device: str = "cpu", repeats: int = 3
+    family: Family, task: Task, batch: Batch, *, device: str = "cpu", repeats: int = 6
 ) -> tuple[Compute, list[Trial]]:
     """Trains the largest network for a few steps in each candidate way; returns the fastest correct one and all trials."""
     if device != "cpu":
@@ -63,20 +63,22 @@ def choose_compute(
     paths: Sequence[tuple[str, Backend]] = [
         ("float32", "matmul"), ("float32", "fused"), ("bfloat16", "matmul"), ("bfloat16", "fused"),
     ]  # fmt: skip
-    trials: list[Trial] = []
+    networks = []
     for precision, backend in paths:
-        compute = Compute(device, precision, backend)
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            network = family.network(family.space.largest(), backend=backend)
-        seconds, loss = float("inf"), 0.0
-        for _ in range(repeats):
+            networks.append((Compute(device, precision, backend), family.network(family.space.largest(), backend=backend)))
+    seconds, losses = [float("inf")] * len(networks), [0.0] * len(networks)
+    for _ in range(repeats):  # in turn, so that a busy moment does not meet one of them alone
+        for i, (compute, network) in enumerate(networks):
             network.zero_grad()
             start = time.perf_counter()
             with compute.autocast():
-                value = task.loss(network(*batch.inputs), batch.targets)
-            value.backward()
-            seconds, loss = min(seconds, time.perf_counter() - start), float(value.detach())
-        correct = not trials or abs(loss - trials[0].loss) <= LOSS_TOLERANCE * abs(trials[0].loss)
-        trials.append(Trial(compute, seconds, loss, correct))
+                loss = task.loss(network(*batch.inputs), batch.targets)
+            loss.backward()
+            seconds[i], losses[i] = min(seconds[i], time.perf_counter() - start), float(loss.detach())
+    trials = [
+        Trial(compute, s, loss, correct=abs(loss - losses[0]) <= LOSS_TOLERANCE * abs(losses[0]))
+        for (compute, _), s, loss in zip(networks, seconds, losses, strict=True)
+    ]
     return min((t for t in trials if t.correct), key=lambda t: t.seconds).compute, trials

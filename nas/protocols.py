@@ -166,6 +166,7 @@ class DifferentiableLatencyModel(LatencyModel, Protocol):
         ...
 
 
+@runtime_checkable
 class Searcher(Protocol):
     """Proposes architectures. `tell` also accepts candidates that were never asked for, which is what makes resume simple."""
 

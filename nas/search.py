@@ -60,10 +60,12 @@ class OptunaSearcher:
 
     def __init__(
         self, space: SearchSpace, *, objectives: Sequence[str], sampler: str, seed: int, initial: Iterable[Architecture] = (),
-        constraint: tuple[str, float] | None = None, storage: Any = None, population: int = 30,
+        constraint: tuple[str, float] | None = None, storage: Any = None, population: int = 20,
     ) -> None:  # fmt: skip
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler: {sampler!r} is not one of {SAMPLERS}")
+        if population < 2:
+            raise ValueError(f"population: {population} is not at least 2")
         self.space, self.objectives, self.sampler, self.seed = space, tuple(objectives), sampler, seed
         self.constraint, self.population = constraint, population
         optuna.logging.set_verbosity(optuna.logging.WARNING)

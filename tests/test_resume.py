@@ -39,9 +39,8 @@ def start_and_stop(run: Path, phase: str) -> None:
     """Starts the search, and stops it as soon as the phase has left something behind."""
     stop, reached = PHASES[phase]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.cli", *words(run)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    line = [sys.executable, "-m", "experiments.cli", *words(run)]
+    process = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not reached(run):
         assert process.poll() is None, f"{phase}: it ended before it was stopped: {process.communicate()}"
@@ -82,9 +81,7 @@ def test_killed_in_every_phase(whole, tmp_path):
     for name in ("id", "phase", "objectives"):
         of_whole, of_cut = ([c[name] for c in lines(run / "candidates.jsonl")] for run in (whole, cut))
         assert of_cut == of_whole
-    trials = [
-        [(t.number, t.params, t.values, t.state) for t in _study(run).get_trials()] for run in (whole, cut)
-    ]
+    trials = [[(t.number, t.params, t.values, t.state) for t in _study(run).get_trials()] for run in (whole, cut)]
     assert trials[0] == trials[1]
     finished = {p.name: p.read_bytes() for p in (whole / "shortlist").glob("*.safetensors")}
     assert finished == {p.name: p.read_bytes() for p in (cut / "shortlist").glob("*.safetensors")}

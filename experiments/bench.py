@@ -1,0 +1,58 @@
+"""`paretoformer bench NAME [preset=quick|full] [out=FILE] …`: runs a benchmark of this package on this machine.
+
+Progress and a table for people go to stdout on the way; the last line of stdout is one JSON document of plain keys and numbers.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from experiments.arguments import parse
+from experiments.progress import Reporter
+
+BENCHMARKS = {
+    "supernet": "experiments.benchmarks.supernet",
+    "first_light": "experiments.benchmarks.first_light",
+}
+WIDTH = 130  # of a table where there is no terminal
+DIGITS = 4  # significant ones of every figure
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs a benchmark, prints its figures and writes them to `out` if that is given.
+
+    Raises:
+        ValueError: no or an unknown benchmark or preset, a word that it does not take, or no folder to write to.
+    """
+    name, *rest = words or [""]
+    if name not in BENCHMARKS:
+        raise ValueError(f"bench: {name!r} is not one of {tuple(BENCHMARKS)}")
+    benchmark = importlib.import_module(BENCHMARKS[name])
+    given = parse(benchmark.Words, rest)
+    if given.preset not in benchmark.PRESETS:
+        raise ValueError(f"preset: {given.preset!r} is not one of {tuple(benchmark.PRESETS)}")
+    if given.out is not None and not Path(given.out).absolute().parent.is_dir():
+        raise ValueError(f"out: the folder of {given.out!r} does not exist")
+    report = Reporter()
+    if not report.console.is_terminal:
+        report.console.width = WIDTH
+    line = json.dumps(rounded(benchmark.run(given, report)), allow_nan=False)
+    if given.out is not None:
+        Path(given.out).write_text(line + "\n")
+    print(line, flush=True)
+    return 0
+
+
+def rounded(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """Figures with so many significant digits; one that could not be computed is null."""
+    return {name: _round(value) for name, value in figures.items()}
+
+
+def _round(value: float) -> float | None:
+    if isinstance(value, int):
+        return value
+    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None

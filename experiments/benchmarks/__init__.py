@@ -1,0 +1,1 @@
+"""Benchmarks: each module has `Words` (what it takes), `PRESETS` and `run`, which returns plain keys and numbers."""

@@ -1,0 +1,180 @@
+"""The README is true: its code runs, its commands work, its recipes build."""
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+import numpy as np
+import pytest
+import yaml
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from experiments.build import build
+from experiments.cli import COMMANDS
+from experiments.config import register
+from experiments.progress import Reporter
+from nas.protocols import Device, DifferentiableLatencyModel, Searcher
+from nas.types import Measurement, Workload
+from tests.conftest import command
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, flags=re.DOTALL)
+NAMED = {m.group(1): text for _, text in BLOCKS if (m := re.match(r"# (\S+\.(?:py|yaml))\n", text))}
+COMMAND_LINES = [
+    line.split("#")[0].strip() for kind, text in BLOCKS if kind == "sh" for line in text.splitlines() if line.strip()
+]
+
+
+def run_python(*words: str | Path, cwd: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        env={"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def load(name: str):
+    """A recipe's file as the module that it would be."""
+    module_name = name.removesuffix(".py").replace("/", ".")
+    spec = importlib.util.spec_from_loader(module_name, loader=None)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    exec(compile(NAMED[name], name, "exec"), module.__dict__)
+    return module
+
+
+def test_every_command_line_is_known():
+    for line in COMMAND_LINES:
+        first, *rest = shlex.split(line)
+        assert first in ("make", "paretoformer", "python"), line
+        if first == "paretoformer":
+            assert rest[0] in COMMANDS
+        if first == "make":
+            assert f"\n{rest[0]}:" in (ROOT / "Makefile").read_text()
+
+
+@pytest.mark.parametrize("line", [c for c in COMMAND_LINES if c.startswith("paretoformer search")])
+def test_search_commands_compose(line, tmp_path):
+    words = [w for w in shlex.split(line)[1:] if w != "--multirun"]
+    words = [w.split(",")[0] if "," in w else w for w in words]
+    done = command(*words, *([] if "--help" in words else ["--cfg", "job"]), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for word in words[1:]:
+        name, _, value = word.partition("=")
+        if "." in name or name in ("budget_ms", "seed", "run"):
+            assert f"{name.split('.')[-1]}: {value}" in done.stdout
+
+
+def test_pareto_shows_a_finished_run(finished):
+    before = (finished / "results.json").read_bytes()
+    (finished / "pareto.png").unlink()
+    done = command("pareto", f"run={finished}")
+    assert done.returncode == 0, done.stderr
+    assert "asked" in done.stdout
+    assert (finished / "pareto.png").stat().st_size > 10_000
+    assert (finished / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("rule", ["knee", "best", "fastest_within:1.5%"])
+def test_export_of_another_network(finished, rule):
+    done = command("export", f"run={finished}", f"pick={rule}")
+    assert done.returncode == 0, done.stderr
+    assert "test error" in done.stdout
+    assert "model.onnx" in done.stdout
+
+
+def test_the_answer_script_answers(finished, tmp_path):
+    (tmp_path / "answer.py").write_text(NAMED["answer.py"])
+    [folder, *_] = sorted((finished / "export").iterdir())
+    answer = run_python("answer.py", folder, "Bitte geben Sie eine Zahl ein.", cwd=tmp_path).strip()
+    labels = yaml.safe_load((folder / "labels.json").read_text())
+    assert answer in labels
+    assert len([line for line in NAMED["answer.py"].splitlines() if line and not line.startswith("#")]) <= 10
+
+
+def test_the_python_script_finds_a_network(tmp_path):
+    (tmp_path / "mine.py").write_text(NAMED["mine.py"])
+    out = run_python("mine.py", tmp_path / "run", "0.5", cwd=tmp_path)
+    assert re.search(r"Kept: asked 0\.500 ms|BROKEN: asked 0\.500 ms", out)
+    [model] = (tmp_path / "run" / "export").glob("*/model.onnx")
+    assert model.stat().st_size > 1000
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A pipeline of the smoke experiment, not run."""
+    register()
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("search", overrides=["experiment=smoke", f"run={tmp_path / 'run'}", f"store={tmp_path / 'store'}"])
+    return build(config, report=Reporter(quiet=True))
+
+
+def test_recipe_device(finished):
+    load("hardware/second_runtime.py")
+    device: Device = hydra.utils.instantiate(OmegaConf.create(NAMED["conf/device/second_runtime.yaml"]))
+    [model, *_] = sorted((finished / "shortlist").glob("*.onnx"))
+    inputs = {name: np.ones((1, 8), dtype=np.int64) for name in ("token_ids", "attention_mask")}
+    assert all(time > 0 for time in device.run(model, inputs))
+    assert len(device.fingerprint) == 12
+
+
+def test_recipe_space():
+    text = yaml.safe_load(NAMED["conf/space/narrow.yaml"])
+    assert text.pop("defaults") == ["encoder"]
+    encoder = OmegaConf.load(ROOT / "conf/space/encoder.yaml")
+    make = hydra.utils.instantiate(OmegaConf.merge(encoder, text), _convert_="all")
+    family = make(vocab_size=50, num_classes=2, max_tokens=8)
+    assert family.space.name == "narrow"
+    assert family.space.by_name["width"].options == (16, 32, 48)
+
+
+def test_recipe_predictor(small):
+    load("latency_models/flops_only.py")
+    model = hydra.utils.instantiate(OmegaConf.create(NAMED["conf/latency_model/flops_only.yaml"]))
+    assert isinstance(model, DifferentiableLatencyModel)
+    archs = [small.family.space.sample(np.random.default_rng(seed)) for seed in range(10)]
+    times = [0.1 * arch.size("depth") for arch in archs]
+    workload = Workload(tokens=8)
+    model.fit(
+        small.family, [Measurement(a, "d", workload, ((t,),), ((1.0,),), 1.0, {}) for a, t in zip(archs, times, strict=True)]
+    )
+    prediction = model.predict(archs)
+    assert np.all(prediction.upper_ms >= prediction.mean_ms)
+
+
+def test_recipe_strategy(small):
+    load("nas/evolution.py")
+    settings = hydra.utils.instantiate(OmegaConf.create(NAMED["conf/searcher/evolution.yaml"]), _convert_="all")
+    space = small.family.space
+    searcher = settings.make_searcher(
+        space, objectives=("error",), seed=0, initial=[space.largest()], constraint=None, storage=None
+    )
+    assert isinstance(searcher, Searcher)
+    assert searcher.ask() == space.largest()
+    space.validate(searcher.ask())
+
+
+def test_recipe_task():
+    load("experiments/tasks/parity.py")
+    task = hydra.utils.instantiate(OmegaConf.create(NAMED["conf/task/parity.yaml"]))
+    assert task.labels == ("even", "odd")
+    assert sum(len(b.targets) for b in task.batches("test", tokens_per_batch=512, seed=None)) == task.num_examples("test")
+
+
+def test_the_tree_is_the_tree():
+    for folder in ("conf", "experiments", "search_spaces", "hardware", "latency_models", "nas", "tests"):
+        assert f"\n{folder}/ " in TEXT
+        assert (ROOT / folder).is_dir()
