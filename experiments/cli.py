@@ -36,15 +36,24 @@ def guarded(module: str, words: Sequence[str]) -> int:
     try:
         result: int = importlib.import_module(module).main(list(words))
         return result
-    except KeyboardInterrupt:
-        print("\nStopped. The same command with run=DIR of this run goes on where it was.", file=sys.stderr)
-        return STOPPED
-    except (ValueError, RuntimeError, OSError) as error:
+    except (KeyboardInterrupt, ValueError, RuntimeError, OSError) as error:
+        if _was_stopped(error):
+            print("\nStopped. The same command with run=DIR of this run goes on where it was.", file=sys.stderr)
+            return STOPPED
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             return complain(f"no space left on the disk ({error.filename or 'while writing'}); what was written is whole")
         if type(error) is RuntimeError:  # not one of ours: a bug
             raise
         return complain(str(error))
+
+
+def _was_stopped(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: a library that was interrupted may fail while it cleans up."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__context__
+    return False
 
 
 def complain(text: str) -> int:

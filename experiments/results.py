@@ -291,22 +291,19 @@ def pick(networks: Sequence[Network], rule: str) -> Network:
     """The network that a rule names.
 
     `knee`, `best` (lowest error), `fastest_within:1.5%` (the fastest that is at most so many points worse than the best) and
-    `budget:8ms` (lowest error whose measured interval ends within) choose among the search's networks; anything else is an id, or
-    the beginning of one, of any network.
+    `budget:8ms` (lowest error whose measured interval ends within) choose among all networks; anything else is an id, or the
+    beginning of one.
 
     Raises:
         ValueError: no such rule or id, an ambiguous id, a broken number, or a budget below the fastest network.
     """
     name, _, value = rule.partition(":")
-    searched = [n for n in networks if n.role == "search"]
-    by_error = sorted(searched, key=lambda n: (n.error_percent, n.measured_ms))
-    if (rule in ("knee", "best") or name in ("fastest_within", "budget")) and not searched:
-        raise ValueError(f"pick: {rule!r} chooses among the networks of the search, and there are none")
+    by_error = sorted(networks, key=lambda n: (n.error_percent, n.measured_ms))
     if rule == "best":
         return by_error[0]
     if rule == "knee":
-        ours = front(searched)
-        return ours[knee(_costs(ours))]
+        best = front(networks)
+        return best[knee(_costs(best))]
     if name == "fastest_within":
         limit = by_error[0].error_percent + _number(rule, value, "%")
         return min((n for n in by_error if n.error_percent <= limit), key=lambda n: n.measured_ms)
@@ -314,9 +311,9 @@ def pick(networks: Sequence[Network], rule: str) -> Network:
         budget_ms = _number(rule, value, "ms")
         within = [n for n in by_error if n.safe_ms <= budget_ms]
         if not within:
-            fastest = min(searched, key=lambda n: n.safe_ms)
+            fastest = min(networks, key=lambda n: n.safe_ms)
             raise ValueError(
-                f"pick: {rule!r} is below the fastest network of the search: {fastest.id} takes "
+                f"pick: {rule!r} is below the fastest network: {fastest.id} takes "
                 f"{format_ms(fastest.measured_ms)} ms (at most {format_ms(fastest.safe_ms)})"
             )
         return within[0]

@@ -27,78 +27,114 @@ calls `scaled_dot_product_attention`, `blocks` computes a sliding window block b
 BLOCKED = -1e4  # added to a score, it leaves no weight after the softmax in any precision
 
 
+CACHE_BYTES = 1 << 19  # of one buffer: a few of them fit a core's second-level cache
+
+
+def _blocks(rows: int, row_bytes: int, device: torch.device) -> list[slice]:
+    """Slices of the rows, each of about `CACHE_BYTES`; on a GPU, one.
+
+    On a CPU a pass over a buffer that has left the cache costs three times as much, so all is done to a few rows at a time.
+    """
+    step = max(1, CACHE_BYTES // row_bytes) if device.type == "cpu" else rows
+    return [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
+
+
 class _ActiveLayerNorm(torch.autograd.Function):
     """Layer norm with statistics over a (soft) set of active channels, zero elsewhere.
 
     mean = s.x and var = s.(x - mean)^2 with the shares s = mask / sum(mask), result mask * (weight * (x - mean) / std + bias).
-    One function with its own backward that reuses its buffers, because under autograd the same lines cost twice the passes over
-    the activations. First derivatives only.
+    One function with its own backward, because under autograd the same lines cost twice the passes and three times the memory.
+    First derivatives only.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mask_D: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):  # a mean in bfloat16 would lose what it centres
-            flat = x.flatten(0, -2)
-            share_D = mask_D / mask_D.sum()
-            normed = flat - (flat @ share_D)[:, None]
-            result = normed.square()
-            rstd = (result @ share_D).add_(eps).rsqrt_()[:, None]
-            torch.addcmul(bias_D * mask_D, normed.mul_(rstd), weight_D * mask_D, out=result)
-            ctx.save_for_backward(normed, rstd, mask_D, weight_D, bias_D)
+            flat, width = x.flatten(0, -2), x.shape[-1]
+            share_D, scale_D, shift_D = mask_D / mask_D.sum(), weight_D * mask_D, bias_D * mask_D
+            result, rstd = torch.empty_like(flat), flat.new_empty(len(flat), 1)
+            mean = (flat @ share_D)[:, None]
+            for rows in _blocks(len(flat), width * flat.element_size(), flat.device):
+                centred = flat[rows] - mean[rows]
+                variance = torch.mul(centred, centred, out=result[rows]) @ share_D
+                torch.rsqrt(variance.add_(eps), out=rstd[rows, 0])
+                torch.addcmul(shift_D, centred.mul_(rstd[rows]), scale_D, out=result[rows])
+            ctx.save_for_backward(x, mean, rstd, mask_D, weight_D, bias_D)
             return result.view_as(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        normed, rstd, mask_D, weight_D, bias_D = ctx.saved_tensors
+        x, mean, rstd, mask_D, weight_D, bias_D = ctx.saved_tensors
         with torch.autocast(grad.device.type, enabled=False):
-            flat, scale_D, total = grad.flatten(0, -2), weight_D * mask_D, mask_D.sum()
+            flat, above, width = x.flatten(0, -2), grad.flatten(0, -2), x.shape[-1]
+            scale_D, total = weight_D * mask_D, mask_D.sum()
             share_D = mask_D / total
-            work = flat * normed
-            sum_grad_D, sum_product_D = flat.sum(0), work.sum(0)
-            along_one, along_normed = flat @ scale_D, work @ scale_D
-            torch.mul(normed, normed, out=work)
-            grad_share = (along_one @ normed).add_(along_normed @ work, alpha=0.5).neg_()
+            grad_x = torch.empty_like(flat)
+            sum_grad_D, sum_product_D, grad_share = flat.new_zeros(3, width)
+            for rows in _blocks(len(flat), width * flat.element_size(), flat.device):
+                normed, g, work = (flat[rows] - mean[rows]).mul_(rstd[rows]), above[rows], grad_x[rows]
+                torch.mul(g, normed, out=work)
+                sum_grad_D += g.sum(0)
+                sum_product_D += work.sum(0)
+                along_one, along_normed = g @ scale_D, work @ scale_D
+                grad_share -= along_one @ normed
+                grad_share.sub_(along_normed @ torch.mul(normed, normed, out=work), alpha=0.5)
+                normed.mul_(along_normed[:, None]).add_(along_one[:, None]).mul_(share_D)
+                torch.mul(g, scale_D, out=work).sub_(normed).mul_(rstd[rows])
             grad_mask = sum_product_D * weight_D + sum_grad_D * bias_D + (grad_share - grad_share @ share_D) / total
-            torch.mul(normed, along_normed[:, None], out=work)
-            work.add_(along_one[:, None]).mul_(share_D).addcmul_(flat, scale_D, value=-1.0).mul_(-rstd)
-        return work.view_as(grad), grad_mask, sum_product_D * mask_D, sum_grad_D * mask_D, None
+        return grad_x.view_as(x), grad_mask, sum_product_D * mask_D, sum_grad_D * mask_D, None
 
 
 class _MixedAttention(torch.autograd.Function):
-    """w_0 (probs v) + w_1 (probs inside a window, renormed, v), for two weights that may be anything.
+    """(w_0 full attention + w_1 attention inside a window), for two weights that may be anything, of a scaled q.
 
-    The window's numerator and normaliser are one product with [v, 1], so that matrix products do the work of passes over
-    [B, H, T, T]; nothing of that size is kept but `probs`, so the peak memory is that of one plain attention. A query whose whole
-    window is padding gives zero. First derivatives only.
+    Both kinds are one attention whose probabilities are scaled by w_0 + inside * w_1 / (their sum inside the window). Only the
+    probabilities are kept, so the peak memory is that of one plain attention. A query whose whole window is padding gives zero.
+    First derivatives only.
     """
 
     @staticmethod
-    def forward(ctx: Any, probs: Tensor, v_BHTK: Tensor, weights_2: Tensor, inside_TT: Tensor) -> Tensor:
-        with torch.autocast(probs.device.type, enabled=False):
-            v1 = F.pad(v_BHTK.to(probs.dtype), (0, 1), value=1.0)
-            full = probs @ v1[..., :-1]
-            numerator, total = ((probs * inside_TT) @ v1).tensor_split((-1,), dim=-1)
-            total = total.clamp_min(1e-30)
-            windowed = numerator / total
-            ctx.save_for_backward(probs, v_BHTK, weights_2, inside_TT, full, windowed, total)
-            return (weights_2[0] * full + weights_2[1] * windowed).to(v_BHTK.dtype)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, padding_B11T: Tensor, weights_2: Tensor, inside_TT: Tensor) -> Tensor:
+        of_full, of_window = weights_2.tolist()  # plain numbers take the vectorised path
+        B, H, T, _ = q.shape
+        with torch.autocast(q.device.type, enabled=False):
+            probs, out = inside_TT.new_empty(B, H, T, T), torch.empty_like(v)
+            totals = inside_TT.new_empty(B, H, T, 1)
+            for rows in _blocks(B, H * T * T * probs.element_size(), q.device):
+                scores = (q[rows] @ k[rows].transpose(-1, -2)).to(probs.dtype).add_(padding_B11T[rows])
+                torch.softmax(scores, dim=-1, out=probs[rows])
+                mixed = torch.mul(probs[rows], inside_TT, out=scores)
+                total = torch.sum(mixed, dim=-1, keepdim=True, out=totals[rows]).clamp_min_(1e-30)
+                mixed.mul_(of_window / total).add_(probs[rows], alpha=of_full)
+                out[rows] = mixed.to(v.dtype) @ v[rows]
+            ctx.save_for_backward(q, k, v, weights_2, inside_TT, probs, totals)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        probs, v_BHTK, weights_2, inside_TT, full, windowed, total = ctx.saved_tensors
+        q, k, v, weights_2, inside_TT, all_probs, totals = ctx.saved_tensors
+        of_full, of_window = weights_2.tolist()
+        B, H, T, _ = q.shape
         with torch.autocast(grad.device.type, enabled=False):
-            above = grad.to(probs.dtype)
-            v1 = F.pad(v_BHTK.to(probs.dtype), (0, 1), value=1.0)
-            along = (above * windowed).sum(-1, keepdim=True)
-            grad_weights = torch.stack([(above * full).sum(), along.sum()])
-            of_full = above * weights_2[0]
-            of_window = torch.cat([above, -along], dim=-1) * (weights_2[1] / total)
-            grad_probs = (of_window @ v1.transpose(-1, -2)).mul_(inside_TT).add_(of_full @ v1[..., :-1].transpose(-1, -2))
-            grad_v = probs.transpose(-1, -2) @ of_full
-            grad_v += (probs * inside_TT).transpose(-1, -2) @ of_window[..., :-1]
-        return grad_probs, grad_v.to(v_BHTK.dtype), grad_weights, None
+            grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+            grad_weights = torch.zeros_like(weights_2)
+            for rows in _blocks(B, H * T * T * all_probs.element_size(), q.device):
+                probs, above, total = all_probs[rows], grad[rows], totals[rows]
+                grad_probs = (above @ v[rows].transpose(-1, -2)).to(probs.dtype)
+                work = grad_probs * probs
+                grad_weights[0] += work.sum()
+                along = work.mul_(inside_TT).sum(-1, keepdim=True).div_(total)
+                grad_weights[1] += along.sum()
+                torch.mul(inside_TT, of_window / total, out=work)
+                scale = work + of_full
+                grad_probs.mul_(scale).addcmul_(work, along, value=-1.0).mul_(probs)
+                grad_v[rows] = scale.mul_(probs).to(above.dtype).transpose(-1, -2) @ above
+                grad_scores = grad_probs.addcmul_(probs, grad_probs.sum(-1, keepdim=True), value=-1.0).to(q.dtype)
+                grad_q[rows] = grad_scores @ k[rows]
+                grad_k[rows] = grad_scores.transpose(-1, -2) @ q[rows]
+        return grad_q, grad_k, grad_v, None, grad_weights, None
 
 
 class Linear(nn.Linear):
@@ -208,8 +244,7 @@ class Attention(nn.Module):
             heads_C: mask of the heads' output channels.
         """
         q, k, v = self._split(x_BTD)
-        probs = torch.softmax(q @ k.transpose(-1, -2) + padding_B11T, dim=-1)
-        out: Tensor = _MixedAttention.apply(probs, v, kinds_2, inside_TT)  # type: ignore[no-untyped-call]
+        out: Tensor = _MixedAttention.apply(q, k, v, padding_B11T, kinds_2, inside_TT)  # type: ignore[no-untyped-call]
         return F.linear(self._join(out), self.out.weight * heads_C, self.out.bias * kinds_2.sum())
 
 

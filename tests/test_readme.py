@@ -1,7 +1,6 @@
 """The README is true: its code runs, its commands work, its recipes build."""
 
 import importlib.util
-import os
 import re
 import shlex
 import subprocess

@@ -49,7 +49,7 @@ def start_and_stop(run: Path, phase: str) -> None:
     process.send_signal(stop)
     _, errors = process.communicate(timeout=60)
     if stop == signal.SIGINT:
-        assert process.returncode == 130
+        assert process.returncode == 130, errors
         assert errors.strip() == "Stopped. The same command with run=DIR of this run goes on where it was."
     else:
         assert process.returncode == -signal.SIGKILL

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from nas import layers
 from nas.compute import Compute
 from nas.encoding import Encoding
-from nas.layers import _ActiveLayerNorm, _MixedAttention, inside_window
+from nas.layers import _ActiveLayerNorm, _MixedAttention, inside_window, padding_bias
 from nas.protocols import Batch
 from nas.supernet import call, cut_out, prefixes, sandwich, sandwich_step, skeleton
 from search_spaces.encoder import EncoderFamily, encoder_space
@@ -70,18 +71,23 @@ def test_every_logit_receives_a_gradient(family, inputs):
     assert torch.all(logits.grad != 0)
 
 
-def test_active_layer_norm_has_the_right_gradient():
+@pytest.mark.parametrize("cache_bytes", [1, 1 << 19])
+def test_active_layer_norm_has_the_right_gradient(monkeypatch, cache_bytes):
+    monkeypatch.setattr(layers, "CACHE_BYTES", cache_bytes)
     torch.manual_seed(0)
     arguments = [torch.randn(2, 3, 6), torch.rand(6) + 0.1, torch.randn(6), torch.randn(6)]
     assert torch.autograd.gradcheck(lambda *a: _ActiveLayerNorm.apply(*a, 1e-5), [a.double().requires_grad_() for a in arguments])
 
 
-def test_mixed_attention_has_the_right_gradient():
+@pytest.mark.parametrize("cache_bytes", [1, 1 << 19])
+def test_mixed_attention_has_the_right_gradient(monkeypatch, cache_bytes):
+    monkeypatch.setattr(layers, "CACHE_BYTES", cache_bytes)
     torch.manual_seed(0)
     inside = inside_window(5, 1, torch.zeros(1, dtype=torch.float64))
-    arguments = [torch.rand(2, 2, 5, 5), torch.randn(2, 2, 5, 3), torch.tensor([0.3, 0.5])]
+    padding = padding_bias(torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]), torch.float64)
+    arguments = [*torch.randn(3, 2, 2, 5, 3), torch.tensor([0.3, 0.5])]
     assert torch.autograd.gradcheck(
-        lambda *a: _MixedAttention.apply(*a, inside), [a.double().requires_grad_() for a in arguments]
+        lambda q, k, v, w: _MixedAttention.apply(q, k, v, padding, w, inside), [a.double().requires_grad_() for a in arguments]
     )
 
 

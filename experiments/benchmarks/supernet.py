@@ -107,7 +107,7 @@ WRITTEN_OUT = Compute("cpu", "float32", "matmul")
 def run(words: Words, report: Reporter) -> dict[str, float]:
     """Ratios of CPU time by plain keys, of wall time with `_wall`; with `_chosen`, both sides run as `choose_compute` picks."""
     preset = PRESETS[words.preset]
-    family = cast(Family, EncoderFamily(encoder_space(), VOCAB_SIZE, NUM_CLASSES, MAX_TOKENS))
+    family = default_family()
     large, small = (random_batch(size, preset.tokens) for size in (preset.batch, preset.small_batch))
     figures: dict[str, float] = {"tokens_per_step": large.num_tokens, "tokens_per_small_step": small.num_tokens}
     with threads(1):
@@ -125,6 +125,10 @@ def run(words: Words, report: Reporter) -> dict[str, float]:
                 figures |= {name + suffix: value for name, value in found.items()}
     _show(figures, chosen, report)
     return figures
+
+
+def default_family() -> Family:
+    return cast(Family, EncoderFamily(encoder_space(), VOCAB_SIZE, NUM_CLASSES, MAX_TOKENS))
 
 
 def random_batch(size: int, tokens: int) -> Batch:

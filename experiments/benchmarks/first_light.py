@@ -1,0 +1,345 @@
+"""Whether a search keeps what it promises: the whole main job against random search and against doing it oneself.
+
+Fronts: for each seed the main job runs from its configuration; then `do_it_yourself` gets the same task, which it need not load,
+the same budget and as many seconds. Both fronts and random search's (same supernet, same training) are then timed in one
+interleaved session, and every exported file is scored on the test split. The hypervolume is the area under 100 % test error and
+the budget.
+
+Predictor: uniformly random networks are measured once; many random splits fit the latency model and judge it.
+
+Budgets: for budgets over the whole range of the space, an architecture whose predicted upper bound is just within is measured.
+
+With `directory=`, runs and measurements stay there, and a benchmark that was stopped goes on: finished seeds and measurements
+count, a seed that was not finished begins anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from experiments.benchmarks import do_it_yourself
+from experiments.build import build
+from experiments.calibration import CHUNK, export_for_timing, quality, read_measurements, sentinel_of
+from experiments.conclude import conclude
+from experiments.config import register
+from experiments.finishing import EVALUATION_TOKENS
+from experiments.pipeline import Pipeline
+from experiments.progress import Reporter
+from experiments.run_directory import RunDirectory
+from hardware.store import MeasurementStore, sentinel_reference
+from hardware.timing import Exported, measure
+from nas.darts import discretise
+from nas.export import open_session
+from nas.pareto import hypervolume
+from nas.protocols import Task
+from nas.space import Architecture, Option, SearchSpace
+from nas.types import Measurement
+
+WHO = {"ours": "the search", "random": "random search", "do_it_yourself": "do it yourself"}
+ROLES = {"search": "ours", "random": "random"}  # of the main job's finalists
+
+
+@dataclass
+class Words:
+    """What the benchmark takes."""
+
+    preset: str = "quick"  # quick (shows only that it runs) or full
+    out: str | None = None  # a file for the figures
+    directory: str | None = None  # where runs and measurements stay; null: a temporary one
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Seeds, overrides of the main job's configuration, visits to each network, and how many networks, splits and budgets."""
+
+    seeds: tuple[int, ...]
+    overrides: tuple[str, ...]
+    rounds: int
+    num_fit: int
+    num_held_out: int
+    num_splits: int
+    num_budgets: int
+
+
+SMALL = (
+    "experiment=smoke", "space=encoder", "calibration.num_fit=16", "init.train.steps=100", "searcher.evaluations=16",
+    "finish.train.steps=50",
+)  # fmt: skip
+PRESETS = {
+    "quick": Preset((0,), SMALL, rounds=3, num_fit=16, num_held_out=8, num_splits=5, num_budgets=3),
+    "full": Preset((0, 1, 2), (), rounds=8, num_fit=60, num_held_out=40, num_splits=20, num_budgets=10),
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A trained network: who found it, its latency in the common session, and its errors."""
+
+    who: str
+    id: str
+    latency_ms: float
+    validation_error_percent: float
+    test_error_percent: float
+
+
+@dataclass(frozen=True)
+class Fronts:
+    """What one seed found."""
+
+    seed: int
+    run: str
+    seconds: float
+    budget_ms: float
+    verdict: str
+    kept: bool
+    ngram_error_percent: float  # on the validation split
+    points: tuple[Point, ...]
+
+    def of(self, who: str) -> list[Point]:
+        return sorted((p for p in self.points if p.who == who), key=lambda p: p.latency_ms)
+
+    def hypervolume(self, who: str) -> float:
+        """In ms times percent."""
+        return hypervolume(np.array([[p.latency_ms, p.test_error_percent] for p in self.of(who)]), (self.budget_ms, 100.0))
+
+    def test_error_percent(self, who: str) -> float:
+        """Of the network within the budget that does best on the validation split; 100 without one."""
+        within = [p for p in self.of(who) if p.latency_ms <= self.budget_ms]
+        best = min(within, key=lambda p: p.validation_error_percent, default=None)
+        return best.test_error_percent if best else 100.0
+
+
+def run(words: Words, report: Reporter) -> dict[str, float]:
+    preset = PRESETS[words.preset]
+    with contextlib.ExitStack() as stack:
+        folder = Path(words.directory or stack.enter_context(tempfile.TemporaryDirectory()))
+        fronts = [fronts_of(preset, seed, folder / f"seed-{seed}", report) for seed in preset.seeds]
+        for found in fronts:
+            _show_fronts(found, report)
+        pipeline = _build(preset, preset.seeds[0], Path(fronts[0].run), report)
+        predictor = judge_predictor(pipeline, preset, folder / "predictor", report)
+        budgets = try_budgets(pipeline, preset, folder / "budgets", report)
+    figures = {**_summary(fronts), **budgets, **predictor}
+    _show_figures(figures, fronts, report)
+    return figures
+
+
+def fronts_of(preset: Preset, seed: int, folder: Path, report: Reporter) -> Fronts:
+    """The main job, then the same by oneself, then everything measured together; read again if it was finished before."""
+    finished = folder / "fronts.json"
+    if finished.is_file():
+        record = json.loads(finished.read_text())
+        return Fronts(**{**record, "points": tuple(Point(**point) for point in record["points"])})
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix="run-", dir=folder))
+    report.say(f"Seed {seed}: the main job in {fresh}")
+    start = time.perf_counter()
+    pipeline = _build(preset, seed, fresh / "search", report)
+    with pipeline.run.lock():
+        outcome = pipeline.search()
+        results = conclude(pipeline, outcome, command="paretoformer bench first_light", report=report)
+    seconds = time.perf_counter() - start
+    space, finisher = pipeline.family.space, outcome.finisher
+    networks = [
+        (ROLES[f.role], f.arch, finisher.onnx_path(f.arch), finisher.record(f.arch)["error_percent"])
+        for f in outcome.finalists
+        if f.role in ROLES
+    ]
+    with report.phase(f"The same by oneself, in {seconds:.0f} s", 1):
+        by_oneself = do_it_yourself.run(
+            pipeline.task, seconds=seconds, budget_ms=outcome.budget.ms, seed=seed, directory=fresh / "do_it_yourself",
+            tokens=pipeline.workload.tokens,
+        )  # fmt: skip
+    networks += [("do_it_yourself", same_layers(space, n["arch"]), n["onnx"], n["error_percent"]) for n in by_oneself]
+    inputs = {name: value.numpy() for name, value in pipeline.family.example_input(pipeline.workload).items()}
+    with report.phase("Measuring all of them together", 1), tempfile.TemporaryDirectory() as timing:
+        exported = [Exported(arch, path, inputs) for _, arch, path, _ in networks]
+        measurements = measure(
+            pipeline.device, exported, sentinel=_sentinel(pipeline, timing), workload=pipeline.workload, rounds=preset.rounds,
+            sentinel_reference_ms=outcome.calibration.sentinel_reference_ms,
+        )  # fmt: skip
+        points = tuple(
+            Point(who, arch.id, m.latency_ms, error, file_error_percent(pipeline.task, path))
+            for (who, arch, path, error), m in zip(networks, measurements, strict=True)
+        )
+    found = Fronts(
+        seed,
+        str(fresh / "search"),
+        seconds,
+        outcome.budget.ms,
+        results.verdict.sentence,
+        results.verdict.kept,
+        min(outcome.trivial.values()),
+        points,
+    )
+    finished.write_text(json.dumps(asdict(found), indent=1) + "\n")
+    return found
+
+
+def _build(preset: Preset, seed: int, run: Path, report: Reporter) -> Pipeline:
+    """The main job as the command line would build it, with a store of measurements of its own."""
+    register()
+    with initialize_config_module("conf", version_base="1.3"):
+        config: DictConfig = compose("search", overrides=[*preset.overrides, f"seed={seed}"])
+    config.run, config.store = str(run), str(run.parent / "store")
+    return build(config, report=report)
+
+
+def same_layers(space: SearchSpace, arch: Mapping[str, int]) -> Architecture:
+    """An architecture of `do_it_yourself`, all of whose layers are alike, as a point of the space."""
+    layer: dict[str, Option] = {"attention": "full", "heads": arch["heads"], "ffn": arch["ffn"]}
+    layers = {f"layer{i}.{name}": option for i in range(1, arch["depth"] + 1) for name, option in layer.items()}
+    return space.canonical({"width": arch["width"], "depth": arch["depth"], **layers})
+
+
+def file_error_percent(task: Task, path: Path) -> float:
+    """Error in percent of an exported file on the test split."""
+    session = open_session(path, threads=torch.get_num_threads())
+    names = [value.name for value in session.get_inputs()]
+    wrong, total = 0.0, 0
+    for batch in task.batches("test", tokens_per_batch=EVALUATION_TOKENS, seed=None):
+        feed = {name: value.numpy() for name, value in zip(names, batch.inputs, strict=True)}
+        wrong += task.error(torch.from_numpy(session.run(None, feed)[0]), batch.targets)
+        total += len(batch.targets)
+    return 100 * wrong / total
+
+
+def judge_predictor(pipeline: Pipeline, preset: Preset, folder: Path, report: Reporter) -> dict[str, float]:
+    """Quality on held-out networks, a mean over random splits of networks that are uniformly random."""
+    rng = np.random.default_rng(0)
+    archs: dict[str, Architecture] = {}
+    while len(archs) < preset.num_fit + preset.num_held_out:
+        arch = pipeline.family.space.sample(rng)
+        archs[arch.id] = arch
+    measurements = _measured(pipeline, list(archs.values()), folder, preset.rounds, None, report)
+    splits = []
+    for _ in range(preset.num_splits):
+        shuffled = [measurements[i] for i in rng.permutation(len(measurements))]
+        fitting, judging = shuffled[: preset.num_fit], shuffled[preset.num_fit :]
+        model = copy.deepcopy(pipeline.latency_model).fit(pipeline.family, fitting)
+        prediction = model.predict([m.arch for m in judging])
+        measured = np.array([m.latency_ms for m in judging])
+        splits.append(quality(measured, prediction.mean_ms, prediction.upper_ms, [m.latency_ms for m in fitting]))
+    mean = {name: float(np.mean([split[name] for split in splits])) for name in splits[0]}
+    return {
+        "predictor_spearman": mean["spearman"],
+        "predictor_mape_percent": mean["mape_percent"],
+        "predictor_within_10_percent": mean["within_10_percent"],
+        "bound_coverage_percent": mean["coverage_percent"],
+        "num_fit": preset.num_fit,
+        "num_held_out": preset.num_held_out,
+        "num_measured": len(measurements),
+    }
+
+
+def try_budgets(pipeline: Pipeline, preset: Preset, folder: Path, report: Reporter) -> dict[str, float]:
+    """How many budgets are kept by an architecture that is predicted to use them up, with the main job's calibration."""
+    space = pipeline.family.space
+    known = list(read_measurements(pipeline.family, RunDirectory(pipeline.run.path), phase="calibration").values())
+    model = copy.deepcopy(pipeline.latency_model).fit(pipeline.family, known)
+    fastest, slowest = model.predict([space.smallest(), space.largest()]).upper_ms
+    budgets = np.geomspace(1.1 * fastest, slowest, preset.num_budgets)
+    rng = np.random.default_rng(1)
+    archs = [discretise(space, _random_probabilities(space, rng), model, budget) for budget in budgets]
+    measurements = _measured(pipeline, archs, folder, preset.rounds, known[0].sentinel_reference_ms, report)
+    times = np.array([m.latency_ms for m in measurements])
+    table = Table(
+        "asked (ms)", "upper bound (ms)", "predicted (ms)", "measured (ms)", "use", "", box=SIMPLE_HEAD, title="Budgets"
+    )
+    prediction = model.predict(archs)
+    for row in zip(budgets, prediction.upper_ms, prediction.mean_ms, times, strict=True):
+        table.add_row(*(f"{x:.3f}" for x in row), f"{row[3] / row[0]:.0%}", "kept" if row[3] <= row[0] else "BROKEN")
+    report.console.print(table)
+    return {
+        "budgets_kept": int((times <= budgets).sum()),
+        "budgets_asked": len(budgets),
+        "median_budget_use_percent": 100 * float(np.median(times / budgets)),
+    }
+
+
+def _random_probabilities(space: SearchSpace, rng: np.random.Generator) -> np.ndarray:
+    return np.concatenate([rng.dirichlet(np.ones(len(choice.options))) for choice in space])
+
+
+def _measured(
+    pipeline: Pipeline, archs: Sequence[Architecture], folder: Path, rounds: int, reference_ms: float | None, report: Reporter
+) -> list[Measurement]:
+    """Times what the folder's store lacks, a few networks at a time, each chunk kept; all in the same sentinel's conditions."""
+    family, device, workload, store = pipeline.family, pipeline.device, pipeline.workload, MeasurementStore(folder)
+    stored, _ = store.load(family.space, device, family.signature, workload)
+    have = {arch.id: stored[arch.id] for arch in archs if arch.id in stored}
+    reference_ms = sentinel_reference(have.values()) or reference_ms
+    missing = list({arch.id: arch for arch in archs if arch.id not in have}.values())
+    total = len(have) + len(missing)
+    with (
+        report.phase(f"Measuring networks: {folder.name}", total, done=len(have)) as advance,
+        tempfile.TemporaryDirectory() as timing,
+    ):
+        sentinel = _sentinel(pipeline, timing)
+        for start in range(0, len(missing), CHUNK):
+            networks = export_for_timing(family, missing[start : start + CHUNK], workload, Path(timing))
+            chunk = measure(
+                device, networks, sentinel=sentinel, workload=workload, rounds=rounds, sentinel_reference_ms=reference_ms
+            )
+            reference_ms = chunk[0].sentinel_reference_ms
+            store.append(chunk, device=device, signature=family.signature)
+            have |= {m.arch.id: m for m in chunk}
+            advance(len(have), f"{chunk[-1].latency_ms:.2f} ms")
+    return [have[arch.id] for arch in archs]
+
+
+def _sentinel(pipeline: Pipeline, folder: str) -> Exported:
+    [sentinel] = export_for_timing(pipeline.family, [sentinel_of(pipeline.family)], pipeline.workload, Path(folder))
+    return sentinel
+
+
+def _summary(fronts: Sequence[Fronts]) -> dict[str, float]:
+    """Means over the seeds."""
+    volumes = {who: float(np.mean([f.hypervolume(who) for f in fronts])) for who in WHO}
+    ratios = {who: volumes["ours"] / volumes[who] if volumes[who] else float("inf") for who in WHO}
+    return {
+        "seconds_main_job": float(np.mean([f.seconds for f in fronts])),
+        **{f"hypervolume_{who}": volume for who, volume in volumes.items()},
+        **{f"hypervolume_ratio_to_{who}": ratio for who, ratio in ratios.items() if who != "ours"},
+        **{f"test_error_percent_{who}": float(np.mean([f.test_error_percent(who) for f in fronts])) for who in WHO},
+        "ngram_baseline_error_percent": float(np.mean([f.ngram_error_percent for f in fronts])),
+        "verdicts_kept": sum(f.kept for f in fronts),
+        "num_seeds": len(fronts),
+    }
+
+
+def _show_fronts(fronts: Fronts, report: Reporter) -> None:
+    headings = ("who", "network", "latency (ms)", "validation error (%)", "test error (%)", "")
+    table = Table(*headings, box=SIMPLE_HEAD, title=f"Seed {fronts.seed}, budget {fronts.budget_ms:.3f} ms")
+    for who, words in WHO.items():
+        for p in fronts.of(who):
+            errors = (f"{p.validation_error_percent:.2f}", f"{p.test_error_percent:.2f}")
+            table.add_row(
+                words, p.id, f"{p.latency_ms:.3f}", *errors, "" if p.latency_ms <= fronts.budget_ms else "over the budget"
+            )
+    report.console.print(table)
+    volumes = ", ".join(f"{words} {fronts.hypervolume(who):.2f}" for who, words in WHO.items())
+    report.say(f"Hypervolume in ms x %: {volumes}. {fronts.verdict}")
+
+
+def _show_figures(figures: Mapping[str, Any], fronts: Sequence[Fronts], report: Reporter) -> None:
+    table = Table("figure", "value", box=SIMPLE_HEAD, title=f"First light, {len(fronts)} seed{'s' * (len(fronts) > 1)}")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.4g}")
+    report.console.print(table)
+    report.say("Latencies are measured, errors are of the test split; the n-gram baseline's is of the validation split.")

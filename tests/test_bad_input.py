@@ -1,0 +1,138 @@
+"""Mistakes of a user: exit code 2, one clear line, no traceback, nothing damaged, before any training."""
+
+import json
+import shutil
+
+import pytest
+
+from experiments import run_directory
+from experiments.run_directory import RunDirectory, RunError
+from tests.conftest import command
+
+SMOKE = ("search", "experiment=smoke")
+
+
+def refused(*words, message: str) -> str:
+    done = command(*words)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert message in done.stderr, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("serch",), "'serch' is not one of ('search', 'pareto', 'export', 'bench')"),
+        ((*SMOKE, "budgt_ms=3"), "Could not override 'budgt_ms'"),
+        ((*SMOKE, "space=decoder_only"), "Available options in 'space': encoder encoder_tiny"),
+        ((*SMOKE, "budget_ms=fast"), "Value 'fast' of type 'str' could not be converted to Float"),
+        ((*SMOKE, "budget_ms=-1"), "budget_ms: -1.0 is not positive"),
+        ((*SMOKE, "space.attention=[full,cross]"), "attention: 'cross' is not one of ('full', 'window', 'none')"),
+        ((*SMOKE, "space.width=[64,32]"), "width: options (64, 32) must be positive and ascending"),
+        ((*SMOKE, "device.threads=999"), "threads: 999 is not between 1 and"),
+        ((*SMOKE, "searcher.budgets=[2]"), "budgets: 2 is not a fraction in (0, 1]"),
+        ((*SMOKE, "darts.steps=0"), "steps: 0 is not positive"),
+        ((*SMOKE, "task._target_=os.system"), "task._target_: os.system is not a part of experiments, hardware"),
+        ((*SMOKE, "task=csv"), "task.label: has no value"),
+        (("search", "task=csv", "task.path=/nowhere.csv", "task.text=a", "task.label=b"), "/nowhere.csv"),
+        (("pareto", "run=/nowhere"), "run: /nowhere is not the directory of a run"),
+        (("pareto",), "run=… is missing"),
+        (("export", "run=/nowhere", "chose=knee"), "'chose=knee' is not one of run=…, pick=…"),
+    ],
+)
+def test_before_anything_is_done(words, message, tmp_path):
+    if words[0] == "search":
+        words = (*words, f"run={tmp_path / 'run'}")
+    refused(*words, message=message)
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_csv_without_the_column(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("sentence,stars\nhello,1\nworld,2\n")
+    words = ("search", "task=csv", f"task.path={path}", "task.text=text", "task.label=stars", f"run={tmp_path / 'run'}")
+    refused(*words, message="sentence")
+
+
+def test_a_budget_below_the_fastest_network(finished, tmp_path):
+    """Known after the calibration and before any training; names the fastest and its time."""
+    store = finished.parent / "store"
+    out = refused(*SMOKE, "budget_ms=0.0001", f"run={tmp_path / 'run'}", f"store={store}", message="is below the fastest network")
+    assert "Training" not in out
+
+
+def test_a_directory_with_other_things_in_it(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("dear to somebody")
+    refused(*SMOKE, f"run={tmp_path / 'run'}", message="holds thesis.tex and no run.json")
+    assert [p.name for p in (tmp_path / "run").iterdir() if p.name != ".lock"] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("supernet.safetensors", "supernet.safetensors: is damaged; delete it to do this part again"),
+        ("proposals.json", "proposals.json: is damaged"),
+        ("compute.json", "compute.json: is damaged"),
+    ],
+)
+def test_a_damaged_file_of_a_run(finished, tmp_path, name, message):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / name).write_bytes(b"\x00 not what it was")
+    words = (*SMOKE, f"run={run}", f"store={finished.parent / 'store'}", "torch_threads=1")
+    refused(*words, message=message)
+    assert (run / name).read_bytes() == b"\x00 not what it was"
+
+
+def test_a_damaged_line_of_measurements(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    lines = (run / "measurements.jsonl").read_text().splitlines()
+    (run / "measurements.jsonl").write_text("\n".join([lines[0], lines[1][:40], *lines[2:]]) + "\n")
+    words = (*SMOKE, f"run={run}", f"store={finished.parent / 'store'}", "torch_threads=1")
+    refused(*words, message="measurements.jsonl: line 2 is damaged")
+
+
+def test_results_that_are_damaged(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    record = json.loads((run / "results.json").read_text())
+    del record["verdict"]
+    (run / "results.json").write_text(json.dumps(record))
+    refused("pareto", f"run={run}", message="holds damaged results (Results: 'verdict' is missing)")
+
+
+def test_two_processes_cannot_share_a_run(finished):
+    with RunDirectory(finished).lock():
+        refused("export", f"run={finished}", "pick=knee", message="is in use by another process")
+
+
+def test_a_full_disk_is_said_before_work_starts(tmp_path, monkeypatch):
+    class Usage:
+        free = 5 * 2**20
+
+    monkeypatch.setattr(run_directory.shutil, "disk_usage", lambda path: Usage)
+    with pytest.raises(RunError, match="has 5 MiB left, a run needs 300 MiB"):
+        RunDirectory(tmp_path / "run")
+
+
+def test_a_line_that_a_kill_cut_off_is_removed(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.append("lines.jsonl", {"a": 1})
+    with (tmp_path / "lines.jsonl").open("a") as file:
+        file.write('{"a": 2, "b"')
+    assert run.read_lines("lines.jsonl") == [{"a": 1}]
+    run.append("lines.jsonl", {"a": 3})
+    assert run.read_lines("lines.jsonl") == [{"a": 1}, {"a": 3}]
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.write_json("value.json", {"a": 1})
+    with pytest.raises(KeyboardInterrupt), run.replacing("value.json") as path:
+        path.write_text('{"a"')
+        raise KeyboardInterrupt
+    assert run.read_json("value.json") == {"a": 1}

@@ -1,0 +1,117 @@
+"""The benchmarks: what they print for programs, what they refuse, and that the reference to beat is a sound one."""
+
+import itertools
+import json
+import math
+
+import pytest
+
+from experiments import bench
+from experiments.benchmarks import do_it_yourself, supernet
+from experiments.benchmarks.first_light import Fronts, Point, same_layers
+from experiments.tasks.languages import Languages
+from nas.export import open_session
+from search_spaces.encoder import encoder_space
+
+STEPS = (
+    "relaxed_step_ratio", "relaxed_step_ratio_256", "darts_iteration_ratio", "latency_term_ratio", "sandwich_step_ratio",
+    "sandwich_step_ratio_1_random",
+)  # fmt: skip
+FIRST_LIGHT = {
+    "seconds_main_job", "hypervolume_ours", "hypervolume_random", "hypervolume_do_it_yourself", "hypervolume_ratio_to_random",
+    "hypervolume_ratio_to_do_it_yourself", "test_error_percent_ours", "test_error_percent_random",
+    "test_error_percent_do_it_yourself", "ngram_baseline_error_percent", "budgets_kept", "budgets_asked",
+    "median_budget_use_percent", "predictor_spearman", "predictor_mape_percent", "predictor_within_10_percent",
+    "bound_coverage_percent", "num_fit", "num_held_out", "num_measured", "num_seeds", "verdicts_kept",
+}  # fmt: skip
+
+
+def test_supernet_ends_with_its_figures(capsys, tmp_path):
+    assert bench.main(["supernet", "preset=tiny", f"out={tmp_path / 'figures.json'}"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    figures = json.loads(last)
+    assert json.loads((tmp_path / "figures.json").read_text()) == figures
+    ratios = {name + suffix for name in STEPS for suffix in ("", "_wall", "_chosen", "_wall_chosen")}
+    memory = {"peak_memory_ratio", "peak_memory_ratio_chosen"}
+    assert set(figures) == ratios | memory | {"tokens_per_step", "tokens_per_small_step"}
+    assert all(math.isfinite(value) and value > 0 for value in figures.values())
+    assert (figures["tokens_per_step"], figures["tokens_per_small_step"]) == (16, 8)
+
+
+def test_peak_memory_is_the_same_every_time():
+    family = supernet.default_family()
+    with supernet.threads(1):
+        steps = supernet.Steps(family, supernet.random_batch(2, 8), supernet.WRITTEN_OUT)
+        first, *others = [steps.peak_memory_ratio() for _ in range(3)]
+    assert others == pytest.approx([first] * 2, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], r"bench: '' is not one of \('supernet', 'first_light'\)"),
+        (["supernets"], r"bench: 'supernets' is not one of \('supernet', 'first_light'\)"),
+        (["supernet", "preset=huge"], r"preset: 'huge' is not one of \('tiny', 'quick', 'full'\)"),
+        (["first_light", "preset=huge"], r"preset: 'huge' is not one of \('quick', 'full'\)"),
+        (["supernet", "rounds=3"], r"'rounds=3' is not one of preset=…, out=…"),
+        (["supernet", "out=/no/such/folder/figures.json"], r"out: the folder of '/no/such/folder/figures.json' does not exist"),
+    ],
+)
+def test_mistakes_are_named(words, message):
+    with pytest.raises(ValueError, match=message):
+        bench.main(words)
+
+
+def test_a_figure_that_could_not_be_computed_is_null():
+    assert bench.rounded({"a": 1.23456, "b": float("nan"), "c": 12345, "d": math.inf}) == {
+        "a": 1.235,
+        "b": None,
+        "c": 12345,
+        "d": None,
+    }
+
+
+def test_do_it_yourself_finds_a_front(tmp_path):
+    task = Languages(max_examples=3000, vocab_size=1000, max_tokens=32)
+    with supernet.threads(1):
+        front = do_it_yourself.run(task, seconds=6, budget_ms=20.0, seed=0, directory=tmp_path, tokens=32)
+    assert front
+    costs = [(network["latency_ms"], network["error_percent"]) for network in front]
+    assert costs == sorted(costs)
+    assert all(slower[1] < faster[1] for faster, slower in itertools.pairwise(costs)), "one dominates another"
+    batch = next(iter(task.batches("test", tokens_per_batch=1024, seed=None)))
+    for network in front:
+        same_layers(encoder_space(), network["arch"])
+        feed = dict(zip(("token_ids", "attention_mask"), (x.numpy() for x in batch.inputs), strict=True))
+        [logits] = open_session(network["onnx"]).run(None, feed)
+        assert logits.shape == (len(batch.targets), len(task.labels))
+    assert (tmp_path / "front.png").is_file()
+    assert (tmp_path / "study.journal").is_file()
+
+
+def test_points_over_the_budget_do_not_count():
+    points = (
+        Point("ours", "a", 1.0, validation_error_percent=40.0, test_error_percent=41.0),
+        Point("ours", "b", 2.0, validation_error_percent=20.0, test_error_percent=30.0),
+        Point("ours", "c", 5.0, validation_error_percent=1.0, test_error_percent=1.0),
+        Point("random", "d", 5.0, validation_error_percent=1.0, test_error_percent=1.0),
+    )
+    found = Fronts(0, "run", 1.0, 4.0, "Kept.", True, 10.0, points)
+    assert found.hypervolume("ours") == pytest.approx(1 * 59 + 2 * 70)
+    assert found.test_error_percent("ours") == 30.0
+    assert (found.hypervolume("random"), found.test_error_percent("random")) == (0.0, 100.0)
+    assert (found.hypervolume("do_it_yourself"), found.test_error_percent("do_it_yourself")) == (0.0, 100.0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_first_light_runs_and_reads_back_what_it_finished(capsys, tmp_path):
+    words = ["first_light", "preset=quick", f"directory={tmp_path}"]
+    lines = []
+    for _ in range(2):
+        assert bench.main(words) == 0
+        lines.append(capsys.readouterr().out.splitlines()[-1])
+    figures = json.loads(lines[0])
+    assert set(figures) == FIRST_LIGHT
+    assert all(value is not None and math.isfinite(value) for value in figures.values())
+    assert lines[1] == lines[0]
