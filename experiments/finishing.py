@@ -20,6 +20,7 @@ from experiments.settings import FinishSettings
 from hardware.timing import Exported, measure
 from nas.compute import Compute
 from nas.export import compare, export_onnx, open_session
+from nas.pareto import hypervolume
 from nas.protocols import Batch, Device, Family, Task
 from nas.space import Architecture
 from nas.supernet import cut_out, error_percent, state_of
@@ -124,10 +125,15 @@ class Finisher:
         return dict(zip(self.family.example_input(self.workload), batch.inputs, strict=True))
 
 
-def shortlist(front: Sequence[Candidate], num: int) -> list[Architecture]:
-    """`num` of a front that ascends in latency: its most accurate end and others spread evenly towards the fastest."""
-    last = len(front) - 1
-    if last < num:
-        return [c.arch for c in front]
-    chosen = {round(i) for i in np.linspace(last, 0, num)} if num > 1 else {last}
+def shortlist(front: Sequence[Candidate], num: int, *, budget_ms: float) -> list[Architecture]:
+    """At most `num` of a front: the most accurate one, then always the one that adds most to the hypervolume (greedy subset
+    selection, Guerreiro et al., 2016), up to the budget and 100 % error."""
+    costs = np.array([[c.objectives["latency_ms"], c.objectives["error"]] for c in front]).reshape(-1, 2)
+    chosen: list[int] = []
+    for _ in range(min(num, len(front))):
+        rest = [i for i in range(len(front)) if i not in chosen]
+        if chosen:
+            chosen.append(max(rest, key=lambda i: hypervolume(costs[[*chosen, i]], (budget_ms, 100.0))))
+        else:
+            chosen.append(int(np.argmin(costs[:, 1])))
     return [front[i].arch for i in sorted(chosen)]

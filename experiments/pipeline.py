@@ -337,7 +337,7 @@ class Pipeline:
         for role, candidates in explored.items():
             within = [c for c in candidates if c.objectives["upper_ms"] <= budget.ms]
             front = pareto_front(within, "latency_ms", "error")
-            for arch in shortlist(front, self.settings.finish.shortlist):
+            for arch in shortlist(front, self.settings.finish.shortlist, budget_ms=budget.ms):
                 finalists.setdefault(arch.id, Finalist(arch, role, labels[role]))
         for label, arch in self.family.hand_designed().items():
             finalists.setdefault(arch.id, Finalist(arch, "hand", label))

@@ -175,7 +175,8 @@ def beaten_sentence(results: Results) -> str:
     """Says so if what ships, or what is better and no slower, was not found by the search; empty otherwise."""
     ships = results.picked
     if ships.role != "search":
-        return f"The network that ships was not found by the search: {ships.id} ({ships.label}) is the most accurate within the budget."
+        name = f"{ships.id} ({ships.label})"
+        return f"The network that ships was not found by the search: {name} is the most accurate within the budget."
     others = [c.other for c in compare_at_equal_time(results)]
     better = [n for n in others if n.measured_ms <= ships.measured_ms and n.error_percent < ships.error_percent]
     if not better:

@@ -261,7 +261,9 @@ class EncoderFamily:
         width, classes = encoding.expected("width"), self.num_classes
         operators = [
             Operator("embedding", 1.0, 0.0 * width, 8.0 * tokens * width, (self.vocab_size + self.max_tokens) * width),
-            Operator("head", 1.0, 2.0 * workload.batch * width * classes, 4.0 * classes * width, (width + 3.0) * classes),
+            Operator(
+                "head", 1.0, 2.0 * workload.batch * width * classes, 4.0 * classes * width, (width + 1.0) * classes + 2.0 * width
+            ),
         ]
         for layer in range(1, self.num_layers + 1):
             gate = encoding.at_least("depth", layer)

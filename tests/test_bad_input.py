@@ -132,7 +132,12 @@ def test_a_line_that_a_kill_cut_off_is_removed(tmp_path):
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
     run = RunDirectory(tmp_path)
     run.write_json("value.json", {"a": 1})
-    with pytest.raises(KeyboardInterrupt), run.replacing("value.json") as path:
-        path.write_text('{"a"')
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with run.replacing("value.json") as path:
+            path.write_text('{"a"')
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert run.read_json("value.json") == {"a": 1}

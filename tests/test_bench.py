@@ -104,7 +104,7 @@ def test_points_over_the_budget_do_not_count():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(600)
 def test_first_light_runs_and_reads_back_what_it_finished(capsys, tmp_path):
     words = ["first_light", "preset=quick", f"directory={tmp_path}"]
     lines = []

@@ -76,10 +76,7 @@ class Preset:
     num_budgets: int
 
 
-SMALL = (
-    "experiment=smoke", "space=encoder", "calibration.num_fit=16", "init.train.steps=100", "searcher.evaluations=16",
-    "finish.train.steps=50",
-)  # fmt: skip
+SMALL = ("experiment=smoke", "space=encoder", "calibration.num_fit=16", "init.train.steps=60", "torch_threads=1")
 PRESETS = {
     "quick": Preset((0,), SMALL, rounds=3, num_fit=16, num_held_out=8, num_splits=5, num_budgets=3),
     "full": Preset((0, 1, 2), (), rounds=8, num_fit=60, num_held_out=40, num_splits=20, num_budgets=10),
@@ -99,7 +96,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Fronts:
-    """What one seed found."""
+    """What one seed found; `run` is the main job's directory, from that of all seeds."""
 
     seed: int
     run: str
@@ -127,11 +124,11 @@ class Fronts:
 def run(words: Words, report: Reporter) -> dict[str, float]:
     preset = PRESETS[words.preset]
     with contextlib.ExitStack() as stack:
-        folder = Path(words.directory or stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = Path(words.directory or stack.enter_context(tempfile.TemporaryDirectory())) / words.preset
         fronts = [fronts_of(preset, seed, folder / f"seed-{seed}", report) for seed in preset.seeds]
         for found in fronts:
             _show_fronts(found, report)
-        pipeline = _build(preset, preset.seeds[0], Path(fronts[0].run), report)
+        pipeline = _build(preset, preset.seeds[0], folder / fronts[0].run, report)
         predictor = judge_predictor(pipeline, preset, folder / "predictor", report)
         budgets = try_budgets(pipeline, preset, folder / "budgets", report)
     figures = {**_summary(fronts), **budgets, **predictor}
@@ -178,14 +175,14 @@ def fronts_of(preset: Preset, seed: int, folder: Path, report: Reporter) -> Fron
             for (who, arch, path, error), m in zip(networks, measurements, strict=True)
         )
     found = Fronts(
-        seed,
-        str(fresh / "search"),
-        seconds,
-        outcome.budget.ms,
-        results.verdict.sentence,
-        results.verdict.kept,
-        min(outcome.trivial.values()),
-        points,
+        seed=seed,
+        run=f"{folder.name}/{fresh.name}/search",
+        seconds=seconds,
+        budget_ms=outcome.budget.ms,
+        verdict=results.verdict.sentence,
+        kept=results.verdict.kept,
+        ngram_error_percent=min(outcome.trivial.values()),
+        points=points,
     )
     finished.write_text(json.dumps(asdict(found), indent=1) + "\n")
     return found

@@ -1,0 +1,105 @@
+"""Every YAML in `conf/` composes and builds, and repeats the defaults of the constructor that it calls."""
+
+import inspect
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import hydra
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from experiments.build import build
+from experiments.config import SearchConfig, register
+from experiments.progress import Reporter
+from experiments.settings import Settings
+from nas.encoding import Encoding
+from nas.protocols import DifferentiableLatencyModel, Family
+from nas.space import SearchSpace
+from nas.types import Workload
+
+ROOT = Path(__file__).parent.parent
+GROUPS = sorted(p for p in (ROOT / "conf").iterdir() if p.is_dir() and p.name != "__pycache__")
+CHOICES = [(group.name, path.stem) for group in GROUPS for path in sorted(group.glob("*.yaml"))]
+MISSING = {("task", "csv"): ["task.path=mine.csv", "task.text=text", "task.label=label"]}
+
+
+def composed(*overrides: str):
+    register()
+    with initialize_config_module("conf", version_base="1.3"):
+        return compose("search", overrides=list(overrides))
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_every_choice_composes(group, name):
+    config = composed(f"{group}={name}", "run=unused", *MISSING.get((group, name), []))
+    assert not OmegaConf.missing_keys(config)
+    text = (ROOT / "conf" / group / f"{name}.yaml").read_text()
+    assert text.startswith("# "), "it begins with what it is"
+
+
+@pytest.mark.parametrize(("group", "name"), [c for c in CHOICES if c[0] not in ("task", "experiment", "space")])
+def test_every_component_builds_with_the_constructor_s_defaults(group, name):
+    node = composed(f"{group}={name}", "run=unused")[group]
+    built = hydra.utils.instantiate(node, _convert_="all")
+    target = built.func if isinstance(built, partial) else type(built)
+    defaults = {n: p.default for n, p in inspect.signature(target).parameters.items() if p.default is not inspect.Parameter.empty}
+    assert set(node) - {"_target_", "_partial_"} == set(inspect.signature(target).parameters) - {"self"}
+    for key, default in defaults.items():
+        given = getattr(built, key, default)
+        if not callable(given) and not hasattr(given, "steps") and group != "searcher":
+            assert given == default, f"{group}.{key}"
+
+
+@pytest.mark.parametrize("name", [n for g, n in CHOICES if g == "space"])
+def test_family_contract(name, tmp_path):
+    """What every space must keep; the law of its supernet is in test_supernet."""
+    family = hydra.utils.instantiate(composed(f"space={name}", "run=unused").space, _convert_="all")(
+        vocab_size=60, num_classes=3, max_tokens=16
+    )
+    assert isinstance(family, Family)
+    assert isinstance(family.space, SearchSpace)
+    largest, *_ = family.hand_designed().values()
+    assert largest == family.space.largest()
+    workload = Workload(tokens=12)
+    example = family.example_input(workload)
+    for seed in range(3):
+        arch = family.space.sample(np.random.default_rng(seed))
+        network = family.network(arch)
+        assert network(*example.values()).shape == (1, 3)
+        operators = family.operators(Encoding.of(family.space, [arch]), workload)
+        counted = sum(float(np.sum(operator.parameters)) for operator in operators)
+        assert counted == sum(p.numel() for p in network.parameters())
+    with pytest.raises(ValueError, match="tokens: 99 of the workload are more than max_tokens 16"):
+        family.example_input(Workload(tokens=99))
+
+
+def test_the_default_search_builds(tmp_path):
+    pipeline = build(composed(f"run={tmp_path / 'run'}", "task.max_examples=3000"), report=Reporter(quiet=True))
+    assert isinstance(pipeline.latency_model, DifferentiableLatencyModel)
+    assert pipeline.family.space.log10_size() >= 9
+    assert pipeline.settings == Settings(outer=pipeline.settings.outer)
+    made, default = pipeline.settings.outer.make_searcher, Settings().outer.make_searcher
+    assert (made.func, made.keywords) == (default.func, default.keywords)
+    assert replace(pipeline.settings.outer, make_searcher=default) == Settings().outer
+
+
+def test_the_schema_knows_every_group():
+    groups = {group.name for group in GROUPS}
+    assert groups <= set(SearchConfig.__dataclass_fields__)
+
+
+def test_targets_outside_our_packages_are_refused(tmp_path):
+    for override in ("task._target_=os.system", "searcher.make_searcher._target_=builtins.eval"):
+        with pytest.raises(ValueError, match=r"_target_: (os.system|builtins.eval) is not a part of experiments"):
+            build(composed(override, f"run={tmp_path / 'run'}"), report=Reporter(quiet=True))
+
+
+@pytest.mark.parametrize("module", ["experiments.cli", "experiments.search", "experiments.results", "experiments.arguments"])
+def test_commands_start_without_torch(module):
+    code = f"import {module}, sys; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
