@@ -259,11 +259,10 @@ class EncoderFamily:
         """Per kind of operator: count, FLOPs, bytes in fp32 and parameters, as expectations over the encoding."""
         tokens = workload.batch * workload.tokens
         width, classes = encoding.expected("width"), self.num_classes
+        table, final = (self.vocab_size + self.max_tokens) * width, (width + 1.0) * classes + 2.0 * width
         operators = [
-            Operator("embedding", 1.0, 0.0 * width, 8.0 * tokens * width, (self.vocab_size + self.max_tokens) * width),
-            Operator(
-                "head", 1.0, 2.0 * workload.batch * width * classes, 4.0 * classes * width, (width + 1.0) * classes + 2.0 * width
-            ),
+            Operator("embedding", 1.0, 0.0 * width, 8.0 * tokens * width, table),
+            Operator("head", 1.0, 2.0 * workload.batch * width * classes, 4.0 * classes * width, final),
         ]
         for layer in range(1, self.num_layers + 1):
             gate = encoding.at_least("depth", layer)
