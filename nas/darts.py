@@ -196,7 +196,7 @@ def discretise(space: SearchSpace, probabilities_E: np.ndarray, latency_model: A
     """The most probable architecture, projected on the budget: its upper bound is at most `budget_ms`.
 
     Over the budget, the pick changes that gives up the least log-probability for each millisecond saved. Under it, the slack is
-    spent on the larger sizes that give up the least log-probability.
+    spent on the larger options (a size, attention where there was none) that give up the least log-probability.
 
     Raises:
         BudgetError: even the fastest neighbour of every step is over the budget.
@@ -207,23 +207,22 @@ def discretise(space: SearchSpace, probabilities_E: np.ndarray, latency_model: A
     def upper(candidates: Sequence[Mapping[str, Any]]) -> np.ndarray:
         return np.asarray(latency_model.predict([space.canonical(p) for p in candidates]).upper_ms)
 
-    def neighbours(*, grow: bool) -> tuple[list[dict[str, Any]], np.ndarray]:
+    def neighbours(*, grow: bool = False) -> tuple[list[dict[str, Any]], np.ndarray]:
         """Picks that differ in one present choice, and the log-probability that each gives up."""
         found, costs = [], []
-        for choice in space:
-            if not space.present(choice, space.canonical(picks).as_dict):
-                continue
+        present = space.canonical(picks)
+        for choice in (c for c in space if c.name in present):
             offset, now = space.offsets[choice.name].start, choice.index(picks[choice.name])
             for index, option in enumerate(choice.options):
-                if index == now or (grow and not (choice.is_nested and index > now)):
-                    continue
-                found.append({**picks, choice.name: option})
-                costs.append(log_p[offset + now] - log_p[offset + index])
+                larger = index > now if choice.is_nested else index < now  # kinds stand from the most to the least capable
+                if index != now and (larger or not grow):
+                    found.append({**picks, choice.name: option})
+                    costs.append(log_p[offset + now] - log_p[offset + index])
         return found, np.array(costs)
 
     current = upper([picks])[0]
     while current > budget_ms:
-        found, costs = neighbours(grow=False)
+        found, costs = neighbours()
         times = upper(found)
         faster = times < current - 1e-9
         if not faster.any():
@@ -233,8 +232,8 @@ def discretise(space: SearchSpace, probabilities_E: np.ndarray, latency_model: A
         picks, current = found[best], times[best]
     while True:
         found, costs = neighbours(grow=True)
-        times = upper(found) if found else np.array([])
-        fits = (times <= budget_ms) & (times > current)
+        times = upper(found)
+        fits = (times <= budget_ms) & (times > current + 1e-9)
         if not fits.any():
             return space.canonical(picks)
         best = int(np.argmin(np.where(fits, costs, np.inf)))

@@ -97,7 +97,8 @@ class Task(Protocol):
 class Family(Protocol):
     """A search space, and the networks that its points stand for."""
 
-    space: SearchSpace
+    @property
+    def space(self) -> SearchSpace: ...
 
     @property
     def signature(self) -> str:
