@@ -75,7 +75,7 @@ class FinishSettings:
     """The short-list: how many networks of each front are cut out, trained for `train.steps`, exported and measured."""
 
     shortlist: int = 3
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=160, learning_rate=1.5e-3))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=220, learning_rate=2e-3))
     rounds: int = 6
 
     def __post_init__(self) -> None:

@@ -39,7 +39,7 @@ def run_python(*words: str | Path, cwd: Path) -> str:
         text=True,
         timeout=200,
         check=False,
-        env={"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"},
+        env={"PYTHONPATH": str(ROOT), "GOMP_SPINCOUNT": "3000"},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
