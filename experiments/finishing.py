@@ -58,7 +58,7 @@ class Finisher:
         network = cut_out(self.family, supernet, arch, self.compute)
         fine_tune(network, self.task, self.settings.train, compute=self.compute, seed=self.seed)
         with self.run.replacing(f"{FOLDER}/{arch.id}.safetensors") as path:
-            save_file(dict(state_of(network)), path)
+            save_file(state_of(network), path)
         deployed = self.network(arch)
         example = self.family.example_input(self.workload)
         report = export_onnx(deployed, example, self.onnx_path(arch))

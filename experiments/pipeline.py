@@ -180,7 +180,7 @@ class Pipeline:
         largest, smallest = (calibration.measurements[a.id].latency_ms for a in (space.largest(), space.smallest()))
         asked = self.settings.budget_ms
         budget = Budget(asked, "user") if asked is not None else Budget(largest / 2, "half of the largest network's latency")
-        fastest = float(calibration.model.predict([space.smallest()]).upper_ms[0])
+        fastest = self._fastest_ms(calibration)
         if budget.ms < fastest:
             raise BudgetError(
                 f"budget_ms: {budget.ms:.4g} is below the fastest network of the space, which was measured at {smallest:.4g} ms "
@@ -188,6 +188,10 @@ class Pipeline:
             )
         self.report.say(f"Budget: {budget.ms:.3f} ms ({budget.origin}); the largest network takes {largest:.3f} ms")
         return budget
+
+    def _fastest_ms(self, calibration: Calibration) -> float:
+        """Upper bound of the smallest network: no budget below it can be promised."""
+        return float(calibration.model.predict([self.family.space.smallest()]).upper_ms[0])
 
     def _compute(self) -> Compute:
         def choose() -> dict[str, Any]:
@@ -227,7 +231,7 @@ class Pipeline:
             with spent(self.run, "supernet", networks_trained=1):
                 trainer.run(on_step=on_step)
         with self.run.replacing("supernet.safetensors") as path:
-            save_file(dict(state_of(supernet)), path)
+            save_file(state_of(supernet), path)
         (self.run / "supernet.ckpt").unlink(missing_ok=True)
         return supernet
 
@@ -236,7 +240,7 @@ class Pipeline:
         assert isinstance(calibration.model, DifferentiableLatencyModel)
         if self.run.has("proposals.json"):
             return [Proposal.from_json(self.family.space, record) for record in self.run.read_json("proposals.json")]
-        fastest = float(calibration.model.predict([self.family.space.smallest()]).upper_ms[0])
+        fastest = self._fastest_ms(calibration)
         budgets = [f * budget.ms for f in sorted(self.settings.outer.budgets, reverse=True) if f * budget.ms >= fastest]
         config = self.settings.darts
         darts = Darts(self.family, supernet, calibration.model, self.task, config, compute=compute, seed=self.settings.seed)

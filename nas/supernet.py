@@ -6,7 +6,7 @@ costs, keeps no state, and its gradient lands in the supernet. A *relaxed* archi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -103,6 +103,6 @@ def error_percent(run: Callable[..., Tensor], batches: Sequence[Batch], task: Ta
     return 100.0 * wrong / total
 
 
-def state_of(module: nn.Module) -> Mapping[str, Tensor]:
+def state_of(module: nn.Module) -> dict[str, Tensor]:
     """Detached copies of the weights on the CPU."""
     return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nas.compute import Compute
 from nas.protocols import Batch, Family, Task
@@ -137,23 +137,16 @@ def supernet_trainer(
 
 
 def fine_tune(
-    network: nn.Module, task: Task, config: TrainConfig, *, compute: Compute, seed: int, teacher: nn.Module | None = None,
+    network: nn.Module, task: Task, config: TrainConfig, *, compute: Compute, seed: int,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> None:  # fmt: skip
-    """Trains a stand-alone network in place; with a teacher, half of the loss is the KL divergence to its answers."""
+    """Trains a stand-alone network in place, from the targets."""
     batches = stream(task, "train", tokens_per_batch=config.tokens_per_batch, seed=seed)
 
     def gradient(_: int) -> float:
         batch = next(batches).to(compute.device)
         with compute.autocast():
-            outputs = network(*batch.inputs)
-            loss: Tensor = task.loss(outputs, batch.targets)
-            if teacher is not None:
-                with torch.no_grad():
-                    answers = torch.log_softmax(teacher(*batch.inputs).float(), dim=-1)
-                outputs = torch.log_softmax(outputs.float(), dim=-1)
-                distilled = nn.functional.kl_div(outputs, answers, reduction="batchmean", log_target=True)
-                loss = 0.5 * loss + 0.5 * distilled
+            loss = task.loss(network(*batch.inputs), batch.targets)
         loss.backward()
         return float(loss.detach())
 

@@ -128,7 +128,7 @@ def run(words: Words, report: Reporter) -> dict[str, float]:
 
 
 def default_family() -> Family:
-    return cast(Family, EncoderFamily(encoder_space(), VOCAB_SIZE, NUM_CLASSES, MAX_TOKENS))
+    return EncoderFamily(encoder_space(), VOCAB_SIZE, NUM_CLASSES, MAX_TOKENS)
 
 
 def random_batch(size: int, tokens: int) -> Batch:
