@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,12 +20,13 @@ from experiments.run_directory import RunDirectory
 from experiments.settings import FinishSettings
 from hardware.timing import Exported, measure
 from nas.compute import Compute
+from nas.encoding import Encoding
 from nas.export import compare, export_onnx, open_session
 from nas.pareto import hypervolume
 from nas.protocols import Batch, Device, Family, Task
 from nas.space import Architecture
 from nas.supernet import cut_out, error_percent, state_of
-from nas.training import fine_tune
+from nas.training import fine_tune, shrink_and_perturb
 from nas.types import Candidate, Measurement, Workload
 
 EVALUATION_TOKENS = 8192  # tokens a batch where nothing is trained
@@ -52,11 +54,21 @@ class Finisher:
         facts: dict[str, Any] = self.run.read_json(f"{FOLDER}/{arch.id}.json")
         return facts
 
+    def steps(self, arch: Architecture) -> int:
+        """Steps that cost as many FLOPs as `train.steps` of the largest network, at most `most_steps`."""
+        encoding = Encoding.of(self.family.space, [self.family.space.largest(), arch])
+        largest, own = sum(operator.flops + np.zeros(2) for operator in self.family.operators(encoding, self.workload))
+        return min(self.settings.most_steps, int(self.settings.train.steps * largest / own))
+
     def finish(self, arch: Architecture, supernet: nn.Module) -> None:
         """Cuts out, trains, exports and scores on the validation split; writes `shortlist/<id>.{safetensors,onnx,json}`."""
         start = time.perf_counter()
+        torch.manual_seed(self.seed)
+        fresh = self.family.network(arch)
         network = cut_out(self.family, supernet, arch, self.compute)
-        fine_tune(network, self.task, self.settings.train, compute=self.compute, seed=self.seed)
+        shrink_and_perturb(network, fresh, inherit=self.settings.inherit)
+        config = dataclasses.replace(self.settings.train, steps=self.steps(arch))
+        fine_tune(network, self.task, config, compute=self.compute, seed=self.seed)
         with self.run.replacing(f"{FOLDER}/{arch.id}.safetensors") as path:
             save_file(state_of(network), path)
         deployed = self.network(arch)
@@ -65,7 +77,10 @@ class Finisher:
         batches = list(self.task.batches("validation", tokens_per_batch=EVALUATION_TOKENS, seed=None))
         error = error_percent(network.eval(), [b.to(self.compute.device) for b in batches], self.task, self.compute)
         seconds = round(time.perf_counter() - start, 2)
-        facts = {"arch": arch.to_json(), "error_percent": error, "train_seconds": seconds, "export": report.to_json()}
+        facts = {
+            "arch": arch.to_json(), "error_percent": error, "train_steps": config.steps, "train_seconds": seconds,
+            "export": report.to_json(),
+        }  # fmt: skip
         self.run.write_json(f"{FOLDER}/{arch.id}.json", facts)
 
     def network(self, arch: Architecture) -> nn.Module:

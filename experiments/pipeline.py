@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import torch
 from optuna.storages.journal import JournalFileBackend
@@ -236,12 +237,11 @@ class Pipeline:
         return supernet
 
     def _propose(self, supernet: nn.Module, calibration: Calibration, budget: Budget, compute: Compute) -> list[Proposal]:
-        """One proposal for each fraction of the budget, the largest first; fractions under the fastest network are left out."""
+        """One proposal for each of several budgets, the user's first, the fastest network's time last."""
         assert isinstance(calibration.model, DifferentiableLatencyModel)
         if self.run.has("proposals.json"):
             return [Proposal.from_json(self.family.space, record) for record in self.run.read_json("proposals.json")]
-        fastest = self._fastest_ms(calibration)
-        budgets = [f * budget.ms for f in sorted(self.settings.outer.budgets, reverse=True) if f * budget.ms >= fastest]
+        budgets = np.geomspace(budget.ms, self._fastest_ms(calibration), self.settings.outer.proposals).tolist()
         config = self.settings.darts
         darts = Darts(self.family, supernet, calibration.model, self.task, config, compute=compute, seed=self.settings.seed)
         proposals: list[Proposal] = []

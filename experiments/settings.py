@@ -22,7 +22,7 @@ def _positive(owner: object, *names: str) -> None:
 class SupernetSettings:
     """How the supernet begins and learns: from scratch, by the sandwich rule with `num_random` random networks a step."""
 
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=400))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=300))
     num_random: int = 1
 
     def __post_init__(self) -> None:
@@ -43,7 +43,7 @@ class CalibrationSettings:
             raise ValueError(f"num_fit: {self.num_fit} is not at least 8")
 
 
-NSGA2 = partial(OptunaSearcher, sampler="nsga2", population=20)
+TPE = partial(OptunaSearcher, sampler="tpe", population=20)
 
 
 @dataclass(frozen=True)
@@ -53,33 +53,41 @@ class OuterSettings:
     Args:
         make_searcher: called with a space and the keywords objectives, seed, initial, constraint and storage of
             `nas.search.OptunaSearcher`; returns a `Searcher`.
-        budgets: fractions of the budget for which the differentiable search makes a proposal.
+        proposals: of the differentiable search to begin with, for budgets from the one asked for down to the fastest network's
+            time, each the same factor under the one before.
         baseline: whether as many random architectures are scored beside it.
     """
 
-    make_searcher: Callable[..., Searcher] = field(default=NSGA2)
+    make_searcher: Callable[..., Searcher] = field(default=TPE)
     evaluations: int = 80
-    budgets: tuple[float, ...] = (1.0, 0.7, 0.4)
+    proposals: int = 6
     baseline: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "budgets", tuple(self.budgets))
-        _positive(self, "evaluations")
-        wrong = [b for b in self.budgets if not 0 < b <= 1]
-        if wrong or not self.budgets:
-            raise ValueError(f"budgets: {wrong[0] if wrong else 'nothing'} is not a fraction in (0, 1]")
+        _positive(self, "evaluations", "proposals")
 
 
 @dataclass(frozen=True)
 class FinishSettings:
-    """The short-list: how many networks of each front are cut out, trained for `train.steps`, exported and measured."""
+    """The short-list: how many networks of each front are cut out, trained, exported and measured.
 
-    shortlist: int = 3
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=220, learning_rate=2e-3))
+    Args:
+        train: `steps` are those of the largest network. A smaller one is trained for as many FLOPs, so for more steps.
+        most_steps: however small the network is.
+        inherit: share of the inherited weights in those that training begins with; the rest is fresh.
+        rounds: visits to each network.
+    """
+
+    shortlist: int = 4
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=120))
+    most_steps: int = 600
+    inherit: float = 0.3
     rounds: int = 6
 
     def __post_init__(self) -> None:
-        _positive(self, "shortlist", "rounds")
+        _positive(self, "shortlist", "most_steps", "rounds")
+        if not 0 <= self.inherit <= 1:
+            raise ValueError(f"inherit: {self.inherit} is not in [0, 1]")
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,15 @@ Weight entanglement (TangleNAS, arXiv:2312.10440): a mixture of zero-padded pref
 
     sum_k p_k pad(W[:s_k]) x = m * (W x),   m_i = P(size > i).
 
-A mask is folded into the weight that consumes the masked dimension: that touches a matrix of weights instead of a matrix of
-activations. The width needs no mask on the residual stream at all, because every reader of the stream is a norm: `Norm` takes its
-statistics over the active channels and switches the others off.
+A mask is folded into a weight that touches the masked dimension: a matrix of weights instead of a matrix of activations. The
+width of the residual stream is masked where the stream is written, and what is written is centred over the active channels, in
+the weights too (as in SliceGPT, arXiv:2401.15024, section 3.2). Then the mean over all channels is that over the active ones,
+zero, and the variances differ by a known factor: the ordinary layer norm reads the masked stream exactly.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -37,53 +39,6 @@ def _blocks(rows: int, row_bytes: int, device: torch.device) -> list[slice]:
     """
     step = max(1, CACHE_BYTES // row_bytes) if device.type == "cpu" else rows
     return [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
-
-
-class _ActiveLayerNorm(torch.autograd.Function):
-    """Layer norm with statistics over a (soft) set of active channels, zero elsewhere.
-
-    mean = s.x and var = s.(x - mean)^2 with the shares s = mask / sum(mask), result mask * (weight * (x - mean) / std + bias).
-    One function with its own backward, because under autograd the same lines cost twice the passes and three times the memory.
-    First derivatives only.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, mask_D: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):  # a mean in bfloat16 would lose what it centres
-            flat, width = x.flatten(0, -2), x.shape[-1]
-            share_D, scale_D, shift_D = mask_D / mask_D.sum(), weight_D * mask_D, bias_D * mask_D
-            result, rstd = torch.empty_like(flat), flat.new_empty(len(flat), 1)
-            mean = (flat @ share_D)[:, None]
-            for rows in _blocks(len(flat), width * flat.element_size(), flat.device):
-                centred = flat[rows] - mean[rows]
-                variance = torch.mul(centred, centred, out=result[rows]) @ share_D
-                torch.rsqrt(variance.add_(eps), out=rstd[rows, 0])
-                torch.addcmul(shift_D, centred.mul_(rstd[rows]), scale_D, out=result[rows])
-            ctx.save_for_backward(x, mean, rstd, mask_D, weight_D, bias_D)
-            return result.view_as(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, rstd, mask_D, weight_D, bias_D = ctx.saved_tensors
-        with torch.autocast(grad.device.type, enabled=False):
-            flat, above, width = x.flatten(0, -2), grad.flatten(0, -2), x.shape[-1]
-            scale_D, total = weight_D * mask_D, mask_D.sum()
-            share_D = mask_D / total
-            grad_x = torch.empty_like(flat)
-            sum_grad_D, sum_product_D, grad_share = flat.new_zeros(3, width)
-            for rows in _blocks(len(flat), width * flat.element_size(), flat.device):
-                normed, g, work = (flat[rows] - mean[rows]).mul_(rstd[rows]), above[rows], grad_x[rows]
-                torch.mul(g, normed, out=work)
-                sum_grad_D += g.sum(0)
-                sum_product_D += work.sum(0)
-                along_one, along_normed = g @ scale_D, work @ scale_D
-                grad_share -= along_one @ normed
-                grad_share.sub_(along_normed @ torch.mul(normed, normed, out=work), alpha=0.5)
-                normed.mul_(along_normed[:, None]).add_(along_one[:, None]).mul_(share_D)
-                torch.mul(g, scale_D, out=work).sub_(normed).mul_(rstd[rows])
-            grad_mask = sum_product_D * weight_D + sum_grad_D * bias_D + (grad_share - grad_share @ share_D) / total
-        return grad_x.view_as(x), grad_mask, sum_product_D * mask_D, sum_grad_D * mask_D, None
 
 
 class _MixedAttention(torch.autograd.Function):
@@ -119,14 +74,16 @@ class _MixedAttention(torch.autograd.Function):
         B, H, T, _ = q.shape
         with torch.autocast(grad.device.type, enabled=False):
             grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-            grad_weights = torch.zeros_like(weights_2)
+            grad_weights = torch.zeros_like(weights_2) if ctx.needs_input_grad[4] else None
             for rows in _blocks(B, H * T * T * all_probs.element_size(), q.device):
                 probs, above, total = all_probs[rows], grad[rows], totals[rows]
                 grad_probs = (above @ v[rows].transpose(-1, -2)).to(probs.dtype)
                 work = grad_probs * probs
-                grad_weights[0] += work.sum()
+                if grad_weights is not None:
+                    grad_weights[0] += work.sum()
                 along = work.mul_(inside_TT).sum(-1, keepdim=True).div_(total)
-                grad_weights[1] += along.sum()
+                if grad_weights is not None:
+                    grad_weights[1] += along.sum()
                 torch.mul(inside_TT, of_window / total, out=work)
                 scale = work + of_full
                 grad_probs.mul_(scale).addcmul_(work, along, value=-1.0).mul_(probs)
@@ -135,6 +92,31 @@ class _MixedAttention(torch.autograd.Function):
                 grad_q[rows] = grad_scores @ k[rows]
                 grad_k[rows] = grad_scores.transpose(-1, -2) @ q[rows]
         return grad_q, grad_k, grad_v, None, grad_weights, None
+
+
+@dataclass(frozen=True)
+class Width:
+    """Which channels of the residual stream are active, and what follows from it for who writes and reads it."""
+
+    mask: Tensor  # [D]
+    share: Tensor  # [D], of each channel in the mean
+    gain: Tensor  # scalar: the standard deviation over all channels to that over the active ones
+    active: float  # expected share of active channels
+
+    @classmethod
+    def of(cls, mask: Tensor) -> Width:
+        total = mask.sum()
+        active = total / len(mask)
+        return cls(mask, mask / total, active.sqrt(), float(active.detach()))
+
+    def centre(self, x_BTD: Tensor) -> Tensor:
+        """The masked stream to begin with."""
+        return (x_BTD - (x_BTD @ self.share)[..., None]) * self.mask
+
+    def write(self, x_BTC: Tensor, weight_DC: Tensor, bias_D: Tensor) -> Tensor:
+        """A linear map into the masked stream."""
+        weight_DC = (weight_DC - self.share @ weight_DC) * self.mask[:, None]
+        return F.linear(x_BTC, weight_DC, (bias_D - self.share @ bias_D) * self.mask)
 
 
 class Linear(nn.Linear):
@@ -146,17 +128,16 @@ class Linear(nn.Linear):
 
 
 class Norm(nn.LayerNorm):
-    """Layer norm; with a mask, over the active channels only, and zero elsewhere."""
+    """Layer norm."""
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
             super().reset_parameters()
 
-    def forward(self, x_BTD: Tensor, mask_D: Tensor | None = None) -> Tensor:
-        if mask_D is None:
-            return super().forward(x_BTD)
-        normed: Tensor = _ActiveLayerNorm.apply(x_BTD, mask_D, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
-        return normed
+    def relaxed(self, x_BTD: Tensor, width: Width) -> Tensor:
+        """Of the active channels of a masked stream; zero elsewhere."""
+        eps = self.eps * width.active
+        return F.layer_norm(x_BTD, self.normalized_shape, self.weight * width.gain, self.bias * width.mask, eps)
 
 
 def padding_bias(attention_mask_BT: Tensor, dtype: torch.dtype) -> Tensor:
@@ -235,17 +216,20 @@ class Attention(nn.Module):
             return self._mix(F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=1.0))
         return self._mix(torch.softmax(q @ k.transpose(-1, -2) + bias, dim=-1) @ v)
 
-    def relaxed(self, x_BTD: Tensor, padding_B11T: Tensor, inside_TT: Tensor, kinds_2: Tensor, heads_C: Tensor) -> Tensor:
+    def relaxed(
+        self, x_BTD: Tensor, padding_B11T: Tensor, inside_TT: Tensor, kinds_2: Tensor, heads_C: Tensor, width: Width
+    ) -> Tensor:
         """The mixture over full and window attention, which share q, k and v, and over numbers of heads.
 
         Args:
             inside_TT: 1 where the window reaches.
             kinds_2: weights of full and of window attention; what is missing to one is "no attention" (and the layer's gate).
             heads_C: mask of the heads' output channels.
+            width: of the stream that the result is added to.
         """
         q, k, v = self._split(x_BTD)
         out: Tensor = _MixedAttention.apply(q, k, v, padding_B11T, kinds_2, inside_TT)  # type: ignore[no-untyped-call]
-        return F.linear(self._join(out), self.out.weight * heads_C, self.out.bias * kinds_2.sum())
+        return width.write(self._join(out), self.out.weight * heads_C, self.out.bias * kinds_2.sum())
 
 
 class Table(nn.Embedding):
@@ -268,6 +252,6 @@ class FeedForward(nn.Module):
         result: Tensor = self.down(F.gelu(self.up(x_BTD)))
         return result
 
-    def relaxed(self, x_BTD: Tensor, hidden_F: Tensor, gate: Tensor) -> Tensor:
+    def relaxed(self, x_BTD: Tensor, hidden_F: Tensor, gate: Tensor, width: Width) -> Tensor:
         """The mixture over hidden sizes, in a residual branch with a gate that `hidden_F` already holds."""
-        return F.linear(F.gelu(self.up(x_BTD)), self.down.weight * hidden_F, self.down.bias * gate)
+        return width.write(F.gelu(self.up(x_BTD)), self.down.weight * hidden_F, self.down.bias * gate)

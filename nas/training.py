@@ -136,6 +136,17 @@ def supernet_trainer(
     return trainer
 
 
+@torch.no_grad()
+def shrink_and_perturb(network: nn.Module, fresh: nn.Module, *, inherit: float) -> None:
+    """Moves inherited weights towards freshly initialised ones: inherit * w + (1 - inherit) * fresh, in place.
+
+    Weights that have fitted the training split once generalise worse after more training than fresh ones do; shrunk and perturbed
+    they keep the head start and lose that (Ash & Adams, arXiv:1910.08475).
+    """
+    for weight, start in zip(network.parameters(), fresh.parameters(), strict=True):
+        weight.lerp_(start.to(weight.device), 1 - inherit)
+
+
 def fine_tune(
     network: nn.Module, task: Task, config: TrainConfig, *, compute: Compute, seed: int,
     on_step: Callable[[int, float], None] = lambda step, loss: None,

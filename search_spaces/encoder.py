@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.encoding import Array, Encoding, prefix_membership
-from nas.layers import Attention, Backend, FeedForward, Linear, Norm, Table, inside_window, padding_bias
+from nas.layers import Attention, Backend, FeedForward, Linear, Norm, Table, Width, inside_window, padding_bias
 from nas.protocols import Operator
 from nas.space import Architecture, Choice, Condition, SearchSpace
 from nas.types import Workload
@@ -93,13 +93,13 @@ class Block(nn.Module):
         return result
 
     def relaxed(
-        self, x_BTD: Tensor, padding_B11T: Tensor, inside_TT: Tensor, width_D: Tensor, kinds_2: Tensor, heads_C: Tensor,
+        self, x_BTD: Tensor, padding_B11T: Tensor, inside_TT: Tensor, width: Width, kinds_2: Tensor, heads_C: Tensor,
         ffn_F: Tensor, gate: Tensor,
     ) -> Tensor:  # fmt: skip
         """The block under its row of `Masks`."""
-        normed = self.attention_norm(x_BTD, width_D)
-        x_BTD = x_BTD + self.attention.relaxed(normed, padding_B11T, inside_TT, kinds_2, heads_C)
-        return x_BTD + self.ffn.relaxed(self.ffn_norm(x_BTD, width_D), ffn_F, gate)
+        normed = self.attention_norm.relaxed(x_BTD, width)
+        x_BTD = x_BTD + self.attention.relaxed(normed, padding_B11T, inside_TT, kinds_2, heads_C, width)
+        return x_BTD + self.ffn.relaxed(self.ffn_norm.relaxed(x_BTD, width), ffn_F, gate, width)
 
 
 class Encoder(nn.Module):
@@ -124,9 +124,11 @@ class Encoder(nn.Module):
         else:
             inside_TT = inside_window(T, self.window, padding_B11T)
             rows = zip(masks.kinds.unbind(), masks.heads.unbind(), masks.ffn.unbind(), masks.gates.unbind(), strict=True)
+            width = Width.of(masks.width)
+            x_BTD = width.centre(x_BTD)
             for block, row in zip(self.blocks, rows, strict=True):
-                x_BTD = block.relaxed(x_BTD, padding_B11T, inside_TT, masks.width, *row)  # type: ignore[operator]
-            x_BTD = self.norm(x_BTD, masks.width)
+                x_BTD = block.relaxed(x_BTD, padding_B11T, inside_TT, width, *row)  # type: ignore[operator]
+            x_BTD = self.norm.relaxed(x_BTD, width)
         token_BT1 = attention_mask_BT[:, :, None].to(x_BTD.dtype)
         mean_BD = (x_BTD * token_BT1).sum(dim=1) / token_BT1.sum(dim=1)
         logits: Tensor = self.classifier(mean_BD)

@@ -32,7 +32,7 @@ def refused(*words, message: str) -> str:
         ((*SMOKE, "space.attention=[full,cross]"), "attention: 'cross' is not one of ('full', 'window', 'none')"),
         ((*SMOKE, "space.width=[64,32]"), "width: options (64, 32) must be positive and ascending"),
         ((*SMOKE, "device.threads=999"), "threads: 999 is not between 1 and"),
-        ((*SMOKE, "searcher.budgets=[2]"), "budgets: 2 is not a fraction in (0, 1]"),
+        ((*SMOKE, "searcher.proposals=0"), "proposals: 0 is not at least 1"),
         ((*SMOKE, "darts.steps=0"), "steps: 0 is not positive"),
         ((*SMOKE, "task._target_=os.system"), "task._target_: os.system is not a part of experiments, hardware"),
         ((*SMOKE, "task=csv"), "task.label: has no value"),

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from nas import layers
 from nas.compute import Compute
 from nas.encoding import Encoding
-from nas.layers import _ActiveLayerNorm, _MixedAttention, inside_window, padding_bias
+from nas.layers import Norm, Width, _MixedAttention, inside_window, padding_bias
 from nas.protocols import Batch
 from nas.supernet import call, cut_out, prefixes, sandwich, sandwich_step, skeleton
 from search_spaces.encoder import EncoderFamily, encoder_space
@@ -71,12 +72,24 @@ def test_every_logit_receives_a_gradient(family, inputs):
     assert torch.all(logits.grad != 0)
 
 
-@pytest.mark.parametrize("cache_bytes", [1, 1 << 19])
-def test_active_layer_norm_has_the_right_gradient(monkeypatch, cache_bytes):
-    monkeypatch.setattr(layers, "CACHE_BYTES", cache_bytes)
+def test_a_masked_stream_has_mean_zero_whoever_writes():
     torch.manual_seed(0)
-    arguments = [torch.randn(2, 3, 6), torch.rand(6) + 0.1, torch.randn(6), torch.randn(6)]
-    assert torch.autograd.gradcheck(lambda *a: _ActiveLayerNorm.apply(*a, 1e-5), [a.double().requires_grad_() for a in arguments])
+    width, linear = Width.of(torch.rand(16).double()), nn.Linear(5, 16).double()
+    begun = width.centre(torch.randn(2, 3, 16).double())
+    written = width.write(torch.randn(2, 3, 5).double(), linear.weight, linear.bias)
+    torch.testing.assert_close((begun + written).sum(-1), torch.zeros(2, 3).double(), rtol=0, atol=1e-12)
+
+
+def test_the_norm_of_a_masked_stream_is_that_of_its_active_channels():
+    torch.manual_seed(0)
+    norm, prefix = Norm(16).double(), Norm(6).double()
+    norm.weight.data, norm.bias.data = torch.randn(2, 16).double()
+    prefix.weight.data, prefix.bias.data = norm.weight.data[:6], norm.bias.data[:6]
+    x = torch.randn(2, 3, 16).double()
+    width = Width.of((torch.arange(16) < 6).double())
+    normed = norm.relaxed(width.centre(x), width)
+    torch.testing.assert_close(normed[..., :6], prefix(x[..., :6]), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(normed[..., 6:], torch.zeros(2, 3, 10).double(), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("cache_bytes", [1, 1 << 19])

@@ -1,0 +1,49 @@
+"""How networks of the short-list are trained: what they begin with and for how long."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+
+from experiments.finishing import Finisher
+from experiments.settings import FinishSettings
+from nas.compute import Compute
+from nas.supernet import cut_out
+from nas.training import TrainConfig, shrink_and_perturb
+from nas.types import Workload
+from search_spaces.encoder import EncoderFamily, encoder_space
+
+
+@pytest.fixture
+def family() -> EncoderFamily:
+    return EncoderFamily(encoder_space(), vocab_size=50, num_classes=5)
+
+
+def finisher(family: EncoderFamily, settings: FinishSettings) -> Finisher:
+    unused = cast(Any, SimpleNamespace())
+    return Finisher(family, unused, unused, Workload(tokens=64), Compute(), settings, 0, unused)
+
+
+def test_smaller_networks_train_for_as_many_flops_up_to_a_limit(family):
+    space = family.space
+    two_layers = family.hand_designed()["2 layers"]
+    steps = finisher(family, FinishSettings(train=TrainConfig(steps=100), most_steps=500)).steps
+    assert steps(space.largest()) == 100
+    assert 290 <= steps(two_layers) <= 300  # a third of the layers; the classifier is no layer
+    assert steps(space.smallest()) == 500
+
+
+@pytest.mark.parametrize("inherit", [0.0, 0.3, 1.0])
+def test_inherited_weights_shrink_towards_fresh_ones(family, inherit):
+    arch = family.space.smallest()
+    network, fresh = cut_out(family, family.supernet(), arch, Compute()), family.network(arch)
+    inherited = [p.detach().clone() for p in network.parameters()]
+    shrink_and_perturb(network, fresh, inherit=inherit)
+    for weight, own, new in zip(network.parameters(), inherited, fresh.parameters(), strict=True):
+        torch.testing.assert_close(weight, inherit * own + (1 - inherit) * new)
+
+
+def test_a_share_outside_0_to_1_is_refused():
+    with pytest.raises(ValueError, match=r"inherit: 1\.5 is not in \[0, 1\]"):
+        FinishSettings(inherit=1.5)
