@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import numpy as np
 import onnxruntime
 
 from hardware import environment
+from hardware.visit import VisitRule
 from nas.protocols import DeviceError
 
 PROVIDER = "CPUExecutionProvider"
@@ -31,8 +30,7 @@ class LocalCpu:
 
     Args:
         threads: that one run may use.
-        warmup_seconds: runs before the first that is timed; at least one run.
-        visit_seconds: how long runs are timed, unless `min_samples` takes longer or `max_samples` is reached before.
+        warmup_seconds, stable_within, visit_seconds, min_samples, max_samples: of a visit, see `VisitRule`.
         graph_optimization: of ONNX Runtime when it loads the file: all, extended, basic or none.
 
     Raises:
@@ -45,7 +43,8 @@ class LocalCpu:
         self,
         *,
         threads: int = 1,
-        warmup_seconds: float = 0.01,
+        warmup_seconds: float = 0.1,
+        stable_within: float = 0.05,
         visit_seconds: float = 0.02,
         min_samples: int = 10,
         max_samples: int = 200,
@@ -53,17 +52,13 @@ class LocalCpu:
     ) -> None:
         if not 1 <= threads <= environment.num_cores():
             raise ValueError(f"threads: {threads} is not between 1 and {environment.num_cores()}")
-        if not 0 <= warmup_seconds <= 60:
-            raise ValueError(f"warmup_seconds: {warmup_seconds} is not between 0 and 60")
-        if not 0 < visit_seconds <= 60:
-            raise ValueError(f"visit_seconds: {visit_seconds} is not above 0 and at most 60")
-        if not 1 <= min_samples <= max_samples:
-            raise ValueError(f"min_samples: {min_samples} is not between 1 and max_samples, {max_samples}")
         if graph_optimization not in LEVELS:
             raise ValueError(f"graph_optimization: {graph_optimization!r} is not one of {tuple(LEVELS)}")
         self.threads = threads
-        self.warmup_seconds, self.visit_seconds = warmup_seconds, visit_seconds
-        self.min_samples, self.max_samples = min_samples, max_samples
+        self.rule = VisitRule(
+            warmup_seconds=warmup_seconds, stable_within=stable_within, visit_seconds=visit_seconds, min_samples=min_samples,
+            max_samples=max_samples,
+        )  # fmt: skip
         self.graph_optimization = graph_optimization
 
     @functools.cached_property
@@ -98,7 +93,8 @@ class LocalCpu:
             raise DeviceError(f"{onnx_path}: there is no such file")
         try:
             session = onnxruntime.InferenceSession(onnx_path, self._options(), providers=[PROVIDER])
-            return self._visit(session, dict(inputs))
+            feed = dict(inputs)
+            return self.rule.visit(lambda: session.run(None, feed))
         except Exception as error:  # ONNX Runtime's own have no base class of their own
             raise DeviceError(f"{onnx_path}: ONNX Runtime failed: {error}") from error
 
@@ -111,24 +107,3 @@ class LocalCpu:
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return options
-
-    def _visit(self, session: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray]) -> tuple[float, ...]:
-        warm = time.perf_counter() + self.warmup_seconds
-        session.run(None, inputs)
-        while time.perf_counter() < warm:
-            session.run(None, inputs)
-        samples: list[int] = []
-        collects = gc.isenabled()
-        gc.disable()
-        try:
-            end = time.perf_counter_ns() + round(1e9 * self.visit_seconds)
-            now = 0
-            while len(samples) < self.max_samples and (now < end or len(samples) < self.min_samples):
-                start = time.perf_counter_ns()
-                session.run(None, inputs)
-                now = time.perf_counter_ns()
-                samples.append(now - start)
-        finally:
-            if collects:
-                gc.enable()
-        return tuple(sample / 1e6 for sample in samples)
