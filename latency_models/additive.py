@@ -12,14 +12,14 @@ quantile of leave-fold-out ratios measured / predicted (CV+, Barber et al., arXi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 
+from latency_models.intervals import conformal_quantile
+from latency_models.physical import PhysicalRegressor
 from nas.encoding import Encoding
 from nas.protocols import Family
 from nas.space import Architecture
@@ -59,14 +59,14 @@ class AdditiveLatency:
         self.family_, self.workload_ = family, workloads.pop()
         measured = np.array([m.latency_ms for m in measurements])
         features = self._features([m.arch for m in measurements])
-        self.prices_ = self._solve(features, measured)
+        self.prices_ = self._fitted(features, measured).prices_
         ratios = np.empty(len(measured))
         order = np.random.default_rng(0).permutation(len(measured))
         for held_out in np.array_split(order, min(self.folds, len(measured))):
             kept = np.setdiff1d(order, held_out)
-            ratios[held_out] = measured[held_out] / (features[held_out] @ self._solve(features[kept], measured[kept]))
+            ratios[held_out] = measured[held_out] / self._fitted(features[kept], measured[kept]).predict(features[held_out])
         self.relative_std_ = float(np.std(ratios))
-        self.upper_factor_ = max(1.0, _conformal_quantile(ratios, self.coverage))
+        self.upper_factor_ = max(1.0, conformal_quantile(ratios, self.coverage))
         return self
 
     def predict(self, archs: Sequence[Architecture]) -> Prediction:
@@ -83,18 +83,12 @@ class AdditiveLatency:
     def upper_factor(self) -> float:
         return self.upper_factor_
 
+    def _fitted(self, features: np.ndarray, measured: np.ndarray) -> PhysicalRegressor:
+        return PhysicalRegressor(ridge=self.ridge).fit(features, measured)
+
     def _features(self, archs: Sequence[Architecture]) -> np.ndarray:
         columns = _columns(self.family_, Encoding.of(self.family_.space, archs), self.workload_)
         return np.stack([np.broadcast_to(column, len(archs)) for column in columns], axis=1)
-
-    def _solve(self, features: np.ndarray, measured: np.ndarray) -> np.ndarray:
-        """Minimises mean((F p / y - 1)^2) + ridge |p / s|^2 over p >= 0, with s the price that alone would explain everything."""
-        relative = features / measured[:, None]
-        size = np.maximum(relative.mean(axis=0), 1e-12)
-        rows = np.vstack([relative / size / math.sqrt(len(measured)), math.sqrt(self.ridge) * np.eye(features.shape[1])])
-        target = np.concatenate([np.full(len(measured), 1 / math.sqrt(len(measured))), np.zeros(features.shape[1])])
-        prices: np.ndarray = nnls(rows, target)[0] / size
-        return prices
 
 
 def _columns(family: Family, encoding: Encoding, workload: Workload) -> list[Any]:
@@ -105,9 +99,3 @@ def _columns(family: Family, encoding: Encoding, workload: Workload) -> list[Any
         held = sums.setdefault(operator.kind, [0.0, 0.0, 0.0])
         sums[operator.kind] = [a + b for a, b in zip(held, parts, strict=True)]
     return [column for kind in sorted(sums) for column in sums[kind]]
-
-
-def _conformal_quantile(scores: np.ndarray, coverage: float) -> float:
-    """The ceil((n + 1) coverage)-th smallest score; beyond the sample, the largest."""
-    rank = math.ceil((len(scores) + 1) * coverage)
-    return float(np.sort(scores)[min(rank, len(scores)) - 1])

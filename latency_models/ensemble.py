@@ -1,0 +1,88 @@
+"""The default for tables: several kinds of regressor, mixed by how well each predicts what it has not seen.
+
+`logarithmic` makes any scikit-learn regressor one of relative errors. The mixture's weights come from cross-validated predictions
+(stacking; Wolpert, 1992), so a member that only remembers gets none.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+from sklearn.compose import TransformedTargetRegressor
+from sklearn.ensemble import ExtraTreesRegressor
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, WhiteKernel
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+from latency_models.physical import PhysicalRegressor
+from latency_models.stacking import mixture
+
+
+def logarithmic(regressor: Any) -> Any:
+    """A regressor of log time from standardised log features [N, K] (log(1 + x), none below -1)."""
+    steps = make_pipeline(FunctionTransformer(np.log1p), StandardScaler(), regressor)
+    return TransformedTargetRegressor(steps, func=np.log, inverse_func=np.exp, check_inverse=False)
+
+
+def gaussian_process() -> Any:
+    """A linear trend, smooth deviations and noise."""
+    kernel = DotProduct(1.0) + ConstantKernel(0.1, (1e-4, 10.0)) * RBF(3.0, (0.3, 30.0)) + WhiteKernel(1e-3, (1e-6, 0.3))
+    return logarithmic(GaussianProcessRegressor(kernel, normalize_y=True))
+
+
+def trees() -> Any:
+    """Extremely randomised trees (Geurts et al., 2006)."""
+    return logarithmic(ExtraTreesRegressor(100, min_samples_leaf=2, random_state=0))
+
+
+class Ensemble:
+    """A mixture of regressors, for scikit-learn's `fit(costs, times)` and `predict(costs)`.
+
+    Args:
+        members: regressors by name; by default prices of costs, a Gaussian process and trees.
+        folds: of the cross-validation that weighs them.
+
+    Raises:
+        ValueError: no members or fewer than 2 folds.
+    """
+
+    def __init__(self, members: Mapping[str, Any] | None = None, *, folds: int = 5) -> None:
+        if folds < 2:
+            raise ValueError(f"folds: {folds} is not at least 2")
+        if members is not None and not members:
+            raise ValueError("members: there are none")
+        self.members, self.folds = members, folds
+
+    def fit(self, costs: np.ndarray, times: np.ndarray) -> Self:
+        """Raises ValueError: fewer measurements than folds, or what a member refuses."""
+        if len(times) < self.folds:
+            raise ValueError(f"times: {len(times)} measurements are fewer than the {self.folds} folds")
+        makers = self.members or {"prices": PhysicalRegressor(), "gaussian process": gaussian_process(), "trees": trees()}
+        unseen = np.empty((len(times), len(makers)))
+        order = np.random.default_rng(0).permutation(len(times))
+        for fold in np.array_split(order, self.folds):
+            kept = np.setdiff1d(order, fold)
+            for column, member in enumerate(makers.values()):
+                unseen[fold, column] = _fitted(member, costs[kept], times[kept]).predict(costs[fold])
+        weights, _ = mixture(np.log(np.maximum(unseen, 1e-12)), np.log(times), shift=False)
+        self.weights_ = {name: float(weight) for name, weight in zip(makers, weights, strict=True) if weight > 0.02}
+        self.fitted_ = {name: _fitted(makers[name], costs, times) for name in self.weights_}
+        return self
+
+    def predict(self, costs: np.ndarray) -> np.ndarray:
+        total = sum(self.weights_.values())
+        logs = sum(w * np.log(np.maximum(self.fitted_[name].predict(costs), 1e-12)) for name, w in self.weights_.items())
+        times: np.ndarray = np.exp(logs / total)
+        return times
+
+
+def _fitted(member: Any, costs: np.ndarray, times: np.ndarray) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a kernel's parameter at its bound: the mixture judges the result
+        return copy.deepcopy(member).fit(costs, times)

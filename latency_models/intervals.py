@@ -1,0 +1,103 @@
+"""Bounds that hold for networks that a search has picked.
+
+A bound that covers 95 % of all networks fails more often for the one that a search picks: the largest network that seems to fit
+is the one whose time is underestimated most (selection breaks the exchangeability that conformal prediction needs). So picking
+is repeated on networks that the fit did not see: for many budgets, the largest that seems to fit is picked, and the bound is
+widened until the share of picks whose measured time is over the budget is small enough.
+
+Without a capacity there is no picking, and the bound is the one-sided CV+ quantile (Barber et al., arXiv:1905.02928).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any, Self
+
+import numpy as np
+
+from nas.types import Prediction
+
+BUDGETS = 400  # that picks are simulated for
+POOL = 50
+
+
+class Bounded:
+    """A regressor with a calibrated upper bound: `fit(costs, times)` and `predict(costs) -> Prediction`.
+
+    Args:
+        regressor: with scikit-learn's `fit` and `predict`.
+        coverage: share of networks, or of picks, whose time is at most the bound.
+        folds: of the cross-validation that shows unseen networks.
+
+    Raises:
+        ValueError: a coverage outside (0, 1) or fewer than 2 folds.
+    """
+
+    def __init__(self, regressor: Any, *, coverage: float = 0.95, folds: int = 10) -> None:
+        if not 0 < coverage < 1:
+            raise ValueError(f"coverage: {coverage} is not between 0 and 1")
+        if folds < 2:
+            raise ValueError(f"folds: {folds} is not at least 2")
+        self.regressor, self.coverage, self.folds = regressor, coverage, folds
+
+    def fit(self, costs: np.ndarray, times: np.ndarray, *, capacity: np.ndarray | None = None) -> Self:
+        """`capacity` [N] is what a search wants most of (parameters, FLOPs): with it, the bound holds for picks."""
+        unseen = np.empty(len(times))
+        order = np.random.default_rng(0).permutation(len(times))
+        for fold in np.array_split(order, min(self.folds, len(times))):
+            kept = np.setdiff1d(order, fold)
+            unseen[fold] = copy.deepcopy(self.regressor).fit(costs[kept], times[kept]).predict(costs[fold])
+        ratios = times / unseen
+        self.relative_std_ = float(np.std(ratios))
+        self.upper_factor_ = max(1.0, conformal_quantile(ratios, self.coverage))
+        if capacity is not None:
+            self.upper_factor_ = picking_factor(unseen, times, capacity, coverage=self.coverage)
+        self.fitted_ = copy.deepcopy(self.regressor).fit(costs, times)
+        return self
+
+    def predict(self, costs: np.ndarray) -> Prediction:
+        mean = self.fitted_.predict(costs)
+        return Prediction(mean_ms=mean, std_ms=mean * self.relative_std_, upper_ms=mean * self.upper_factor_)
+
+
+def conformal_quantile(scores: np.ndarray, coverage: float) -> float:
+    """The ceil((n + 1) coverage)-th smallest score; beyond the sample, the largest."""
+    rank = math.ceil((len(scores) + 1) * coverage)
+    return float(np.sort(scores)[min(rank, len(scores)) - 1])
+
+
+def picking_factor(predicted: np.ndarray, times: np.ndarray, capacity: np.ndarray, *, coverage: float) -> float:
+    """The smallest factor on predictions with which at most a share 1 - coverage of picks is over its budget.
+
+    Each budget's pick is from a random half of the networks, at most `POOL` of them: a pick that stands for many budgets would
+    decide alone. The share falls with the factor but for the picks' own changes, so the factor is found by bisection.
+    """
+    rng = np.random.default_rng(0)
+    low_ms, high_ms = np.quantile(times, (0.05, 0.95))
+    budgets = np.geomspace(low_ms, high_ms, BUDGETS)
+    pools = [rng.choice(len(times), min(POOL, (len(times) + 1) // 2), replace=False) for _ in budgets]
+
+    def share_over(factor: float) -> float:
+        over = []
+        for budget, pool in zip(budgets, pools, strict=True):
+            picked = pick(factor * predicted[pool], capacity[pool], budget)
+            if picked is not None:
+                over.append(times[pool[picked]] > budget)
+        return float(np.mean(over)) if over else 0.0
+
+    factors = np.unique(np.maximum(1.0, times / predicted))
+    low, high = 0, len(factors) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if share_over(factors[middle]) <= 1 - coverage:
+            high = middle
+        else:
+            low = middle + 1
+    return float(factors[low])
+
+
+def pick(upper_ms: np.ndarray, capacity: np.ndarray, budget_ms: float) -> int | None:
+    """The network of largest capacity whose bound is within the budget; None if there is none."""
+    fits = np.flatnonzero(upper_ms <= budget_ms)
+    return int(fits[np.argmax(capacity[fits])]) if len(fits) else None
