@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 UNITS = ("ms", "mj")
+NORMALISED = {"s": ("ms", 1e3), "ms": ("ms", 1.0), "us": ("ms", 1e-3), "j": ("mj", 1e3), "mj": ("mj", 1.0)}
+"""By the unit that a column is written in: the unit that it becomes, and the factor."""
 KINDS = ("cpu", "gpu", "npu")
 
 
