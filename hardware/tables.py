@@ -139,7 +139,10 @@ def _tables() -> Iterator[tuple[str, Recorded]]:
         name = re.sub(r"^(nvidia|tesla|amd_instinct)_", "", device.lower()).replace("-", "_")
         words = device.replace("_", " ")
         reader = readers.neusight(device)
-        yield f"neusight_{name}", Recorded(words, "gpu", "PyTorch", UNKNOWN, sources.NEUSIGHT, reader, describes=False)
+        yield (
+            f"neusight_{name}",
+            Recorded(words, "gpu", "PyTorch, eager or compiled", "fp32", sources.NEUSIGHT, reader, describes=False),
+        )
     for model in ("GPT2", "TransXL"):
         for name, (kind, device) in {"corei7": ("cpu", "Intel Core i7"), "titanxp": ("gpu", "NVIDIA TITAN Xp")}.items():
             yield f"lts_{model.lower()}_{name}", Recorded(
