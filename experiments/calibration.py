@@ -22,7 +22,7 @@ from experiments.settings import CalibrationSettings
 from hardware.store import MeasurementStore
 from hardware.timing import Exported, measure
 from nas.encoding import Encoding
-from nas.export import export_onnx
+from nas.export import export_for
 from nas.protocols import Device, Family, LatencyModel
 from nas.space import Architecture
 from nas.types import Measurement, Workload
@@ -71,15 +71,16 @@ def sentinel_of(family: Family) -> Architecture:
     return list(family.hand_designed().values())[-1]
 
 
-def export_for_timing(family: Family, archs: Sequence[Architecture], workload: Workload, folder: Path) -> list[Exported]:
-    """Networks with random weights, exported as the ones that ship are: times do not depend on the weights."""
+def export_for_timing(
+    family: Family, archs: Sequence[Architecture], workload: Workload, folder: Path, *, device: Device
+) -> list[Exported]:
+    """Networks with random weights, exported for the device as the ones that ship are: times do not depend on the weights."""
     example = family.example_input(workload)
-    exported = []
-    for arch in archs:
-        path = folder / f"{arch.id}.onnx"
-        export_onnx(family.network(arch, backend="blocks"), example, path)
-        exported.append(Exported(arch, path, {name: value.numpy() for name, value in example.items()}))
-    return exported
+    inputs = {name: value.numpy() for name, value in example.items()}
+    return [
+        Exported(arch, export_for(device, family.network(arch, backend="blocks"), example, folder / arch.id), inputs)
+        for arch in archs
+    ]
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ class Calibrator:
     def _has_changed(self, reference_ms: float) -> bool:
         """Whether the sentinel is much slower or faster than when the store was written; says so if it is."""
         with tempfile.TemporaryDirectory() as folder:
-            [timed] = export_for_timing(self.family, [sentinel_of(self.family)], self.workload, Path(folder))
+            [timed] = self._export([sentinel_of(self.family)], folder)
             [fresh] = measure(self.device, [timed], sentinel=timed, workload=self.workload, rounds=self.settings.rounds)
         change = fresh.sentinel_reference_ms / reference_ms - 1.0
         if abs(change) <= CHANGED:
@@ -172,9 +173,9 @@ class Calibrator:
             self.report.phase("Measuring networks on the device", total, done=len(have)) as advance,
             tempfile.TemporaryDirectory() as folder,
         ):
-            [sentinel] = export_for_timing(self.family, [sentinel_of(self.family)], self.workload, Path(folder))
+            [sentinel] = self._export([sentinel_of(self.family)], folder)
             for start in range(0, len(missing), CHUNK):
-                networks = export_for_timing(self.family, missing[start : start + CHUNK], self.workload, Path(folder))
+                networks = self._export(missing[start : start + CHUNK], folder)
                 chunk = measure(
                     self.device, networks, sentinel=sentinel, workload=self.workload, rounds=self.settings.rounds,
                     sentinel_reference_ms=reference,
@@ -185,6 +186,9 @@ class Calibrator:
                 fresh |= {m.arch.id: m for m in chunk}
                 advance(len(have) + len(fresh), f"{chunk[-1].latency_ms:.2f} ms")
         return fresh
+
+    def _export(self, archs: Sequence[Architecture], folder: str) -> list[Exported]:
+        return export_for_timing(self.family, archs, self.workload, Path(folder), device=self.device)
 
     def _keep(self, measurements: Iterable[Measurement]) -> None:
         for measurement in measurements:

@@ -21,7 +21,7 @@ from experiments.settings import FinishSettings
 from hardware.timing import Exported, measure
 from nas.compute import Compute
 from nas.encoding import Encoding
-from nas.export import compare, export_onnx, open_session
+from nas.export import compare, export_for, export_onnx, format_of, open_session
 from nas.pareto import hypervolume
 from nas.protocols import Batch, Device, Family, Task
 from nas.space import Architecture
@@ -94,10 +94,11 @@ class Finisher:
         have = read_measurements(self.family, self.run, phase=phase)
         missing = [a for a in archs if a.id not in have]
         if missing:
-            inputs = {name: value.numpy() for name, value in self.family.example_input(self.workload).items()}
-            networks = [Exported(a, self.onnx_path(a), inputs) for a in missing]
             with tempfile.TemporaryDirectory() as folder:
-                [sentinel] = export_for_timing(self.family, [sentinel_of(self.family)], self.workload, Path(folder))
+                networks = [self._exported(a, Path(folder)) for a in missing]
+                [sentinel] = export_for_timing(
+                    self.family, [sentinel_of(self.family)], self.workload, Path(folder), device=self.device
+                )
                 fresh = measure(
                     self.device, networks, sentinel=sentinel, workload=self.workload, rounds=rounds,
                     sentinel_reference_ms=reference_ms,
@@ -106,6 +107,14 @@ class Finisher:
                 have[measurement.arch.id] = measurement
                 self.run.append(MEASUREMENTS, {"phase": phase, **measurement.to_json()})
         return have
+
+    def _exported(self, arch: Architecture, folder: Path) -> Exported:
+        """The file that ships, or the same network in the other format that the device runs."""
+        example = self.family.example_input(self.workload)
+        path = self.onnx_path(arch)
+        if format_of(self.device) != "onnx":
+            path = export_for(self.device, self.network(arch), example, folder / f"finished-{arch.id}")
+        return Exported(arch, path, {name: value.numpy() for name, value in example.items()})
 
     def verdict(self, arch: Architecture, *, reference_ms: float) -> Measurement:
         """One more measurement of a finished network, with twice the rounds."""

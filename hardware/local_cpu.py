@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 
 from hardware import environment
-from hardware.visit import VisitRule
-from nas.protocols import DeviceError
+from hardware.local import check_option, check_threads, describe, own_folder, refusals
+from hardware.visit import Visit, wall
 
 PROVIDER = "CPUExecutionProvider"
+PRECISIONS = ("fp32", "int8")
 LEVELS = {
     "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
     "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
@@ -26,12 +31,11 @@ LEVELS = {
 class LocalCpu:
     """Times a network in this process. Every visit opens the file anew, so that no two sessions are ever open together.
 
-    Short visits are the best buy on a shared machine: more rounds of them find more quiet moments (see `hardware.timing`).
-
     Args:
         threads: that one run may use.
-        warmup_seconds, stable_within, visit_seconds, min_samples, max_samples: of a visit, see `VisitRule`.
+        precision: fp32, the file as it is; int8, its dynamic quantisation, which may be slower as well as faster.
         graph_optimization: of ONNX Runtime when it loads the file: all, extended, basic or none.
+        warmup_seconds, visit_seconds, min_samples, max_samples: see `Visit`.
 
     Raises:
         ValueError: a value outside its range.
@@ -43,37 +47,25 @@ class LocalCpu:
         self,
         *,
         threads: int = 1,
+        precision: str = "fp32",
         warmup_seconds: float = 0.1,
-        stable_within: float = 0.05,
         visit_seconds: float = 0.02,
         min_samples: int = 10,
         max_samples: int = 200,
         graph_optimization: str = "all",
     ) -> None:
-        if not 1 <= threads <= environment.num_cores():
-            raise ValueError(f"threads: {threads} is not between 1 and {environment.num_cores()}")
-        if graph_optimization not in LEVELS:
-            raise ValueError(f"graph_optimization: {graph_optimization!r} is not one of {tuple(LEVELS)}")
-        self.threads = threads
-        self.rule = VisitRule(
-            warmup_seconds=warmup_seconds, stable_within=stable_within, visit_seconds=visit_seconds, min_samples=min_samples,
-            max_samples=max_samples,
-        )  # fmt: skip
-        self.graph_optimization = graph_optimization
+        self.threads = check_threads(threads)
+        self.precision = check_option("precision", precision, PRECISIONS)
+        self.visit = Visit(warmup_seconds, visit_seconds, min_samples, max_samples)
+        self.graph_optimization = check_option("graph_optimization", graph_optimization, tuple(LEVELS))
 
     @functools.cached_property
     def environment(self) -> dict[str, Any]:
         """The stable facts that a time depends on."""
-        return {
-            "cpu": environment.cpu_model(),
-            "cores": environment.num_cores(),
-            "os": environment.system(),
-            "onnxruntime": onnxruntime.__version__,
-            "provider": PROVIDER,
-            "threads": self.threads,
-            "precision": "fp32",
-            "graph_optimization": self.graph_optimization,
-        }
+        return describe(
+            "onnxruntime", onnxruntime.__version__, threads=self.threads, precision=self.precision,
+            provider=PROVIDER, graph_optimization=self.graph_optimization,
+        )  # fmt: skip
 
     @property
     def fingerprint(self) -> str:
@@ -89,14 +81,10 @@ class LocalCpu:
         Raises:
             DeviceError: there is no such file, or ONNX Runtime refuses the file or the inputs, or runs out of memory.
         """
-        if not onnx_path.is_file():
-            raise DeviceError(f"{onnx_path}: there is no such file")
-        try:
-            session = onnxruntime.InferenceSession(onnx_path, self._options(), providers=[PROVIDER])
-            feed = dict(inputs)
-            return self.rule.visit(lambda: session.run(None, feed))
-        except Exception as error:  # ONNX Runtime's own have no base class of their own
-            raise DeviceError(f"{onnx_path}: ONNX Runtime failed: {error}") from error
+        with refusals(onnx_path, "ONNX Runtime"):
+            path = onnx_path if self.precision == "fp32" else self._quantized(onnx_path)
+            session, feed = onnxruntime.InferenceSession(path, self._options(), providers=[PROVIDER]), dict(inputs)
+            return self.visit.times(wall(lambda: session.run(None, feed)))
 
     def _options(self) -> onnxruntime.SessionOptions:
         options = onnxruntime.SessionOptions()
@@ -107,3 +95,30 @@ class LocalCpu:
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return options
+
+    @functools.cached_property
+    def _folder(self) -> Path:
+        """For quantised files."""
+        return own_folder(self)
+
+    def _quantized(self, onnx_path: Path) -> Path:
+        """The dynamic int8 quantisation of a file, made once for one content."""
+        content = onnx_path.read_bytes()
+        path = self._folder / f"{hashlib.sha256(content).hexdigest()}.onnx"
+        if not path.is_file():
+            write_int8(onnx.load_from_string(content), path)
+        return path
+
+
+def write_int8(model: onnx.ModelProto, path: Path) -> None:
+    """Writes the model with int8 weights and activations that are quantised as they come (ONNX Runtime's `quantize_dynamic`)."""
+    from onnxruntime.quantization import quantize_dynamic  # slow to import, and only int8 needs it
+
+    del model.graph.value_info[:]  # shapes that an exporter wrote down contradict those of the quantised operators
+    unfinished = path.with_name(path.name + ".part")
+    logging.disable(logging.WARNING)  # it advises a pre-processing that changes nothing here
+    try:
+        quantize_dynamic(model, unfinished)
+    finally:
+        logging.disable(logging.NOTSET)
+    os.replace(unfinished, path)

@@ -21,7 +21,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +244,14 @@ def judge_predictor(pipeline: Pipeline, preset: Preset, folder: Path, report: Re
     }
 
 
+def judge_local_predictor(*, num_fit: int, num_held_out: int, report: Reporter) -> dict[str, float]:
+    """`judge_predictor` for the default space on this machine, without a main job."""
+    preset = replace(PRESETS["full"], num_fit=num_fit, num_held_out=num_held_out)
+    with tempfile.TemporaryDirectory() as folder:
+        pipeline = _build(preset, preset.seeds[0], Path(folder) / "run", report)
+        return judge_predictor(pipeline, preset, Path(folder) / "predictor", report)
+
+
 def try_budgets(pipeline: Pipeline, preset: Preset, folder: Path, report: Reporter) -> dict[str, float]:
     """How many budgets are kept by an architecture that is predicted to use them up, with the main job's calibration."""
     space = pipeline.family.space
@@ -289,7 +297,7 @@ def _measured(
     ):
         sentinel = _sentinel(pipeline, timing)
         for start in range(0, len(missing), CHUNK):
-            networks = export_for_timing(family, missing[start : start + CHUNK], workload, Path(timing))
+            networks = export_for_timing(family, missing[start : start + CHUNK], workload, Path(timing), device=device)
             chunk = measure(
                 device, networks, sentinel=sentinel, workload=workload, rounds=rounds, sentinel_reference_ms=reference_ms
             )
@@ -301,7 +309,9 @@ def _measured(
 
 
 def _sentinel(pipeline: Pipeline, folder: str) -> Exported:
-    [sentinel] = export_for_timing(pipeline.family, [sentinel_of(pipeline.family)], pipeline.workload, Path(folder))
+    [sentinel] = export_for_timing(
+        pipeline.family, [sentinel_of(pipeline.family)], pipeline.workload, Path(folder), device=pipeline.device
+    )
     return sentinel
 
 

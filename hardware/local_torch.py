@@ -1,0 +1,117 @@
+"""This machine's CPU under torch."""
+
+from __future__ import annotations
+
+import functools
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hardware import environment
+from hardware.local import check_threads, describe, in_order, refusals
+from hardware.visit import Visit, wall
+
+
+class LocalTorch:
+    """Times torch's own operators, without gradients, in this process. Every visit opens the file anew.
+
+    Args:
+        threads: that one run may use.
+        warmup_seconds, visit_seconds, min_samples, max_samples: see `Visit`.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    name = "local_torch"
+    format = "torchscript"
+
+    def __init__(
+        self,
+        *,
+        threads: int = 1,
+        warmup_seconds: float = 0.1,
+        visit_seconds: float = 0.02,
+        min_samples: int = 10,
+        max_samples: int = 200,
+    ) -> None:
+        self.threads = check_threads(threads)
+        self.visit = Visit(warmup_seconds, visit_seconds, min_samples, max_samples)
+
+    @functools.cached_property
+    def environment(self) -> dict[str, Any]:
+        """The stable facts that a time depends on."""
+        return describe(
+            "torch", torch.__version__, threads=self.threads, precision="fp32",
+            matmul_precision=torch.get_float32_matmul_precision(), mkldnn=torch.backends.mkldnn.is_available(),
+        )  # fmt: skip
+
+    @property
+    def fingerprint(self) -> str:
+        return environment.fingerprint(self.environment)
+
+    def conditions(self) -> dict[str, Any]:
+        """The state of the machine right now: governor, frequency and load."""
+        return environment.conditions()
+
+    def run(self, path: Path, inputs: Mapping[str, np.ndarray]) -> tuple[float, ...]:
+        """One visit to a TorchScript file: raw wall times in ms, in the order in which they were taken.
+
+        Raises:
+            DeviceError: there is no such file, or torch refuses the file or the inputs, or runs out of memory.
+        """
+        with refusals(path, "torch"), torch.inference_mode(), num_threads(self.threads):
+            module, names = load(path)
+            tensors = [torch.from_numpy(value) for value in in_order(inputs, names)]
+            warm_up(module, tensors)
+            return self.visit.times(wall(lambda: module(*tensors)))
+
+
+def load(path: Path, *, to: str = "cpu") -> tuple[torch.jit.ScriptModule, list[str]]:
+    """A network from a file that `nas.export` wrote, and the names of its inputs in their order.
+
+    Raises:
+        ValueError: it is a TorchScript file, but says no names.
+    """
+    extra = {"inputs.json": ""}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`torch.jit", category=DeprecationWarning)
+        module = torch.jit.load(path, map_location=to, _extra_files=extra)
+    if not extra["inputs.json"]:
+        raise ValueError("the file does not name its inputs (inputs.json)")
+    if to != "cpu":
+        move_constants(module, to)
+    return module.eval(), json.loads(extra["inputs.json"])
+
+
+def warm_up(module: torch.jit.ScriptModule, tensors: list[torch.Tensor]) -> None:
+    """The two slow runs: TorchScript observes the first, and compiles for the shapes that it saw in the second."""
+    for _ in range(2):
+        module(*tensors)
+
+
+def move_constants(module: torch.jit.ScriptModule, to: str) -> None:
+    """A trace holds the device on which it makes new tensors as a constant, which `map_location` leaves alone."""
+    for part in module.modules():
+        compiled: Any = part._c
+        for method in compiled._method_names():
+            for node in compiled._get_method(method).graph.findAllNodes("prim::Constant"):
+                if node.output().type().kind() == "DeviceObjType":
+                    node.s_("value", to)
+
+
+@contextmanager
+def num_threads(threads: int) -> Iterator[None]:
+    """Torch has one number of threads for the whole process: set for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

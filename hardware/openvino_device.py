@@ -1,0 +1,99 @@
+"""OpenVINO: Intel's CPUs, GPUs and NPUs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hardware import environment
+from hardware.local import check_option, check_threads, describe, in_order, optional, refusals
+from hardware.visit import Visit, wall
+from nas.protocols import DeviceError
+
+PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+PLUGINS = ("CPU", "GPU", "NPU")
+
+
+class OpenVino:
+    """Times a network in this process, compiled for the shapes of its inputs. Every visit opens the file anew.
+
+    Args:
+        plugin: CPU, GPU or NPU; a machine with several GPUs has GPU.0, GPU.1, ...
+        threads: that one run may use on the CPU.
+        precision: fp32, bf16 or fp16, where the plugin has it. Left to itself OpenVINO takes the lowest that the chip has.
+        warmup_seconds, visit_seconds, min_samples, max_samples: see `Visit`.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    name = "openvino"
+
+    def __init__(
+        self,
+        *,
+        plugin: str = "CPU",
+        threads: int = 1,
+        precision: str = "fp32",
+        warmup_seconds: float = 0.1,
+        visit_seconds: float = 0.02,
+        min_samples: int = 10,
+        max_samples: int = 200,
+    ) -> None:
+        check_option("plugin", plugin.partition(".")[0], PLUGINS)
+        self.plugin = plugin
+        self.threads = check_threads(threads)
+        self.precision = check_option("precision", precision, tuple(PRECISIONS))
+        self.visit = Visit(warmup_seconds, visit_seconds, min_samples, max_samples)
+
+    @functools.cached_property
+    def environment(self) -> dict[str, Any]:
+        """The stable facts that a time depends on. Raises DeviceError without OpenVINO or the plugin."""
+        return describe(
+            "openvino", optional("openvino", extra="openvino").__version__, threads=self.threads, precision=self.precision,
+            plugin=self.plugin, chip=self._core.get_property(self.plugin, "FULL_DEVICE_NAME"), shapes="static",
+        )  # fmt: skip
+
+    @property
+    def fingerprint(self) -> str:
+        return environment.fingerprint(self.environment)
+
+    def conditions(self) -> dict[str, Any]:
+        """The state of the machine right now: governor, frequency and load."""
+        return environment.conditions()
+
+    def run(self, onnx_path: Path, inputs: Mapping[str, np.ndarray]) -> tuple[float, ...]:
+        """One visit: raw wall times in ms, in the order in which they were taken.
+
+        Raises:
+            DeviceError: OpenVINO or the plugin is not here, there is no such file, or OpenVINO refuses the file or the inputs.
+        """
+        core = self._core
+        with refusals(onnx_path, "OpenVINO"):
+            model = core.read_model(onnx_path)
+            values = in_order(inputs, [port.any_name for port in model.inputs])
+            for port, value in zip(model.inputs, values, strict=True):  # it would convert them, and take none for zeros
+                if value.dtype != port.element_type.to_dtype():
+                    raise ValueError(f"inputs: {port.any_name} is {value.dtype}, the file takes {port.element_type.to_dtype()}")
+            model.reshape({name: list(value.shape) for name, value in inputs.items()})
+            request = core.compile_model(model, self.plugin, self._config()).create_infer_request()
+            request.infer(dict(inputs))  # the inputs stay set
+            return self.visit.times(wall(request.infer))
+
+    def _config(self) -> dict[str, Any]:
+        config = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": PRECISIONS[self.precision]}
+        if self.plugin == "CPU":
+            config |= {"INFERENCE_NUM_THREADS": str(self.threads), "ENABLE_CPU_PINNING": "NO"}
+        return config
+
+    @functools.cached_property
+    def _core(self) -> Any:
+        core = optional("openvino", extra="openvino").Core()
+        present = core.available_devices
+        if self.plugin not in present and f"{self.plugin}.0" not in present:
+            raise DeviceError(f"plugin: {self.plugin} is not on this machine; OpenVINO finds {', '.join(present)}")
+        return core

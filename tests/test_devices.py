@@ -1,0 +1,344 @@
+"""The device contract, on every device of `conf/device` that this machine has, and what is special about each of them."""
+
+import gc
+import json
+import math
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import psutil
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from hardware import cuda
+from hardware.cuda import Cuda, energy_per_run
+from hardware.litert import LiteRt
+from hardware.local_cpu import LocalCpu
+from hardware.local_torch import LocalTorch, load, move_constants
+from hardware.openvino_device import OpenVino
+from nas.export import FORMATS, ExportError, export_for, format_of
+from nas.protocols import DeviceError
+from nas.types import Workload
+from search_spaces.encoder import EncoderFamily, encoder_space
+
+DEVICES = sorted(path.stem for path in (Path(__file__).parent.parent / "conf" / "device").glob("*.yaml"))
+EVERYWHERE = ("local_cpu", "local_torch")  # that need nothing that can be absent
+OTHER_PRECISION = {"local_cpu": "int8", "openvino": "bf16", "cuda": "tf32"}
+RUNTIMES = ("onnxruntime", "openvino", "ai_edge_litert", "torch")
+FAMILY = EncoderFamily(encoder_space(), vocab_size=100, num_classes=3, max_tokens=64)
+EXAMPLE = FAMILY.example_input(Workload(tokens=64))
+INPUTS = {name: value.numpy() for name, value in EXAMPLE.items()}
+
+
+def network_of(width, depth, attention="full"):
+    layers = [{f"layer{i}.attention": attention, f"layer{i}.heads": 1, f"layer{i}.ffn": 64} for i in range(1, depth + 1)]
+    picks = FAMILY.space.largest().as_dict
+    for layer in layers:
+        picks |= layer
+    return FAMILY.network(FAMILY.space.canonical({**picks, "width": width, "depth": depth}), backend="blocks")
+
+
+def make(name, **options):
+    config = OmegaConf.load(Path(__file__).parent.parent / "conf" / "device" / f"{name}.yaml")
+    return instantiate(OmegaConf.merge(config, options))
+
+
+def present(name, **options):
+    """A device, or the reason why the tests of it are skipped."""
+    config = OmegaConf.load(Path(__file__).parent.parent / "conf" / "device" / f"{name}.yaml")
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        pytest.skip(f"{name} needs a value for {missing[0]}")
+    device = make(name, **options)
+    try:
+        assert device.environment
+    except DeviceError as error:
+        if name in EVERYWHERE:
+            raise
+        pytest.skip(f"{name}: {error}")
+    return device
+
+
+def export(device, network, path):
+    try:
+        return export_for(device, network, EXAMPLE, path)
+    except ValueError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def device(request):
+    return present(request.param)
+
+
+@pytest.fixture(scope="module")
+def small(device, tmp_path_factory):
+    return export(device, network_of(32, 1), tmp_path_factory.mktemp(device.name) / "small")
+
+
+# --- the contract
+
+
+def test_the_environment_is_plain_and_says_who_the_device_is(device):
+    assert device.name in DEVICES
+    assert json.loads(json.dumps(dict(device.environment))) == device.environment
+    again = make(device.name)
+    assert again.environment == device.environment
+    assert again.fingerprint == device.fingerprint
+    assert len(device.fingerprint) == 12
+    assert int(device.fingerprint, 16) >= 0
+    assert not set(device.environment) & set(device.conditions())
+    assert json.dumps(dict(device.conditions()))
+
+
+def test_the_fingerprint_is_of_what_a_time_depends_on(device):
+    known = {device.fingerprint}
+    options = [{"threads": 2}] if "threads" in device.environment and psutil.cpu_count() > 1 else []
+    options += [{"precision": OTHER_PRECISION[device.name]}] if device.name in OTHER_PRECISION else []
+    for option in options:
+        known.add(make(device.name, **option).fingerprint)
+    assert len(known) == 1 + len(options)
+    assert make(device.name, max_samples=1234).fingerprint == device.fingerprint
+
+
+def test_a_visit_returns_raw_times(device, small):
+    samples = device.run(small, INPUTS)
+    assert isinstance(samples, tuple)
+    assert len(samples) >= 10
+    assert all(isinstance(s, float) and math.isfinite(s) and 0 < s < 1000 for s in samples)
+
+
+def test_a_larger_network_takes_longer(device, small, tmp_path):
+    large = export(device, network_of(128, 4), tmp_path / "large")
+    times = {path: [] for path in (small, large)}
+    for path in (small, large) * 2:
+        times[path].append(np.percentile(device.run(path, INPUTS), 25))
+    assert min(times[large]) > 1.5 * min(times[small])
+
+
+def test_what_cannot_run_is_a_device_error_that_names_the_file(device, small, tmp_path):
+    garbage = tmp_path / f"garbage{small.suffix}"
+    garbage.write_bytes(b"no network at all")
+    cut = tmp_path / f"cut{small.suffix}"
+    cut.write_bytes(small.read_bytes()[:1000])
+    for path in (tmp_path / "missing.onnx", garbage, cut, tmp_path):
+        with pytest.raises(DeviceError, match=path.name):
+            device.run(path, INPUTS)
+    first, second = INPUTS
+    wrong = (
+        {first: INPUTS[first]},
+        {"other": INPUTS[first], second: INPUTS[second]},
+        {**INPUTS, first: INPUTS[first][0, 0]},
+        {**INPUTS, first: INPUTS[first].astype(np.complex64)},
+    )
+    for inputs in wrong:
+        with pytest.raises(DeviceError, match=small.name):
+            device.run(small, inputs)
+    assert device.run(small, INPUTS)
+
+
+def test_no_session_stays_open(device, small):
+    quick = {"warmup_seconds": 0.0, "visit_seconds": 0.001, "max_samples": 10}
+    if "threads" in device.environment and psutil.cpu_count() > 1:
+        quick["threads"] = 2  # an open session would keep a thread
+    device = make(device.name, **quick)
+
+    def what_is_open():
+        types = Counter(type(o).__qualname__ for o in gc.get_objects() if str(type(o).__module__).split(".")[0] in RUNTIMES)
+        return types, psutil.Process().num_threads()
+
+    for _ in range(2):
+        device.run(small, INPUTS)
+    before = what_is_open()
+    for _ in range(3):
+        device.run(small, INPUTS)
+    assert what_is_open() == before
+
+
+# --- each of them
+
+
+def test_int8_is_made_once_for_one_content_and_goes_with_the_device(tmp_path):
+    device = LocalCpu(precision="int8")
+    first = export_for(device, network_of(32, 1), EXAMPLE, tmp_path / "first")
+    copy = tmp_path / "copy.onnx"
+    copy.write_bytes(first.read_bytes())
+    for path in (first, copy, first):
+        assert device.run(path, INPUTS)
+    folder = device._folder
+    [made] = folder.iterdir()
+    kinds = {node.op_type for node in onnx.load(made).graph.node}
+    assert {"DynamicQuantizeLinear", "MatMulInteger"} <= kinds
+    written = made.stat().st_mtime_ns
+    device.run(export_for(device, network_of(32, 2), EXAMPLE, tmp_path / "first"), INPUTS)  # other content, same name
+    assert len(list(folder.iterdir())) == 2
+    assert made.stat().st_mtime_ns == written
+    del device
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_torch_leaves_its_threads_as_they_were(tmp_path):
+    device = LocalTorch(threads=1)
+    path = export_for(device, network_of(32, 1), EXAMPLE, tmp_path / "small")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        device.run(path, INPUTS)
+        assert torch.get_num_threads() == 2
+        with pytest.raises(DeviceError):
+            device.run(path, {})
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_torchscript_file_that_names_no_inputs_is_refused(tmp_path):
+    with pytest.warns(DeprecationWarning, match="torch.jit"):
+        torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(tmp_path / "foreign.pt")
+    with pytest.raises(DeviceError, match="does not name its inputs"):
+        LocalTorch().run(tmp_path / "foreign.pt", INPUTS)
+
+
+def test_new_tensors_of_a_trace_are_made_on_the_device_that_it_is_moved_to(tmp_path):
+    """A sliding window makes some. Without a GPU all that can be seen is that they are elsewhere than the rest then."""
+    path = export_for(LocalTorch(), network_of(32, 1, "window"), EXAMPLE, tmp_path / "window")
+    module, names = load(path)
+    assert names == list(EXAMPLE)
+    move_constants(module, "meta")
+    with pytest.raises(RuntimeError, match="meta"):
+        module(*EXAMPLE.values())
+
+
+def test_openvino_names_the_plugins_that_are_present():
+    present("openvino")
+    for plugin in ("GPU.7", "NPU"):
+        with pytest.raises(DeviceError, match=rf"plugin: {plugin} is not on this machine; OpenVINO finds .*CPU"):
+            _ = OpenVino(plugin=plugin).environment
+
+
+def test_openvino_runs_in_the_precision_that_was_asked_for():
+    device = present("openvino")
+    openvino = pytest.importorskip("openvino")
+    x = openvino.opset13.parameter([1, 4], np.float32)
+    model = openvino.Model([openvino.opset13.relu(x)], [x])
+    compiled = device._core.compile_model(model, "CPU", device._config())
+    assert str(compiled.get_property("INFERENCE_PRECISION_HINT")) == "<Type: 'float32'>"
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+
+
+@pytest.mark.parametrize(
+    ("make_device", "module", "extra"),
+    [(OpenVino, "openvino", "openvino"), (LiteRt, "ai_edge_litert", "litert"), (Cuda, "pynvml", "cuda")],
+)
+def test_what_is_not_installed_is_named_with_its_extra(make_device, module, extra, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, f"{module}.interpreter", raising=False)
+    sentence = rf"{module} is not installed: pip install 'paretoformer\[{extra}\]'"
+    with pytest.raises(DeviceError, match=sentence):
+        _ = make_device().environment
+    with pytest.raises(DeviceError, match=sentence):
+        make_device().run(tmp_path / "any", {})
+
+
+def test_the_litert_converter_is_named_with_its_extra(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "litert_torch", None)
+    with pytest.raises(ValueError, match=r"litert-torch is not installed: pip install 'paretoformer\[litert\]'"):
+        export_for(LiteRt(), network_of(32, 1), EXAMPLE, tmp_path / "small")
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_gpu_one_sentence_says_so():
+    pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    for ask in (lambda: Cuda().environment, lambda: Cuda().run(Path("any.onnx"), {}), lambda: Cuda().fingerprint):
+        with pytest.raises(DeviceError, match="index: there is no NVIDIA GPU 0 on this machine"):
+            ask()
+
+
+@pytest.mark.parametrize(("runtime", "wanted"), [("cuda", "onnx"), ("tensorrt", "onnx"), ("torch", "torchscript")])
+def test_the_runtime_of_a_gpu_decides_what_is_exported(runtime, wanted):
+    assert format_of(Cuda(runtime=runtime, precision="tf32")) == wanted
+
+
+def test_energy_is_taken_between_two_steps_of_the_counter():
+    runs = iter(range(1, 10**9))
+    done = 0
+
+    def run():
+        nonlocal done
+        done = next(runs)
+
+    assert energy_per_run(run, lambda: 3.0 * (done - done % 10), seconds=0.01) == 3.0
+    assert done > 20
+
+
+def test_a_counter_that_stands_still_is_an_error(monkeypatch):
+    monkeypatch.setattr(cuda, "PATIENCE_SECONDS", 0.01)
+    with pytest.raises(DeviceError, match="counter does not move"):
+        energy_per_run(lambda: None, lambda: 7.0, seconds=0.01)
+
+
+@pytest.mark.parametrize(
+    ("make_device", "options", "message"),
+    [
+        (LocalCpu, {"precision": "fp8"}, r"precision: 'fp8' is not one of \('fp32', 'int8'\)"),
+        (LocalTorch, {"threads": 0}, "threads: 0 is not between 1 and "),
+        (LiteRt, {"threads": 100_000}, "threads: 100000 is not between 1 and "),
+        (OpenVino, {"plugin": "TPU"}, "plugin: 'TPU' is not one of"),
+        (OpenVino, {"precision": "int8"}, "precision: 'int8' is not one of"),
+        (Cuda, {"runtime": "triton"}, "runtime: 'triton' is not one of"),
+        (Cuda, {"runtime": "tensorrt"}, r"precision: 'fp32' is not one of \('tf32', 'fp16'\)"),
+        (Cuda, {"precision": "fp16"}, "precision: 'fp16' is not one of"),
+        (Cuda, {"cuda_graph": True}, "cuda_graph: needs runtime=torch, not auto"),
+        (Cuda, {"index": -1}, "index: -1 is negative"),
+        (Cuda, {"energy_seconds": float("nan")}, "energy_seconds: nan is not between 0 and 60"),
+        (Cuda, {"visit_seconds": 0}, "visit_seconds: 0 is not above 0"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(make_device, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_device(**options)
+
+
+# --- the files that they run
+
+
+class Restless(torch.nn.Module):
+    """Answers otherwise each time, as a network that was converted wrongly does."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0.0
+
+    def forward(self, token_ids, attention_mask):
+        self.calls += 1.0
+        return (token_ids * attention_mask).float() * self.calls
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_that_answers_otherwise_is_not_written(name, tmp_path):
+    class Wants:
+        format = name
+
+    if name == "tflite":
+        pytest.importorskip("litert_torch", reason="litert-torch is not installed")
+    with pytest.raises(ExportError, match=r"network.*: outputs differ by .* from the network's, allowed are 1.00e-04"):
+        export_for(Wants(), Restless(), EXAMPLE, tmp_path / "network")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("attention", ["full", "window"])
+def test_torchscript_takes_any_batch_and_length(attention, tmp_path):
+    network = network_of(32, 1, attention)
+    module, _ = load(export_for(LocalTorch(), network, EXAMPLE, tmp_path / "network"))
+    ids = torch.randint(100, (3, 37))
+    mask = torch.ones_like(ids)
+    mask[1, 20:] = 0
+    with torch.no_grad():
+        torch.testing.assert_close(module(ids, mask), network(ids, mask))
