@@ -27,14 +27,14 @@ def build(config: DictConfig, *, report: Reporter) -> Pipeline:
     """
     settings = Settings(
         **{name: config[name] for name in PLAIN},
-        supernet=_make(config, "init"),
-        calibration=_make(config, "calibration"),
-        darts=_make(config, "darts"),
-        outer=_make(config, "searcher"),
-        finish=_make(config, "finish"),
+        supernet=make(config, "init"),
+        calibration=make(config, "calibration"),
+        darts=make(config, "darts"),
+        outer=make(config, "searcher"),
+        finish=make(config, "finish"),
     )
-    device, latency_model, make_family = (_make(config, name) for name in ("device", "latency_model", "space"))
-    task = _make(config, "task")
+    device, latency_model, make_family = (make(config, name) for name in ("device", "latency_model", "space"))
+    task = make(config, "task")
     family = make_family(vocab_size=task.vocab_size, num_classes=len(task.labels), max_tokens=task.max_tokens)
     return Pipeline(
         task=task, family=family, device=device, latency_model=latency_model, settings=settings, directory=config.run,
@@ -47,7 +47,8 @@ def store_folder(name: str | None) -> Path:
     return Path(name) if name is not None else platformdirs.user_cache_path("paretoformer") / "measurements"
 
 
-def _make(config: DictConfig, group: str) -> Any:
+def make(config: DictConfig, group: str) -> Any:
+    """The component of one group of a configuration. Raises ValueError like `build`."""
     node = config[group]
     _check_targets(node, group)
     missing = sorted(OmegaConf.missing_keys(node))

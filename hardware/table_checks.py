@@ -54,10 +54,10 @@ def robust_fit(rows: np.ndarray, target: np.ndarray) -> np.ndarray:
     for _ in range(12):
         weighted = design * weights[:, None]
         gram = weighted.T @ design + 1e-6 * len(target) * np.eye(design.shape[1])
-        fitted = design @ np.linalg.solve(gram, weighted.T @ target)
+        before, fitted = fitted, design @ np.linalg.solve(gram, weighted.T @ target)
         residuals = np.abs(target - fitted)
         scale = 1.4826 * float(np.median(residuals))
-        if scale == 0:
+        if scale == 0 or np.max(np.abs(fitted - before)) < 0.01 * scale:
             break
         weights = np.minimum(1.0, HUBER * scale / np.maximum(residuals, 1e-12))
     return fitted
@@ -77,6 +77,9 @@ def cautions(table: RecordedTable) -> tuple[str, ...]:
             f"{tiny} value{'s' * (tiny > 1)} under 1 % of the median, the smallest {smallest:.3g} {table.unit}: they dominate "
             "any relative error"
         )
+    on_cpu = int(np.sum(np.asarray(table.extra.get("layers_cpu", 0.0), dtype=float) > 0))
+    if on_cpu and table.kind != "cpu":
+        found.append(f"{on_cpu} row{'s' * (on_cpu > 1)} with layers that fell back to the CPU (extra layers_cpu)")
     if clashes := contradictions(table.rows, table.values, table.labels):
         a, b = clashes[0]
         found.append(

@@ -6,6 +6,7 @@ its columns in the file's own unit and order. A row that holds no time for this 
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -193,12 +194,21 @@ def nasbench201(column: str) -> Reader:
     """Cells with six edges; a feature says whether an edge is one of four operations (else it is `none`)."""
 
     def read(records: Records) -> Columns:
-        cells = [re.findall(r"\|?([a-z0-9_]+)~\d", record["arch"]) for record in records]
-        chosen = np.array([[[float(edge == op) for op in OPERATIONS] for edge in cell] for cell in cells])
-        features = {f"edge{e}.{op}": chosen[:, e, o] for e in range(6) for o, op in enumerate(OPERATIONS)}
-        return Columns(texts(records, "arch"), numbers(records, column), features, {}, {})
+        cells = texts(records, "arch")
+        return Columns(cells, numbers(records, column), _edges(cells), {}, {})
 
     return read
+
+
+@functools.lru_cache(maxsize=1)
+def _edges(cells: tuple[str, ...]) -> Mapping[str, np.ndarray]:
+    """The features of cells that are written like `|none~0|+|none~0|none~1|+|none~0|none~1|none~2|`; many tables share them."""
+    chosen = np.zeros((len(cells), 6, 1 + len(OPERATIONS)))
+    for row, cell in enumerate(cells):
+        operations = [part.partition("~")[0] for part in cell.split("|") if "~" in part]
+        for edge, operation in enumerate(operations):
+            chosen[row, edge, ("none", *OPERATIONS).index(operation)] = 1.0
+    return {f"edge{e}.{op}": chosen[:, e, 1 + o] for e in range(6) for o, op in enumerate(OPERATIONS)}
 
 
 def numbers(records: Records, column: str, *, blank: float | None = None) -> np.ndarray:

@@ -121,7 +121,7 @@ def _tables() -> Iterator[tuple[str, Recorded]]:
                     reader = readers.qualcomm(device, precision, runtime)
                     yield (
                         f"qualcomm_{name}_{precision}_{runtime}",
-                        Recorded(f"{device} (Hexagon NPU)", "npu", words, precision, sources.QUALCOMM, reader),
+                        Recorded(f"{device} (Hexagon NPU)", "npu", words, precision, sources.QUALCOMM, reader, describes=False),
                     )
     for instance, (name, kind, device, runtime) in {
         "inf2.xlarge": ("inferentia2", "npu", "AWS Inferentia 2 (inf2.xlarge)", "PyTorch Neuron, compiled"),
