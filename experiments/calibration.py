@@ -19,6 +19,7 @@ from scipy.stats import spearmanr
 from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory, RunError
 from experiments.settings import CalibrationSettings
+from hardware.quality import Session
 from hardware.store import MeasurementStore
 from hardware.timing import Exported, measure
 from nas.encoding import Encoding
@@ -29,6 +30,7 @@ from nas.types import Measurement, Workload
 
 MEASUREMENTS = "measurements.jsonl"
 CHUNK = 6  # networks that are measured together, round by round; a stop loses one chunk
+ATTEMPTS = 3  # at a chunk, if its times are too disturbed to be kept
 POOL = 600  # random candidates that a covering design chooses from
 CHANGED = 0.2  # relative change of the sentinel's time from which stored measurements are not used
 
@@ -176,16 +178,31 @@ class Calibrator:
             [sentinel] = self._export([sentinel_of(self.family)], folder)
             for start in range(0, len(missing), CHUNK):
                 networks = self._export(missing[start : start + CHUNK], folder)
-                chunk = measure(
-                    self.device, networks, sentinel=sentinel, workload=self.workload, rounds=self.settings.rounds,
-                    sentinel_reference_ms=reference,
-                )  # fmt: skip
+                chunk = self._measure_together(networks, sentinel, reference)
                 reference = chunk[0].sentinel_reference_ms
                 self.store.append(chunk, device=self.device, signature=self.family.signature)
                 self._keep(chunk)
                 fresh |= {m.arch.id: m for m in chunk}
                 advance(len(have) + len(fresh), f"{chunk[-1].latency_ms:.2f} ms")
+        if fresh and (advice := Session.of(list(fresh.values())).advice()):
+            self.report.say(f"measurements: {advice}")
         return fresh
+
+    def _measure_together(self, networks: Sequence[Exported], sentinel: Exported, reference: float | None) -> list[Measurement]:
+        """Measured again if that was far too disturbed. Raises ValueError if it stays so; nothing of it is kept."""
+        for attempt in range(1, ATTEMPTS + 1):
+            chunk = measure(
+                self.device, networks, sentinel=sentinel, workload=self.workload, rounds=self.settings.rounds,
+                sentinel_reference_ms=reference,
+            )  # fmt: skip
+            try:
+                Session.of(chunk).check()
+                break
+            except ValueError as error:
+                if attempt == ATTEMPTS:
+                    raise
+                self.report.say(f"{error}; these networks are measured again")
+        return chunk
 
     def _export(self, archs: Sequence[Architecture], folder: str) -> list[Exported]:
         return export_for_timing(self.family, archs, self.workload, Path(folder), device=self.device)

@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from hardware.load import other_load
+
 CPUINFO = Path("/proc/cpuinfo")
 CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 
@@ -61,6 +63,7 @@ def conditions() -> dict[str, Any]:
         "governor": _line(CPUFREQ / "scaling_governor"),
         "current_mhz": _frequency("current"),
         "load_average": load_average(),
+        "other_load": [load.to_json() for load in other_load()],
     }
 
 

@@ -32,9 +32,19 @@ class Exported:
 
 @runtime_checkable
 class HasConditions(Protocol):
-    """A device that also says in what state it is: recorded with a measurement, no part of the device's identity."""
+    """A device that also says in what state it is: recorded before and after measuring, no part of the device's identity.
+
+    `other_load`, if it is there, holds `hardware.load.Load` records.
+    """
 
     def conditions(self) -> Mapping[str, Any]: ...
+
+
+@runtime_checkable
+class HasEnergy(Protocol):
+    """A device that also says what energy one run took in its last visit."""
+
+    def energy_mj(self) -> float | None: ...
 
 
 def measure(
@@ -49,7 +59,8 @@ def measure(
 ) -> list[Measurement]:
     """Measures a few networks together; the measurements are in the order of `networks`.
 
-    Nothing is kept if a visit fails: measure many networks in groups of about six, and keep each group.
+    Nothing is kept if a visit fails: measure many networks in groups of about six, and keep each group. A measurement's
+    `environment` says what it was taken with; of a device that meters energy it has `energy_mj`, of one run, a number a round.
 
     Args:
         rounds: visits to each network. They begin with the next network in each round.
@@ -67,7 +78,7 @@ def measure(
         raise ValueError(f"rounds: {rounds} is not at least 1")
     environment = {
         **device.environment,
-        **(device.conditions() if isinstance(device, HasConditions) else {}),
+        **_conditions(device),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "sentinel": sentinel.arch.id,
         "rounds": rounds,
@@ -75,13 +86,16 @@ def measure(
     order = [(index + start) % len(networks) for start in range(rounds) for index in range(len(networks))]
     samples: list[list[tuple[float, ...]]] = [[] for _ in networks]
     beside: list[list[tuple[float, ...]]] = [[] for _ in networks]
+    energy: list[list[float | None]] = [[] for _ in networks]
     before = device.run(sentinel.path, sentinel.inputs)
     for done, index in enumerate(order, start=1):
         samples[index].append(device.run(networks[index].path, networks[index].inputs))
+        energy[index].append(device.energy_mj() if isinstance(device, HasEnergy) else None)
         after = device.run(sentinel.path, sentinel.inputs)
         beside[index].append(before + after)
         before = after
         on_visit(done, len(order))
+    environment["conditions_after"] = _conditions(device)
     if sentinel_reference_ms is None:
         sentinel_reference_ms = min(float(np.percentile(visit, 25)) for visits in beside for visit in visits)
     return [
@@ -92,10 +106,20 @@ def measure(
             samples_ms=tuple(samples[index]),
             sentinel_ms=tuple(beside[index]),
             sentinel_reference_ms=sentinel_reference_ms,
-            environment=environment,
+            environment=environment if None in energy[index] else {**environment, "energy_mj": energy[index]},
         )
         for index, network in enumerate(networks)
     ]
+
+
+def _conditions(device: Device) -> dict[str, Any]:
+    return dict(device.conditions()) if isinstance(device, HasConditions) else {}
+
+
+def states(environment: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The conditions that a measurement's environment holds, of all moments that it knows."""
+    nested = (environment.get(name) for name in ("before", "after", "conditions_after"))
+    return [environment, *(state for inner in nested if isinstance(inner, Mapping) for state in states(inner))]
 
 
 def noise(measurement: Measurement) -> float:

@@ -1,0 +1,181 @@
+"""How good a measuring session was: outliers, noise, drift and other load; whether to fit a latency model to it, and advice.
+
+    noise   how far two halves of the rounds put a latency apart, halved: the relative standard error of `latency_ms`
+    drift   how much the machine's quiet speed changed, by the sentinel. `latency_ms` takes it out, but as one factor for all
+            networks, and networks do not slow down alike
+
+On a shared virtual machine with 2 cores, the median network of a session of 6 rounds had a noise of 0.4 % (at most 0.7 %) when
+little else ran, and of 0.3 to 0.6 % (at most 3.7 %) beside one to six other programs that computed all the time or in bursts;
+drift was at most 1.7 %, and the sessions' mean wall times lay 5 to 60 % apart. So a noise of 3 % is worth a word, and one of 10
+% is more than a shared machine explains: a network cannot be told from one that is a tenth slower. A quiet speed that changes
+by a tenth is a clock that does; one that halves is a machine that is throttled.
+
+Nothing is dropped for any of this.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hardware.load import Load
+from hardware.timing import states
+from nas.types import Measurement
+
+OUTLIER_SCORE = 3.5  # Iglewicz and Hoaglin (1993), How to detect and handle outliers, chapter 3
+MAX_SPLITS = 200  # of the rounds into halves
+LEAST_ROUNDS = 4  # that tell a noisy session from a disturbed visit
+
+
+@dataclass(frozen=True)
+class Limits:
+    """From which noise and drift on a session is worth a word, and from which it is not fitted to. 0.01 is 1 %."""
+
+    noisy: float = 0.03
+    too_noisy: float = 0.1
+    drifted: float = 0.1
+    too_drifted: float = 1.0
+
+    def __post_init__(self) -> None:
+        for low, high in (("noisy", "too_noisy"), ("drifted", "too_drifted")):
+            if not 0 < getattr(self, low) <= getattr(self, high):
+                raise ValueError(f"{low}: {getattr(self, low)} is not above 0 and at most {high}, {getattr(self, high)}")
+
+
+DEFAULT_LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class Session:
+    """What is known of a session: noise of its median network, drift, share of outliers; 0.01 is 1 %.
+
+    The noise of fewer than `LEAST_ROUNDS` rounds is NaN and not judged.
+    """
+
+    noise: float
+    drift: float
+    outliers: float
+    loads: tuple[Load, ...]
+    governors: tuple[str, ...]
+
+    @classmethod
+    def of(cls, measurements: Sequence[Measurement]) -> Session:
+        enough = min(len(m.samples_ms) for m in measurements) >= LEAST_ROUNDS
+        flags = np.concatenate([np.concatenate(outlier_flags(m)) for m in measurements])
+        moments = [state for m in measurements for state in states(m.environment)]
+        loads: dict[tuple[str, int | None], Load] = {}
+        for load in (Load(**record) for state in moments for record in state.get("other_load", [])):
+            loads[load.name, load.pid] = max(load, loads.get((load.name, load.pid), load), key=lambda load: load.cores)
+        return cls(
+            noise=float(np.median([uncertainty(m) for m in measurements])) if enough else math.nan,
+            drift=drift(measurements),
+            outliers=float(flags.mean()),
+            loads=tuple(sorted(loads.values(), key=lambda load: -load.cores)),
+            governors=tuple(sorted({str(s["governor"]) for s in moments if s.get("governor")})),
+        )
+
+    def check(self, limits: Limits = DEFAULT_LIMITS) -> None:
+        """Raises ValueError, with advice, if the session is too noisy or has drifted too far to be fitted to."""
+        if self.noise > limits.too_noisy or self.drift > limits.too_drifted:
+            raise ValueError(f"measurements: too disturbed to fit a latency model to: {self.advice(limits)}")
+
+    def advice(self, limits: Limits = DEFAULT_LIMITS) -> str:
+        """What is worth a word, and what to do about it; empty for a good session."""
+        words = []
+        if self.noise > limits.noisy:
+            words.append(
+                f"two halves of the rounds put latencies {2 * self.noise:.0%} apart ({2 * limits.noisy:.0%} would be well)"
+            )
+        if self.drift > limits.drifted:
+            words.append(f"the quiet speed of the machine changed by {self.drift:.0%} (well: {limits.drifted:.0%})")
+        return f"{', and '.join(words)}: {', '.join(self._remedies(limits))}" if words else ""
+
+    def _remedies(self, limits: Limits) -> list[str]:
+        remedies = [f"close {load}" for load in self.loads[:3]]
+        if slow := [governor for governor in self.governors if governor != "performance"]:
+            remedies.append(f"set the CPU governor to performance (it is {' and '.join(slow)})")
+        if self.drift > limits.drifted:
+            remedies.append("let the machine cool down")
+        return [*remedies, "pin the process to cores of its own (taskset)", "or measure in more rounds"]
+
+
+def outliers(samples: Sequence[float] | np.ndarray, *, threshold: float = OUTLIER_SCORE) -> np.ndarray:
+    """Which samples have a modified Z-score, 0.6745 (x - median) / MAD, beyond the threshold: bool [N].
+
+    Where more than half of the samples are equal, so that the MAD is 0, the mean absolute deviation takes its place, with the
+    factor that makes the score of normal samples the same, sqrt(2 / pi).
+    """
+    deviation = np.asarray(samples, dtype=float) - np.median(samples)
+    mad, mean = float(np.median(np.abs(deviation))), float(np.mean(np.abs(deviation)))
+    if mean == 0:
+        return np.zeros(len(deviation), dtype=bool)
+    scores = 0.6745 * deviation / mad if mad > 0 else math.sqrt(2 / math.pi) * deviation / mean
+    flags: np.ndarray = np.abs(scores) > threshold
+    return flags
+
+
+def outlier_flags(measurement: Measurement) -> tuple[tuple[bool, ...], ...]:
+    """The outliers among all samples of a network, the drift of each visit removed: as `samples_ms`, a tuple a visit."""
+    even = [np.asarray(visit) / drift for visit, drift in zip(measurement.samples_ms, measurement.drift, strict=True)]
+    ends = np.cumsum([len(visit) for visit in even])[:-1]
+    return tuple(tuple(part.tolist()) for part in np.split(outliers(np.concatenate(even)), ends))
+
+
+def drift(measurements: Sequence[Measurement]) -> float:
+    """The sentinel's slowest quiet time over its fastest, less 1: 0.1 is 10 %.
+
+    Its quiet times are the reference, which latencies are expressed in, and the quietest visits of the first and of the second
+    half of the rounds of networks that were measured together.
+    """
+    together: dict[str, list[np.ndarray]] = {}
+    for m in measurements:
+        together.setdefault(str(m.environment.get("time")), []).append(m.drift)
+    quiet = [1.0]
+    for group in together.values():
+        halves = zip(*(np.array_split(d, 2) for d in group), strict=True)
+        quiet += [float(half.min()) for half in map(np.concatenate, halves) if len(half)]
+    return max(quiet) / min(quiet) - 1.0
+
+
+def uncertainty(measurement: Measurement, *, beside: Measurement | None = None) -> float:
+    """Relative standard error of `latency_ms`, or of its ratio to that of a network which was visited in the same rounds.
+
+    The rounds are parted into halves in all ways, or in many; two halves differ by twice the standard error of the whole. 0.01
+    is 1 %; NaN of a single round.
+    """
+    num_rounds = len(measurement.samples_ms)
+    if num_rounds < 2:
+        return math.nan
+    halves = _halves(num_rounds)
+    difference = _log_latency(measurement, halves) - _log_latency(measurement, ~halves)
+    if beside is not None:
+        difference = difference - (_log_latency(beside, halves) - _log_latency(beside, ~halves))
+    return float(np.sqrt(np.mean(difference**2)) / 2)
+
+
+@functools.cache
+def _halves(num_rounds: int) -> np.ndarray:
+    """Which rounds are in the first half, split by split: bool [S, R]."""
+    size = num_rounds // 2
+    if math.comb(num_rounds, size) <= MAX_SPLITS:
+        chosen = np.array(list(itertools.combinations(range(num_rounds), size)))
+    else:
+        rng = np.random.default_rng(0)
+        chosen = np.array([rng.permutation(num_rounds)[:size] for _ in range(MAX_SPLITS)])
+    halves = np.zeros((len(chosen), num_rounds), dtype=bool)
+    np.put_along_axis(halves, chosen, True, axis=1)
+    return halves
+
+
+def _log_latency(measurement: Measurement, rounds: np.ndarray) -> np.ndarray:
+    """Logarithm of `latency_ms` as these rounds alone would have it: [S] of bool [S, R]."""
+    drift = measurement.drift
+    wall = measurement.visits_ms * drift
+    quietest = (np.where(rounds, values, np.inf).min(axis=1) for values in (wall, drift))
+    result: np.ndarray = np.subtract(*map(np.log, quietest))
+    return result
