@@ -25,7 +25,11 @@ from nas.types import Workload
 ROOT = Path(__file__).parent.parent
 GROUPS = sorted(p for p in (ROOT / "conf").iterdir() if p.is_dir() and p.name != "__pycache__")
 CHOICES = [(group.name, path.stem) for group in GROUPS for path in sorted(group.glob("*.yaml"))]
-MISSING = {("task", "csv"): ["task.path=mine.csv", "task.text=text", "task.label=label"]}
+MISSING = {
+    ("task", "csv"): ["task.path=mine.csv", "task.text=text", "task.label=label"],
+    ("device", "ssh"): ["device.host=board"],
+    ("device", "adb"): ["device.serial=phone-5"],
+}
 
 
 def composed(*overrides: str):
@@ -44,7 +48,7 @@ def test_every_choice_composes(group, name):
 
 @pytest.mark.parametrize(("group", "name"), [c for c in CHOICES if c[0] not in ("task", "experiment", "space")])
 def test_every_component_builds_with_the_constructor_s_defaults(group, name):
-    node = composed(f"{group}={name}", "run=unused")[group]
+    node = composed(f"{group}={name}", "run=unused", *MISSING.get((group, name), []))[group]
     built = hydra.utils.instantiate(node, _convert_="all")
     target = built.func if isinstance(built, partial) else type(built)
     defaults = {n: p.default for n, p in inspect.signature(target).parameters.items() if p.default is not inspect.Parameter.empty}
