@@ -38,9 +38,9 @@ def find_outliers(rows: np.ndarray | None, values: np.ndarray, std: np.ndarray |
 
 
 def robust_fit(rows: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Huber regression of a target [N] on log(1 + features) and, where there are rows enough, their products; the fit, [N]."""
+    """Huber regression of a target [N] on the logarithms of features and, where rows are enough, their products; the fit, [N]."""
     design = np.ones((len(target), 1))
-    logs = np.log1p(np.maximum(rows, 0))
+    logs = np.sign(rows) * np.log1p(np.abs(rows))
     spread = logs.std(axis=0) if logs.size else np.zeros(0)
     scaled = (logs - logs.mean(axis=0))[:, spread > 0] / spread[spread > 0]
     if len(target) >= 3 * (1 + scaled.shape[1]):

@@ -10,6 +10,7 @@ sessions of one phone are two tables.
 from __future__ import annotations
 
 import csv
+import difflib
 import functools
 import gzip
 import hashlib
@@ -17,6 +18,7 @@ import io
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +96,8 @@ NASBENCH201_CPUS = {
 }  # fmt: skip
 
 
-def _tables() -> Iterator[tuple[str, Recorded]]:
+def _spaces() -> Iterator[tuple[str, Recorded]]:
+    """Networks or blocks that are described by their sizes."""
     hat = readers.hat("latency")
     yield "hat_raspberrypi4", Recorded("Raspberry Pi 4 (ARM Cortex-A72)", "cpu", FAIRSEQ, "fp32", sources.HAT_RASPBERRYPI, hat)
     yield "hat_xeon", Recorded("Intel Xeon E5-2640", "cpu", FAIRSEQ, "fp32", sources.HAT_XEON, hat)
@@ -111,6 +114,22 @@ def _tables() -> Iterator[tuple[str, Recorded]]:
                 device, "cpu", "TFLite", "fp32", sources.VIT_BLOCKS, readers.vision_blocks(f"{name}_{session}"),
                 note=f"single blocks; measuring session {session[1:]}, which may differ from another by a third",
             )  # fmt: skip
+    for model in ("GPT2", "TransXL"):
+        for name, (kind, device) in {"corei7": ("cpu", "Intel Core i7"), "titanxp": ("gpu", "NVIDIA TITAN Xp")}.items():
+            yield f"lts_{model.lower()}_{name}", Recorded(
+                device, kind, UNKNOWN, UNKNOWN, sources.LTS, readers.lts(f"pareto_{model}_lm1b_{name}"),
+                note="only the networks that a search kept, so the range of latencies says little about the space",
+            )  # fmt: skip
+    for name, device in NASBENCH201_GPUS.items():
+        for batch in (1, 32, 256) if name != "titan_rtx" else (1, 32):
+            reader, words = readers.nasbench201(f"{name}_{batch}"), f"{device}, batch {batch}"
+            yield f"nb201_{name}_batch{batch}", Recorded(words, "gpu", UNKNOWN, UNKNOWN, sources.NASBENCH201, reader)
+    for name, device in NASBENCH201_CPUS.items():
+        yield f"nb201_{name}", Recorded(device, "cpu", UNKNOWN, UNKNOWN, sources.NASBENCH201, readers.nasbench201(name))
+
+
+def _well_known_models() -> Iterator[tuple[str, Recorded]]:
+    """Networks that are known by their names."""
     for kind, device in {"cpu": "NVIDIA Jetson Nano, its ARM CPU", "gpu": "NVIDIA Jetson Nano, its GPU"}.items():
         reader = readers.timm_models(f"jetson_nano_{kind}_s")
         yield f"jetson_nano_{kind}", Recorded(device, kind, "ONNX Runtime", "fp32", sources.JETSON_NANO, reader, "s")
@@ -133,8 +152,10 @@ def _tables() -> Iterator[tuple[str, Recorded]]:
     for name, (section, device, kind) in NETSPRESSO.items():
         runtime = "TensorRT" if kind == "gpu" else "TFLite"
         precision = section.rpartition("> ")[2].lower()
-        reader = readers.netspresso(section)
-        yield f"netspresso_{name}", Recorded(device, kind, runtime, precision, sources.NETSPRESSO, reader, describes=False)
+        yield f"netspresso_{name}", Recorded(
+            device, kind, runtime, precision, sources.NETSPRESSO, readers.netspresso(section), describes=False,
+            note="the source does not say which operators ran on the NPU and which on the CPU" if kind == "npu" else "",
+        )  # fmt: skip
     for device in NEUSIGHT_GPUS:
         name = re.sub(r"^(nvidia|tesla|amd_instinct)_", "", device.lower()).replace("-", "_")
         words = device.replace("_", " ")
@@ -143,30 +164,9 @@ def _tables() -> Iterator[tuple[str, Recorded]]:
             f"neusight_{name}",
             Recorded(words, "gpu", "PyTorch, eager or compiled", "fp32", sources.NEUSIGHT, reader, describes=False),
         )
-    for model in ("GPT2", "TransXL"):
-        for name, (kind, device) in {"corei7": ("cpu", "Intel Core i7"), "titanxp": ("gpu", "NVIDIA TITAN Xp")}.items():
-            yield f"lts_{model.lower()}_{name}", Recorded(
-                device, kind, "PyTorch", "fp32", sources.LTS, readers.lts(f"pareto_{model}_lm1b_{name}"),
-                note="only the networks that a search kept, so the range of latencies says little about the space",
-            )  # fmt: skip
-    for name, device in NASBENCH201_GPUS.items():
-        for batch in (1, 32, 256) if name != "titan_rtx" else (1, 32):
-            yield (
-                f"nb201_{name}_batch{batch}",
-                Recorded(
-                    f"{device}, batch {batch}",
-                    "gpu",
-                    UNKNOWN,
-                    UNKNOWN,
-                    sources.NASBENCH201,
-                    readers.nasbench201(f"{name}_{batch}"),
-                ),
-            )
-    for name, device in NASBENCH201_CPUS.items():
-        yield f"nb201_{name}", Recorded(device, "cpu", UNKNOWN, UNKNOWN, sources.NASBENCH201, readers.nasbench201(name))
 
 
-TABLES: Mapping[str, Recorded] = dict(_tables())
+TABLES: Mapping[str, Recorded] = dict(chain(_spaces(), _well_known_models()))
 
 
 def default_folder() -> Path:
@@ -186,7 +186,8 @@ def load_table(name: str, folder: Path | str | None = None) -> RecordedTable:
             with a row that cannot be read.
     """
     if name not in TABLES:
-        raise ValueError(f"table: {name!r} is not one of {tuple(TABLES)}")
+        near = difflib.get_close_matches(name, TABLES, n=5, cutoff=0.3)
+        raise ValueError(f"table: {name!r} is not one of the {len(TABLES)} that `paretoformer devices` lists; near it: {near}")
     recorded = TABLES[name]
     path = Path(folder if folder is not None else default_folder()) / recorded.source.file
     unit, factor = NORMALISED[recorded.unit]
