@@ -74,7 +74,7 @@ def test_a_missing_file_says_where_it_comes_from_and_where_it_goes(tmp_path):
         load_table("hat_xeon", tmp_path)
     with pytest.raises(ValueError, match=r"it was collected from qai_hub_models/models/.* \(BSD-3-Clause\)\. Put it there"):
         load_table("qualcomm_galaxy_s24_float_tflite", tmp_path)
-    with pytest.raises(ValueError, match="table: 'hat_xeonn' is not one of the 120 .* near it: .'hat_xeon'"):
+    with pytest.raises(ValueError, match=r"table: 'hat_xeonn' is not one of the 120 .* near it: .'hat_xeon'"):
         load_table("hat_xeonn", tmp_path)
     assert not is_there("hat_xeon", tmp_path)
 
