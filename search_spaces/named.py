@@ -39,6 +39,7 @@ class Published:
         tied: whether the head's matrix is the embedding's.
         gated: whether the feed-forward has a third matrix.
         shared: whether all layers have the same weights.
+        beside: a second network that runs with it on an input of its own (CLIP).
     """
 
     source: str
@@ -58,6 +59,7 @@ class Published:
     tied: bool = False
     gated: bool = False
     shared: bool = False
+    beside: Published | None = None
 
     @property
     def parameters(self) -> float:
@@ -94,6 +96,9 @@ VIDEO_MAE = Published(
     "VideoMAE (Tong et al., arXiv:2203.12602), base: 16 frames of 224 in cubes of 2 x 16 x 16",
     768, 12, 12, 3072, tokens=8 * 14 * 14, positions=8 * 14 * 14, patch=3 * 2 * 16 * 16, outputs=400,
 )  # fmt: skip
+CLIP_TEXT = Published(
+    "CLIP (Radford et al., arXiv:2103.00020), text", 512, 12, 8, 2048, tokens=77, vocabulary=49408, positions=77, outputs=512
+)
 
 VISION_SIZES = {
     "tiny": (192, 12, 3), "small": (384, 12, 6), "medium": (512, 12, 8), "base": (768, 12, 12), "large": (1024, 24, 16),
@@ -131,6 +136,13 @@ def vision_transformer(family: str, size: str, *, patch: int, image: int, distil
 
 
 VIT_BASE = vision_transformer("vit", "base", patch=16, image=224)
+CLIP = replace(VIT_BASE, source="CLIP (Radford et al., arXiv:2103.00020), ViT-B/16", outputs=512, beside=CLIP_TEXT)
+TROCR_ENCODER = replace(
+    vision_transformer("deit", "small", patch=16, image=384, distilled=True),
+    source="TrOCR (Li et al., arXiv:2109.10282), small: encoder, keys and values of 6 decoder layers",
+    outputs=6 * 2 * 256,
+    every_token=True,
+)
 NAMED: Mapping[str, Published] = {
     # sequences of any length, for classification
     "bert_base_uncased": BERT_BASE,
@@ -152,6 +164,8 @@ NAMED: Mapping[str, Published] = {
     "opus_mt_en_zh/OpusMTEncoder": MARIAN,
     "opus_mt_es_en/OpusMTEncoder": MARIAN,
     "opus_mt_zh_en/OpusMTEncoder": MARIAN,
+    "openai_clip": CLIP,
+    "trocr/TrOCREncoder": TROCR_ENCODER,
     "video_mae": VIDEO_MAE,
     "vit": VIT_BASE,
     # NetsPresso's documentation of its backbones
@@ -201,7 +215,9 @@ def operators(model: Published, workload: Workload) -> list[Operator]:
         layers = [replace(op, parameters=op.parameters / model.depth) for op in layers]
     tokens = workload.batch * workload.tokens
     gate = [_matrix("ffn", tokens, model.width, model.ffn, count=0.0)] * (model.depth * model.gated)
-    return [*_inputs(model, workload), *layers, *gate, *_head(model, tokens if model.every_token else workload.batch)]
+    head = _head(model, tokens if model.every_token else workload.batch)
+    beside = operators(model.beside, replace(workload, tokens=model.beside.tokens)) if model.beside else []
+    return [*_inputs(model, workload), *layers, *gate, *head, *beside]
 
 
 def costs(models: Sequence[tuple[Published, Workload]]) -> dict[str, np.ndarray]:
