@@ -215,8 +215,8 @@ def state() -> dict[str, Any]:
     khz = [number(f"{CPU}/cpu{cpu}/cpufreq/scaling_cur_freq") for cpu in cpus]
     return {
         "governor": text(f"{CPU}/cpu{cpus[0]}/cpufreq/scaling_governor"),
-        "mhz": max((value / 1000 for value in khz if value is not None), default=None),
-        "celsius": temperature(),
+        "current_mhz": max((value / 1000 for value in khz if value is not None), default=None),
+        "temperature_celsius": temperature(),
         "load_average": [float(load) for load in (text("/proc/loadavg") or "").split()[:3]],
     }
 
@@ -276,7 +276,7 @@ def family(machine: str) -> str:
 def text(path: str) -> str | None:
     try:
         with open(path, errors="replace") as file:
-            return file.read(MAX_REQUEST).strip()
+            return file.read(MAX_REQUEST).strip("\0 \n")
     except OSError:  # no such file here, or not for this user
         return None
 

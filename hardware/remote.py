@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import math
 import secrets
 import shlex
 import tempfile
@@ -24,6 +23,7 @@ import numpy as np
 import onnx
 
 from hardware import agent
+from hardware.answers import environment_of, samples_of, shown
 from hardware.environment import fingerprint
 from hardware.local import check_option, own_folder, refusals
 from hardware.local_cpu import LEVELS, PRECISIONS, write_int8
@@ -32,7 +32,6 @@ from hardware.visit import Visit
 from nas.protocols import DeviceError
 
 AGENT = Path(agent.__file__)
-FACTS = {"cpu", "os", "onnxruntime", "threads", "emulated"}
 SIGNALS = {4: "an instruction that its CPU lacks", 9: "the system (out of memory?)", 14: "its limit of time"}
 # Runs the agent only if it is, to the byte, the one that was sent. No line ends and no exclamation marks: for any login shell.
 START = (
@@ -155,7 +154,7 @@ class Remote(ABC):
             request = {"action": "run", "model": model, "inputs": data, "names": list(inputs)}
             try:
                 answer = self._request(request, {model: network, data: packed})
-                return _samples(answer, least=self.min_samples, most=self.max_samples)
+                return samples_of(answer, least=self.min_samples, most=self.max_samples)
             except DeviceError as error:
                 raise DeviceError(f"{onnx_path}: {error}") from error
 
@@ -185,10 +184,10 @@ class Remote(ABC):
             except ConnectionLostError as error:
                 self.close()
                 lost = error
-            except DeviceError:
+            except DeviceError as error:
                 self.close()
-                raise
-        raise DeviceError(f"{lost} (tried {self.retries + 1} times)") from lost
+                raise DeviceError(f"{self._board}: {error}") from error
+        raise DeviceError(f"{self._board}: {lost} (tried {self.retries + 1} times)") from lost
 
     def _answer(self, request: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Any]:
         """The answer to one request, the files sent before if the board lacks them."""
@@ -201,7 +200,7 @@ class Remote(ABC):
                 return answer
             for name in [name for name in files if name in missing]:
                 self._copy(files[name], name)
-        raise DeviceError(f"{self._board}: files do not arrive whole in {self.folder}; is its disk full?")
+        raise DeviceError(f"files do not arrive whole in {self.folder}; is its disk full?")
 
     def _open(self) -> Talk:
         """A conversation with an agent that is the one of this version; checks that the board is the one known."""
@@ -215,11 +214,11 @@ class Remote(ABC):
             except DeviceError:
                 talk.close()
                 raise
-            if not answer.get("absent"):
+            if "absent" not in answer:
                 return talk
             talk.close()
             self._copy(AGENT, AGENT.name)
-        raise DeviceError(f"{self._board}: the agent does not arrive whole in {self.folder}; is its disk full?")
+        raise DeviceError(f"the agent does not arrive whole in {self.folder}; is its disk full?")
 
     def _ask(self, talk: Talk, request: Mapping[str, Any], *, nonce: str = "") -> dict[str, Any]:
         """One question, one answer; remembers what the answer says of the board."""
@@ -232,9 +231,11 @@ class Remote(ABC):
         line = json.dumps({**facts, **{name: getattr(self, name) for name in options}, **request})
         answer = self._read(talk, line, f"{agent.MARK} {agent.VERSION} {nonce} ")
         if "error" in answer:
-            raise DeviceError(f"{self._board}: {_clean(answer['error'])}")
-        if not answer.keys() & {"absent", "missing"}:
-            self._meet(answer.get("environment"), answer.get("conditions"))
+            raise DeviceError(shown(answer["error"]))
+        if ("missing" if request["action"] == "run" else "absent") not in answer:
+            facts, conditions = environment_of(answer)
+            self._meet(facts)
+            self._facts, self._conditions = facts, conditions
         return answer
 
     def _read(self, talk: Talk, line: str, mark: str) -> dict[str, Any]:
@@ -242,40 +243,35 @@ class Remote(ABC):
             found = talk.ask(line.encode() + b"\n", mark.encode(), seconds=self.timeout_seconds)
             answer = json.loads(found) if isinstance(found, bytes) else None
         except TimeoutError as error:
-            raise DeviceError(f"{self._board}: no answer within {self.timeout_seconds:g} seconds") from error
+            raise DeviceError(f"no answer within {self.timeout_seconds:g} seconds") from error
         except OverflowError as error:
-            raise DeviceError(f"{self._board}: more than {MAX_OUTPUT} bytes, and no end of the answer") from error
+            raise DeviceError(f"more than {MAX_OUTPUT} bytes, and no end of the answer") from error
         except (ValueError, RecursionError) as error:
-            raise DeviceError(f"{self._board}: an answer that is no JSON: {_clean(found)}") from error
+            raise DeviceError(f"an answer that is no JSON: {shown(found)}") from error
         if isinstance(found, Ended):
             raise self._failure(found)
         if not isinstance(answer, dict):
-            raise DeviceError(f"{self._board}: an answer that is no JSON object: {_clean(answer)}")
+            raise DeviceError(f"an answer that is no JSON object: {shown(answer)}")
         return answer
 
     def _failure(self, ended: Ended, *, what: str = "the agent") -> DeviceError:
-        said = f": {_clean(ended.complaint)}" if ended.complaint else ""
+        said = f": {shown(ended.complaint)}" if ended.complaint else ""
         if self._is_lost(ended):
-            return ConnectionLostError(f"{self._board}: the connection failed{said}")
+            return ConnectionLostError(f"the connection failed{said}")
         if ended.status in (126, 127):
-            return DeviceError(f"{self._board}: {self.python} cannot be run{said}")
+            return DeviceError(f"{self.python} cannot be run{said}")
         if ended.status > 128:
             name = SIGNALS.get(ended.status - 128, f"signal {ended.status - 128}")
-            return DeviceError(f"{self._board}: {what} was ended by {name}")
-        return DeviceError(f"{self._board}: {what} ended with status {ended.status}{said}")
+            return DeviceError(f"{what} was ended by {name}")
+        return DeviceError(f"{what} ended with status {ended.status}{said}")
 
-    def _meet(self, facts: Any, conditions: Any) -> None:
-        """Remembers what the board says of itself, or checks that it is the one known."""
-        if not (isinstance(facts, dict) and isinstance(conditions, dict) and set(facts) >= FACTS):
-            raise DeviceError(f"{self._board}: an answer without the facts of a board: {_clean(facts)}")
+    def _meet(self, facts: dict[str, Any]) -> None:
+        """Checks that the board is a real one, and the one known."""
         if facts["emulated"] and not self.allow_emulated:
-            raise DeviceError(
-                f"{self._board}: {_clean(facts['os'])} is emulated, its times say nothing; allow_emulated=true to see them"
-            )
+            raise DeviceError(f"{facts['os']} is emulated, its times say nothing; allow_emulated=true to see them")
         if self._facts is not None and facts != self._facts:
             changed = "; ".join(f"{n} {v}, now {facts.get(n)}" for n, v in self._facts.items() if facts.get(n) != v)
-            raise DeviceError(f"{self._board}: is not what it was: {_clean(changed)}")
-        self._facts, self._conditions = facts, conditions
+            raise DeviceError(f"is not what it was: {shown(changed)}")
 
     def _transfer(self, words: list[str], source: Path) -> None:
         """Runs a command with a file as its input."""
@@ -284,9 +280,9 @@ class Remote(ABC):
         try:
             ended = talk.rest(seconds=self.timeout_seconds)
         except TimeoutError as error:
-            raise DeviceError(f"{self._board}: {source.name} was not copied within {self.timeout_seconds:g} seconds") from error
+            raise DeviceError(f"{source.name} was not copied within {self.timeout_seconds:g} seconds") from error
         except OverflowError as error:
-            raise DeviceError(f"{self._board}: more than {MAX_OUTPUT} bytes in answer to {source.name}") from error
+            raise DeviceError(f"more than {MAX_OUTPUT} bytes in answer to {source.name}") from error
         finally:
             talk.close()
         if ended.status:
@@ -296,21 +292,3 @@ class Remote(ABC):
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _samples(answer: Mapping[str, Any], *, least: int, most: int) -> tuple[float, ...]:
-    """The times of an answer, if they are times. Raises DeviceError."""
-    samples = answer.get("samples_ms")
-    if not isinstance(samples, list) or not least <= len(samples) <= most:
-        raise DeviceError(f"an answer without {least} to {most} times: {_clean(samples)}")
-    bad = [s for s in samples if not isinstance(s, float) or not math.isfinite(s) or s <= 0]
-    if bad:
-        raise DeviceError(f"an answer with {_clean(bad[0])} as a time in ms")
-    return tuple(samples)
-
-
-def _clean(value: Any) -> str:
-    """What a board said, fit to be shown: one line of printable characters, at most 300."""
-    said = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-    line = "".join(c if c.isprintable() else " " for c in said)
-    return " ".join(line.split())[:300]

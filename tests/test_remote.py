@@ -153,7 +153,7 @@ def test_the_agent_runs_what_it_was_sent_and_describes_the_board(tmp_path):
     assert "JSONDecodeError" in second[1]["error"]
     assert third[0] == "b"
     assert third[1]["environment"] == first[1]["environment"]
-    assert set(third[1]["conditions"]["before"]) == {"governor", "mhz", "celsius", "load_average"}
+    assert set(third[1]["conditions"]["before"]) == {"governor", "current_mhz", "temperature_celsius", "load_average"}
     assert set(third[1]["conditions"]) == {"before", "after"}
     assert 3 <= len(third[1]["samples_ms"]) <= 5
     assert all(0 < s < 1000 for s in third[1]["samples_ms"])
@@ -212,10 +212,20 @@ def test_frequency_governor_and_temperature_are_read_where_the_board_has_them(tm
     monkeypatch.setattr(agent, "usable_cpus", lambda: [0, 1])
     monkeypatch.setattr(agent, "CPU", str(tmp_path))
     monkeypatch.setattr(agent, "ZONES", str(tmp_path))
-    assert {**agent.state(), "load_average": []} == {"governor": "ondemand", "mhz": 1800.0, "celsius": 52.3, "load_average": []}
+    assert {**agent.state(), "load_average": []} == {
+        "governor": "ondemand",
+        "current_mhz": 1800.0,
+        "temperature_celsius": 52.3,
+        "load_average": [],
+    }
     monkeypatch.setattr(agent, "CPU", "none")
     monkeypatch.setattr(agent, "ZONES", "none")
-    assert {**agent.state(), "load_average": []} == {"governor": None, "mhz": None, "celsius": None, "load_average": []}
+    assert {**agent.state(), "load_average": []} == {
+        "governor": None,
+        "current_mhz": None,
+        "temperature_celsius": None,
+        "load_average": [],
+    }
 
 
 @pytest.mark.parametrize(
@@ -362,7 +372,11 @@ GREETING = "say(whole())"
         (GREETING, "nonce = 'other'; say(whole(samples_ms=[1.0] * 10))", "no answer within 2 seconds"),
         (GREETING, "time.sleep(60)", "no answer within 2 seconds"),
         ("say(dict(environment=[], conditions=dict()))", "", r"an answer without the facts of a board: \[\]"),
-        ("say(dict(absent=True))", "", "the agent does not arrive whole"),
+        ("say(dict(missing=['x']))", "", "an answer without the facts of a board: None"),
+        ("say(dict(absent=False))", "", "the agent does not arrive whole"),
+        ("facts['cpu'] = chr(27) + '[31m'; say(whole())", "", r"without the facts of a board: .*'cpu': '\\x1b\[31m'"),
+        ("facts['cpu'] = dict(a=1); say(whole())", "", "without the facts of a board"),
+        ("say(dict(environment=facts, conditions=dict(before=dict(other_load=7))))", "", "the state of a board: .*other_load"),
         ("facts['emulated'] = True; say(whole())", "", "Linux arm is emulated, its times say nothing; allow_emulated=true"),
     ],
 )

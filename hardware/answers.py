@@ -1,0 +1,53 @@
+"""What a board answers, checked before anything relies on it: it may be broken, or something else may answer in its name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from nas.protocols import DeviceError
+
+FACTS = {"cpu", "os", "onnxruntime", "threads", "emulated"}
+STATE = {"governor", "current_mhz", "temperature_celsius", "load_average"}
+
+
+def samples_of(answer: Mapping[str, Any], *, least: int, most: int) -> tuple[float, ...]:
+    """The times in ms. Raises DeviceError unless they are so many, positive and finite."""
+    samples = answer.get("samples_ms")
+    if not isinstance(samples, list) or not least <= len(samples) <= most:
+        raise DeviceError(f"an answer without {least} to {most} times: {shown(samples)}")
+    bad = [s for s in samples if not isinstance(s, float) or not math.isfinite(s) or s <= 0]
+    if bad:
+        raise DeviceError(f"an answer with {shown(bad[0])} as a time in ms")
+    return tuple(samples)
+
+
+def environment_of(answer: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The stable facts of the board and its state at one or more moments. Raises DeviceError if they are no plain values."""
+    facts, conditions = answer.get("environment"), answer.get("conditions")
+    if not (isinstance(facts, dict) and set(facts) >= FACTS and _is_plain(facts)):
+        raise DeviceError(f"an answer without the facts of a board: {shown(facts)}")
+    if not (isinstance(conditions, dict) and all(_is_state(state) for state in conditions.values())):
+        raise DeviceError(f"an answer without the state of a board: {shown(conditions)}")
+    return facts, conditions
+
+
+def shown(value: Any) -> str:
+    """What a board said, fit to be shown: one line of printable characters, at most 300."""
+    said = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    line = "".join(c if c.isprintable() else " " for c in said)
+    return " ".join(line.split())[:300]
+
+
+def _is_state(state: Any) -> bool:
+    return isinstance(state, dict) and set(state) == STATE and _is_plain(state)
+
+
+def _is_plain(facts: Mapping[str, Any]) -> bool:
+    """Whether the values are numbers, texts that can be shown, or lists of these."""
+    return all(all(map(_can_be_shown, value)) if isinstance(value, list) else _can_be_shown(value) for value in facts.values())
+
+
+def _can_be_shown(value: Any) -> bool:
+    return value is None or isinstance(value, int | float) or (isinstance(value, str) and value.isprintable())
