@@ -49,7 +49,8 @@ def optional(module: str, *, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise DeviceError(f"{module.partition('.')[0]} is not installed: pip install 'paretoformer[{extra}]'") from error
+        absent = (error.name or module).partition(".")[0]
+        raise DeviceError(f"{absent} is not installed: pip install 'paretoformer[{extra}]'") from error
 
 
 def in_order(inputs: Mapping[str, np.ndarray], names: list[str]) -> list[np.ndarray]:
