@@ -84,12 +84,12 @@ class Cuda:
     @functools.cached_property
     def environment(self) -> dict[str, Any]:
         """The stable facts that a time depends on. Raises DeviceError without a GPU or its runtime."""
-        nvml, gpu = self._nvml
+        nvml, _ = self._nvml
         is_torch = self.chosen_runtime == "torch"
         return {
-            "gpu": nvml.nvmlDeviceGetName(gpu),
+            "gpu": self._ask("Name"),
             "driver": nvml.nvmlSystemGetDriverVersion(),
-            "max_sm_mhz": nvml.nvmlDeviceGetMaxClockInfo(gpu, nvml.NVML_CLOCK_SM),
+            "max_sm_mhz": self._ask("MaxClockInfo", nvml.NVML_CLOCK_SM),
             "cpu": environment.cpu_model(),
             "os": environment.system(),
             "runtime": self.chosen_runtime,
@@ -104,13 +104,13 @@ class Cuda:
 
     def conditions(self) -> dict[str, Any]:
         """The state of machine and GPU right now: load, clocks, temperature and power."""
-        nvml, gpu = self._nvml
+        nvml, _ = self._nvml
         return {
             **environment.conditions(),
-            "sm_mhz": nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM),
-            "memory_mhz": nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM),
-            "temperature_celsius": nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU),
-            "power_mw": nvml.nvmlDeviceGetPowerUsage(gpu),
+            "sm_mhz": self._ask("ClockInfo", nvml.NVML_CLOCK_SM),
+            "memory_mhz": self._ask("ClockInfo", nvml.NVML_CLOCK_MEM),
+            "temperature_celsius": self._ask("Temperature", nvml.NVML_TEMPERATURE_GPU),
+            "power_mw": self._ask("PowerUsage"),
         }
 
     def energy_mj(self) -> float | None:
@@ -124,13 +124,12 @@ class Cuda:
             DeviceError: there is no GPU, runtime or file, or the runtime refuses the file or the inputs, or runs out of memory.
         """
         self._energy_mj = None
-        nvml, gpu = self._nvml
+        assert self._nvml, "says what is missing"
         with refusals(path, self.chosen_runtime), self._opened(path, inputs) as sample:
             samples = self.visit.times(sample)
             if self.energy_seconds:
-                self._energy_mj = energy_per_run(
-                    sample, lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(gpu), seconds=self.energy_seconds
-                )
+                counter_mj = functools.partial(self._ask, "TotalEnergyConsumption")
+                self._energy_mj = energy_per_run(sample, counter_mj, seconds=self.energy_seconds)
             return samples
 
     @contextmanager
@@ -201,6 +200,14 @@ class Cuda:
         """For TensorRT's engines."""
         return own_folder(self)
 
+    def _ask(self, fact: str, *which: int) -> Any:
+        """What NVML says of the GPU; None where the GPU does not say it."""
+        nvml, gpu = self._nvml
+        try:
+            return getattr(nvml, f"nvmlDeviceGet{fact}")(gpu, *which)
+        except nvml.NVMLError_NotSupported:
+            return None
+
     @functools.cached_property
     def _nvml(self) -> tuple[Any, Any]:
         """NVML and its handle of the GPU."""
@@ -225,7 +232,7 @@ def energy_per_run(run: Callable[[], object], counter_mj: Callable[[], float], *
     """Energy in mJ of one run: what a counter that moves in steps says between two of its steps, at least `seconds` apart.
 
     Raises:
-        DeviceError: the counter stands still.
+        DeviceError: the counter stands still, or there is none.
     """
 
     def until_a_step(since: float) -> tuple[float, int]:

@@ -6,6 +6,7 @@ import math
 import sys
 from collections import Counter
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import numpy as np
 import onnx
@@ -280,6 +281,34 @@ def test_without_a_gpu_one_sentence_says_so():
     for ask in (lambda: Cuda().environment, lambda: Cuda().run(Path("any.onnx"), {}), lambda: Cuda().fingerprint):
         with pytest.raises(DeviceError, match="index: there is no NVIDIA GPU 0 on this machine"):
             ask()
+
+
+def test_a_gpu_s_facts_are_asked_of_nvml(monkeypatch):
+    pynvml = pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
+    nvml = create_autospec(pynvml)
+    nvml.NVMLError, nvml.NVMLError_NotSupported = pynvml.NVMLError, pynvml.NVMLError_NotSupported
+    nvml.nvmlDeviceGetName.return_value = "GPU 5"
+    nvml.nvmlSystemGetDriverVersion.return_value = "580.1"
+    nvml.nvmlDeviceGetMaxClockInfo.return_value = 1980
+    nvml.nvmlDeviceGetClockInfo.side_effect = lambda gpu, kind: {nvml.NVML_CLOCK_SM: 1200, nvml.NVML_CLOCK_MEM: 2600}[kind]
+    nvml.nvmlDeviceGetTemperature.return_value = 41
+    nvml.nvmlDeviceGetPowerUsage.side_effect = pynvml.NVMLError_NotSupported
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match="this ONNX Runtime has no CUDAExecutionProvider"):
+        _ = Cuda(runtime="cuda").environment
+    with pytest.raises(DeviceError, match=r"torch .* sees no CUDA GPU"):
+        _ = Cuda(runtime="torch").environment
+    monkeypatch.setattr(cuda.onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    device = Cuda()
+    assert device.environment["gpu"] == "GPU 5"
+    assert device.environment["max_sm_mhz"] == 1980
+    assert device.environment["onnxruntime"] == cuda.onnxruntime.__version__
+    assert json.dumps(device.environment)
+    assert device.fingerprint != Cuda(precision="tf32").fingerprint
+    assert (
+        device.conditions().items() >= {"sm_mhz": 1200, "memory_mhz": 2600, "temperature_celsius": 41, "power_mw": None}.items()
+    )
 
 
 @pytest.mark.parametrize(("runtime", "wanted"), [("cuda", "onnx"), ("tensorrt", "onnx"), ("torch", "torchscript")])
