@@ -85,9 +85,7 @@ class Session:
         """What is worth a word, and what to do about it; empty for a good session."""
         words = []
         if self.noise > limits.noisy:
-            words.append(
-                f"two halves of the rounds put latencies {2 * self.noise:.0%} apart ({2 * limits.noisy:.0%} would be well)"
-            )
+            words.append(f"latencies are uncertain by {self.noise:.1%} ({limits.noisy:.0%} would be well)")
         if self.drift > limits.drifted:
             words.append(f"the quiet speed of the machine changed by {self.drift:.0%} ({limits.drifted:.0%} would be well)")
         return f"{', and '.join(words)}: {', '.join(self._remedies(limits))}" if words else ""
