@@ -560,8 +560,8 @@ def test_over_a_real_sshd(sshd, tmp_path, closing):
         over_sshd(sshd, tmp_path, closing).run(*network(tmp_path))
 
 
-def killed_in_mid_run(device, path, inputs, victims):
-    """What a visit of some seconds comes to whose connection is killed, once the agent there is at work."""
+def struck_in_mid_run(device, path, inputs, victims, strike):
+    """What a visit of some seconds comes to whose connection is killed or frozen once the agent there is at work."""
     outcome = []
 
     def visit():
@@ -579,17 +579,18 @@ def killed_in_mid_run(device, path, inputs, victims):
         assert thread.is_alive(), outcome
         time.sleep(0.01)
     for victim in victims():
-        victim.kill()
+        strike(victim)
     thread.join(timeout=60)
     return outcome[0]
 
 
-def test_a_killed_connection_is_made_again(sshd, tmp_path, closing):
-    device = over_sshd(sshd, tmp_path, closing)
+@pytest.mark.parametrize("strike", [psutil.Process.kill, psutil.Process.suspend])
+def test_a_connection_that_dies_or_falls_silent_is_made_again(strike, sshd, tmp_path, closing):
+    device = over_sshd(sshd, tmp_path, closing, connect_seconds=1)
     path, inputs = network(tmp_path, 1024)
     device.run(path, inputs)
-    device.visit_seconds, device.max_samples = 2.0, 10_000
-    outcome = killed_in_mid_run(device, path, inputs, lambda: sshd[0].children())
+    device.visit_seconds, device.max_samples = 1.0, 10_000
+    outcome = struck_in_mid_run(device, path, inputs, sshd[0].children, strike)
     assert isinstance(outcome, tuple)
     assert all(0 < s < 1000 for s in outcome)
 
@@ -600,8 +601,27 @@ def test_a_killed_sshd_is_an_error_in_bounded_time(sshd, tmp_path, closing):
     device.run(path, inputs)
     device.visit_seconds, device.min_samples, device.max_samples = 5.0, 10_000, 10_000
     began = time.monotonic()
-    outcome = killed_in_mid_run(device, path, inputs, lambda: [*sshd[0].children(), sshd[0]])
+    outcome = struck_in_mid_run(device, path, inputs, lambda: [*sshd[0].children(), sshd[0]], psutil.Process.kill)
     assert isinstance(outcome, DeviceError)
     assert str(outcome).startswith(f"{path}: board over ssh: the connection failed: ssh: connect to host 127.0.0.1")
     assert str(outcome).endswith("Connection refused (tried 2 times)")
     assert time.monotonic() - began < 15
+
+
+# --- ARM binaries, emulated
+
+
+@pytest.mark.slow
+def test_the_agent_runs_on_arm_binaries_and_its_times_are_refused(over_ssh, tmp_path):
+    """`tests/arm_board.sh` makes the folder that the variable ARM_BOARD names."""
+    qemu, root = shutil.which("qemu-aarch64-static"), os.environ.get("ARM_BOARD")
+    if qemu is None or root is None:
+        pytest.skip("qemu-aarch64-static is not installed, or ARM_BOARD names no folder that tests/arm_board.sh made")
+    python = f"env PYTHONPATH={root}/site {qemu} -cpu cortex-a76 -L {root} {root}/usr/bin/python3.11"
+    path, inputs = network(tmp_path)
+    with pytest.raises(DeviceError, match="Linux aarch64 is emulated, its times say nothing"):
+        over_ssh(python=python, timeout_seconds=300).run(path, inputs)
+    device = over_ssh(python=python, timeout_seconds=300, allow_emulated=True)
+    assert len(device.run(path, inputs)) >= 10
+    assert device.environment["os"] == "Linux aarch64"
+    assert device.environment["emulated"] is True
