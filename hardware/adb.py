@@ -10,6 +10,7 @@ from pathlib import Path
 from hardware.remote import Remote
 from hardware.talk import Ended
 
+LOST = re.compile("(adb: )?error: .*(device .*(not found|offline|unauthorized)|no devices|closed|protocol fault|daemon)")
 SERIAL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*")
 
 
@@ -58,5 +59,5 @@ class Adb(Remote):
         self._transfer(self._words("push", str(source.resolve()), f"{self.folder}/{target}"), source)
 
     def _is_lost(self, ended: Ended) -> bool:
-        """adb's own errors begin with its name or `error:`; an old adb says nothing of a command's status."""
-        return ended.status in (0, 255) or ended.status < 0 or ended.complaint.startswith(("adb: ", "error: "))
+        """By adb's own words, for its status is 1 for every error, and an old adb gives 0 for a command that was cut off."""
+        return ended.status in (0, 255) or ended.status < 0 or LOST.match(ended.complaint) is not None

@@ -496,11 +496,15 @@ def test_a_phone_runs_networks_over_adb(tmp_path, closing):
     assert device.environment["emulated"] is False
 
 
-def test_a_phone_that_is_not_there_is_tried_again_with_a_bound(tmp_path, closing):
+def test_a_phone_that_is_not_there_is_tried_again_and_one_that_is_full_is_not(tmp_path, closing):
     device = over_adb(tmp_path, closing, serial="phone-6", retry_seconds=0.0)
     message = r"phone-6 over adb: the connection failed: error: device 'phone-6' not found \(tried 3 times\)"
     with pytest.raises(DeviceError, match=message):
         device.run(*network(tmp_path))
+    full = "adb: error: failed to copy 'agent.py' to '/x': remote write failed: No space left on device"
+    executable(tmp_path / "full", f'#!/bin/sh\n[ $3 = push ] && {{ echo "{full}" >&2; exit 1; }}\nshift 3\nexec sh -c "$*"\n')
+    with pytest.raises(DeviceError, match=r"the copy of agent.py ended with status 1: adb: error: .* No space left on device$"):
+        over_adb(tmp_path, closing, adb=str(tmp_path / "full")).run(*network(tmp_path))
     with pytest.raises(ValueError, match="folder: 'relative' does not begin with /"):
         Adb("phone-5", folder="relative")
 
