@@ -17,6 +17,7 @@ from experiments.progress import Reporter
 BENCHMARKS = {
     "supernet": "experiments.benchmarks.supernet",
     "first_light": "experiments.benchmarks.first_light",
+    "latency": "experiments.benchmarks.latency",
 }
 WIDTH = 130  # of a table where there is no terminal
 DIGITS = 4  # significant ones of every figure

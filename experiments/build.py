@@ -53,7 +53,7 @@ def make(config: DictConfig, group: str) -> Any:
     _check_targets(node, group)
     missing = sorted(OmegaConf.missing_keys(node))
     if missing:
-        raise ValueError(f"{group}.{missing[0]}: has no value; give one as {group}.{missing[0]}=…")
+        raise ValueError(f"{missing[0]}: has no value; give one as {missing[0]}=…")
     try:
         return hydra.utils.instantiate(node, _convert_="all")
     except InstantiationException as error:

@@ -12,6 +12,8 @@ COMMANDS = {
     "search": ("experiments.search", "search a network for a task, a device and a budget"),
     "pareto": ("experiments.pareto", "show a finished run again: run=DIR"),
     "export": ("experiments.export", "export another network of a run: run=DIR pick=knee"),
+    "devices": ("experiments.devices", "list the devices: those that measure and those that were recorded"),
+    "calibrate": ("experiments.calibrate", "fit a latency predictor to a device or to a table of measurements"),
     "bench": ("experiments.bench", "run a benchmark: bench supernet"),
 }
 USER_ERROR, STOPPED = 2, 130
@@ -63,7 +65,7 @@ def complain(text: str) -> int:
 
 
 def usage() -> str:
-    lines = [f"  {name:<8} {what}" for name, (_, what) in COMMANDS.items()]
+    lines = [f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join(
         ["usage: paretoformer COMMAND [NAME=VALUE …]", "", *lines, "", "paretoformer search --help lists what can be chosen."]
     )

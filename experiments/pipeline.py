@@ -130,7 +130,7 @@ class Pipeline:
         torch.set_num_threads(self.settings.torch_threads)
         self.claim()
         with spent(self.run, "calibration"):
-            calibration = self._calibrate()
+            calibration = self.calibrate()
         budget = self._budget(calibration)
         with spent(self.run, "trivial baselines"):
             trivial = self._once("trivial.json", "Trivial baselines", lambda: dict(self.task.trivial_baselines()))
@@ -170,7 +170,8 @@ class Pipeline:
                 self.run.write_json(name, make())
         return self.run.read_json(name)
 
-    def _calibrate(self) -> Calibration:
+    def calibrate(self) -> Calibration:
+        """Measures what is not known yet and fits the latency model."""
         settings = self.settings.calibration
         calibrator = Calibrator(self.family, self.device, self.workload, settings, self.run, self.store, self.report)
         return calibrator.calibrate(self.latency_model, seed=self.settings.seed)

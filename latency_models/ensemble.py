@@ -23,6 +23,9 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from latency_models.physical import PhysicalRegressor
 from latency_models.stacking import mixture
 
+CHUNK = 5000  # rows that are predicted at once
+MOST_IN_KERNEL = 300
+
 
 def logarithmic(regressor: Any) -> Any:
     """A regressor of log time from standardised log features [N, K] (log(1 + x), none below -1)."""
@@ -33,7 +36,23 @@ def logarithmic(regressor: Any) -> Any:
 def gaussian_process() -> Any:
     """A linear trend, smooth deviations and noise."""
     kernel = DotProduct(1.0) + ConstantKernel(0.1, (1e-4, 10.0)) * RBF(3.0, (0.3, 30.0)) + WhiteKernel(1e-3, (1e-6, 0.3))
-    return logarithmic(GaussianProcessRegressor(kernel, normalize_y=True))
+    return Subset(logarithmic(GaussianProcessRegressor(kernel, normalize_y=True)), MOST_IN_KERNEL)
+
+
+class Subset:
+    """A regressor that sees at most `num` random measurements, for one whose cost grows with their cube."""
+
+    def __init__(self, regressor: Any, num: int) -> None:
+        self.regressor, self.num = regressor, num
+
+    def fit(self, costs: np.ndarray, times: np.ndarray) -> Self:
+        chosen = np.random.default_rng(0).permutation(len(times))[: self.num]
+        self.regressor_ = copy.deepcopy(self.regressor).fit(costs[chosen], times[chosen])
+        return self
+
+    def predict(self, costs: np.ndarray) -> np.ndarray:
+        times: np.ndarray = self.regressor_.predict(costs)
+        return times
 
 
 def trees() -> Any:
@@ -43,6 +62,8 @@ def trees() -> Any:
 
 class Ensemble:
     """A mixture of regressors, for scikit-learn's `fit(costs, times)` and `predict(costs)`.
+
+    `unseen_` [N] are cross-validated predictions of what it was fitted to (by members; the few weights have seen all).
 
     Args:
         members: regressors by name; by default prices of costs, a Gaussian process and trees.
@@ -70,15 +91,20 @@ class Ensemble:
             kept = np.setdiff1d(order, fold)
             for column, member in enumerate(makers.values()):
                 unseen[fold, column] = _fitted(member, costs[kept], times[kept]).predict(costs[fold])
-        weights, _ = mixture(np.log(np.maximum(unseen, 1e-12)), np.log(times), shift=False)
+        logs = np.log(np.maximum(unseen, 1e-12))
+        weights, _ = mixture(logs, np.log(times), shift=False)
+        self.unseen_ = np.exp(logs @ weights)
         self.weights_ = {name: float(weight) for name, weight in zip(makers, weights, strict=True) if weight > 0.02}
         self.fitted_ = {name: _fitted(makers[name], costs, times) for name in self.weights_}
         return self
 
     def predict(self, costs: np.ndarray) -> np.ndarray:
-        total = sum(self.weights_.values())
+        parts = np.array_split(costs, max(1, len(costs) // CHUNK))  # a kernel's matrix then stays in the cache
+        return np.concatenate([self._predict(part) for part in parts])
+
+    def _predict(self, costs: np.ndarray) -> np.ndarray:
         logs = sum(w * np.log(np.maximum(self.fitted_[name].predict(costs), 1e-12)) for name, w in self.weights_.items())
-        times: np.ndarray = np.exp(logs / total)
+        times: np.ndarray = np.exp(logs / sum(self.weights_.values()))
         return times
 
 

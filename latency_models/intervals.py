@@ -20,6 +20,7 @@ from nas.types import Prediction
 
 BUDGETS = 400  # that picks are simulated for
 POOL = 50
+PRUDENCE = 0.7  # of the allowed share of picks over their budget: a few hundred measurements show it only roughly
 
 
 class Bounded:
@@ -43,11 +44,7 @@ class Bounded:
 
     def fit(self, costs: np.ndarray, times: np.ndarray, *, capacity: np.ndarray | None = None) -> Self:
         """`capacity` [N] is what a search wants most of (parameters, FLOPs): with it, the bound holds for picks."""
-        unseen = np.empty(len(times))
-        order = np.random.default_rng(0).permutation(len(times))
-        for fold in np.array_split(order, min(self.folds, len(times))):
-            kept = np.setdiff1d(order, fold)
-            unseen[fold] = copy.deepcopy(self.regressor).fit(costs[kept], times[kept]).predict(costs[fold])
+        unseen = self.unseen(costs, times)
         ratios = times / unseen
         self.relative_std_ = float(np.std(ratios))
         self.upper_factor_ = max(1.0, conformal_quantile(ratios, self.coverage))
@@ -55,6 +52,15 @@ class Bounded:
             self.upper_factor_ = picking_factor(unseen, times, capacity, coverage=self.coverage)
         self.fitted_ = copy.deepcopy(self.regressor).fit(costs, times)
         return self
+
+    def unseen(self, costs: np.ndarray, times: np.ndarray) -> np.ndarray:
+        """Cross-validated predictions, [N]: each by a fit to the other folds."""
+        predicted = np.empty(len(times))
+        order = np.random.default_rng(0).permutation(len(times))
+        for fold in np.array_split(order, min(self.folds, len(times))):
+            kept = np.setdiff1d(order, fold)
+            predicted[fold] = copy.deepcopy(self.regressor).fit(costs[kept], times[kept]).predict(costs[fold])
+        return predicted
 
     def predict(self, costs: np.ndarray) -> Prediction:
         mean = self.fitted_.predict(costs)
@@ -68,7 +74,7 @@ def conformal_quantile(scores: np.ndarray, coverage: float) -> float:
 
 
 def picking_factor(predicted: np.ndarray, times: np.ndarray, capacity: np.ndarray, *, coverage: float) -> float:
-    """The smallest factor on predictions with which at most a share 1 - coverage of picks is over its budget.
+    """The smallest factor on predictions with which at most a share `PRUDENCE` (1 - coverage) of picks is over its budget.
 
     Each budget's pick is from a random half of the networks, at most `POOL` of them: a pick that stands for many budgets would
     decide alone. The share falls with the factor but for the picks' own changes, so the factor is found by bisection.
@@ -90,7 +96,7 @@ def picking_factor(predicted: np.ndarray, times: np.ndarray, capacity: np.ndarra
     low, high = 0, len(factors) - 1
     while low < high:
         middle = (low + high) // 2
-        if share_over(factors[middle]) <= 1 - coverage:
+        if share_over(factors[middle]) <= PRUDENCE * (1 - coverage):
             high = middle
         else:
             low = middle + 1

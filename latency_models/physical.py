@@ -37,7 +37,9 @@ class PhysicalRegressor:
         ValueError: a negative weight.
     """
 
-    def __init__(self, *, ridge: float = 1e-4, robust: bool = True, known: Sequence[np.ndarray] = (), pull: float = 0.03) -> None:
+    def __init__(
+        self, *, ridge: float = 1e-4, robust: bool = True, known: Sequence[np.ndarray] = (), pull: float = 0.003
+    ) -> None:
         for name, value in {"ridge": ridge, "pull": pull}.items():
             if value < 0:
                 raise ValueError(f"{name}: {value} is negative")

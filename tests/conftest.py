@@ -28,3 +28,12 @@ def finished(tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "stdout.txt").write_text(done.stdout)
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def recorded() -> Path:
+    """The folder of the published tables of measurements, which are not part of this package."""
+    folder = Path(os.environ.get("PARETOFORMER_RECORDED", Path(__file__).parent.parent.parent / "shared" / "measurements"))
+    if not folder.is_dir():
+        pytest.skip(f"no recorded measurements at {folder} (PARETOFORMER_RECORDED names another folder)")
+    return folder

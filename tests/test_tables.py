@@ -19,17 +19,7 @@ from nas.types import Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
 from search_spaces.named import NAMED, costs, match, operators, published, vision_transformer
 
-ROOT = Path(__file__).parent.parent
-FOLDER = Path(os.environ.get("PARETOFORMER_RECORDED", ROOT.parent / "shared" / "measurements"))
 SOURCE = Source("example.org/tables", "0123abcd", "times.csv", "MIT", "times.csv", "0" * 64)
-
-
-@pytest.fixture(scope="module")
-def recorded():
-    """The folder of the published tables."""
-    if not FOLDER.is_dir():
-        pytest.skip(f"no recorded measurements at {FOLDER} (PARETOFORMER_RECORDED names another folder)")
-    return FOLDER
 
 
 def table(**changes) -> RecordedTable:

@@ -1,0 +1,377 @@
+"""Whether latency predictors hold on real devices: recorded tables of ARM CPUs, GPUs and NPUs, and this machine's CPU.
+
+    paretoformer bench latency data=DIR [preset=quick|full]
+
+Every figure is a median over random splits of a table; a predictor never sees the rows that it is judged on. "As recorded" means
+all rows, also those of sessions in which the device was slow. "Sound" rows are those that `latency_models.drift` has no complaint
+of, decided on the whole table, before and apart from what is judged. MAPE is in percent.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from scipy.optimize import nnls
+from scipy.stats import spearmanr
+from sklearn.linear_model import RidgeCV
+
+from experiments.benchmarks import first_light
+from experiments.progress import Reporter
+from hardware.tables import TABLES, load_table
+from latency_models.drift import no_signal, sessions
+from latency_models.ensemble import Ensemble
+from latency_models.intervals import Bounded, pick
+from latency_models.physical import PhysicalRegressor
+from latency_models.stacking import mixture
+from nas.tables import RecordedTable
+from search_spaces import hat
+
+HAT = {"pi": "hat_raspberrypi4", "xeon": "hat_xeon", "titanxp": "hat_titanxp_wmt", "titanxp_iwslt": "hat_titanxp_iwslt"}
+NUM_ONBOARDING = 10  # measurements of a new device
+FEWEST_MODELS = 30
+CELLS = 3000  # of NAS-Bench-201 that each split is judged on
+
+
+@dataclass
+class Words:
+    """What the benchmark takes."""
+
+    preset: str = "quick"  # quick or full (also networks that are measured on this machine: some minutes)
+    out: str | None = None  # a file for the figures
+    data: str | None = None  # folder of the recorded tables; null: the user's cache folder
+
+
+@dataclass(frozen=True)
+class Preset:
+    splits: int
+    budgets: int
+    measures: bool  # networks on this machine
+
+
+PRESETS = {"tiny": Preset(1, 50, False), "quick": Preset(5, 500, False), "full": Preset(15, 500, True)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A figure of the printed table: its key, what it is, and the value to stay under (or to reach, with `at_least`)."""
+
+    key: str
+    what: str
+    target: float | None = None
+    at_least: bool = False
+    others: str = ""
+
+
+ROWS = (
+    Row("hat_pi_mape_32", "Raspberry Pi 4, as recorded, from 32", 4.2, others="HAT's MLP from 1,600: 4.2"),
+    Row("hat_titanxp_mape_32", "TITAN Xp, as recorded, from 32", 5.1, others="HAT's MLP from 1,600: 5.1"),
+    Row("hat_titanxp_iwslt_mape_32", "TITAN Xp, other task, as recorded, from 32"),
+    Row("hat_xeon_mape_64", "Xeon, as recorded, from 64", 5.5, others="HAT's MLP from 1,600: 5.0"),
+    Row("hat_pi_sound_mape_50", "Raspberry Pi 4, sound rows, from 50", 1.1, others="robust physical ridge 1.1"),
+    Row("hat_titanxp_sound_mape_50", "TITAN Xp, sound rows, from 50", 3.0, others="robust physical ridge 3.2"),
+    Row("hat_xeon_sound_mape_50", "Xeon, sound rows, from 50", 5.5, others="robust physical ridge 5.7"),
+    Row("hat_energy_mape_100", "GTX 1080, energy, from 100", 5.0),
+    Row("jetson_cpu_mape", "Jetson Nano CPU, transformers, from 160", 7.0, others="gradient boosting 7.3"),
+    Row("jetson_gpu_mape", "Jetson Nano GPU, transformers, from 160", 14.0, others="gradient boosting 15.3"),
+    *(
+        Row(f"onboarding_hat_{name}_mape_10", f"{words} as a new device, from 10", target, others=f"stack {target}")
+        for name, words, target in (("pi", "Raspberry Pi 4", 8.6), ("xeon", "Xeon", 6.3), ("titanxp", "TITAN Xp", 9.4))
+    ),
+    Row("onboarding_hat_spearman_10", "… lowest rank correlation of the three", 0.95, at_least=True),
+    Row(
+        "onboarding_nb201_spearman_10", "NAS-Bench-201 devices, rank correlation from 10", 0.93, at_least=True, others="HELP 0.93"
+    ),
+    Row("onboarding_npu_float_mape_10", "Hexagon NPUs, float, as new devices, from 10", 17.0, others="one scale factor 17.0"),
+    Row("onboarding_npu_w8a8_mape_10", "Hexagon NPUs, w8a8, as new devices, from 10", 12.3, others="one scale factor 12.3"),
+    Row("budget_violation_percent", "picks over their budget, worst table, as recorded", 5.0, others="mean as the bound: 8-17"),
+    Row("budget_cost_percent", "… capacity given up, median, worst table", 5.0),
+    Row("budget_violation_sound_percent", "picks over their budget, worst table, sound rows", 5.0),
+    Row("budget_cost_sound_percent", "… capacity given up, median, worst table", 5.0),
+    Row("shuffled_refused_percent", "tables of shuffled times that are refused", 100.0, at_least=True),
+    Row("real_refused_percent", "real tables that are refused", 0.0),
+    Row("fit_seconds_200", "seconds to fit the default on 200", 10.0),
+    Row("predict_seconds_100000", "seconds to predict 100,000", 2.0),
+    Row("local_spearman", "this CPU: rank correlation", 0.98, at_least=True),
+    Row("local_within_10_percent", "this CPU: share within 10 %", 90.0, at_least=True),
+)
+
+
+def run(words: Words, report: Reporter) -> dict[str, float]:
+    preset = PRESETS[words.preset]
+    folder = Path(words.data) if words.data is not None else None
+    tables = {name: load_table(table, folder) for name, table in HAT.items()}
+    parts: dict[str, Callable[[], Mapping[str, float]]] = {
+        "HAT's tables": lambda: of_hat(tables, preset.splits),
+        "Energy": lambda: {"hat_energy_mape_100": of_energy(load_table("hat_gtx1080_energy", folder), preset.splits)},
+        "Jetson Nano": lambda: of_jetson(folder, preset.splits),
+        "Onboarding": lambda: {
+            **onboard_hat(tables, preset.splits),
+            **onboard_cells(folder, preset.splits),
+            **onboard_npus(folder, preset.splits),
+        },
+        "Budgets": lambda: of_budgets(tables, preset),
+        "Shuffled tables": lambda: of_shuffled(tables, preset.splits),
+        "Speed": lambda: of_speed(tables["pi"]),
+    }
+    if preset.measures:
+        parts["This machine"] = lambda: of_this_machine(report)
+    figures: dict[str, float] = {"splits": preset.splits}
+    for title, part in parts.items():
+        with report.phase(title, 1):
+            figures |= part()
+    _show(figures, report)
+    return figures
+
+
+def judged(
+    make: Callable[[], Any], costs: np.ndarray, times: np.ndarray, num: int, splits: int, *, rows: np.ndarray | None = None
+) -> tuple[float, float]:
+    """Median MAPE in percent and Spearman's rho on the rows (of `rows`, by default all) that are not among the `num` fitted."""
+    found = []
+    for train, test in _splits(len(times), num, splits):
+        judge = test if rows is None else test[rows[test]]
+        predicted = make().fit(costs[train], times[train]).predict(costs[judge])
+        found.append((_mape(predicted, times[judge]), float(spearmanr(predicted, times[judge]).statistic)))
+    mape, rho = np.median(found, axis=0)
+    return float(mape), float(rho)
+
+
+def of_hat(tables: Mapping[str, RecordedTable], splits: int) -> dict[str, float]:
+    """The default from 32 and 64 on all rows, and from 50 on sound rows; with the constant predictor and the ranks beside it."""
+    figures = {}
+    for name, table in tables.items():
+        costs, num = hat.costs(table.rows), 64 if name == "xeon" else 32
+        figures[f"hat_{name}_mape_{num}"], figures[f"hat_{name}_spearman_{num}"] = judged(
+            Ensemble, costs, table.values, num, splits
+        )
+        figures[f"hat_{name}_constant_mape"] = _mape(np.full(len(table.values), np.median(table.values)), table.values)
+        found = sessions(table.values, PhysicalRegressor().fit(costs, table.values).predict(costs))
+        figures[f"hat_{name}_sound_share_percent"] = 100 * float(np.mean(found.sound))
+        figures[f"hat_{name}_sound_mape_50"], _ = judged(Ensemble, costs, table.values, 50, splits, rows=found.sound)
+    return figures
+
+
+def of_energy(table: RecordedTable, splits: int) -> float:
+    return judged(Ensemble, hat.costs(table.rows), table.values, 100, splits)[0]
+
+
+def of_jetson(folder: Path | None, splits: int) -> dict[str, float]:
+    """Transformers of timm, from the sizes that the table gives; four fifths are fitted."""
+    figures = {}
+    for name in ("cpu", "gpu"):
+        table = load_table(f"jetson_nano_{name}", folder)
+        chosen = np.array([kind == "transformer" for kind in table.extra["type"]])
+        costs = np.hstack([np.ones((chosen.sum(), 1)), table.rows[chosen]])
+        num = int(0.8 * len(costs))
+        figures[f"jetson_{name}_mape"], figures[f"jetson_{name}_spearman"] = judged(
+            Ensemble, costs, table.values[chosen], num, splits
+        )
+    return figures
+
+
+def onboard_hat(tables: Mapping[str, RecordedTable], splits: int) -> dict[str, float]:
+    """Each device as a new one: its prices are drawn to the other devices'; beside a stack of the others' predictions."""
+    figures, rhos = {}, []
+    names = ("pi", "xeon", "titanxp")
+    prices = {n: PhysicalRegressor().fit(hat.costs(tables[n].rows), tables[n].values).prices_ for n in names}
+    for name in names:
+        costs, times = hat.costs(tables[name].rows), tables[name].values
+        known = [prices[other] for other in names if other != name]
+        mape, rho = judged(lambda known=known: PhysicalRegressor(known=known), costs, times, NUM_ONBOARDING, splits)  # type: ignore[misc]
+        figures[f"onboarding_hat_{name}_mape_10"] = mape
+        rhos.append(rho)
+        figures[f"onboarding_hat_{name}_alone_mape_10"], _ = judged(PhysicalRegressor, costs, times, NUM_ONBOARDING, splits)
+        figures[f"onboarding_hat_{name}_stack_mape_10"], _ = judged(
+            lambda known=known: _Stack(known), costs, times, NUM_ONBOARDING, splits  # type: ignore[misc]
+        )  # fmt: skip
+    return {**figures, "onboarding_hat_spearman_10": min(rhos)}
+
+
+class _Stack:
+    """The non-negative mixture of other devices' predictions: the reference."""
+
+    def __init__(self, known: Sequence[np.ndarray]) -> None:
+        self.prices = np.stack(known, axis=1)
+
+    def fit(self, costs: np.ndarray, times: np.ndarray) -> _Stack:
+        self.shares, _ = nnls(costs @ self.prices / times[:, None], np.ones(len(times)))
+        return self
+
+    def predict(self, costs: np.ndarray) -> np.ndarray:
+        predicted: np.ndarray = costs @ self.prices @ self.shares
+        return predicted
+
+
+def onboard_cells(folder: Path | None, splits: int) -> dict[str, float]:
+    """Each NAS-Bench-201 device as a new one, its times as a mixture of the others'; beside ridge regression on them."""
+    names = [name for name in TABLES if name.startswith("nb201_")]
+    logs = np.log(np.stack([load_table(name, folder).values for name in names], axis=1))
+    ours, ridge = [], []
+    for target in range(len(names)):
+        others, own = np.delete(logs, target, axis=1), logs[:, target]
+        found = []
+        for train, test in _splits(len(own), NUM_ONBOARDING, min(splits, 5)):
+            test = test[:CELLS]
+            weights, _ = mixture(others[train], own[train], shift=True)
+            regression = RidgeCV(np.logspace(-3, 3, 13)).fit(others[train], own[train])
+            predicted = others[test] @ weights, regression.predict(others[test])
+            found.append([float(spearmanr(p, own[test]).statistic) for p in predicted])
+        mean = np.median(found, axis=0)
+        ours.append(mean[0])
+        ridge.append(mean[1])
+    return {"onboarding_nb201_spearman_10": float(np.mean(ours)), "onboarding_nb201_ridge_spearman_10": float(np.mean(ridge))}
+
+
+def onboard_npus(folder: Path | None, splits: int) -> dict[str, float]:
+    """Each Snapdragon device as a new one, among those of its runtime and precision; models that all of them ran on the NPU."""
+    figures = {}
+    for precision in ("float", "w8a8"):
+        ours, scale, num = [], [], 0
+        for runtime in ("qnn_dlc", "tflite", "onnx"):
+            names = [n for n in TABLES if n.startswith("qualcomm_") and n.endswith(f"_{precision}_{runtime}")]
+            logs = _common([load_table(name, folder) for name in names])
+            num += logs.size
+            for target in range(logs.shape[1]):
+                others, own = np.delete(logs, target, axis=1), logs[:, target]
+                errors = []
+                for train, test in _splits(len(own), NUM_ONBOARDING, splits):
+                    weights, shift = mixture(others[train], own[train], shift=True)
+                    mean = others.mean(axis=1)
+                    one_scale = mean[test] + np.median(own[train] - mean[train])
+                    predicted = others[test] @ weights + shift, one_scale
+                    errors.append([_mape(np.exp(p), np.exp(own[test])) for p in predicted])
+                mine, theirs = np.median(errors, axis=0)
+                ours.append(mine)
+                scale.append(theirs)
+        figures[f"onboarding_npu_{precision}_mape_10"] = float(np.mean(ours))
+        figures[f"onboarding_npu_{precision}_one_scale_mape_10"] = float(np.mean(scale))
+        figures[f"onboarding_npu_{precision}_num_times"] = num
+    return figures
+
+
+def _common(tables: Sequence[RecordedTable]) -> np.ndarray:
+    """Logarithms of the times of all rows that every table has and that ran on the NPU alone, [rows, tables].
+
+    Tables of fewer than `FEWEST_MODELS` such rows are left out: their device ran little of this runtime.
+    """
+    times: list[dict[tuple[str, str], float]] = []
+    for table in tables:
+        on_npu = (np.asarray(table.extra["layers_cpu"]) == 0) & (np.asarray(table.extra["layers_gpu"]) == 0)
+        keys = zip(table.labels, table.extra["input"], strict=True)
+        times.append({key: value for key, value, kept in zip(keys, table.values, on_npu, strict=True) if kept})
+    times = [t for t in times if len(t) >= FEWEST_MODELS]
+    shared = sorted(set.intersection(*(set(t) for t in times)))
+    return np.log([[t[key] for t in times] for key in shared])
+
+
+def of_budgets(tables: Mapping[str, RecordedTable], preset: Preset) -> dict[str, float]:
+    """How often the largest network predicted to fit takes longer than its budget, from 200 measurements, and what safety costs.
+
+    Each budget's pick is from 100 random networks that were not measured, as a search would have them. The cost is the capacity
+    that is given up against the largest network that truly fits. Figures are of the worst table.
+    """
+    worst: dict[str, float] = {}
+    for name, table in tables.items():
+        costs, capacity = hat.costs(table.rows), hat.num_parameters(table.rows)
+        sound = sessions(table.values, PhysicalRegressor().fit(costs, table.values).predict(costs)).sound
+        for words, rows in (("", np.arange(len(sound))), ("_sound", np.flatnonzero(sound))):
+            found = [
+                _picks(costs[rows], table.values[rows], capacity[rows], preset.budgets, seed) for seed in range(preset.splits)
+            ]
+            violation, cost, mean_violation = np.mean(found, axis=0)
+            for key, value in {
+                f"budget_violation{words}_percent": violation,
+                f"budget_cost{words}_percent": cost,
+                f"budget_violation{words}_of_mean_percent": mean_violation,
+            }.items():
+                worst[key] = max(worst.get(key, 0.0), float(value))
+            worst[f"budget_violation{words}_{name}_percent"] = float(violation)
+            worst[f"budget_cost{words}_{name}_percent"] = float(cost)
+    return worst
+
+
+def _picks(costs: np.ndarray, times: np.ndarray, capacity: np.ndarray, num: int, seed: int) -> tuple[float, float, float]:
+    [(train, test)] = _splits(len(times), 200, 1, first=seed)
+    model = Bounded(PhysicalRegressor(), coverage=0.95).fit(costs[train], times[train], capacity=capacity[train])
+    prediction = model.predict(costs[test])
+    rng = np.random.default_rng(seed)
+    budgets = np.geomspace(*np.quantile(times[test], (0.05, 0.95)), num)  # type: ignore[call-overload]
+    over, given_up, over_by_mean = [], [], []
+    for budget in budgets:
+        pool = rng.choice(len(test), 100, replace=False)
+        upper, mean, truth = (
+            pick(bound[pool], capacity[test][pool], budget)
+            for bound in (prediction.upper_ms, prediction.mean_ms, times[test])
+        )  # fmt: skip
+        if upper is not None:
+            over.append(times[test][pool[upper]] > budget)
+        if mean is not None:
+            over_by_mean.append(times[test][pool[mean]] > budget)
+        if upper is not None and truth is not None:
+            given_up.append(1 - capacity[test][pool[upper]] / capacity[test][pool[truth]])
+    return 100 * float(np.mean(over)), 100 * float(np.median(given_up)), 100 * float(np.mean(over_by_mean))
+
+
+def of_shuffled(tables: Mapping[str, RecordedTable], splits: int) -> dict[str, float]:
+    """From 64 measurements: shuffled times have no signal, the real ones have."""
+    refused: dict[bool, list[bool]] = {True: [], False: []}
+    for table in tables.values():
+        costs = hat.costs(table.rows)
+        for train, _ in _splits(len(costs), 64, splits):
+            for shuffle in (True, False):
+                times = table.values[train]
+                times = np.random.default_rng(0).permutation(times) if shuffle else times
+                unseen = Bounded(PhysicalRegressor()).unseen(costs[train], times)
+                refused[shuffle].append(no_signal(times, unseen) is not None)
+    shares = {shuffle: 100 * float(np.mean(found)) for shuffle, found in refused.items()}
+    return {"shuffled_refused_percent": shares[True], "real_refused_percent": shares[False]}
+
+
+def of_speed(table: RecordedTable) -> dict[str, float]:
+    costs = hat.costs(table.rows)
+    start = time.perf_counter()
+    model = Ensemble().fit(costs[:200], table.values[:200])
+    fitted = time.perf_counter()
+    model.predict(np.tile(costs, (50, 1)))
+    return {"fit_seconds_200": fitted - start, "predict_seconds_100000": time.perf_counter() - fitted}
+
+
+def of_this_machine(report: Reporter) -> dict[str, float]:
+    """The encoder space on this CPU: fitted to 60 networks, judged on 20 others."""
+    figures = first_light.judge_local_predictor(num_fit=60, num_held_out=20, report=report)
+    return {
+        "local_spearman": figures["predictor_spearman"],
+        "local_mape_percent": figures["predictor_mape_percent"],
+        "local_within_10_percent": figures["predictor_within_10_percent"],
+    }
+
+
+def _splits(length: int, num: int, splits: int, *, first: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+    orders = (np.random.default_rng(seed).permutation(length) for seed in range(first, first + splits))
+    return [(order[:num], order[num:]) for order in orders]
+
+
+def _mape(predicted: np.ndarray, measured: np.ndarray) -> float:
+    return 100 * float(np.mean(np.abs(predicted / measured - 1)))
+
+
+def _show(figures: Mapping[str, float], report: Reporter) -> None:
+    table = Table(
+        "figure", "value", "target", "", "others", box=SIMPLE_HEAD, title="Latency predictors on real devices, MAPE in %"
+    )
+    for row in (row for row in ROWS if row.key in figures):
+        value, sign = figures[row.key], "≥" if row.at_least else "≤"
+        missed = row.target is not None and (value < row.target if row.at_least else value > row.target)
+        target = f"{sign} {row.target:g}" if row.target is not None else ""
+        table.add_row(row.what, f"{value:.3g}", target, "missed" if missed else "", row.others)
+    report.console.print(table)
+    report.say(
+        f"Medians over {figures['splits']:.0f} random splits; rows that are judged were never fitted. HAT: 2,000 rows a table."
+    )

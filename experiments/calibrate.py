@@ -1,0 +1,148 @@
+"""`paretoformer calibrate device=…`: fits a latency predictor to a device and says how far it can be trusted.
+
+    paretoformer calibrate device=recorded device.table=hat_raspberrypi4 data=DIR
+    paretoformer calibrate device=recorded device.table=FILE.csv device.features=depth,width device.target=time device.unit=ms
+    paretoformer calibrate device=local_cpu space=encoder run=DIR
+
+A recorded device is a table; `predict=FILE` writes mean, std and upper bound for new rows. Any other device is measured as in the
+first phase of a search, and its measurements are known to every later one.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from hydra import compose, initialize_config_module
+from hydra.errors import HydraException
+from omegaconf import MISSING
+from omegaconf.errors import OmegaConfBaseException
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from experiments.arguments import parse
+from experiments.build import build
+from experiments.config import register
+from experiments.progress import Reporter
+from hardware.csv_table import read_csv_rows, read_csv_table
+from hardware.table_checks import cautions
+from hardware.tables import TABLES, load_table, origin
+from latency_models.table import TablePredictor
+from nas.tables import RecordedTable
+from search_spaces import hat
+
+
+@dataclass
+class TableWords:
+    """What `device=recorded` takes; the features, target and unit of a table of one's own."""
+
+    table: str = MISSING  # a name of `paretoformer devices`, or a CSV file
+    features: str = ""  # columns, with commas between
+    target: str = ""
+    unit: str = ""
+    data: str | None = None  # folder of the recorded tables; null: the user's cache folder
+    predict: str | None = None  # a CSV file with the features of networks that nobody has measured
+    out: str | None = None  # where their predictions go; null: beside it
+    coverage: float = field(default=0.9)  # of the upper bound
+
+
+def main(words: Sequence[str]) -> int:
+    """Raises ValueError: whatever a table, a configuration or a predictor refuses, in one line."""
+    words = [word.removeprefix("--") for word in words]
+    for index, word in enumerate(words[:-1]):
+        if word == "predict":  # also as --predict FILE
+            words[index : index + 2] = [f"predict={words[index + 1]}"]
+    report = Reporter()
+    if "device=recorded" in words:
+        rest = [word.removeprefix("device.") for word in words if word != "device=recorded"]
+        calibrate_table(parse(TableWords, [_quoted(word) for word in rest]), report)
+    else:
+        calibrate_device(words, report)
+    return 0
+
+
+def _quoted(word: str) -> str:
+    """Commas belong to the value of `features`."""
+    name, equals, value = word.partition("=")
+    return f"{name}='{value}'" if name == "features" and equals else word
+
+
+def calibrate_table(words: TableWords, report: Reporter) -> None:
+    """Fits, judges and predicts."""
+    table = read_table(words)
+    with report.phase(f"Fitting {len(table)} rows", 1):
+        costs = hat.costs if table.features == hat.FEATURES else None
+        predictor = TablePredictor(costs=costs, coverage=words.coverage).fit(table)
+    for line in cautions(table):
+        report.say(f"{table.name}: {line}")
+    _show(table, predictor, report)
+    if words.predict is not None:
+        rows = read_csv_rows(words.predict, features=table.features)
+        path = Path(words.out) if words.out is not None else Path(words.predict).with_suffix(".predicted.csv")
+        _write(path, table, predictor, rows)
+        report.say(f"Written: {path} ({len(rows)} rows)")
+
+
+def read_table(words: TableWords) -> RecordedTable:
+    """A recorded table by its name, or a user's own file."""
+    if words.table in TABLES:
+        return load_table(words.table, words.data)
+    if not words.table.endswith(".csv"):
+        raise ValueError(f"device.table: {words.table!r} is neither a name that `paretoformer devices` lists nor a .csv file")
+    for name in ("features", "target", "unit"):
+        if not getattr(words, name):
+            raise ValueError(f"device.{name}=… is missing: a table of your own needs its features, target and unit")
+    features = tuple(name.strip() for name in words.features.split(","))
+    return read_csv_table(words.table, features=features, target=words.target, unit=words.unit)
+
+
+def _show(table: RecordedTable, predictor: TablePredictor, report: Reporter) -> None:
+    quality, drift = predictor.quality_, predictor.sessions_
+    shown = Table("", "", box=SIMPLE_HEAD, title=f"{table.name}: {table.device}", show_header=False)
+    shown.add_row("rows", f"{len(table)}, {int(table.outliers.sum())} flagged as outliers, none dropped")
+    shown.add_row("source", origin(table.source) if table.source.repository else table.source.file)
+    members = ", ".join(f"{name} {weight:.0%}" for name, weight in predictor.model_.weights_.items())
+    shown.add_row("predictor", members)
+    shown.add_row("error (MAPE)", f"{quality.mape:.1f} %; of the constant predictor {quality.constant_mape:.1f} %")
+    shown.add_row("rank correlation", f"{quality.spearman:.3f}")
+    shown.add_row("within 10 %", f"{quality.within_10:.0f} %")
+    shown.add_row("upper bound", f"mean x {predictor.upper_factor_:.3f}, covers {quality.coverage:.0f} %")
+    shown.add_row("drift", f"{drift.share_shifted:.0%} of the rows, in the order of the file, are of sessions more than 5 % off")
+    report.console.print(shown)
+    report.say("Errors are cross-validated: every row was predicted by a fit that did not see it.")
+
+
+def _write(path: Path, table: RecordedTable, predictor: TablePredictor, rows: np.ndarray) -> None:
+    prediction = predictor.predict(rows)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*table.features, f"mean_{table.unit}", f"std_{table.unit}", f"upper_{table.unit}"])
+        for row, *values in zip(rows.tolist(), prediction.mean_ms, prediction.std_ms, prediction.upper_ms, strict=True):
+            writer.writerow([*row, *(f"{value:.6g}" for value in values)])
+
+
+def calibrate_device(words: Sequence[str], report: Reporter) -> None:
+    """The first phase of a search with the same words, and nothing else."""
+    register()
+    try:
+        with initialize_config_module("conf", version_base="1.3"):
+            config = compose("search", overrides=list(words))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    pipeline = build(config, report=report)
+    with pipeline.run.lock():
+        pipeline.claim()
+        calibration = pipeline.calibrate()
+    shown = Table("network", "measured (ms)", "predicted (ms)", "upper bound (ms)", box=SIMPLE_HEAD, title="Held out")
+    for row in calibration.held_out:
+        shown.add_row(row["id"], *(f"{row[f'{name}_ms']:.4g}" for name in ("measured", "predicted", "upper")))
+    report.console.print(shown)
+    quality = calibration.quality
+    report.say(
+        f"{len(calibration.measurements)} networks: MAPE {quality['mape_percent']:.1f} %, rank correlation "
+        f"{quality['spearman']:.3f}, within 10 % {quality['within_10_percent']:.0f} %, the bound covers "
+        f"{quality['coverage_percent']:.0f} %"
+    )

@@ -1,0 +1,81 @@
+"""A predictor for one recorded table: what it is fitted to, whether it may be trusted, and what it says of new rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from latency_models.drift import Sessions, no_signal, sessions
+from latency_models.ensemble import Ensemble
+from latency_models.intervals import conformal_quantile
+from nas.tables import RecordedTable
+from nas.types import Prediction
+
+FEWEST_ROWS = 10
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Of predictions that did not see what they predict, in percent; `constant_mape` is that of the median of all values."""
+
+    mape: float
+    spearman: float
+    within_10: float
+    coverage: float
+    constant_mape: float
+
+
+class TablePredictor:
+    """`fit(table)` and `predict(rows) -> Prediction` in the table's unit.
+
+    Args:
+        costs: from features [N, F] to what has a price [N, K]; None: one network, and its features.
+        coverage: share of rows whose measured value is at most the upper bound.
+
+    Raises:
+        ValueError: a coverage outside (0, 1).
+    """
+
+    def __init__(self, *, costs: Callable[[np.ndarray], np.ndarray] | None = None, coverage: float = 0.9) -> None:
+        if not 0 < coverage < 1:
+            raise ValueError(f"coverage: {coverage} is not between 0 and 1")
+        self.costs, self.coverage = costs, coverage
+
+    def fit(self, table: RecordedTable) -> Self:
+        """Raises ValueError: fewer than 10 rows, a negative feature, or values that have nothing to do with the features."""
+        if len(table) < FEWEST_ROWS:
+            raise ValueError(f"{table.name}: {len(table)} rows are too few to fit a predictor, at least {FEWEST_ROWS} are needed")
+        self.features_ = table.features
+        self.model_ = Ensemble().fit(self._costs(table.rows), table.values)
+        unseen = self.model_.unseen_
+        if why := no_signal(table.values, unseen):
+            raise ValueError(f"{table.name}: {why}; no predictor is fitted and no search can start on it")
+        ratios = table.values / unseen
+        self.relative_std_ = float(np.std(ratios))
+        self.upper_factor_ = max(1.0, conformal_quantile(ratios, self.coverage))
+        errors = np.abs(unseen / table.values - 1)
+        self.quality_ = Quality(
+            mape=100 * float(np.mean(errors)),
+            spearman=float(spearmanr(unseen, table.values).statistic),
+            within_10=100 * float(np.mean(errors <= 0.1)),
+            coverage=100 * float(np.mean(ratios <= self.upper_factor_)),
+            constant_mape=100 * float(np.mean(np.abs(np.median(table.values) / table.values - 1))),
+        )
+        self.sessions_: Sessions = sessions(table.values, unseen)
+        return self
+
+    def predict(self, rows: np.ndarray) -> Prediction:
+        """Of features [N, F]."""
+        mean = self.model_.predict(self._costs(rows))
+        return Prediction(mean_ms=mean, std_ms=mean * self.relative_std_, upper_ms=mean * self.upper_factor_)
+
+    def _costs(self, rows: np.ndarray) -> np.ndarray:
+        if wrong := np.argwhere(rows < 0).tolist():
+            row, column = wrong[0]
+            value = rows[row, column]
+            raise ValueError(f"{self.features_[column]}: {value} in row {row} is negative; features are sizes, counts and costs")
+        return np.hstack([np.ones((len(rows), 1)), rows]) if self.costs is None else self.costs(rows)

@@ -1,0 +1,166 @@
+"""Predictors for measured tables: what they recover, what they bear, and that their bounds hold for what is picked."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from experiments import bench, calibrate
+from experiments.benchmarks import latency
+from hardware.tables import load_table
+from latency_models.drift import no_signal, sessions
+from latency_models.ensemble import Ensemble
+from latency_models.intervals import Bounded, conformal_quantile, pick
+from latency_models.physical import PhysicalRegressor
+from latency_models.stacking import mixture
+from latency_models.table import TablePredictor
+from nas.tables import RecordedTable, Source
+from search_spaces import hat
+
+PRICES = np.array([5.0, 0.3, 0.0, 0.02])
+
+
+def costs_and_times(num: int, *, noise: float = 0.01, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 9, (num, 2)).astype(float)
+    costs = np.column_stack([np.ones(num), sizes[:, 0], sizes[:, 1], 16 * sizes[:, 0] * sizes[:, 1]])
+    return costs, costs @ PRICES * np.exp(noise * rng.standard_normal(num))
+
+
+def table(costs: np.ndarray, times: np.ndarray) -> RecordedTable:
+    features = tuple(f"cost{i}" for i in range(costs.shape[1]))
+    source = Source("", "", "", "", "made up", "")
+    return RecordedTable(
+        "made_up", "none", "cpu", "none", "fp32", "ms", features, costs, times, ("",) * len(times), {}, {}, source,
+        np.zeros(len(times), dtype=bool),
+    )  # fmt: skip
+
+
+def test_prices_are_found():
+    costs, times = costs_and_times(200, noise=0.0)
+    np.testing.assert_allclose(PhysicalRegressor(ridge=0.0).fit(costs, times).prices_, PRICES, atol=1e-6)
+
+
+def test_a_slow_session_does_not_move_the_prices():
+    costs, times = costs_and_times(60)
+    disturbed = times.copy()
+    disturbed[:12] *= 1.4
+    errors = {
+        robust: np.mean(np.abs(PhysicalRegressor(robust=robust).fit(costs, disturbed).predict(costs) / times - 1))
+        for robust in (True, False)
+    }
+    assert errors[True] < 0.01 < 0.03 < errors[False]
+
+
+def test_known_prices_help_where_there_are_few_measurements():
+    costs, times = costs_and_times(300, noise=0.1)
+    truth, few = costs @ PRICES, slice(0, 5)
+    known = [2.0 * PRICES, np.array([1.0, 1.0, 1.0, 0.0])]
+    alone, drawn = (
+        np.mean(np.abs(PhysicalRegressor(known=prices, pull=1.0).fit(costs[few], times[few]).predict(costs) / truth - 1))
+        for prices in ((), known)
+    )
+    assert drawn < 0.7 * alone
+
+
+@pytest.mark.parametrize(
+    ("costs", "times", "message"),
+    [([[1.0], [-1.0]], [1.0, 1.0], "costs: one is negative"), ([[1.0], [1.0]], [1.0, 0.0], "times: one is not positive")],
+)
+def test_what_has_no_price_is_refused(costs, times, message):
+    with pytest.raises(ValueError, match=message):
+        PhysicalRegressor().fit(np.array(costs), np.array(times))
+
+
+def test_a_mixture_finds_its_parts():
+    rng = np.random.default_rng(0)
+    logs = rng.standard_normal((40, 3))
+    target = 0.3 * logs[:, 0] + 0.7 * logs[:, 2] + 1.5
+    target[:3] += 2.0  # bears networks that run badly
+    weights, shift = mixture(logs, target, shift=True)
+    np.testing.assert_allclose(weights, [0.3, 0.0, 0.7], atol=1e-6)
+    assert shift == pytest.approx(1.5)
+
+
+def test_the_ensemble_gives_the_best_member_the_weight():
+    costs, times = costs_and_times(60)
+    model = Ensemble({"prices": PhysicalRegressor(), "wrong": PhysicalRegressor(known=[np.array([1.0, 0, 0, 0])], pull=1e6)})
+    assert set(model.fit(costs, times).weights_) == {"prices"}
+    assert np.mean(np.abs(model.predict(costs) / times - 1)) < 0.02
+    assert np.mean(np.abs(model.unseen_ / times - 1)) < 0.03
+
+
+def test_conformal_quantile_is_the_rank_that_covers():
+    assert conformal_quantile(np.arange(1.0, 20.0), 0.9) == 18.0
+    assert conformal_quantile(np.arange(1.0, 5.0), 0.99) == 4.0
+
+
+def test_the_bound_holds_for_picks():
+    """The mean as a bound is broken by a large share of picks, since a pick is what is underestimated most."""
+    costs, times = costs_and_times(1200, noise=0.05)
+    capacity = costs[:, 3]
+    model = Bounded(PhysicalRegressor(), coverage=0.9).fit(costs[:200], times[:200], capacity=capacity[:200])
+    prediction = model.predict(costs[200:])
+    rng, over = np.random.default_rng(0), {"upper": [], "mean": []}
+    for budget in np.geomspace(*np.quantile(times, (0.1, 0.9)), 300):
+        pool = rng.choice(1000, 100, replace=False)
+        for name, bound in (("upper", prediction.upper_ms), ("mean", prediction.mean_ms)):
+            picked = pick(bound[pool], capacity[200:][pool], budget)
+            if picked is not None:
+                over[name].append(times[200:][pool[picked]] > budget)
+    assert np.mean(over["upper"]) <= 0.1 < np.mean(over["mean"])
+
+
+def test_sessions_are_seen_in_the_order_of_rows():
+    costs, times = costs_and_times(400)
+    times[100:200] *= 1.3
+    times[300] *= 2.0
+    found = sessions(times, costs @ PRICES)
+    assert np.mean(found.sound[105:195]) == 0.0
+    assert not found.sound[300]
+    assert np.mean(found.sound[210:290]) > 0.95
+    assert found.share_shifted == pytest.approx(0.25, abs=0.02)
+
+
+def test_shuffled_times_have_no_signal():
+    costs, times = costs_and_times(64)
+    shuffled = np.random.default_rng(1).permutation(times)
+    assert no_signal(times, Bounded(PhysicalRegressor()).unseen(costs, times)) is None
+    with pytest.raises(ValueError, match=r"made_up: there is no signal.* no search can start on it"):
+        TablePredictor().fit(table(costs, shuffled))
+
+
+def test_calibrate_fits_a_csv_and_predicts_new_rows(tmp_path, capsys):
+    costs, times = costs_and_times(60)
+    with (tmp_path / "mine.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["a", "b", "latency_us"], *np.column_stack([costs[:, 1:3], 1e3 * times]).tolist()])
+    (tmp_path / "new.csv").write_text("a,b\n1,1\n8,8\n")
+    words = ["device=recorded", f"device.table={tmp_path}/mine.csv", "device.features=a,b", "device.target=latency_us"]
+    assert calibrate.main([*words, "device.unit=us", "--predict", f"{tmp_path}/new.csv"]) == 0
+    assert "rank correlation" in capsys.readouterr().out
+    with (tmp_path / "new.predicted.csv").open(newline="") as file:
+        small, large = [{name: float(x) for name, x in row.items()} for row in csv.DictReader(file)]
+    truth = [PRICES @ [1, 1, 1, 16], PRICES @ [1, 8, 8, 1024]]
+    assert [small["mean_ms"], large["mean_ms"]] == pytest.approx(truth, rel=0.25)
+    assert small["upper_ms"] > small["mean_ms"] > small["std_ms"] > 0
+    with pytest.raises(ValueError, match=r"device\.unit=… is missing"):
+        calibrate.main(words)
+    with pytest.raises(ValueError, match=r"device\.table: 'pi' is neither a name"):
+        calibrate.main(["device=recorded", "device.table=pi"])
+
+
+def test_hat_tables_are_predicted_from_32_measurements(recorded):
+    pi = load_table("hat_raspberrypi4", recorded)
+    assert pi.features == hat.FEATURES
+    mape, rho = latency.judged(PhysicalRegressor, hat.costs(pi.rows), pi.values, 32, 3)
+    assert mape < 4.2
+    assert rho > 0.95
+
+
+def test_bench_latency_ends_with_its_figures(recorded, capsys):
+    assert bench.main(["latency", "preset=tiny", f"data={recorded}"]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    wanted = {row.key for row in latency.ROWS if not row.key.startswith("local_")}
+    assert wanted <= set(figures)
+    assert figures["shuffled_refused_percent"] == 100.0
