@@ -92,7 +92,7 @@ class LocalCpu:
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = LEVELS[self.graph_optimization]
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors are raised as well
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return options
 

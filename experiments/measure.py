@@ -1,0 +1,212 @@
+"""`paretoformer measure FILE.onnx … [device=local_cpu threads=1 rounds=10]`: times networks side by side and shows the times.
+
+    paretoformer measure a.onnx b.onnx batch=1 tokens=64 ids=8000     any ONNX files; inputs are made from their graphs
+    paretoformer measure run=DIR pick=knee other.onnx                 a finished network of a run beside another file
+    paretoformer measure run=DIR arch=ID                              any architecture that a run scored, or one as JSON
+    paretoformer measure a.onnx device=ssh device.host=board out=times.json
+
+The networks are visited in rounds, with a sentinel between any two: an architecture's family has one, else it is the first file.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+from hydra import compose, initialize_config_module
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from experiments.arguments import parse
+from experiments.build import make
+from experiments.calibration import export_for_timing, sentinel_of
+from experiments.config import register
+from experiments.finishing import FOLDER
+from experiments.measured import Timed, said, write
+from experiments.onnx_inputs import Sizes, dynamic_dimensions, make_inputs
+from experiments.pareto import existing_run, load
+from experiments.progress import Reporter
+from experiments.results import pick
+from experiments.run_directory import RunDirectory
+from hardware.timing import Exported, measure
+from nas.export import format_of
+from nas.protocols import Family
+from nas.space import Architecture
+from nas.types import Workload
+
+WIDTH = 100  # of the table where there is no terminal
+BATCH, TOKENS, VOCABULARY = 1, 64, 8000
+SIZES = ("batch", "tokens")
+SUFFIXES = (".json", ".csv")
+
+
+@dataclass
+class Words:
+    """What the command takes, beside files, arch=JSON and the words of a device."""
+
+    rounds: int = 10  # visits to each network
+    batch: int | None = None  # of dynamic dimensions; 1, or the run's
+    tokens: int | None = None  # 64, or the run's
+    dims: dict[str, int] = field(default_factory=dict)  # dynamic dimensions by their names: dims={height:224}
+    ids: int | None = None  # integer inputs are below it; by default below the rows of the table that they look up
+    run: str | None = None  # a finished run, for pick and arch
+    pick: str | None = None  # knee, best, or an id
+    space: str = "encoder"  # of an arch without a run
+    threads: int | None = None  # short for device.threads
+    out: str | None = None  # a .json or .csv file for raw samples
+
+
+def main(words: Sequence[str]) -> int:
+    """Measures, prints the table, and writes the samples to `out` if that is given.
+
+    Raises:
+        ValueError: nothing to measure, or a word, file, run or architecture that cannot be used; before anything is timed.
+        DeviceError: the device failed.
+    """
+    given, files, arch, device_words = read_words(words)
+    report = Reporter()
+    if not report.console.is_terminal:
+        report.console.width = WIDTH
+    run, workload = None, Workload(batch=BATCH, tokens=TOKENS)
+    if given.run is not None:
+        run = existing_run(given.run)
+        results, _ = load(run)
+        workload = results.workload
+        if given.pick is not None:
+            files.insert(0, run / f"{FOLDER}/{pick(results.networks, given.pick).id}.onnx")
+    workload = replace(workload, **{name: size for name in SIZES if (size := getattr(given, name)) is not None})
+    config = compose_config(given, device_words, run)
+    device = make(config, "device")
+    check_device(device, files)
+    networks = [from_file(path, workload, given) for path in dict.fromkeys(files)]
+    with tempfile.TemporaryDirectory() as folder:
+        if arch is not None:
+            family = family_of(config, workload, given)
+            chosen = architecture(arch, family, run)
+            of_run, sentinel = export_for_timing(family, [chosen, sentinel_of(family)], workload, Path(folder), device=device)
+            networks.append(of_run)
+        else:
+            sentinel = networks[0]
+        measured = measure(
+            device, networks, sentinel=sentinel, workload=workload, rounds=given.rounds,
+            on_visit=lambda done, total: _progress(report.console, done, total),
+        )  # fmt: skip
+        timed = [Timed(label(n), n, m) for n, m in zip(networks, measured, strict=True)]
+    for line in said(timed):
+        report.console.print(line, markup=False, highlight=False)
+    if given.out is not None:
+        write(Path(given.out), timed)
+    return 0
+
+
+def read_words(words: Sequence[str]) -> tuple[Words, list[Path], str | None, list[str]]:
+    """Options, files, the architecture as it was written, and what is meant for the device. Raises ValueError."""
+    files, archs, of_device, rest = [], [], [], []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or "/" in name:
+            files.append(Path(word))
+        elif name == "arch":
+            archs.append(value)
+        elif name.split(".")[0].lstrip("+") == "device":
+            of_device.append(word)
+        else:
+            rest.append(word)
+    given = parse(Words, rest)
+    if given.rounds < 1:
+        raise ValueError(f"rounds: {given.rounds} is not at least 1")
+    if (given.pick is not None) and given.run is None:
+        raise ValueError(f"pick: {given.pick!r} needs run=DIR")
+    if not (files or archs or given.pick):
+        raise ValueError("measure: name ONNX files, run=DIR pick=knee, or arch=JSON")
+    if given.out is not None:
+        if Path(given.out).suffix not in SUFFIXES:
+            raise ValueError(f"out: {given.out!r} does not end in one of {SUFFIXES}")
+        if not Path(given.out).absolute().parent.is_dir():
+            raise ValueError(f"out: the folder of {given.out!r} does not exist")
+    if given.threads is not None:
+        of_device.append(f"device.threads={given.threads}")
+    return given, files, archs[-1] if archs else None, of_device
+
+
+def compose_config(given: Words, device_words: list[str], run: RunDirectory | None) -> DictConfig:
+    """Device, space and task: the run's, if there is one, with the device that is asked for. Raises ValueError."""
+    names_a_device = any(word.startswith("device=") for word in device_words)
+    register()
+    try:
+        if run is None or not run.has(".hydra/config.yaml"):
+            return _composed(f"space={given.space}", *device_words)
+        known = cast(DictConfig, OmegaConf.load(run / ".hydra/config.yaml"))
+        if names_a_device:
+            known["device"] = _composed(*device_words)["device"]
+            return known
+        return cast(DictConfig, OmegaConf.merge(known, OmegaConf.from_dotlist(device_words)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(" ".join(str(error).split("Config search path")[0].split())) from error
+
+
+def _composed(*overrides: str) -> DictConfig:
+    with initialize_config_module("conf", version_base="1.3"):
+        return compose("search", overrides=list(overrides))
+
+
+def check_device(device: Any, files: Sequence[Path]) -> None:
+    """Raises ValueError: a device that runs nothing, or other files than these."""
+    if not hasattr(device, "run"):
+        raise ValueError(f"device: {type(device).__name__} holds times that others have measured, and runs nothing")
+    if files and format_of(device) != "onnx":
+        raise ValueError(f"{files[0]}: the device {device.name} runs {format_of(device)} files; give arch=JSON to have one made")
+
+
+def from_file(path: Path, workload: Workload, given: Words) -> Exported:
+    """A file with inputs made for it. Raises ValueError: it is none, or has no such dimension as was asked for."""
+    sizes = Sizes(workload.batch, workload.tokens, given.dims, given.ids)
+    asked = {name for name in SIZES if getattr(given, name) is not None} | set(given.dims)
+    if unused := sorted(asked - dynamic_dimensions(path)):
+        raise ValueError(f"{unused[0]}: no input of {path} has such a dynamic dimension")
+    return Exported(Architecture((("file", str(path)),)), path, make_inputs(path, sizes))
+
+
+def family_of(config: DictConfig, workload: Workload, given: Words) -> Family:
+    """The run's family, or that of a space with `ids` words and two classes."""
+    if given.run is None:
+        sizes = {"vocab_size": given.ids or VOCABULARY, "num_classes": 2, "max_tokens": workload.tokens}
+    else:
+        task = make(config, "task")
+        sizes = {"vocab_size": task.vocab_size, "num_classes": len(task.labels), "max_tokens": task.max_tokens}
+    family: Family = make(config, "space")(**sizes)
+    return family
+
+
+def architecture(text: str, family: Family, run: RunDirectory | None) -> Architecture:
+    """What JSON says, or the candidate of the run whose id begins so. Raises ValueError."""
+    try:
+        picks = json.loads(text)
+    except json.JSONDecodeError:
+        picks = None
+    if isinstance(picks, dict):
+        return family.space.canonical(picks)
+    if run is None:
+        raise ValueError(f"arch: {text!r} is not a JSON object; an id needs run=DIR")
+    known = {str(r["id"]): r["arch"] for r in run.read_lines("candidates.jsonl")}
+    matches = [id_ for id_ in known if text and id_.startswith(text)]
+    if len(matches) != 1:
+        raise ValueError(f"arch: {text!r} begins {len(matches)} of the {len(known)} ids that {run.path} has scored, not one")
+    return family.space.canonical(known[matches[0]])
+
+
+def label(network: Exported) -> str:
+    """A file's name, or an architecture's id."""
+    return network.path.name if "file" in network.arch else network.arch.id
+
+
+def _progress(console: Console, done: int, total: int) -> None:
+    """Written between visits, for people only: a bar is drawn by a thread, which would disturb what is timed."""
+    if console.is_terminal:
+        console.print(f"Measuring: {done} of {total} visits" if done < total else " " * 40, end="\r")
