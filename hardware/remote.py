@@ -262,7 +262,7 @@ class Remote(ABC):
             return DeviceError(f"{self.python} cannot be run{said}")
         if ended.status > 128:
             name = SIGNALS.get(ended.status - 128, f"signal {ended.status - 128}")
-            return DeviceError(f"{what} was ended by {name}")
+            return DeviceError(f"{what} was ended by {name}{said}")
         return DeviceError(f"{what} ended with status {ended.status}{said}")
 
     def _meet(self, facts: dict[str, Any]) -> None:
