@@ -258,12 +258,13 @@ class EncoderFamily:
         return {"token_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def operators(self, encoding: Encoding, workload: Workload) -> list[Operator]:
-        """Per kind of operator: count, FLOPs, bytes in fp32 and parameters, as expectations over the encoding."""
+        """Per kind of operator: count, FLOPs, bytes in fp32 and parameters, as expectations over the encoding; and what lives in
+        the exported graph, where the stream, a branch's input and its intermediate results are side by side."""
         tokens = workload.batch * workload.tokens
         width, classes = encoding.expected("width"), self.num_classes
         table, final = (self.vocab_size + self.max_tokens) * width, (width + 1.0) * classes + 2.0 * width
         operators = [
-            Operator("embedding", 1.0, 0.0 * width, 8.0 * tokens * width, table),
+            Operator("embedding", 1.0, 0.0 * width, 8.0 * tokens * width, table, 12.0 * tokens * width),
             Operator("head", 1.0, 2.0 * workload.batch * width * classes, 4.0 * classes * width, final),
         ]
         for layer in range(1, self.num_layers + 1):
@@ -278,6 +279,7 @@ class EncoderFamily:
                     gate * 4.0 * tokens * width * hidden,
                     gate * (8.0 * width * hidden + 8.0 * tokens * (width + hidden)),
                     gate * (2.0 * width * hidden + width + hidden),
+                    gate * 4.0 * tokens * (width + 2.0 * hidden),
                 ),
             ]
         return operators
@@ -288,6 +290,12 @@ class EncoderFamily:
         T, tokens = workload.tokens, workload.batch * workload.tokens
         blocks = -(-T // self.window)
         seen = {"full": T * T, "window": blocks * self.window * 3 * self.window}
+        full = (
+            4.0 * workload.batch * T * (T + max(T, 2 * self.head_size))
+        )  # of a head: scores, and scores again or the values twice
+        window = (
+            40.0 * workload.batch * blocks * self.window * self.head_size
+        )  # query; keys and values, three times; slices of keys
         heads = encoding.expected(f"{layer}.heads")
         channels = heads * float(self.head_size)
         operators = []
@@ -305,13 +313,21 @@ class EncoderFamily:
                     p * (16.0 * width * channels + 16.0 * tokens * (width + channels)),
                     p * (4.0 * width * channels + 3.0 * channels + width),
                 ),
-                Operator(f"attention.{kind}", p, p * 4.0 * pairs * channels, p * heads * 8.0 * pairs, 0.0 * p),
+                Operator(
+                    f"attention.{kind}",
+                    p,
+                    p * 4.0 * pairs * channels,
+                    p * heads * 8.0 * pairs,
+                    0.0 * p,
+                    p * (heads * full + 8.0 * tokens * width if kind == "full" else heads * window + 4.0 * tokens * width),
+                ),
             ]
         return operators
 
 
 def _norm(branch: str, p: Array, tokens: int, width: Array) -> Operator:
-    return Operator(f"{branch}.norm", p, p * 8.0 * tokens * width, p * 8.0 * tokens * width, p * 2.0 * width)
+    streams = p * 4.0 * tokens * width
+    return Operator(f"{branch}.norm", p, 2.0 * streams, 2.0 * streams, p * 2.0 * width, 3.0 * streams)
 
 
 def encoder(
