@@ -74,6 +74,9 @@ def said(timed: Sequence[Timed]) -> Iterator[Table | str]:
         f"Device {first.device}, {first.environment['rounds']} rounds: the uncertainty of a latency is {noise}, the quiet speed "
         f"of the machine changed by {session.drift:.1%}."
     )
+    for kind in ("emulated", "estimated"):
+        if first.environment.get(kind):
+            yield f"These times are {kind}: they are no latencies of a real device."
     if counts := [f"{t.name} {t.figures['outliers']}" for t in timed if t.figures["outliers"]]:
         yield f"Outliers (modified Z-score above {OUTLIER_SCORE}; flagged, none dropped): {', '.join(counts)}."
     if session.outliers > MANY:

@@ -276,6 +276,12 @@ def test_a_disturbed_session_comes_with_advice():
     assert "uncertain by" not in calm
 
 
+@pytest.mark.parametrize("kind", ["emulated", "estimated"])
+def test_times_of_no_real_device_are_marked(kind):
+    assert f"These times are {kind}" in text_of(said(timed(SimulatedDevice(TIMES, **{kind: True}))))
+    assert f"These times are {kind}" not in text_of(said(timed(SimulatedDevice(TIMES, **{kind: False}))))
+
+
 def test_files_hold_every_sample(tmp_path):
     networks = timed(SimulatedDevice(TIMES), rounds=2)
     write(tmp_path / "times.csv", networks)
