@@ -2,15 +2,17 @@
 
     paretoformer calibrate device=recorded device.table=hat_raspberrypi4 data=DIR
     paretoformer calibrate device=recorded device.table=FILE.csv device.features=depth,width device.target=time device.unit=ms
-    paretoformer calibrate device=local_cpu space=encoder run=DIR
+    paretoformer calibrate device=local_cpu space=encoder run=DIR minutes=5 margin=4
 
 A recorded device is a table; `predict=FILE` writes mean, std and upper bound for new rows. Any other device is measured as in the
-first phase of a search, and its measurements are known to every later one.
+first phase of a search, then on where the predictor is least certain, until its upper bound is at most `margin` percent above the
+mean or the `minutes` are over. It can be stopped and goes on, and its measurements are known to every later search.
 """
 
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +33,7 @@ from hardware.csv_table import read_csv_rows, read_csv_table
 from hardware.table_checks import cautions
 from hardware.tables import TABLES, load_table, origin
 from latency_models.table import TablePredictor
+from nas.protocols import DifferentiableLatencyModel
 from nas.tables import RecordedTable
 from search_spaces import hat
 
@@ -125,7 +128,13 @@ def _write(path: Path, table: RecordedTable, predictor: TablePredictor, rows: np
 
 
 def calibrate_device(words: Sequence[str], report: Reporter) -> None:
-    """The first phase of a search with the same words, and nothing else."""
+    """The first phase of a search with the same words, and then on for some minutes."""
+    limits = {"minutes": 0.0, "margin": 0.0}
+    for word in words:
+        name, _, value = word.partition("=")
+        if name in limits:
+            limits[name] = _not_negative(name, value)
+    words = [word for word in words if word.partition("=")[0] not in limits]
     register()
     try:
         with initialize_config_module("conf", version_base="1.3"):
@@ -136,13 +145,34 @@ def calibrate_device(words: Sequence[str], report: Reporter) -> None:
     with pipeline.run.lock():
         pipeline.claim()
         calibration = pipeline.calibrate()
+        num_known = len(calibration.measurements)
+        if limits["minutes"] > 0:
+            num_known = pipeline.calibrator().refine(
+                calibration.model, calibration, minutes=limits["minutes"], margin_percent=limits["margin"],
+                seed=pipeline.settings.seed,
+            )  # fmt: skip
     shown = Table("network", "measured (ms)", "predicted (ms)", "upper bound (ms)", box=SIMPLE_HEAD, title="Held out")
     for row in calibration.held_out:
         shown.add_row(row["id"], *(f"{row[f'{name}_ms']:.4g}" for name in ("measured", "predicted", "upper")))
     report.console.print(shown)
     quality = calibration.quality
     report.say(
-        f"{len(calibration.measurements)} networks: MAPE {quality['mape_percent']:.1f} %, rank correlation "
+        f"From {quality['num_fit']:.0f} networks: MAPE {quality['mape_percent']:.1f} %, rank correlation "
         f"{quality['spearman']:.3f}, within 10 % {quality['within_10_percent']:.0f} %, the bound covers "
         f"{quality['coverage_percent']:.0f} %"
     )
+    assert isinstance(calibration.model, DifferentiableLatencyModel)  # as the pipeline requires
+    margin = 100 * (calibration.model.upper_factor() - 1)
+    report.say(
+        f"Known now: {num_known} networks; the upper bound is {margin:.1f} % above the mean. Kept in {pipeline.store.folder}"
+    )
+
+
+def _not_negative(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name}: {text!r} is not a number that is at least 0")
+    return value

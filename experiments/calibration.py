@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+import time
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from hardware.store import MeasurementStore
 from hardware.timing import Exported, measure
 from nas.encoding import Encoding
 from nas.export import export_for
-from nas.protocols import Device, Family, LatencyModel
+from nas.protocols import Device, Family, LatencyModel, UncertainLatencyModel
 from nas.space import Architecture
 from nas.types import Measurement, Workload
 
@@ -124,6 +125,32 @@ class Calibrator:
                 for a, m, p, u in zip(held_out, measured.tolist(), prediction.mean_ms, prediction.upper_ms, strict=True)
             ],
         )
+
+    def refine(self, model: LatencyModel, calibration: Calibration, *, minutes: float, margin_percent: float, seed: int) -> int:
+        """Measures on where the fitted model is least certain, and fits it again each time; the number of networks it then knows.
+
+        Stops when the upper bound is at most `margin_percent` above the mean, or after so many minutes, or when nothing is left.
+
+        Raises:
+            ValueError: the model does not say where it is uncertain.
+            DeviceError: the device failed; what was measured is kept.
+        """
+        if not isinstance(model, UncertainLatencyModel):
+            raise ValueError(f"latency_model: {type(model).__name__} does not say where it is uncertain (`disagreement`)")
+        end = time.monotonic() + 60 * minutes
+        rng = np.random.default_rng([seed, 3])
+        pool = {arch.id: arch for arch in (self.family.space.sample(rng) for _ in range(POOL))}
+        known = {**calibration.measurements, **read_measurements(self.family, self.run, phase="calibration")}
+        model.fit(self.family, list(known.values()))
+        while (margin := 100 * (model.upper_factor() - 1)) > margin_percent and time.monotonic() < end:
+            rest = [arch for id_, arch in pool.items() if id_ not in known]
+            if not rest:
+                break
+            self.report.say(f"{len(known)} networks: the upper bound is {margin:.1f} % above the mean; measuring on")
+            order = np.argsort(-model.disagreement(rest), kind="stable")
+            known |= self._measure([rest[i] for i in order[:CHUNK]], known)
+            model.fit(self.family, list(known.values()))
+        return len(known)
 
     def design(self, *, seed: int) -> tuple[list[Architecture], list[Architecture]]:
         """Which architectures to fit to, and which to hold out."""

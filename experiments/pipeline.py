@@ -172,9 +172,11 @@ class Pipeline:
 
     def calibrate(self) -> Calibration:
         """Measures what is not known yet and fits the latency model."""
+        return self.calibrator().calibrate(self.latency_model, seed=self.settings.seed)
+
+    def calibrator(self) -> Calibrator:
         settings = self.settings.calibration
-        calibrator = Calibrator(self.family, self.device, self.workload, settings, self.run, self.store, self.report)
-        return calibrator.calibrate(self.latency_model, seed=self.settings.seed)
+        return Calibrator(self.family, self.device, self.workload, settings, self.run, self.store, self.report)
 
     def _budget(self, calibration: Calibration) -> Budget:
         """The user's budget, or half of the largest network's measured latency; refused if the fastest network is slower."""

@@ -60,11 +60,13 @@ class AdditiveLatency:
         measured = np.array([m.latency_ms for m in measurements])
         features = self._features([m.arch for m in measurements])
         self.prices_ = self._fitted(features, measured).prices_
-        ratios = np.empty(len(measured))
+        ratios, self.fold_prices_ = np.empty(len(measured)), []
         order = np.random.default_rng(0).permutation(len(measured))
         for held_out in np.array_split(order, min(self.folds, len(measured))):
             kept = np.setdiff1d(order, held_out)
-            ratios[held_out] = measured[held_out] / self._fitted(features[kept], measured[kept]).predict(features[held_out])
+            twin = self._fitted(features[kept], measured[kept])
+            ratios[held_out] = measured[held_out] / twin.predict(features[held_out])
+            self.fold_prices_.append(twin.prices_)
         self.relative_std_ = float(np.std(ratios))
         self.upper_factor_ = max(1.0, conformal_quantile(ratios, self.coverage))
         return self
@@ -72,6 +74,12 @@ class AdditiveLatency:
     def predict(self, archs: Sequence[Architecture]) -> Prediction:
         mean = self._features(archs) @ self.prices_
         return Prediction(mean_ms=mean, std_ms=mean * self.relative_std_, upper_ms=mean * self.upper_factor_)
+
+    def disagreement(self, archs: Sequence[Architecture]) -> np.ndarray:
+        """Relative standard deviation of the predictions of fits that each left some measurements out, [N]."""
+        predictions = self._features(archs) @ np.stack(self.fold_prices_, axis=1)
+        spread: np.ndarray = predictions.std(axis=1) / predictions.mean(axis=1)
+        return spread
 
     def expected_ms(self, encoding: Encoding) -> torch.Tensor:
         """Expected latency of a relaxed architecture, `encoding.values` [E] in float64 on the CPU; a scalar."""

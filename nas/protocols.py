@@ -170,6 +170,13 @@ class DifferentiableLatencyModel(LatencyModel, Protocol):
 
 
 @runtime_checkable
+class UncertainLatencyModel(DifferentiableLatencyModel, Protocol):
+    def disagreement(self, archs: Sequence[Architecture]) -> np.ndarray:
+        """How far its predictions would be changed by other measurements, relative, [N]: where to measure next."""
+        ...
+
+
+@runtime_checkable
 class Searcher(Protocol):
     """Proposes architectures. `tell` also accepts candidates that were never asked for, which is what makes resume simple."""
 

@@ -1,0 +1,73 @@
+"""Calibrating on: where the model is least certain, until the bound is narrow or the time is over, and from where it stopped."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments.calibration import CHUNK, Calibrator
+from experiments.progress import Reporter
+from experiments.run_directory import RunDirectory
+from experiments.settings import CalibrationSettings
+from hardware.store import MeasurementStore
+from hardware.timing import Exported
+from latency_models.additive import AdditiveLatency
+from nas.types import Workload
+from search_spaces.encoder import EncoderFamily, encoder_space
+from tests.test_hardware import SimulatedDevice
+
+
+class Exporting:
+    """Networks that need no file: their simulated times grow with their sizes, in a way that prices alone cannot follow."""
+
+    def __init__(self, times_ms):
+        self.times_ms = times_ms
+
+    def __call__(self, archs, folder):
+        for arch in archs:
+            sizes = [arch.size(name) for name in ("width", "depth")]
+            self.times_ms[arch.id] = 0.01 * sizes[0] ** 1.3 * sizes[1] ** 0.8
+        return [Exported(arch, Path(f"{arch.id}.onnx"), {}) for arch in archs]
+
+
+@pytest.fixture
+def calibrator(tmp_path, monkeypatch):
+    times_ms: dict[str, float] = {}
+    monkeypatch.setattr(Calibrator, "_export", staticmethod(Exporting(times_ms)))
+    family = EncoderFamily(encoder_space(), vocab_size=50, num_classes=5)
+    settings = CalibrationSettings(num_fit=10, num_held_out=2, rounds=2)
+    return Calibrator(
+        family, SimulatedDevice(times_ms), Workload(tokens=64), settings, RunDirectory(tmp_path / "run"),
+        MeasurementStore(tmp_path / "store"), Reporter(quiet=True),
+    )  # fmt: skip
+
+
+def test_it_measures_where_the_model_is_least_certain(calibrator):
+    model = AdditiveLatency()
+    calibration = calibrator.calibrate(model, seed=0)
+    before = set(calibrator.device.times_ms)
+    num_known = calibrator.refine(model, calibration, minutes=1e-9, margin_percent=0.0, seed=0)
+    assert num_known == len(calibration.measurements)
+    archs = [m.arch for m in calibration.measurements.values()]
+    uncertain = model.disagreement(archs).mean()
+    calibrator.refine(model, calibration, minutes=0.005, margin_percent=0.0, seed=0)
+    fresh = [id_ for id_ in calibrator.device.times_ms if id_ not in before]
+    assert len(fresh) >= CHUNK
+    assert len(fresh) % CHUNK == 0
+    assert model.disagreement(archs).mean() < uncertain
+
+
+def test_it_stops_when_the_bound_is_narrow_and_goes_on_with_what_is_known(calibrator):
+    model = AdditiveLatency()
+    calibration = calibrator.calibrate(model, seed=0)
+    assert calibrator.refine(model, calibration, minutes=1, margin_percent=1000.0, seed=0) == 12
+    known = calibrator.refine(model, calibration, minutes=0.005, margin_percent=0.0, seed=0)
+    assert known > 12
+    visits = len(calibrator.device.visited)
+    assert calibrator.refine(AdditiveLatency(), calibration, minutes=1, margin_percent=1000.0, seed=0) == known
+    assert len(calibrator.device.visited) == visits
+
+
+def test_a_model_without_uncertainty_is_refused(calibrator):
+    calibration = calibrator.calibrate(AdditiveLatency(), seed=0)
+    with pytest.raises(ValueError, match="latency_model: object does not say where it is uncertain"):
+        calibrator.refine(object(), calibration, minutes=1, margin_percent=1.0, seed=0)
