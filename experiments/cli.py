@@ -14,6 +14,7 @@ COMMANDS = {
     "export": ("experiments.export", "export another network of a run: run=DIR pick=knee"),
     "devices": ("experiments.devices", "list the devices: those that measure and those that were recorded"),
     "calibrate": ("experiments.calibrate", "fit a latency predictor to a device or to a table of measurements"),
+    "measure": ("experiments.measure", "time ONNX files or a run's network: measure FILE.onnx device=local_cpu"),
     "bench": ("experiments.bench", "run a benchmark: bench supernet"),
 }
 USER_ERROR, STOPPED = 2, 130
