@@ -79,8 +79,8 @@ class FinishSettings:
     """
 
     shortlist: int = 4
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=120))
-    most_steps: int = 600
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=100))
+    most_steps: int = 500
     inherit: float = 0.3
     rounds: int = 6
 
