@@ -87,6 +87,52 @@ def test_pareto_shows_a_finished_run(finished):
     assert (finished / "results.json").read_bytes() == before
 
 
+def line_of(beginning: str) -> list[str]:
+    """The words of the README's only command line that begins so."""
+    [line] = [c for c in COMMAND_LINES if c.startswith(f"paretoformer {beginning}")]
+    return shlex.split(line)[1:]
+
+
+def test_devices_are_listed(tmp_path):
+    done = command(*line_of("devices"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in ("local_cpu", "ssh", "hat_raspberrypi4", "qualcomm_"))
+
+
+def test_measure_times_files_side_by_side(finished, tmp_path):
+    models = sorted((finished / "shortlist").glob("*.onnx"))[:2]
+    for name, model in zip(("a.onnx", "b.onnx"), models, strict=True):
+        (tmp_path / name).write_bytes(model.read_bytes())
+    words = [word.replace("tokens=64", "tokens=32").replace("rounds=10", "rounds=4") for word in line_of("measure")]
+    done = command(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "a.onnx" in done.stdout
+    assert "b.onnx" in done.stdout
+
+
+def test_calibrate_measures_on(tmp_path):
+    words = [word.replace("minutes=5", "minutes=0.01") for word in line_of("calibrate run")]
+    done = command(*words, "experiment=smoke", f"store={tmp_path / 'store'}", "torch_threads=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "the upper bound is" in done.stdout
+
+
+def test_calibrate_takes_recorded_tables(recorded, tmp_path):
+    words = line_of("calibrate device=recorded device.table=hat")
+    done = command(*[word.replace("data=DIR", f"data={recorded}") for word in words], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Raspberry Pi 4" in done.stdout
+
+
+def test_calibrate_takes_a_table_of_ones_own(tmp_path):
+    rows = [f"{depth},{width},{0.1 * depth * width + 1}" for depth in range(1, 7) for width in (32, 48, 64, 96, 128)]
+    (tmp_path / "mine.csv").write_text("\n".join(["depth,width,time", *rows]) + "\n")
+    (tmp_path / "new.csv").write_text("depth,width\n3,80\n")
+    done = command(*line_of("calibrate device=recorded device.table=mine"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "new.predicted.csv").read_text().startswith("depth,width,mean_ms,std_ms,upper_ms\n3.0,80.0,")
+
+
 @pytest.mark.parametrize("rule", ["knee", "best", "fastest_within:1.5%"])
 def test_export_of_another_network(finished, rule):
     done = command("export", f"run={finished}", f"pick={rule}")
