@@ -19,6 +19,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, WhiteKernel
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from threadpoolctl import threadpool_limits
 
 from latency_models.physical import PhysicalRegressor
 from latency_models.stacking import mixture
@@ -84,6 +85,10 @@ class Ensemble:
         """Raises ValueError: fewer measurements than folds, or what a member refuses."""
         if len(times) < self.folds:
             raise ValueError(f"times: {len(times)} measurements are fewer than the {self.folds} folds")
+        with threadpool_limits(1):  # the matrices are small: threads would wait for each other
+            return self._fit(costs, times)
+
+    def _fit(self, costs: np.ndarray, times: np.ndarray) -> Self:
         makers = self.members or {"prices": PhysicalRegressor(), "gaussian process": gaussian_process(), "trees": trees()}
         unseen = np.empty((len(times), len(makers)))
         order = np.random.default_rng(0).permutation(len(times))
@@ -100,7 +105,8 @@ class Ensemble:
 
     def predict(self, costs: np.ndarray) -> np.ndarray:
         parts = np.array_split(costs, max(1, len(costs) // CHUNK))  # a kernel's matrix then stays in the cache
-        return np.concatenate([self._predict(part) for part in parts])
+        with threadpool_limits(1):
+            return np.concatenate([self._predict(part) for part in parts])
 
     def _predict(self, costs: np.ndarray) -> np.ndarray:
         logs = sum(w * np.log(np.maximum(self.fitted_[name].predict(costs), 1e-12)) for name, w in self.weights_.items())
