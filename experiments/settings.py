@@ -22,7 +22,7 @@ def _positive(owner: object, *names: str) -> None:
 class SupernetSettings:
     """How the supernet begins and learns: from scratch, by the sandwich rule with `num_random` random networks a step."""
 
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=300))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=250))
     num_random: int = 1
 
     def __post_init__(self) -> None:
@@ -79,8 +79,8 @@ class FinishSettings:
     """
 
     shortlist: int = 4
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=100))
-    most_steps: int = 500
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=80))
+    most_steps: int = 400
     inherit: float = 0.3
     rounds: int = 6
 

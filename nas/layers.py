@@ -26,6 +26,7 @@ Backend = Literal["matmul", "fused", "blocks"]
 """How attention is computed, never what: `matmul` writes it out (fastest in bfloat16 on a CPU, and what masks need), `fused`
 calls `scaled_dot_product_attention`, `blocks` computes a sliding window block by block (the form that is exported)."""
 
+softmax_backward = torch.ops.aten._softmax_backward_data  # of the gradient, the probabilities, the axis and the type
 BLOCKED = -1e4  # added to a score, it leaves no weight after the softmax in any precision
 
 
@@ -76,19 +77,17 @@ class _MixedAttention(torch.autograd.Function):
             grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
             grad_weights = torch.zeros_like(weights_2) if ctx.needs_input_grad[4] else None
             for rows in _blocks(B, H * T * T * all_probs.element_size(), q.device):
-                probs, above, total = all_probs[rows], grad[rows], totals[rows]
+                probs, above = all_probs[rows], grad[rows]
+                windowed = torch.mul(probs, inside_TT).div_(totals[rows])
                 grad_probs = (above @ v[rows].transpose(-1, -2)).to(probs.dtype)
-                work = grad_probs * probs
                 if grad_weights is not None:
-                    grad_weights[0] += work.sum()
-                along = work.mul_(inside_TT).sum(-1, keepdim=True).div_(total)
-                if grad_weights is not None:
-                    grad_weights[1] += along.sum()
-                torch.mul(inside_TT, of_window / total, out=work)
-                scale = work + of_full
-                grad_probs.mul_(scale).addcmul_(work, along, value=-1.0).mul_(probs)
-                grad_v[rows] = scale.mul_(probs).to(above.dtype).transpose(-1, -2) @ above
-                grad_scores = grad_probs.addcmul_(probs, grad_probs.sum(-1, keepdim=True), value=-1.0).to(q.dtype)
+                    grad_weights[0] += torch.dot(grad_probs.flatten(), probs.flatten())
+                    grad_weights[1] += torch.dot(grad_probs.flatten(), windowed.flatten())
+                grad_scores = softmax_backward(grad_probs, probs, -1, probs.dtype).mul_(of_full)
+                grad_scores.add_(softmax_backward(grad_probs, windowed, -1, probs.dtype), alpha=of_window)
+                mixed = windowed.mul_(of_window).add_(probs, alpha=of_full)
+                grad_v[rows] = mixed.to(above.dtype).transpose(-1, -2) @ above
+                grad_scores = grad_scores.to(q.dtype)
                 grad_q[rows] = grad_scores @ k[rows]
                 grad_k[rows] = grad_scores.transpose(-1, -2) @ q[rows]
         return grad_q, grad_k, grad_v, None, grad_weights, None
