@@ -38,11 +38,14 @@ CHANGED = 0.2  # relative change of the sentinel's time from which stored measur
 
 @dataclass(frozen=True)
 class Calibration:
-    """A latency model that knows every measurement, and how a twin that knew only the fitting half did on the held-out ones."""
+    """A latency model that knows every measurement, and how one that knew only a part did on what was held out.
+
+    A calibration from a recorded table has no measurements of architectures, and no sentinel.
+    """
 
     model: LatencyModel
     measurements: dict[str, Measurement]
-    sentinel_reference_ms: float
+    sentinel_reference_ms: float | None
     quality: dict[str, float]
     held_out: list[dict[str, Any]]
 

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from experiments.ledger import NAME as LEDGER
-from experiments.pipeline import Finalist, Outcome, Pipeline
+from experiments.pipeline import Choice, Finalist, Outcome, Pipeline
 from experiments.progress import Reporter
 from experiments.report import summary, write_report
 from experiments.results import LedgerEntry, Network, Parity, PredictorReport, Results, Verdict, hypervolumes
@@ -20,21 +20,24 @@ PACKAGES = ("torch", "optuna", "onnxruntime", "numpy", "hydra-core")
 
 def conclude(pipeline: Pipeline, outcome: Outcome, *, command: str, report: Reporter) -> Results:
     """Exports what was picked, writes the report's files and prints the summary."""
-    shipped = ship(outcome.finisher, outcome.picked, outcome.verdict, asked_ms=outcome.budget.ms, command=command)
-    results = assemble(pipeline, outcome, shipped, command=command)
+    networks = tuple(_network(f, outcome) for f in outcome.finalists)
+    choice, budget = outcome.choice, outcome.budget
+    picked = next(n for n in networks if n.id == choice.arch.id)
+    verdict = verdict_of(picked, choice, asked_ms=budget.ms, asked_origin=budget.origin)
+    shipped = ship(outcome.finisher, choice.arch, choice.measurement, verdict, command=command)
+    results = assemble(pipeline, outcome, networks, verdict, shipped, command=command)
     write_report(results, outcome.candidates, pipeline.run.path)
     for line in summary(results, pipeline.run.path):
         report.console.print(line)
     return results
 
 
-def assemble(pipeline: Pipeline, outcome: Outcome, shipped: Shipped, *, command: str) -> Results:
+def assemble(
+    pipeline: Pipeline, outcome: Outcome, networks: tuple[Network, ...], verdict: Verdict, shipped: Shipped, *, command: str
+) -> Results:
     """The results of a run as plain data."""
     ledger: dict[str, Any] = pipeline.run.read_json(LEDGER)
-    networks = tuple(_network(f, outcome) for f in outcome.finalists)
-    picked = next(n for n in networks if n.id == outcome.picked.id)
     reference = (outcome.budget.ms, 100.0)
-    latency = _times(outcome.verdict)
     return Results(
         title=f"{pipeline.task.name} on {pipeline.device.name}",
         task=pipeline.task.name,
@@ -43,15 +46,9 @@ def assemble(pipeline: Pipeline, outcome: Outcome, shipped: Shipped, *, command:
         space=pipeline.family.space.name,
         seed=pipeline.settings.seed,
         networks=networks,
-        picked_id=outcome.picked.id,
+        picked_id=outcome.choice.arch.id,
         interval=INTERVAL,
-        verdict=Verdict.of(
-            asked_ms=outcome.budget.ms,
-            asked_origin=outcome.budget.origin,
-            predicted_ms=picked.predicted_ms,
-            predicted_upper_ms=picked.predicted_upper_ms,
-            **latency,
-        ),
+        verdict=verdict,
         predictor=PredictorReport.of(outcome.calibration.quality, outcome.calibration.held_out),
         trivial_baselines=dict(outcome.trivial),
         test_error_percent=shipped.test_error_percent,
@@ -79,11 +76,25 @@ def _network(finalist: Finalist, outcome: Outcome) -> Network:
         predicted_upper_ms=float(prediction.upper_ms[0]),
         num_parameters=record["export"]["num_parameters"],
         train_seconds=record["train_seconds"],
-        **_times(outcome.measurements[finalist.arch.id]),
+        **_times(outcome.measurements.get(finalist.arch.id)),
     )
 
 
-def _times(measurement: Measurement) -> dict[str, float]:
+def verdict_of(picked: Network, choice: Choice, *, asked_ms: float, asked_origin: str) -> Verdict:
+    """Asked, predicted and measured latency of what ships."""
+    return Verdict.of(
+        asked_ms=asked_ms,
+        asked_origin=asked_origin,
+        predicted_ms=picked.predicted_ms,
+        predicted_upper_ms=picked.predicted_upper_ms,
+        unmeasured=choice.unmeasured,
+        **_times(choice.measurement),
+    )
+
+
+def _times(measurement: Measurement | None) -> dict[str, float | None]:
+    if measurement is None:
+        return dict.fromkeys(("measured_ms", "measured_low_ms", "measured_high_ms"))
     visits = measurement.visits_ms
     latency = measurement.latency_ms
     return {
@@ -96,19 +107,26 @@ def _times(measurement: Measurement) -> dict[str, float]:
 def _describe(pipeline: Pipeline) -> str:
     facts = pipeline.device.environment
     threads = facts.get("threads")
-    words = [facts.get("cpu"), threads and f"{threads} thread{'s' * (threads != 1)}", facts.get("precision")]
+    words = [
+        facts.get("device") or facts.get("cpu"),
+        threads and f"{threads} thread{'s' * (threads != 1)}",
+        facts.get("precision"),
+    ]
     return ", ".join(str(word) for word in words if word)
 
 
 def _notes(outcome: Outcome) -> tuple[str, ...]:
     """What a reader should know to judge the numbers."""
-    notes = [
-        f"Networks were trained on {outcome.compute}.",
-        f"A latency is that of the device's quietest moments: the lower quartile of the quietest of several visits. Half of all "
-        f"calls of the exported file took at most {outcome.verdict.percentile_ms(50):.3f} ms, nine in ten at most "
-        f"{outcome.verdict.percentile_ms(90):.3f} ms.",
-        "Validation errors chose the network, so they flatter it; the test split was read once, by the exported file.",
-    ]
+    notes = [f"Networks were trained on {outcome.compute}."]
+    if (measurement := outcome.choice.measurement) is not None:
+        notes.append(
+            f"A latency is that of the device's quietest moments: the lower quartile of the quietest of several visits. Half of "
+            f"all calls of the exported file took at most {measurement.percentile_ms(50):.3f} ms, nine in ten at most "
+            f"{measurement.percentile_ms(90):.3f} ms."
+        )
+    if unmeasured := len(outcome.finalists) - len(outcome.measurements):
+        notes.append(f"{unmeasured} of {len(outcome.finalists)} networks could not be measured; their latencies are predicted.")
+    notes.append("Validation errors chose the network, so they flatter it; the test split was read once, by the exported file.")
     for p in outcome.proposals:
         notes.append(
             f"The differentiable search proposed {p.arch.id} for {p.budget_ms:.3f} ms: predicted {p.predicted_ms:.3f} ms "

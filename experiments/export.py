@@ -11,12 +11,15 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from experiments.arguments import parse
 from experiments.build import build
 from experiments.calibration import read_measurements
+from experiments.conclude import verdict_of
 from experiments.pareto import existing_run, load
+from experiments.pipeline import Choice
 from experiments.progress import Reporter
 from experiments.results import pick
 from experiments.run_directory import RunError
 from experiments.shipping import ship
 from nas.compute import Compute
+from nas.protocols import DeviceError
 
 
 @dataclass
@@ -43,14 +46,16 @@ def main(words: Sequence[str]) -> int:
         pipeline.claim()
         finisher = pipeline.finisher(Compute(**run.read_json("compute.json")["chosen"]))
         arch = pipeline.family.space.canonical(network.arch)
-        known = read_measurements(pipeline.family, run, phase="short-list")
-        measurement = finisher.verdict(arch, reference_ms=known[arch.id].sentinel_reference_ms)
+        known = read_measurements(pipeline.family, run, phase="calibration")
+        reference_ms = next((m.sentinel_reference_ms for m in known.values()), None)
+        try:
+            choice = Choice(arch, finisher.verdict(arch, reference_ms=reference_ms))
+        except DeviceError as error:
+            choice = Choice(arch, None, str(error))
+        verdict = verdict_of(network, choice, asked_ms=results.verdict.asked_ms, asked_origin=results.verdict.asked_origin)
         command = shlex.join(["paretoformer", "export", *(f"{name}={value}" for name, value in asdict(given).items())])
-        shipped = ship(finisher, arch, measurement, asked_ms=results.verdict.asked_ms, command=command)
-    report.say(
-        f"{arch.id} ({network.label}): test error {shipped.test_error_percent:.2f} %, measured {measurement.latency_ms:.3f} ms, "
-        f"asked {results.verdict.asked_ms:.3f} ms"
-    )
+        shipped = ship(finisher, arch, choice.measurement, verdict, command=command)
+    report.say(f"{arch.id} ({network.label}): test error {shipped.test_error_percent:.2f} %. {verdict.sentence}")
     for path in sorted(shipped.folder.iterdir()):
         report.say(f"  {path}")
     return 0

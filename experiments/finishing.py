@@ -89,7 +89,9 @@ class Finisher:
         network.load_state_dict(load_file(self.run / f"{FOLDER}/{arch.id}.safetensors"))
         return network.eval()
 
-    def measure(self, archs: Sequence[Architecture], *, reference_ms: float, phase: str, rounds: int) -> dict[str, Measurement]:
+    def measure(
+        self, archs: Sequence[Architecture], *, reference_ms: float | None, phase: str, rounds: int
+    ) -> dict[str, Measurement]:
         """Times the finished files beside the sentinel, expressed in its `reference_ms`; what this phase has measured is read."""
         have = read_measurements(self.family, self.run, phase=phase)
         missing = [a for a in archs if a.id not in have]
@@ -116,7 +118,7 @@ class Finisher:
             path = export_for(self.device, self.network(arch), example, folder / f"finished-{arch.id}")
         return Exported(arch, path, {name: value.numpy() for name, value in example.items()})
 
-    def verdict(self, arch: Architecture, *, reference_ms: float) -> Measurement:
+    def verdict(self, arch: Architecture, *, reference_ms: float | None) -> Measurement:
         """One more measurement of a finished network, with twice the rounds."""
         phase, rounds = f"verdict {arch.id}", 2 * self.settings.rounds
         return self.measure([arch], reference_ms=reference_ms, phase=phase, rounds=rounds)[arch.id]

@@ -24,16 +24,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from experiments.calibration import Calibration, Calibrator
+from experiments.calibration import Calibration, Calibrator, read_measurements
 from experiments.finishing import EVALUATION_TOKENS, Finisher, shortlist
 from experiments.ledger import spent
 from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory, RunError
 from experiments.settings import Settings
+from experiments.table_calibration import TableCalibrator
+from hardware.recorded import RecordedDevice
 from hardware.store import MeasurementStore
 from nas.compute import Compute, choose_compute
 from nas.darts import BudgetError, Darts, Proposal
-from nas.protocols import Batch, Device, DifferentiableLatencyModel, Family, LatencyModel, Task
+from nas.protocols import Batch, Device, DeviceError, DifferentiableLatencyModel, Family, LatencyModel, Task
 from nas.search import RandomSearcher, search
 from nas.space import Architecture
 from nas.supernet import inherited_error, state_of
@@ -61,24 +63,28 @@ class Finalist:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What ships, and its measurement after the choice; or why there is none."""
+
+    arch: Architecture
+    measurement: Measurement | None
+    unmeasured: str | None = None
+
+
+@dataclass(frozen=True)
 class Outcome:
     """Everything that a search found; `experiments.conclude` makes of it what people read."""
 
     candidates: tuple[Candidate, ...]
     finalists: tuple[Finalist, ...]
     measurements: Mapping[str, Measurement]
-    verdict: Measurement
+    choice: Choice
     budget: Budget
     calibration: Calibration
     proposals: tuple[Proposal, ...]
     trivial: Mapping[str, float]
     compute: Compute
     finisher: Finisher
-
-    @property
-    def picked(self) -> Architecture:
-        """What ships: the most accurate network that was measured within the budget."""
-        return self.verdict.arch
 
 
 class Pipeline:
@@ -125,7 +131,8 @@ class Pipeline:
 
         Raises:
             BudgetError: no architecture meets the budget; before any training.
-            DeviceError, TrainingError, ExportError: with everything kept that was finished.
+            DeviceError: while the latency model lacks measurements; a device that is lost later leaves the rest to the model.
+            TrainingError, ExportError: with everything kept that was finished.
         """
         torch.set_num_threads(self.settings.torch_threads)
         self.claim()
@@ -144,12 +151,12 @@ class Pipeline:
         finalists = self._finalists(explored, budget)
         finisher = self.finisher(compute)
         self._finish(finisher, finalists, supernet)
-        measurements = self._measure(finisher, finalists, calibration.sentinel_reference_ms)
+        measurements, lost = self._measure(finisher, finalists, calibration)
         return Outcome(
             candidates=tuple(c for candidates in explored.values() for c in candidates),
             finalists=tuple(finalists),
             measurements=measurements,
-            verdict=self._choose(finisher, finalists, measurements, budget),
+            choice=self._choose(finisher, finalists, measurements, calibration, budget, lost),
             budget=budget,
             calibration=calibration,
             proposals=tuple(proposals),
@@ -172,6 +179,8 @@ class Pipeline:
 
     def calibrate(self) -> Calibration:
         """Measures what is not known yet and fits the latency model."""
+        if isinstance(self.device, RecordedDevice):
+            return TableCalibrator(self.family, self.device, self.workload, self.report).calibrate(self.latency_model)
         return self.calibrator().calibrate(self.latency_model, seed=self.settings.seed)
 
     def calibrator(self) -> Calibrator:
@@ -179,19 +188,24 @@ class Pipeline:
         return Calibrator(self.family, self.device, self.workload, settings, self.run, self.store, self.report)
 
     def _budget(self, calibration: Calibration) -> Budget:
-        """The user's budget, or half of the largest network's measured latency; refused if the fastest network is slower."""
+        """The user's budget, or half of the largest network's latency; refused if the fastest network is slower."""
         space = self.family.space
-        largest, smallest = (calibration.measurements[a.id].latency_ms for a in (space.largest(), space.smallest()))
+        largest, smallest = (self._latency_ms(calibration, arch) for arch in (space.largest(), space.smallest()))
         asked = self.settings.budget_ms
         budget = Budget(asked, "user") if asked is not None else Budget(largest / 2, "half of the largest network's latency")
         fastest = self._fastest_ms(calibration)
         if budget.ms < fastest:
             raise BudgetError(
-                f"budget_ms: {budget.ms:.4g} is below the fastest network of the space, which was measured at {smallest:.4g} ms "
+                f"budget_ms: {budget.ms:.4g} is below the fastest network of the space, which takes {smallest:.4g} ms "
                 f"(upper bound {fastest:.4g} ms); allowed is anything from there to {largest:.4g} ms, the largest network's time"
             )
         self.report.say(f"Budget: {budget.ms:.3f} ms ({budget.origin}); the largest network takes {largest:.3f} ms")
         return budget
+
+    def _latency_ms(self, calibration: Calibration, arch: Architecture) -> float:
+        """Measured, or else predicted."""
+        measurement = calibration.measurements.get(arch.id)
+        return measurement.latency_ms if measurement else float(calibration.model.predict([arch]).mean_ms[0])
 
     def _fastest_ms(self, calibration: Calibration) -> float:
         """Upper bound of the smallest network: no budget below it can be promised."""
@@ -362,29 +376,45 @@ class Pipeline:
                 error = finisher.record(finalist.arch)["error_percent"]
                 advance(number, f"{finalist.label} {finalist.arch.id}: error {error:.1f} %")
 
-    def _measure(self, finisher: Finisher, finalists: list[Finalist], reference_ms: float) -> dict[str, Measurement]:
-        archs, rounds = [f.arch for f in finalists], self.settings.finish.rounds
+    def _measure(
+        self, finisher: Finisher, finalists: list[Finalist], calibration: Calibration
+    ) -> tuple[Mapping[str, Measurement], str | None]:
+        """Measurements of the short-list, all or those of an earlier time, and how the device was lost if it was."""
+        archs, phase, rounds = [f.arch for f in finalists], "short-list", self.settings.finish.rounds
         with spent(self.run, "measuring the short-list"), self.report.phase("Measuring the short-list", 1):
-            return finisher.measure(archs, reference_ms=reference_ms, phase="short-list", rounds=rounds)
+            try:
+                reference_ms = calibration.sentinel_reference_ms
+                return finisher.measure(archs, reference_ms=reference_ms, phase=phase, rounds=rounds), None
+            except DeviceError as error:
+                lost = str(error)
+        self.report.say(f"{lost}; the search goes on with predicted latencies")
+        return read_measurements(self.family, self.run, phase=phase), lost
 
     def _choose(
-        self, finisher: Finisher, finalists: list[Finalist], measurements: Mapping[str, Measurement], budget: Budget
-    ) -> Measurement:
+        self, finisher: Finisher, finalists: list[Finalist], measurements: Mapping[str, Measurement],
+        calibration: Calibration, budget: Budget, lost: str | None,
+    ) -> Choice:  # fmt: skip
         """The most accurate of all finished networks that also stays within the budget when it is measured once more.
 
         Whoever found it: a user wants the best network, and the report says whose it is. The measurement that chose a network
         flatters it, so the verdict has one of its own. When none holds, the fastest ships and the verdict says that the promise
-        is broken.
+        is broken. A network that could not be measured has its predicted upper bound.
         """
         archs = [f.arch for f in finalists]
-        by_error = sorted(archs, key=lambda a: (finisher.record(a)["error_percent"], measurements[a.id].latency_ms))
-        fits = [a for a in by_error if measurements[a.id].latency_ms <= budget.ms]
-        fastest = min(archs, key=lambda a: measurements[a.id].latency_ms)
-        for arch in [*fits, fastest]:
-            verdict = finisher.verdict(arch, reference_ms=measurements[arch.id].sentinel_reference_ms)
+        upper_ms = calibration.model.predict(archs).upper_ms.tolist()
+        ms = {a.id: measurements[a.id].latency_ms if a.id in measurements else u for a, u in zip(archs, upper_ms, strict=True)}
+        by_error = sorted(archs, key=lambda a: (finisher.record(a)["error_percent"], ms[a.id]))
+        fits = [a for a in by_error if ms[a.id] <= budget.ms]
+        for arch in [*fits, min(archs, key=lambda a: ms[a.id])]:
+            if lost is not None:
+                return Choice(arch, None, lost)
+            try:
+                verdict = finisher.verdict(arch, reference_ms=calibration.sentinel_reference_ms)
+            except DeviceError as error:
+                return Choice(arch, None, str(error))
             if verdict.latency_ms <= budget.ms:
                 break
-        return verdict
+        return Choice(arch, verdict)
 
     def _checkpoint(self, name: str, compute: Compute) -> dict[str, Any] | None:
         """What `_save_checkpoint` wrote, or None. Raises RunError for a damaged file."""

@@ -68,9 +68,9 @@ class _Look:
 
 
 LOOKS = {
-    "search": _Look(BLUE, "o", 7, "search: trained, measured"),
-    "random": _Look(ORANGE, "s", 6, "random search: trained, measured"),
-    "hand": _Look(GREEN, "^", 7, "designed by hand: trained, measured"),
+    "search": _Look(BLUE, "o", 7, "search"),
+    "random": _Look(ORANGE, "s", 6, "random search"),
+    "hand": _Look(GREEN, "^", 7, "designed by hand"),
 }
 
 
@@ -106,10 +106,10 @@ def pareto_figure(results: Results, candidates: Sequence[Candidate], *, width: f
     num_hidden = _draw_candidates(axes, candidates, limits)
     for role in LOOKS:
         _draw_networks(axes, results.of_role(role), role)
-    steps = [(n.measured_ms, n.error_percent) for n in front(results.of_role("search"))]
+    steps = [(n.latency_ms, n.error_percent) for n in front(results.of_role("search"))]
     axes.plot(*zip(*steps, strict=True), color=BLUE, lw=2.2, drawstyle="steps-post", zorder=4, gid="front")
     picked, trivial = results.picked, results.best_trivial
-    axes.plot(picked.measured_ms, picked.error_percent, "o", ms=15, mfc="none", mec=INK, mew=1.6, zorder=8, gid="picked")
+    axes.plot(picked.latency_ms, picked.error_percent, "o", ms=15, mfc="none", mec=INK, mew=1.6, zorder=8, gid="picked")
     axes.axvline(results.verdict.asked_ms, color=VERMILLION, lw=1.4, ls=(0, (5, 3)), zorder=2, gid="budget")
     if limits.shows_trivial and trivial:
         axes.axhline(trivial[1], color=PURPLE, lw=1.6, ls=":", zorder=2, gid="trivial")
@@ -164,29 +164,34 @@ def _draw_candidates(axes: Axes, candidates: Sequence[Candidate], limits: _Limit
 
 
 def _draw_networks(axes: Axes, networks: Sequence[Network], role: str) -> None:
-    """For each network its measured point with the interval, and a hollow diamond where it was predicted."""
+    """For each network a hollow diamond where it was predicted, and its measured point with the interval if it has one."""
     look = LOOKS[role]
     for n in networks:
         height = [n.error_percent] * 2
-        axes.plot([n.predicted_ms, n.measured_ms], height, color=look.colour, **LINK, zorder=3)
+        axes.plot([n.predicted_ms, n.latency_ms], height, color=look.colour, **LINK, zorder=3)
         if n.measured_low_ms is not None and n.measured_high_ms is not None:
             axes.plot([n.measured_low_ms, n.measured_high_ms], height, color=look.colour, **BAR, zorder=5, gid=f"interval {role}")
-    errors = [n.error_percent for n in networks]
-    times, predicted = [n.measured_ms for n in networks], [n.predicted_ms for n in networks]
-    axes.plot(predicted, errors, color=look.colour, mec=look.colour, ls="none", zorder=6, gid=f"predicted {role}", **DIAMOND)
+    measured = [n for n in networks if n.measured_ms is not None]
+    times, errors = [n.predicted_ms for n in networks], [n.error_percent for n in networks]
+    axes.plot(times, errors, color=look.colour, mec=look.colour, ls="none", zorder=6, gid=f"predicted {role}", **DIAMOND)
+    times, errors = [n.latency_ms for n in measured], [n.error_percent for n in measured]
     axes.plot(times, errors, look.marker, color=look.colour, ms=look.size, mec="white", mew=0.9, zorder=7, gid=role)
 
 
 def _legend(results: Results, candidates: Sequence[Candidate]) -> tuple[list[Any], list[str]]:
     entries: dict[str, Any] = {}
     for role, look in LOOKS.items():
-        if results.of_role(role):
-            line = "-" if role == "search" else "none"
-            style: dict[str, Any] = {"marker": look.marker, "ms": look.size, "mec": "white", "lw": 2.2, "ls": line}
-            entries[look.legend] = Line2D([], [], color=look.colour, **style)
+        if networks := results.of_role(role):
+            style: dict[str, Any] = {"marker": look.marker, "ms": look.size, "mec": "white"}
+            what = "trained, measured"
+            if all(n.measured_ms is None for n in networks):
+                style, what = {**DIAMOND, "mec": look.colour}, "trained, not measured"
+            style |= {"lw": 2.2, "ls": "-" if role == "search" else "none"}
+            entries[f"{look.legend}: {what}"] = Line2D([], [], color=look.colour, **style)
     if any(n.measured_low_ms is not None for n in results.networks):
         entries[results.interval] = Line2D([], [], color=GREY, **BAR)
-    entries["predicted latency of the same network"] = Line2D([], [], color=GREY, mec=GREY, **LINK, **DIAMOND)
+    if any(n.measured_ms is not None for n in results.networks):
+        entries["predicted latency of the same network"] = Line2D([], [], color=GREY, mec=GREY, **LINK, **DIAMOND)
     if candidates:
         dot: dict[str, Any] = {"marker": "o", "ms": 3.5, "mew": 0, "alpha": 0.45, "ls": "none"}
         roles = ("search", "random") if any(c.phase == "random" for c in candidates) else ("search",)
@@ -201,15 +206,15 @@ def _place_labels(figure: Figure, axes: Axes, results: Results, limits: _Limits,
     verdict, picked, trivial = results.verdict, results.picked, results.best_trivial
     right, (bottom, top) = limits.x[1], limits.y
     labels = _Labels(figure, axes)
-    labels.keep_off((picked.measured_ms, picked.error_percent), points=8)
+    labels.keep_off((picked.latency_ms, picked.error_percent), points=8)
     for n in results.networks:
-        labels.avoid(n.measured_ms, n.error_percent, 3.0)
+        labels.avoid(n.latency_ms, n.error_percent, 3.0)
         for time in (n.predicted_ms, n.measured_low_ms, n.measured_high_ms):
-            labels.avoid(time or n.measured_ms, n.error_percent, 1.0)
+            labels.avoid(time or n.latency_ms, n.error_percent, 1.0)
     ours = front(results.of_role("search"))
     for n, after in itertools.pairwise(ours):
-        labels.avoid(np.geomspace(n.measured_ms, after.measured_ms, 40), n.error_percent, 0.4)
-        labels.avoid(after.measured_ms, np.linspace(n.error_percent, after.error_percent, 40), 0.4)
+        labels.avoid(np.geomspace(n.latency_ms, after.latency_ms, 40), n.error_percent, 0.4)
+        labels.avoid(after.latency_ms, np.linspace(n.error_percent, after.error_percent, 40), 0.4)
     labels.avoid(verdict.asked_ms, np.linspace(bottom, top, 80), 0.1)
     if corner:
         labels.place(corner, (right, top), [(-3, -9, "right")], color=GREY, fontsize=7.5, gid="hidden")
@@ -218,14 +223,14 @@ def _place_labels(figure: Figure, axes: Axes, results: Results, limits: _Limits,
     asked = f"asked {format_ms(verdict.asked_ms)} ms"
     labels.place(asked, (verdict.asked_ms, bottom), offsets, color=VERMILLION, fontweight="bold", gid="asked")
     offsets = [(dx, dy, side) for dy in (-34, -50, 30, 46, -8) for dx, side in ((-16, "right"), (16, "left"), (-40, "right"))]
-    ships = f"ships {picked.id}\n{picked.error_percent:.2f} %, {format_ms(picked.measured_ms)} ms"
+    ships = f"ships {picked.id}\n{picked.error_percent:.2f} %, {format_ms(picked.latency_ms)} ms"
     arrow = {"arrowstyle": "-", "color": INK, "lw": 0.8, "shrinkA": 0, "shrinkB": 8}
-    labels.place(ships, (picked.measured_ms, picked.error_percent), offsets, fontweight="bold", arrowprops=arrow, gid="ships")
+    labels.place(ships, (picked.latency_ms, picked.error_percent), offsets, fontweight="bold", arrowprops=arrow, gid="ships")
     for n in results.of_role("hand"):
         offsets = [(dx, dy, side) for dy in (7, -14, 18, -26) for dx, side in ((0, "center"), (8, "left"), (-8, "right"))]
         offsets += [(18, -3, "left"), (-18, -3, "right")]
         words = textwrap.shorten(n.label, 40, placeholder="…")
-        labels.place(words, (n.measured_ms, n.error_percent), offsets, color=DARK_GREEN, gid="hand label")
+        labels.place(words, (n.latency_ms, n.error_percent), offsets, color=DARK_GREEN, gid="hand label")
     if trivial:
         words = f"{textwrap.shorten(trivial[0], 50, placeholder='…')}: {trivial[1]:.2f}\u00a0%"
         height, offsets = trivial[1], [(x, y, "right") for x in (-4, -80, -160) for y in (4, -12)]

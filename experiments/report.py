@@ -22,6 +22,7 @@ from experiments import plots
 from experiments.results import Network, PredictorReport, Results, format_ms, format_seconds, front, parts_of, split_layers
 from nas.types import Candidate, Provenance
 
+TONES = {True: "green", False: "red", None: "yellow"}
 WHO = {"search": "search", "random": "random search", "hand": "designed by hand"}
 COLUMNS = (
     "id", "role", "label", "error_percent", "error_provenance", "predicted_ms", "predicted_upper_ms", "measured_ms",
@@ -45,7 +46,7 @@ def write_report(results: Results, candidates: Sequence[Candidate], folder: Path
 
 
 def pareto_csv(results: Results) -> str:
-    """Every trained network, the fastest first; `on_front` says that no other beats it in measured latency and error."""
+    """Every trained network, the fastest first; `on_front` says that no other beats it in latency and error."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -101,7 +102,7 @@ def _address(figure: Figure) -> str:
 
 
 def by_time(networks: Sequence[Network]) -> list[Network]:
-    return sorted(networks, key=lambda n: (n.measured_ms, n.error_percent))
+    return sorted(networks, key=lambda n: (n.latency_ms, n.error_percent))
 
 
 def arch_in_short(arch: Mapping[str, int | str]) -> str:
@@ -137,7 +138,7 @@ def compare_at_equal_time(results: Results) -> list[Comparison]:
     """For every network that the search did not find, the fastest first."""
     comparisons = []
     for other in by_time(results.of_role("random") + results.of_role("hand")):
-        as_fast = [n for n in results.of_role("search") if n.measured_ms <= other.measured_ms]
+        as_fast = [n for n in results.of_role("search") if n.latency_ms <= other.latency_ms]
         comparisons.append(Comparison(other, min(as_fast, key=lambda n: n.error_percent, default=None)))
     return comparisons
 
@@ -178,14 +179,14 @@ def beaten_sentence(results: Results) -> str:
         name = f"{ships.id} ({ships.label})"
         return f"The network that ships was not found by the search: {name} is the most accurate within the budget."
     others = [c.other for c in compare_at_equal_time(results)]
-    better = [n for n in others if n.measured_ms <= ships.measured_ms and n.error_percent < ships.error_percent]
+    better = [n for n in others if n.latency_ms <= ships.latency_ms and n.error_percent < ships.error_percent]
     if not better:
         return ""
     best = min(better, key=lambda n: n.error_percent)
     return (
         f"A network that the search did not find is better than the one that ships: {best.id} ({best.label}) has "
-        f"{best.error_percent:.2f} % validation error in {format_ms(best.measured_ms)} ms, {ships.id} "
-        f"{ships.error_percent:.2f} % in {format_ms(ships.measured_ms)} ms."
+        f"{best.error_percent:.2f} % validation error in {format_ms(best.latency_ms)} ms, {ships.id} "
+        f"{ships.error_percent:.2f} % in {format_ms(ships.latency_ms)} ms."
     )
 
 
@@ -193,7 +194,7 @@ def search_sentences(results: Results) -> list[str]:
     """How the search did against random search and hand-designed networks, as it came out."""
     on_front = front(results.networks)
     counts = [f"{words} {sum(n.role == role for n in on_front)}" for role, words in WHO.items() if results.of_role(role)]
-    sentences = [f"Networks that no other one beats in both measured latency and error, by origin: {', '.join(counts)}."]
+    sentences = [f"Networks that no other one beats in both latency and error, by origin: {', '.join(counts)}."]
     comparisons = compare_at_equal_time(results)
     if comparisons:
         won = sum(c.ours is not None and c.points < 0 for c in comparisons)
@@ -205,8 +206,7 @@ def search_sentences(results: Results) -> list[str]:
         ms, percent = results.hypervolume_reference
         listed = ", ".join(f"{WHO.get(role, role)} {area:.5g}" for role, area in areas.items())
         sentences.append(
-            f"Hypervolume up to {format_ms(ms)} ms and {percent:.4g} % error, of trained and measured networks (larger is "
-            f"better): {listed}."
+            f"Hypervolume up to {format_ms(ms)} ms and {percent:.4g} % error, of trained networks (larger is better): {listed}."
         )
     if areas.get("search", 0.0) > 0 and areas.get("random", 0.0) > 0:
         lead = 100 * (areas["search"] / areas["random"] - 1)
@@ -248,7 +248,7 @@ def cost_sentence(results: Results) -> str:
 
 def front_table(results: Results) -> Table:
     """Every trained network for the terminal, the fastest first."""
-    title = Text(f"{results.title}: trained and measured, latency in ms")
+    title = Text(f"{results.title}: trained networks, latency in ms")
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("network", no_wrap=True)
     table.add_column("by")
@@ -275,7 +275,7 @@ def summary(results: Results, folder: Path | str) -> list[Table | Text]:
             f"Ships {picked.id}: validation error {picked.error_percent:.2f} %, test error of the exported file "
             f"{results.test_error_percent:.2f} %, {picked.num_parameters:,} parameters."
         ),
-        Text(verdict.sentence, style="bold green" if verdict.kept else "bold red"),
+        Text(verdict.sentence, style=f"bold {TONES[verdict.kept]}"),
         Text(trivial_sentence(results), style="yellow" if trivial_wins(results) else ""),
         *([Text(beaten, style="yellow")] if (beaten := beaten_sentence(results)) else []),
         Text(f"Written to {folder}: report.html, pareto.png, pareto.csv, results.json, {', '.join(_folders(results.files))}"),

@@ -19,8 +19,10 @@ ROLES = ("search", "random", "hand")
 RULES = ("knee", "best", "fastest_within:1.5%", "budget:8ms")
 
 
-def format_ms(value: float, *, digits: int = 3) -> str:
-    """Milliseconds with so many significant digits and no exponent: 0.0123, 1.84, 12.3, 1234."""
+def format_ms(value: float | None, *, digits: int = 3) -> str:
+    """Milliseconds with so many significant digits and no exponent: 0.0123, 1.84, 12.3, 1234; a dash for what nobody knows."""
+    if value is None:
+        return "–"
     exponent = math.floor(math.log10(abs(value))) if value else 0
     return f"{value:.{max(0, digits - 1 - exponent)}f}"
 
@@ -56,7 +58,7 @@ def parts_of(layers: Sequence[Mapping[str, int | str]]) -> list[str]:
 
 @dataclass(frozen=True)
 class Network:
-    """A network that was trained on its own and measured; `role` is who found it. A missing interval is None.
+    """A network that was trained on its own; `role` is who found it. What was not measured is None.
 
     Raises:
         ValueError: an unknown role, a time that is not positive, or a number that is not finite.
@@ -69,7 +71,7 @@ class Network:
     error_percent: float
     predicted_ms: float
     predicted_upper_ms: float
-    measured_ms: float
+    measured_ms: float | None
     measured_low_ms: float | None
     measured_high_ms: float | None
     num_parameters: int
@@ -85,35 +87,51 @@ class Network:
                 raise ValueError(f"{name}: {value} of {self.id} is not positive")
 
     @property
+    def latency_ms(self) -> float:
+        """Measured, or else predicted."""
+        return self.predicted_ms if self.measured_ms is None else self.measured_ms
+
+    @property
     def safe_ms(self) -> float:
-        """The upper end of the measured interval, or the measured time where there is none."""
+        """What the latency is at most: the end of the measured interval, the measured time where there is none, or the
+        predicted bound."""
+        if self.measured_ms is None:
+            return self.predicted_upper_ms
         return self.measured_ms if self.measured_high_ms is None else self.measured_high_ms
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Asked, predicted and measured latency of what ships. Make it with `Verdict.of`."""
+    """Asked, predicted and measured latency of what ships; nothing is kept or broken that was not measured (None). Make it with
+    `Verdict.of`."""
 
     asked_ms: float
     asked_origin: str
     predicted_ms: float
     predicted_upper_ms: float
-    measured_ms: float
+    measured_ms: float | None
     measured_low_ms: float | None
     measured_high_ms: float | None
-    kept: bool
+    kept: bool | None
     sentence: str
 
     @classmethod
     def of(
-        cls, *, asked_ms: float, asked_origin: str, predicted_ms: float, predicted_upper_ms: float, measured_ms: float,
-        measured_low_ms: float | None = None, measured_high_ms: float | None = None,
+        cls, *, asked_ms: float, asked_origin: str, predicted_ms: float, predicted_upper_ms: float,
+        measured_ms: float | None = None, measured_low_ms: float | None = None, measured_high_ms: float | None = None,
+        unmeasured: str | None = None,
     ) -> Verdict:  # fmt: skip
         """Judges by the measured time and says so in a sentence.
 
         Args:
             asked_origin: "user", or where the budget comes from in words ("half of the largest network").
+            unmeasured: why there is no measured time.
         """
+        if measured_ms is None:
+            asked, predicted, upper = (format_ms(value) for value in (asked_ms, predicted_ms, predicted_upper_ms))
+            why = f" ({unmeasured})" if unmeasured else ""
+            sentence = f"PREDICTED, NOT MEASURED{why}: asked {asked} ms, predicted {predicted} ms (at most {upper})."
+            return cls(asked_ms, asked_origin, predicted_ms, predicted_upper_ms, None, None, None, None, sentence)
         kept = measured_ms <= asked_ms
         digits = 3  # more where asked and measured would read the same and are not
         while (
@@ -274,11 +292,11 @@ class Results:
 
 
 def front(networks: Sequence[Network]) -> tuple[Network, ...]:
-    """The networks that no other beats in measured latency and error, the fastest first."""
+    """The networks that no other beats in latency and error, the fastest first."""
     if not networks:
         return ()
     keep = non_dominated(_costs(networks))
-    return tuple(sorted((n for n, k in zip(networks, keep, strict=True) if k), key=lambda n: n.measured_ms))
+    return tuple(sorted((n for n, k in zip(networks, keep, strict=True) if k), key=lambda n: n.latency_ms))
 
 
 def hypervolumes(networks: Sequence[Network], reference: tuple[float, float]) -> dict[str, float]:
@@ -298,7 +316,7 @@ def pick(networks: Sequence[Network], rule: str) -> Network:
         ValueError: no such rule or id, an ambiguous id, a broken number, or a budget below the fastest network.
     """
     name, _, value = rule.partition(":")
-    by_error = sorted(networks, key=lambda n: (n.error_percent, n.measured_ms))
+    by_error = sorted(networks, key=lambda n: (n.error_percent, n.latency_ms))
     if rule == "best":
         return by_error[0]
     if rule == "knee":
@@ -306,7 +324,7 @@ def pick(networks: Sequence[Network], rule: str) -> Network:
         return best[knee(_costs(best))]
     if name == "fastest_within":
         limit = by_error[0].error_percent + _number(rule, value, "%")
-        return min((n for n in by_error if n.error_percent <= limit), key=lambda n: n.measured_ms)
+        return min((n for n in by_error if n.error_percent <= limit), key=lambda n: n.latency_ms)
     if name == "budget":
         budget_ms = _number(rule, value, "ms")
         within = [n for n in by_error if n.safe_ms <= budget_ms]
@@ -314,7 +332,7 @@ def pick(networks: Sequence[Network], rule: str) -> Network:
             fastest = min(networks, key=lambda n: n.safe_ms)
             raise ValueError(
                 f"pick: {rule!r} is below the fastest network: {fastest.id} takes "
-                f"{format_ms(fastest.measured_ms)} ms (at most {format_ms(fastest.safe_ms)})"
+                f"{format_ms(fastest.latency_ms)} ms (at most {format_ms(fastest.safe_ms)})"
             )
         return within[0]
     exact = [n for n in networks if n.id == rule]
@@ -327,7 +345,7 @@ def pick(networks: Sequence[Network], rule: str) -> Network:
 
 
 def _costs(networks: Sequence[Network]) -> np.ndarray:
-    return np.array([[n.measured_ms, n.error_percent] for n in networks])
+    return np.array([[n.latency_ms, n.error_percent] for n in networks])
 
 
 def _number(rule: str, text: str, unit: str) -> float:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.finishing import Finisher
+from experiments.results import Verdict, format_ms
 from nas.space import Architecture
 from nas.types import Measurement
 
@@ -31,8 +32,8 @@ class Shipped:
     file_bytes: int
 
 
-def ship(finisher: Finisher, arch: Architecture, measurement: Measurement, *, asked_ms: float, command: str) -> Shipped:
-    """Writes the folder of a finished network; the file in it is the one that was measured.
+def ship(finisher: Finisher, arch: Architecture, measurement: Measurement | None, verdict: Verdict, *, command: str) -> Shipped:
+    """Writes the folder of a finished network; the file in it is the one that was measured, if it was.
 
     The test split is read once for each network that ships, by the exported file itself; `num_test_reads` counts the networks.
     """
@@ -59,19 +60,23 @@ def ship(finisher: Finisher, arch: Architecture, measurement: Measurement, *, as
         file_bytes=(folder / "model.onnx").stat().st_size,
     )
     with run.replacing(f"export/{arch.id}/card.md") as path:
-        path.write_text(card(finisher, arch, measurement, shipped, asked_ms=asked_ms, command=command))
+        path.write_text(card(finisher, arch, measurement, verdict, shipped, command=command))
     return shipped
 
 
 def card(
-    finisher: Finisher, arch: Architecture, measurement: Measurement, shipped: Shipped, *, asked_ms: float, command: str
+    finisher: Finisher, arch: Architecture, measurement: Measurement | None, verdict: Verdict, shipped: Shipped, *, command: str
 ) -> str:
     """The model card, in Markdown."""
-    record, environment, task = finisher.record(arch), measurement.environment, finisher.task
+    record, device, task, workload = finisher.record(arch), finisher.device, finisher.task, finisher.workload
     digest = hashlib.sha256((shipped.folder / "model.onnx").read_bytes()).hexdigest()
-    p50, p90 = (measurement.percentile_ms(p) for p in (50, 90))
-    times = f"{measurement.latency_ms:.3f} ms in quiet moments (p50 {p50:.3f} ms, p90 {p90:.3f} ms of all calls)"
-    within = "within" if measurement.latency_ms <= asked_ms else "NOT within"
+    environment: Mapping[str, Any] = {}
+    times = f"NOT MEASURED; predicted {format_ms(verdict.predicted_ms)} ms, at most {format_ms(verdict.predicted_upper_ms)} ms"
+    if measurement is not None:
+        environment = measurement.environment
+        p50, p90 = (measurement.percentile_ms(p) for p in (50, 90))
+        times = f"{measurement.latency_ms:.3f} ms in quiet moments (p50 {p50:.3f} ms, p90 {p90:.3f} ms of all calls)"
+    within = {True: "within it", False: "NOT within it", None: "not known to be within it"}[verdict.kept]
     again = (
         "" if shipped.num_test_reads == 1 else f" The test split has been read for {shipped.num_test_reads} networks of this run."
     )
@@ -86,9 +91,9 @@ A transformer encoder for `{task.name}`, {len(task.labels)} classes, found by pa
 |---|---|
 | error on the test split, by this file | {shipped.test_error_percent:.2f} % |
 | error on the validation split, which chose it | {record["error_percent"]:.2f} % |
-| latency of this file on {measurement.device} | {times} |
-| budget | {asked_ms:.3f} ms: {within} it |
-| workload | batch {measurement.workload.batch}, {measurement.workload.tokens} tokens |
+| latency of this file on {device.name} | {times} |
+| budget | {verdict.asked_ms:.3f} ms: {within} |
+| workload | batch {workload.batch}, {workload.tokens} tokens |
 | parameters | {record["export"]["num_parameters"]:,} |
 | file | {shipped.file_bytes:,} bytes, sha256 `{digest}` |
 | answers equal to the torch network's | {parity} |
@@ -108,7 +113,7 @@ A transformer encoder for `{task.name}`, {len(task.labels)} classes, found by pa
 
 ## Measured with
 
-{facts}
+{facts or "Nothing: " + str(verdict.sentence)}
 
 ## Made again by
 

@@ -6,6 +6,9 @@ The prices are fitted to measurements by non-negative least squares on *relative
 multilinear in the sizes of independent choices (`Family.operators`), so the same prices give the expected latency of a relaxed
 architecture, differentiably.
 
+Pooled, all kinds share their prices: a launch, a FLOP and a byte, as in a roofline (Williams et al., 2009) whose two roofs are
+added up. Three prices say less of a network, but any transformer that was measured on a device determines them.
+
 The upper bound is a multiple of the mean, calibrated on the residuals of networks that their fit did not see: the conformal
 quantile of leave-fold-out ratios measured / predicted (CV+, Barber et al., arXiv:1905.02928, in its simplest, one-sided form).
 """
@@ -21,11 +24,12 @@ import torch
 from latency_models.intervals import conformal_quantile
 from latency_models.physical import PhysicalRegressor
 from nas.encoding import Encoding
-from nas.protocols import Family
+from nas.protocols import Family, Operator
 from nas.space import Architecture
 from nas.types import Measurement, Prediction, Workload
 
 SCALES = (1.0, 1e-6, 1e-4)  # count, MFLOPs and units of 10 kB: prices of the same order, so that one ridge fits all
+FEWEST = 8
 
 
 class AdditiveLatency:
@@ -35,38 +39,56 @@ class AdditiveLatency:
         coverage: share of networks whose measured latency is at most `upper_ms`.
         ridge: weight of the prices' squares, relative to a mean squared relative error of 1.
         folds: groups that are held out in turn to calibrate the bound.
+        pooled: whether all kinds of operator share their prices.
 
     Raises:
         ValueError: a coverage outside (0, 1), a negative ridge or fewer than 2 folds.
     """
 
-    def __init__(self, *, coverage: float = 0.9, ridge: float = 1e-4, folds: int = 10) -> None:
+    def __init__(self, *, coverage: float = 0.9, ridge: float = 1e-4, folds: int = 10, pooled: bool = False) -> None:
         if not 0 < coverage < 1:
             raise ValueError(f"coverage: {coverage} is not between 0 and 1")
         if ridge < 0:
             raise ValueError(f"ridge: {ridge} is negative")
         if folds < 2:
             raise ValueError(f"folds: {folds} is not at least 2")
-        self.coverage, self.ridge, self.folds = coverage, ridge, folds
+        self.coverage, self.ridge, self.folds, self.pooled = coverage, ridge, folds, pooled
 
     def fit(self, family: Family, measurements: Sequence[Measurement]) -> Self:
         """Raises ValueError: fewer than 8 measurements, or measurements of several workloads."""
-        if len(measurements) < 8:
-            raise ValueError(f"measurements: {len(measurements)} are too few to fit a latency model, at least 8 are needed")
         workloads = {m.workload for m in measurements}
         if len(workloads) > 1:
             raise ValueError(f"measurements: of {len(workloads)} workloads, a latency model knows one")
+        _require_enough(len(measurements))
         self.family_, self.workload_ = family, workloads.pop()
-        measured = np.array([m.latency_ms for m in measurements])
-        features = self._features([m.arch for m in measurements])
+        return self._fit(self._features([m.arch for m in measurements]), np.array([m.latency_ms for m in measurements]))
+
+    def fit_operators(
+        self, family: Family, workload: Workload, networks: Sequence[Sequence[Operator]], measured_ms: np.ndarray
+    ) -> Self:
+        """Fits to networks of any kind, known by what they cost, to predict those of `family`.
+
+        Raises:
+            ValueError: fewer than 8 networks, or prices that are not pooled: other networks have other kinds of operators.
+        """
+        if not self.pooled:
+            raise ValueError("latency_model: prices of each kind of operator need networks of this space; latency_model=roofline")
+        _require_enough(len(networks))
+        self.family_, self.workload_ = family, workload
+        rows = [[float(np.sum(column)) for column in _columns(operators, pooled=True)] for operators in networks]
+        return self._fit(np.array(rows), measured_ms)
+
+    def _fit(self, features: np.ndarray, measured: np.ndarray) -> Self:
+        """Prices, and the bound from measurements that a fit did not see."""
         self.prices_ = self._fitted(features, measured).prices_
-        ratios, self.fold_prices_ = np.empty(len(measured)), []
+        self.unseen_, self.fold_prices_ = np.empty(len(measured)), []
         order = np.random.default_rng(0).permutation(len(measured))
         for held_out in np.array_split(order, min(self.folds, len(measured))):
             kept = np.setdiff1d(order, held_out)
             twin = self._fitted(features[kept], measured[kept])
-            ratios[held_out] = measured[held_out] / twin.predict(features[held_out])
+            self.unseen_[held_out] = twin.predict(features[held_out])
             self.fold_prices_.append(twin.prices_)
+        ratios = measured / self.unseen_
         self.relative_std_ = float(np.std(ratios))
         self.upper_factor_ = max(1.0, conformal_quantile(ratios, self.coverage))
         return self
@@ -84,9 +106,12 @@ class AdditiveLatency:
     def expected_ms(self, encoding: Encoding) -> torch.Tensor:
         """Expected latency of a relaxed architecture, `encoding.values` [E] in float64 on the CPU; a scalar."""
         total: torch.Tensor = torch.stack(
-            [torch.as_tensor(f, dtype=encoding.values.dtype) for f in _columns(self.family_, encoding, self.workload_)]
+            [torch.as_tensor(f, dtype=encoding.values.dtype) for f in self._columns_of(encoding)]
         ) @ torch.as_tensor(self.prices_, dtype=encoding.values.dtype)
         return total
+
+    def unseen_ms(self) -> np.ndarray:
+        return self.unseen_
 
     def upper_factor(self) -> float:
         return self.upper_factor_
@@ -95,15 +120,24 @@ class AdditiveLatency:
         return PhysicalRegressor(ridge=self.ridge).fit(features, measured)
 
     def _features(self, archs: Sequence[Architecture]) -> np.ndarray:
-        columns = _columns(self.family_, Encoding.of(self.family_.space, archs), self.workload_)
+        columns = self._columns_of(Encoding.of(self.family_.space, archs))
         return np.stack([np.broadcast_to(column, len(archs)) for column in columns], axis=1)
 
+    def _columns_of(self, encoding: Encoding) -> list[Any]:
+        return _columns(self.family_.operators(encoding, self.workload_), pooled=self.pooled)
 
-def _columns(family: Family, encoding: Encoding, workload: Workload) -> list[Any]:
-    """Feature columns: for each kind of operator its count, FLOPs and bytes summed over the network, in a fixed order."""
+
+def _require_enough(number: int) -> None:
+    if number < FEWEST:
+        raise ValueError(f"measurements: {number} are too few to fit a latency model, at least {FEWEST} are needed")
+
+
+def _columns(operators: Sequence[Operator], *, pooled: bool) -> list[Any]:
+    """Feature columns: of each kind of operator, or of all, the count, FLOPs and bytes of the network, in a fixed order."""
     sums: dict[str, list[Any]] = {}
-    for operator in family.operators(encoding, workload):
+    for operator in operators:
         parts = [operator.count * SCALES[0], operator.flops * SCALES[1], operator.bytes * SCALES[2]]
-        held = sums.setdefault(operator.kind, [0.0, 0.0, 0.0])
-        sums[operator.kind] = [a + b for a, b in zip(held, parts, strict=True)]
+        kind = "any" if pooled else operator.kind
+        held = sums.setdefault(kind, [0.0, 0.0, 0.0])
+        sums[kind] = [a + b for a, b in zip(held, parts, strict=True)]
     return [column for kind in sorted(sums) for column in sums[kind]]

@@ -170,6 +170,19 @@ class DifferentiableLatencyModel(LatencyModel, Protocol):
 
 
 @runtime_checkable
+class OperatorLatencyModel(DifferentiableLatencyModel, Protocol):
+    """A latency model that can learn from networks of any kind."""
+
+    def fit_operators(
+        self, family: Family, workload: Workload, networks: Sequence[Sequence[Operator]], measured_ms: np.ndarray
+    ) -> Self: ...
+
+    def unseen_ms(self) -> np.ndarray:
+        """Predictions of what it was fitted to, each by a fit without it, [N]."""
+        ...
+
+
+@runtime_checkable
 class UncertainLatencyModel(DifferentiableLatencyModel, Protocol):
     def disagreement(self, archs: Sequence[Architecture]) -> np.ndarray:
         """How far its predictions would be changed by other measurements, relative, [N]: where to measure next."""

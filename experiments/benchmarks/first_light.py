@@ -180,7 +180,7 @@ def fronts_of(preset: Preset, seed: int, folder: Path, report: Reporter) -> Fron
         seconds=seconds,
         budget_ms=outcome.budget.ms,
         verdict=results.verdict.sentence,
-        kept=results.verdict.kept,
+        kept=results.verdict.kept is True,
         ngram_error_percent=min(outcome.trivial.values()),
         points=points,
     )
