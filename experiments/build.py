@@ -16,7 +16,7 @@ from experiments.settings import Settings
 from hardware.store import MeasurementStore
 
 PLAIN = ("seed", "budget_ms", "batch", "tokens", "torch_threads", "train_on", "checkpoint_seconds")
-ALLOWED = ("experiments.", "hardware.", "latency_models.", "nas.", "search_spaces.")
+ALLOWED = ("experiments.", "hardware.", "latency_models.", "nas.", "search_spaces.", "sklearn.")
 
 
 def build(config: DictConfig, *, report: Reporter) -> Pipeline:

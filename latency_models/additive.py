@@ -28,7 +28,7 @@ from nas.protocols import Family, Operator
 from nas.space import Architecture
 from nas.types import Measurement, Prediction, Workload
 
-SCALES = (1.0, 1e-6, 1e-4)  # count, MFLOPs and units of 10 kB: prices of the same order, so that one ridge fits all
+SCALES = {"count": 1.0, "flops": 1e-6, "bytes": 1e-4, "parameters": 1e-4}  # prices of the same order, so that one ridge fits all
 FEWEST = 8
 
 
@@ -40,19 +40,25 @@ class AdditiveLatency:
         ridge: weight of the prices' squares, relative to a mean squared relative error of 1.
         folds: groups that are held out in turn to calibrate the bound.
         pooled: whether all kinds of operator share their prices.
+        costs: what has a price; pooled and of one cost alone, the model is one of the trivial ones (latency by FLOPs).
 
     Raises:
-        ValueError: a coverage outside (0, 1), a negative ridge or fewer than 2 folds.
+        ValueError: a coverage outside (0, 1), a negative ridge, fewer than 2 folds, or an unknown cost.
     """
 
-    def __init__(self, *, coverage: float = 0.9, ridge: float = 1e-4, folds: int = 10, pooled: bool = False) -> None:
+    def __init__(
+        self, *, coverage: float = 0.9, ridge: float = 1e-4, folds: int = 10, pooled: bool = False,
+        costs: Sequence[str] = ("count", "flops", "bytes"),
+    ) -> None:  # fmt: skip
         if not 0 < coverage < 1:
             raise ValueError(f"coverage: {coverage} is not between 0 and 1")
         if ridge < 0:
             raise ValueError(f"ridge: {ridge} is negative")
         if folds < 2:
             raise ValueError(f"folds: {folds} is not at least 2")
-        self.coverage, self.ridge, self.folds, self.pooled = coverage, ridge, folds, pooled
+        if not costs or set(costs) - set(SCALES):
+            raise ValueError(f"costs: {list(costs)} are not some of {list(SCALES)}")
+        self.coverage, self.ridge, self.folds, self.pooled, self.costs = coverage, ridge, folds, pooled, tuple(costs)
 
     def fit(self, family: Family, measurements: Sequence[Measurement]) -> Self:
         """Raises ValueError: fewer than 8 measurements, or measurements of several workloads."""
@@ -61,7 +67,7 @@ class AdditiveLatency:
             raise ValueError(f"measurements: of {len(workloads)} workloads, a latency model knows one")
         _require_enough(len(measurements))
         self.family_, self.workload_ = family, workloads.pop()
-        return self._fit(self._features([m.arch for m in measurements]), np.array([m.latency_ms for m in measurements]))
+        return self._fit(self.features([m.arch for m in measurements]), np.array([m.latency_ms for m in measurements]))
 
     def fit_operators(
         self, family: Family, workload: Workload, networks: Sequence[Sequence[Operator]], measured_ms: np.ndarray
@@ -75,7 +81,7 @@ class AdditiveLatency:
             raise ValueError("latency_model: prices of each kind of operator need networks of this space; latency_model=roofline")
         _require_enough(len(networks))
         self.family_, self.workload_ = family, workload
-        rows = [[float(np.sum(column)) for column in _columns(operators, pooled=True)] for operators in networks]
+        rows = [[float(np.sum(column)) for column in self._columns(operators)] for operators in networks]
         return self._fit(np.array(rows), measured_ms)
 
     def _fit(self, features: np.ndarray, measured: np.ndarray) -> Self:
@@ -94,12 +100,12 @@ class AdditiveLatency:
         return self
 
     def predict(self, archs: Sequence[Architecture]) -> Prediction:
-        mean = self._features(archs) @ self.prices_
+        mean = self.features(archs) @ self.prices_
         return Prediction(mean_ms=mean, std_ms=mean * self.relative_std_, upper_ms=mean * self.upper_factor_)
 
     def disagreement(self, archs: Sequence[Architecture]) -> np.ndarray:
         """Relative standard deviation of the predictions of fits that each left some measurements out, [N]."""
-        predictions = self._features(archs) @ np.stack(self.fold_prices_, axis=1)
+        predictions = self.features(archs) @ np.stack(self.fold_prices_, axis=1)
         spread: np.ndarray = predictions.std(axis=1) / predictions.mean(axis=1)
         return spread
 
@@ -119,25 +125,24 @@ class AdditiveLatency:
     def _fitted(self, features: np.ndarray, measured: np.ndarray) -> PhysicalRegressor:
         return PhysicalRegressor(ridge=self.ridge).fit(features, measured)
 
-    def _features(self, archs: Sequence[Architecture]) -> np.ndarray:
+    def features(self, archs: Sequence[Architecture]) -> np.ndarray:
+        """What has a price, [N, K], of architectures of the family that it was fitted to."""
         columns = self._columns_of(Encoding.of(self.family_.space, archs))
         return np.stack([np.broadcast_to(column, len(archs)) for column in columns], axis=1)
 
     def _columns_of(self, encoding: Encoding) -> list[Any]:
-        return _columns(self.family_.operators(encoding, self.workload_), pooled=self.pooled)
+        return self._columns(self.family_.operators(encoding, self.workload_))
+
+    def _columns(self, operators: Sequence[Operator]) -> list[Any]:
+        """Feature columns: of each kind of operator, or of all, the costs of the network, in a fixed order."""
+        sums: dict[str, list[Any]] = {}
+        for operator in operators:
+            kind = "any" if self.pooled else operator.kind
+            held = sums.setdefault(kind, [0.0] * len(self.costs))
+            sums[kind] = [a + getattr(operator, cost) * SCALES[cost] for a, cost in zip(held, self.costs, strict=True)]
+        return [column for kind in sorted(sums) for column in sums[kind]]
 
 
 def _require_enough(number: int) -> None:
     if number < FEWEST:
         raise ValueError(f"measurements: {number} are too few to fit a latency model, at least {FEWEST} are needed")
-
-
-def _columns(operators: Sequence[Operator], *, pooled: bool) -> list[Any]:
-    """Feature columns: of each kind of operator, or of all, the count, FLOPs and bytes of the network, in a fixed order."""
-    sums: dict[str, list[Any]] = {}
-    for operator in operators:
-        parts = [operator.count * SCALES[0], operator.flops * SCALES[1], operator.bytes * SCALES[2]]
-        kind = "any" if pooled else operator.kind
-        held = sums.setdefault(kind, [0.0, 0.0, 0.0])
-        sums[kind] = [a + b for a, b in zip(held, parts, strict=True)]
-    return [column for kind in sorted(sums) for column in sums[kind]]

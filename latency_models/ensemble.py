@@ -7,20 +7,19 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.ensemble import ExtraTreesRegressor
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, WhiteKernel
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from threadpoolctl import threadpool_limits
 
+from latency_models.intervals import fresh_fit
 from latency_models.physical import PhysicalRegressor
 from latency_models.stacking import mixture
 
@@ -85,22 +84,18 @@ class Ensemble:
         """Raises ValueError: fewer measurements than folds, or what a member refuses."""
         if len(times) < self.folds:
             raise ValueError(f"times: {len(times)} measurements are fewer than the {self.folds} folds")
-        with threadpool_limits(1):  # the matrices are small: threads would wait for each other
-            return self._fit(costs, times)
-
-    def _fit(self, costs: np.ndarray, times: np.ndarray) -> Self:
         makers = self.members or {"prices": PhysicalRegressor(), "gaussian process": gaussian_process(), "trees": trees()}
         unseen = np.empty((len(times), len(makers)))
         order = np.random.default_rng(0).permutation(len(times))
         for fold in np.array_split(order, self.folds):
             kept = np.setdiff1d(order, fold)
             for column, member in enumerate(makers.values()):
-                unseen[fold, column] = _fitted(member, costs[kept], times[kept]).predict(costs[fold])
+                unseen[fold, column] = fresh_fit(member, costs[kept], times[kept]).predict(costs[fold])
         logs = np.log(np.maximum(unseen, 1e-12))
         weights, _ = mixture(logs, np.log(times), shift=False)
         self.unseen_ = np.exp(logs @ weights)
         self.weights_ = {name: float(weight) for name, weight in zip(makers, weights, strict=True) if weight > 0.02}
-        self.fitted_ = {name: _fitted(makers[name], costs, times) for name in self.weights_}
+        self.fitted_ = {name: fresh_fit(makers[name], costs, times) for name in self.weights_}
         return self
 
     def predict(self, costs: np.ndarray) -> np.ndarray:
@@ -112,9 +107,3 @@ class Ensemble:
         logs = sum(w * np.log(np.maximum(self.fitted_[name].predict(costs), 1e-12)) for name, w in self.weights_.items())
         times: np.ndarray = np.exp(logs / sum(self.weights_.values()))
         return times
-
-
-def _fitted(member: Any, costs: np.ndarray, times: np.ndarray) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a kernel's parameter at its bound: the mixture judges the result
-        return copy.deepcopy(member).fit(costs, times)

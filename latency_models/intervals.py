@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from typing import Any, Self
 
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
 
 from nas.types import Prediction
 
@@ -50,7 +53,7 @@ class Bounded:
         self.upper_factor_ = max(1.0, conformal_quantile(ratios, self.coverage))
         if capacity is not None:
             self.upper_factor_ = picking_factor(unseen, times, capacity, coverage=self.coverage)
-        self.fitted_ = copy.deepcopy(self.regressor).fit(costs, times)
+        self.fitted_ = fresh_fit(self.regressor, costs, times)
         return self
 
     def unseen(self, costs: np.ndarray, times: np.ndarray) -> np.ndarray:
@@ -59,12 +62,19 @@ class Bounded:
         order = np.random.default_rng(0).permutation(len(times))
         for fold in np.array_split(order, min(self.folds, len(times))):
             kept = np.setdiff1d(order, fold)
-            predicted[fold] = copy.deepcopy(self.regressor).fit(costs[kept], times[kept]).predict(costs[fold])
+            predicted[fold] = fresh_fit(self.regressor, costs[kept], times[kept]).predict(costs[fold])
         return predicted
 
     def predict(self, costs: np.ndarray) -> Prediction:
         mean = self.fitted_.predict(costs)
         return Prediction(mean_ms=mean, std_ms=mean * self.relative_std_, upper_ms=mean * self.upper_factor_)
+
+
+def fresh_fit(regressor: Any, costs: np.ndarray, times: np.ndarray) -> Any:
+    """A fitted copy, one thread, without complaints about its convergence: what it predicts is judged."""
+    with warnings.catch_warnings(), threadpool_limits(1):  # the matrices are small: threads would wait for each other
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return copy.deepcopy(regressor).fit(costs, times)
 
 
 def conformal_quantile(scores: np.ndarray, coverage: float) -> float:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+RECORDED = Path(os.environ.get("PARETOFORMER_RECORDED", Path(__file__).parent.parent.parent / "shared" / "measurements"))
 
 
 def command(*words: str | Path, cwd: Path | None = None, timeout: float = 240) -> subprocess.CompletedProcess[str]:
@@ -33,7 +34,6 @@ def finished(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def recorded() -> Path:
     """The folder of the published tables of measurements, which are not part of this package."""
-    folder = Path(os.environ.get("PARETOFORMER_RECORDED", Path(__file__).parent.parent.parent / "shared" / "measurements"))
-    if not folder.is_dir():
-        pytest.skip(f"no recorded measurements at {folder} (PARETOFORMER_RECORDED names another folder)")
-    return folder
+    if not RECORDED.is_dir():
+        pytest.skip(f"no recorded measurements at {RECORDED} (PARETOFORMER_RECORDED names another folder)")
+    return RECORDED

@@ -1,11 +1,14 @@
 """The additive latency model, on times that are made from a known law and on its contract."""
 
+import hydra
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_module
 
 from latency_models.additive import AdditiveLatency
 from nas.encoding import Encoding
+from nas.protocols import DifferentiableLatencyModel
 from nas.types import Measurement, Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
 
@@ -112,3 +115,33 @@ def test_bad_data():
 def test_a_measurement_refuses_impossible_times(sample):
     with pytest.raises(ValueError, match="is not positive and finite"):
         Measurement(FAMILY.space.smallest(), "d", WORKLOAD, ((1.0, sample),), ((1.0,),), 1.0, {})
+
+
+REGRESSORS = ("ensemble", "gaussian_process", "gradient_boosting", "hat_mlp")
+
+
+@pytest.mark.parametrize("name", REGRESSORS)
+def test_any_regressor_is_a_latency_model(name):
+    """It predicts what it has not seen better than a constant, keeps its bound, and the search can follow it."""
+    with initialize_config_module("conf", version_base="1.3"):
+        node = compose(f"latency_model/{name}").latency_model
+    model = hydra.utils.instantiate(node, _convert_="all").fit(FAMILY, measurements(40, noise=0.02))
+    assert isinstance(model, DifferentiableLatencyModel)
+    fresh = measurements(60, noise=0.02, seed=7)
+    prediction, measured = model.predict([m.arch for m in fresh]), np.array([m.latency_ms for m in fresh])
+    error = np.mean(np.abs(prediction.mean_ms / measured - 1))
+    assert error < 0.5 * np.mean(np.abs(np.median(measured) / measured - 1))
+    assert np.mean(measured <= prediction.upper_ms) >= 0.7
+    np.testing.assert_allclose(prediction.upper_ms, prediction.mean_ms * model.upper_factor())
+
+
+def test_trivial_baselines_are_worse_than_prices():
+    fresh = measurements(60, noise=0.02, seed=7)
+    measured = np.array([m.latency_ms for m in fresh])
+
+    def error(**options) -> float:
+        model = AdditiveLatency(**options).fit(FAMILY, measurements(40, noise=0.02))
+        return float(np.mean(np.abs(model.predict([m.arch for m in fresh]).mean_ms / measured - 1)))
+
+    pooled = [error(pooled=True, costs=costs) for costs in (("count", "flops", "bytes"), ("flops",), ("parameters",))]
+    assert error() < pooled[0] < pooled[1] < pooled[2]

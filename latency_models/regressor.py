@@ -1,0 +1,59 @@
+"""Any regressor of scikit-learn's contract as a latency model of a family.
+
+It predicts, and its bound is calibrated on what it did not see. How latency changes with a probability it cannot say: additive
+prices are fitted beside it for the differentiable search, everything else follows the regressor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from latency_models.additive import AdditiveLatency
+from latency_models.intervals import Bounded
+from nas.encoding import Encoding
+from nas.protocols import Family
+from nas.space import Architecture
+from nas.types import Measurement, Prediction
+
+
+class RegressorLatency:
+    """A regressor of the count, FLOPs and bytes of each kind of operator.
+
+    Args:
+        regressor: with scikit-learn's `fit(costs, ms)` and `predict(costs)`.
+        coverage: share of networks whose measured latency is at most `upper_ms`.
+        folds: groups that are held out in turn to calibrate the bound.
+
+    Raises:
+        ValueError: a coverage outside (0, 1) or fewer than 2 folds.
+    """
+
+    def __init__(self, regressor: Any, *, coverage: float = 0.9, folds: int = 10) -> None:
+        self.regressor, self.coverage, self.folds = regressor, coverage, folds
+        self._bounded = Bounded(regressor, coverage=coverage, folds=folds)
+        self._prices = AdditiveLatency(coverage=coverage, folds=folds)
+
+    def fit(self, family: Family, measurements: Sequence[Measurement]) -> Self:
+        """Raises ValueError: fewer than 8 measurements, or measurements of several workloads."""
+        self._prices.fit(family, measurements)
+        measured = np.array([m.latency_ms for m in measurements])
+        self._bounded.fit(self._prices.features([m.arch for m in measurements]), measured)
+        return self
+
+    def predict(self, archs: Sequence[Architecture]) -> Prediction:
+        return self._bounded.predict(self._prices.features(archs))
+
+    def disagreement(self, archs: Sequence[Architecture]) -> np.ndarray:
+        """Of the additive prices, [N]."""
+        return self._prices.disagreement(archs)
+
+    def expected_ms(self, encoding: Encoding) -> torch.Tensor:
+        """By the additive prices."""
+        return self._prices.expected_ms(encoding)
+
+    def upper_factor(self) -> float:
+        return self._bounded.upper_factor_
