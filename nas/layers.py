@@ -51,14 +51,14 @@ class _MixedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, padding_B11T: Tensor, weights_2: Tensor, inside_TT: Tensor) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, weights_2: Tensor, inside_TT: Tensor) -> Tensor:
         of_full, of_window = weights_2.tolist()  # plain numbers take the vectorised path
         B, H, T, _ = q.shape
         with torch.autocast(q.device.type, enabled=False):
             probs, out = inside_TT.new_empty(B, H, T, T), torch.empty_like(v)
             totals = inside_TT.new_empty(B, H, T, 1)
             for rows in _blocks(B, H * T * T * probs.element_size(), q.device):
-                scores = (q[rows] @ k[rows].transpose(-1, -2)).to(probs.dtype).add_(padding_B11T[rows])
+                scores = (q[rows] @ k[rows].transpose(-1, -2)).to(probs.dtype).add_(bias[rows])
                 torch.softmax(scores, dim=-1, out=probs[rows])
                 mixed = torch.mul(probs[rows], inside_TT, out=scores)
                 total = torch.sum(mixed, dim=-1, keepdim=True, out=totals[rows]).clamp_min_(1e-30)
@@ -144,14 +144,26 @@ def padding_bias(attention_mask_BT: Tensor, dtype: torch.dtype) -> Tensor:
     return (1.0 - attention_mask_BT[:, None, None, :].to(dtype)) * BLOCKED
 
 
-def inside_window(num_tokens: int, window: int, like: Tensor) -> Tensor:
-    """[T, T] with 1 where |i - j| <= window and 0 elsewhere, in the type and on the device of `like`."""
+def causal_bias(num_tokens: int, like: Tensor) -> Tensor:
+    """[T, T] with 0 where a query may look, at itself and what came before, and `BLOCKED` elsewhere."""
+    return like.new_full((num_tokens, num_tokens), BLOCKED).triu(1)
+
+
+def inside_window(num_tokens: int, window: int, like: Tensor, *, causal: bool = False) -> Tensor:
+    """[T, T] with 1 where a window reaches and 0 elsewhere, in the type and on the device of `like`.
+
+    It reaches |i - j| <= window, and 0 <= i - j <= window if it is causal.
+    """
     position = torch.arange(num_tokens, device=like.device)
-    return ((position[:, None] - position[None, :]).abs() <= window).to(like.dtype)
+    distance = position[:, None] - position[None, :]
+    return ((distance.abs() <= window) & ((distance >= 0) | (not causal))).to(like.dtype)
 
 
-def blocked_window_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, padding_B11T: Tensor, window: int) -> Tensor:
-    """Sliding-window attention |i - j| <= window whose cost is linear in T: a block of W queries sees 3 W keys; q is scaled.
+def blocked_window_attention(
+    q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, padding_B11T: Tensor, window: int, *, causal: bool = False
+) -> Tensor:
+    """Attention inside a window (see `inside_window`) whose cost is linear in T: a block of W queries sees 3 W keys, or 2 W if it
+    is causal; q is scaled.
 
     Longformer's sliding chunks (arXiv:2004.05150, section 3.1) with blocks of the window's size. Any T, also under tracing.
     """
@@ -160,15 +172,20 @@ def blocked_window_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, pad
     tail = (-T) % W
     q_BHNWK = F.pad(q_BHTK, (0, 0, 0, tail)).reshape(B, H, -1, W, K)
 
-    def neighbourhood(x_BHTK: Tensor) -> Tensor:
-        blocks = F.pad(x_BHTK, (0, 0, W, W + tail)).reshape(B, H, -1, W, K)
-        return torch.cat([blocks[:, :, :-2], blocks[:, :, 1:-1], blocks[:, :, 2:]], dim=3)
+    after = 0 if causal else W
 
-    key_bias = F.pad(padding_B11T, (W, W + tail), value=BLOCKED).reshape(B, 1, -1, 1, W)
-    key_bias = torch.cat([key_bias[:, :, :-2], key_bias[:, :, 1:-1], key_bias[:, :, 2:]], dim=4)
+    def neighbours(blocks: Tensor, dim: int) -> Tensor:
+        parts = [blocks[:, :, :-1], blocks[:, :, 1:]] if causal else [blocks[:, :, :-2], blocks[:, :, 1:-1], blocks[:, :, 2:]]
+        return torch.cat(parts, dim=dim)
+
+    def neighbourhood(x_BHTK: Tensor) -> Tensor:
+        return neighbours(F.pad(x_BHTK, (0, 0, W, after + tail)).reshape(B, H, -1, W, K), 3)
+
+    key_bias = neighbours(F.pad(padding_B11T, (W, after + tail), value=BLOCKED).reshape(B, 1, -1, 1, W), 4)
     query = torch.arange(W, device=q_BHTK.device)[:, None]
-    key = torch.arange(3 * W, device=q_BHTK.device)[None, :] - W
-    band = ((key - query).abs() > W).to(q_BHTK.dtype) * BLOCKED
+    key = torch.arange(2 * W + after, device=q_BHTK.device)[None, :] - W
+    outside = (query - key > W) | (key > query) if causal else (key - query).abs() > W
+    band = outside.to(q_BHTK.dtype) * BLOCKED
     scores = q_BHNWK @ neighbourhood(k_BHTK).transpose(-1, -2) + (key_bias + band)
     out_BHNWK = torch.softmax(scores, dim=-1) @ neighbourhood(v_BHTK)
     return out_BHNWK.reshape(B, H, -1, K)[:, :, :T]
@@ -177,12 +194,15 @@ def blocked_window_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, pad
 class Attention(nn.Module):
     """Multi-head self-attention with separate projections and a fixed head size, so that fewer heads are a prefix.
 
-    `window` None attends to everything; an integer to the tokens at most that far away.
+    `window` None attends to everything that the bias lets it see; an integer to the tokens at most that far away, and if `causal`
+    not to later ones.
     """
 
-    def __init__(self, width: int, heads: int, *, head_size: int, window: int | None, backend: Backend) -> None:
+    def __init__(
+        self, width: int, heads: int, *, head_size: int, window: int | None, backend: Backend, causal: bool = False
+    ) -> None:
         super().__init__()
-        self.heads, self.head_size, self.window, self.backend = heads, head_size, window, backend
+        self.heads, self.head_size, self.window, self.backend, self.causal = heads, head_size, window, backend, causal
         self.query = Linear(width, heads * head_size)
         self.key = Linear(width, heads * head_size)
         self.value = Linear(width, heads * head_size)
@@ -204,20 +224,18 @@ class Attention(nn.Module):
         mixed_BTD: Tensor = self.out(self._join(x_BHTK))
         return mixed_BTD
 
-    def forward(self, x_BTD: Tensor, padding_B11T: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, bias: Tensor) -> Tensor:
+        """`bias` is added to the scores: [B, 1, 1, T], or [B, 1, T, T] whose last row is that of the padding."""
         q, k, v = self._split(x_BTD)
         if self.backend == "blocks" and self.window is not None:
-            return self._mix(blocked_window_attention(q, k, v, padding_B11T, self.window))
-        bias = padding_B11T
+            return self._mix(blocked_window_attention(q, k, v, bias[:, :, -1:], self.window, causal=self.causal))
         if self.window is not None:
-            bias = bias + (1.0 - inside_window(x_BTD.shape[1], self.window, bias)) * BLOCKED
+            bias = bias + (1.0 - inside_window(x_BTD.shape[1], self.window, bias, causal=self.causal)) * BLOCKED
         if self.backend == "fused":
             return self._mix(F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=1.0))
         return self._mix(torch.softmax(q @ k.transpose(-1, -2) + bias, dim=-1) @ v)
 
-    def relaxed(
-        self, x_BTD: Tensor, padding_B11T: Tensor, inside_TT: Tensor, kinds_2: Tensor, heads_C: Tensor, width: Width
-    ) -> Tensor:
+    def relaxed(self, x_BTD: Tensor, bias: Tensor, inside_TT: Tensor, kinds_2: Tensor, heads_C: Tensor, width: Width) -> Tensor:
         """The mixture over full and window attention, which share q, k and v, and over numbers of heads.
 
         Args:
@@ -227,7 +245,7 @@ class Attention(nn.Module):
             width: of the stream that the result is added to.
         """
         q, k, v = self._split(x_BTD)
-        out: Tensor = _MixedAttention.apply(q, k, v, padding_B11T, kinds_2, inside_TT)  # type: ignore[no-untyped-call]
+        out: Tensor = _MixedAttention.apply(q, k, v, bias, kinds_2, inside_TT)  # type: ignore[no-untyped-call]
         return width.write(self._join(out), self.out.weight * heads_C, self.out.bias * kinds_2.sum())
 
 

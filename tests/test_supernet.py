@@ -108,7 +108,7 @@ def test_sampled_step_leaves_gradients_in_the_prefix_only(family, inputs):
     supernet = family.supernet()
     arch = family.space.smallest()
     call(supernet, skeleton(family, arch, COMPUTE), inputs).sum().backward()
-    gradient = supernet.blocks[0].ffn.up.weight.grad
+    gradient = supernet.stack.blocks[0].ffn.up.weight.grad
     assert torch.any(gradient[:8, :8] != 0)
     assert not torch.any(gradient[8:])
     assert not torch.any(gradient[:, 8:])
