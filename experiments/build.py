@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from experiments.pipeline import Pipeline
 from experiments.progress import Reporter
 from experiments.settings import Settings
 from hardware.store import MeasurementStore
+from nas.protocols import Family, Task
 
 PLAIN = ("seed", "budget_ms", "batch", "tokens", "torch_threads", "train_on", "checkpoint_seconds")
 ALLOWED = ("experiments.", "hardware.", "latency_models.", "nas.", "search_spaces.", "sklearn.")
@@ -35,11 +37,20 @@ def build(config: DictConfig, *, report: Reporter) -> Pipeline:
     )
     device, latency_model, make_family = (make(config, name) for name in ("device", "latency_model", "space"))
     task = make(config, "task")
-    family = make_family(vocab_size=task.vocab_size, num_classes=len(task.labels), max_tokens=task.max_tokens)
+    family = family_for(task, make_family, config)
     return Pipeline(
         task=task, family=family, device=device, latency_model=latency_model, settings=settings, directory=config.run,
         store=MeasurementStore(store_folder(config.store)), report=report,
     )  # fmt: skip
+
+
+def family_for(task: Task, make_family: Callable[..., Family], config: DictConfig) -> Family:
+    """The family of a space over a task's sizes. Raises ValueError if they are not what the space takes."""
+    try:
+        return make_family(**task.sizes)
+    except TypeError as error:
+        sizes = ", ".join(task.sizes)
+        raise ValueError(f"space: {config.space._target_} does not take the task {task.name}, which gives {sizes}") from error
 
 
 def store_folder(name: str | None) -> Path:

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from experiments.arguments import parse
-from experiments.build import make
+from experiments.build import family_for, make
 from experiments.calibration import export_for_timing, sentinel_of
 from experiments.config import register
 from experiments.finishing import FOLDER
@@ -175,12 +175,9 @@ def from_file(path: Path, workload: Workload, given: Words) -> Exported:
 
 def family_of(config: DictConfig, workload: Workload, given: Words) -> Family:
     """The run's family, or that of a space with `ids` words and two classes."""
-    if given.run is None:
-        sizes = {"vocab_size": given.ids or VOCABULARY, "num_classes": 2, "max_tokens": workload.tokens}
-    else:
-        task = make(config, "task")
-        sizes = {"vocab_size": task.vocab_size, "num_classes": len(task.labels), "max_tokens": task.max_tokens}
-    family: Family = make(config, "space")(**sizes)
+    if given.run is not None:
+        return family_for(make(config, "task"), make(config, "space"), config)
+    family: Family = make(config, "space")(vocab_size=given.ids or VOCABULARY, num_classes=2, max_tokens=workload.tokens)
     return family
 
 

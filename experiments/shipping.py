@@ -84,8 +84,7 @@ def card(
     facts = "\n".join(f"- {name}: {value}" for name, value in environment.items())
     return f"""# {task.name}: network {arch.id}
 
-A transformer encoder for `{task.name}`, {len(task.labels)} classes, found by paretoformer in the space
-`{finisher.family.space.name}`.
+A transformer for `{task.name}`, found by paretoformer in the space `{finisher.family.space.name}`.
 
 | what | value |
 |---|---|
@@ -102,8 +101,7 @@ A transformer encoder for `{task.name}`, {len(task.labels)} classes, found by pa
 
 ## Input and output
 
-`token_ids` and `attention_mask`, int64 [batch, sequence] with at most {task.max_tokens} tokens; `logits`, float32
-[batch, {len(task.labels)}]. `labels.json` names the classes in the order of the logits.
+{task.interface}
 
 ## Architecture
 

@@ -65,9 +65,17 @@ class Task(Protocol):
     made on `validation`, and `test` is read once, by what ships."""
 
     name: str
-    labels: tuple[str, ...]
-    vocab_size: int
     max_tokens: int
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """What a family must know of the data, by the names of its constructor: `vocab_size`, `num_classes`, `max_tokens`, ..."""
+        ...
+
+    @property
+    def interface(self) -> str:
+        """What goes into an exported file and comes out of it, in a few sentences of Markdown."""
+        ...
 
     @property
     def fingerprint(self) -> str:
@@ -83,7 +91,8 @@ class Task(Protocol):
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor: ...
 
     def error(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
-        """Number of wrong answers in the batch (for a rate, divide by the examples)."""
+        """Number of wrong answers in the batch (for a rate, divide by the examples); an example with many answers counts by the
+        share of them that is wrong."""
         ...
 
     def trivial_baselines(self) -> Mapping[str, float]:

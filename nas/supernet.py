@@ -76,7 +76,8 @@ def sandwich_step(
     for arch in archs[1:]:
         with compute.autocast():
             outputs = call(supernet, skeleton(family, arch, compute), batch.inputs)
-            distilled = F.kl_div(F.log_softmax(outputs.float(), dim=-1), answers, reduction="batchmean", log_target=True)
+            distilled = F.kl_div(F.log_softmax(outputs.float(), dim=-1), answers, reduction="sum", log_target=True)
+            distilled = distilled / answers[..., 0].numel()
         distilled.backward()
     return float(loss.detach())
 

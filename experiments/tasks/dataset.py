@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from experiments.tasks.baselines import linear_error, majority_error
-from experiments.tasks.ragged import Ragged, check_at_least, check_splits, cross_entropy, num_wrong, split_of
-from nas.protocols import SPLITS, Batch
+from experiments.tasks.classification import TokenClassification
+from experiments.tasks.ragged import Ragged, check_at_least, check_splits
+from nas.protocols import SPLITS
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,7 @@ class Dataset(Protocol):
     def __getitem__(self, index: int, /) -> tuple[TokenIds, int]: ...
 
 
-class DatasetTask:
+class DatasetTask(TokenClassification):
     """Two datasets of token ids and classes, as a task.
 
     `labels` names the classes 0, 1, ... . About 80 % of `train` remain `train`, 10 % each become `architecture` and `validation`;
@@ -80,19 +81,6 @@ class DatasetTask:
             if int(target) != target or not 0 <= target < len(self.labels):
                 raise ValueError(f"{name}[{index}]: class {target} is not in 0 to {len(self.labels) - 1}")
             yield ids.astype(np.int64), int(target)
-
-    def num_examples(self, split: str) -> int:
-        return len(split_of(self._splits, split))
-
-    def batches(self, split: str, *, tokens_per_batch: int, seed: int | None) -> Iterator[Batch]:
-        """See `Ragged.batches`."""
-        return split_of(self._splits, split).batches(tokens_per_batch=tokens_per_batch, seed=seed)
-
-    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return cross_entropy(outputs, targets)
-
-    def error(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
-        return num_wrong(outputs, targets)
 
     def trivial_baselines(self) -> dict[str, float]:
         """Validation errors in percent."""

@@ -15,7 +15,7 @@ import numpy as np
 from nas.protocols import SPLITS, Batch
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 PAD_ID = 0
 POOL_BATCHES = 32  # shuffled examples are sorted by length within pools of about so many batches
@@ -120,22 +120,3 @@ def check_at_least(smallest: int, **values: int) -> None:
     for name, value in values.items():
         if not isinstance(value, int) or value < smallest:
             raise ValueError(f"{name}: {value!r} is not an integer of at least {smallest}")
-
-
-def split_of(splits: Mapping[str, Ragged], split: str) -> Ragged:
-    """Raises ValueError for a split that does not exist."""
-    if split not in splits:
-        raise ValueError(f"split: {split!r} is not one of {SPLITS}")
-    return splits[split]
-
-
-def cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean over the batch, in nats, of logits [B, number of classes] and classes [B]."""
-    from torch.nn import functional as F
-
-    return F.cross_entropy(outputs, targets)
-
-
-def num_wrong(outputs: torch.Tensor, targets: torch.Tensor) -> float:
-    """How many of the largest logits, [B, number of classes], are not at the class, [B]."""
-    return float((outputs.argmax(dim=-1) != targets).sum())

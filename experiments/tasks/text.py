@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from experiments.tasks.baselines import linear_error, majority_error
-from experiments.tasks.ragged import PAD_ID, Ragged, check_at_least, check_splits, cross_entropy, num_wrong, split_of
-from nas.protocols import SPLITS, Batch
+from experiments.tasks.classification import TokenClassification
+from experiments.tasks.ragged import PAD_ID, Ragged, check_at_least, check_splits
+from nas.protocols import SPLITS
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 PAD, UNKNOWN = "[PAD]", "[UNK]"
 UNKNOWN_ID = 1
@@ -62,7 +63,7 @@ def train_tokenizer(texts: Sequence[str], *, vocab_size: int) -> Tokenizer:
     return trained
 
 
-class TextClassification:
+class TextClassification(TokenClassification):
     """Texts with one label each, as a task.
 
     `splits` maps each of the four splits to (text, label) pairs. `vocab_size` is the wanted number of tokens, the attribute the
@@ -97,23 +98,10 @@ class TextClassification:
         ]
         self.fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
-    def num_examples(self, split: str) -> int:
-        return len(split_of(self._splits, split))
-
     def texts(self, split: str) -> tuple[str, ...]:
         """The texts of a split as they were given, in the order in which they were given."""
-        split_of(self._splits, split)
+        self.split(split)
         return self._texts[split]
-
-    def batches(self, split: str, *, tokens_per_batch: int, seed: int | None) -> Iterator[Batch]:
-        """See `Ragged.batches`."""
-        return split_of(self._splits, split).batches(tokens_per_batch=tokens_per_batch, seed=seed)
-
-    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return cross_entropy(outputs, targets)
-
-    def error(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
-        return num_wrong(outputs, targets)
 
     def trivial_baselines(self) -> dict[str, float]:
         """Validation errors in percent."""
