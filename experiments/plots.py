@@ -237,7 +237,10 @@ def _place_labels(figure: Figure, axes: Axes, results: Results, limits: _Limits,
         if not limits.shows_trivial:
             above = trivial[1] > top
             words += f", {'above' if above else 'below'} this picture"
-            height, offsets = (top if above else bottom), [(-4, y if above else -y - 6, "right") for y in (-24, -12, -38)]
+            height, offsets = (
+                (top if above else bottom),
+                [(x, y if above else -y - 6, "right") for x in (-4, -120) for y in (-24, -12, -38, -56, -74)],
+            )
         words = textwrap.fill(words, int(11.7 * figure.get_figwidth()))
         labels.place(words, (right, height), offsets, color=DARK_PURPLE, gid="trivial label")
 

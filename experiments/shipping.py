@@ -15,6 +15,7 @@ from typing import Any
 
 from experiments.finishing import Finisher
 from experiments.results import Verdict, format_ms
+from latency_models.memory import memory_of_file
 from nas.space import Architecture
 from nas.types import Measurement
 
@@ -81,6 +82,8 @@ def card(
         "" if shipped.num_test_reads == 1 else f" The test split has been read for {shipped.num_test_reads} networks of this run."
     )
     parity = f"{100 * shipped.parity['equal_decisions']:.2f} % of {shipped.parity['num_examples']} test inputs"
+    example = finisher.family.example_input(workload)
+    memory = memory_of_file(shipped.folder / "model.onnx", {name: value.numpy() for name, value in example.items()})
     facts = "\n".join(f"- {name}: {value}" for name, value in environment.items())
     return f"""# {task.name}: network {arch.id}
 
@@ -94,6 +97,7 @@ A transformer for `{task.name}`, found by paretoformer in the space `{finisher.f
 | budget | {verdict.asked_ms:.3f} ms: {within} |
 | workload | batch {workload.batch}, {workload.tokens} tokens |
 | parameters | {record["export"]["num_parameters"]:,} |
+| memory as ONNX Runtime places it | weights {memory.weights_mib:.2f} MiB, activations {memory.activations_mib:.2f} MiB |
 | file | {shipped.file_bytes:,} bytes, sha256 `{digest}` |
 | answers equal to the torch network's | {parity} |
 | largest difference of a logit | {shipped.parity["max_abs_difference"]:.1e} |
