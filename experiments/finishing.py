@@ -18,7 +18,7 @@ from torch import nn
 from experiments.calibration import MEASUREMENTS, export_for_timing, read_measurements, sentinel_of
 from experiments.run_directory import RunDirectory
 from experiments.settings import FinishSettings
-from hardware.timing import Exported, measure
+from hardware.timing import Exported, HasDeployment, measure
 from nas.compute import Compute
 from nas.encoding import Encoding
 from nas.export import compare, export_for, export_onnx, format_of, open_session
@@ -74,8 +74,11 @@ class Finisher:
         deployed = self.network(arch)
         example = self.family.example_input(self.workload)
         report = export_onnx(deployed, example, self.onnx_path(arch))
-        batches = list(self.task.batches("validation", tokens_per_batch=EVALUATION_TOKENS, seed=None))
-        error = error_percent(network.eval(), [b.to(self.compute.device) for b in batches], self.task, self.compute)
+        if self.shipped_path(arch) == self.onnx_path(arch):
+            batches = list(self.task.batches("validation", tokens_per_batch=EVALUATION_TOKENS, seed=None))
+            error = error_percent(network.eval(), [b.to(self.compute.device) for b in batches], self.task, self.compute)
+        else:
+            error = self.file_error_percent(arch, "validation")
         seconds = round(time.perf_counter() - start, 2)
         facts = {
             "arch": arch.to_json(), "error_percent": error, "train_steps": config.steps, "train_seconds": seconds,
@@ -124,8 +127,8 @@ class Finisher:
         return self.measure([arch], reference_ms=reference_ms, phase=phase, rounds=rounds)[arch.id]
 
     def file_error_percent(self, arch: Architecture, split: str) -> float:
-        """Error in percent of the exported file itself, run by ONNX Runtime over a split."""
-        session = open_session(self.onnx_path(arch), threads=torch.get_num_threads())
+        """Error in percent of the file that ships itself, run by ONNX Runtime over a split."""
+        session = open_session(self.shipped_path(arch), threads=torch.get_num_threads())
         wrong, total = 0.0, 0
         for batch in self.task.batches(split, tokens_per_batch=EVALUATION_TOKENS, seed=None):
             feed = {name: value.numpy() for name, value in self._named(batch).items()}
@@ -141,11 +144,16 @@ class Finisher:
             total += len(batch.targets)
             if total >= num_examples:
                 break
-        difference, equal, total = compare(self.network(arch), self.onnx_path(arch), inputs)
+        difference, equal, total = compare(self.network(arch), self.shipped_path(arch), inputs)
         return {"num_examples": total, "max_abs_difference": difference, "equal_decisions": equal / total, "inputs": "test split"}
 
     def onnx_path(self, arch: Architecture) -> Path:
         return self.run / f"{FOLDER}/{arch.id}.onnx"
+
+    def shipped_path(self, arch: Architecture) -> Path:
+        """The file that the device really runs, of those that are ONNX: the exported one, or its quantisation."""
+        path = self.onnx_path(arch)
+        return self.device.deployed(path) if isinstance(self.device, HasDeployment) else path
 
     def _named(self, batch: Batch) -> dict[str, torch.Tensor]:
         return dict(zip(self.family.example_input(self.workload), batch.inputs, strict=True))

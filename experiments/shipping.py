@@ -42,7 +42,7 @@ def ship(finisher: Finisher, arch: Architecture, measurement: Measurement | None
     folder = run / f"export/{arch.id}"
     folder.mkdir(parents=True, exist_ok=True)
     with run.replacing(f"export/{arch.id}/model.onnx") as path:
-        shutil.copyfile(finisher.onnx_path(arch), path)
+        shutil.copyfile(finisher.shipped_path(arch), path)
     finisher.task.save_preprocessing(folder)
     parity = {**finisher.record(arch)["export"], **finisher.parity(arch), "path": "model.onnx"}
     run.write_json(f"export/{arch.id}/parity.json", parity)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 
 from hardware import environment
-from hardware.local import check_option, check_threads, describe, own_folder, refusals
+from hardware.int8 import Int8Files
+from hardware.local import check_option, check_threads, describe, refusals
 from hardware.visit import Visit, wall
 
 PROVIDER = "CPUExecutionProvider"
@@ -58,6 +55,7 @@ class LocalCpu:
         self.precision = check_option("precision", precision, PRECISIONS)
         self.visit = Visit(warmup_seconds, visit_seconds, min_samples, max_samples)
         self.graph_optimization = check_option("graph_optimization", graph_optimization, tuple(LEVELS))
+        self._int8 = Int8Files()
 
     @functools.cached_property
     def environment(self) -> dict[str, Any]:
@@ -82,9 +80,15 @@ class LocalCpu:
             DeviceError: there is no such file, or ONNX Runtime refuses the file or the inputs, or runs out of memory.
         """
         with refusals(onnx_path, "ONNX Runtime"):
-            path = onnx_path if self.precision == "fp32" else self._quantized(onnx_path)
-            session, feed = onnxruntime.InferenceSession(path, self._options(), providers=[PROVIDER]), dict(inputs)
+            session, feed = (
+                onnxruntime.InferenceSession(self.deployed(onnx_path), self._options(), providers=[PROVIDER]),
+                dict(inputs),
+            )
             return self.visit.times(wall(lambda: session.run(None, feed)))
+
+    def deployed(self, onnx_path: Path) -> Path:
+        """The file that really runs: the given one, or its quantisation."""
+        return onnx_path if self.precision == "fp32" else self._int8.of(onnx_path)
 
     def _options(self) -> onnxruntime.SessionOptions:
         options = onnxruntime.SessionOptions()
@@ -95,30 +99,3 @@ class LocalCpu:
         options.log_severity_level = 4  # errors are raised as well
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return options
-
-    @functools.cached_property
-    def _folder(self) -> Path:
-        """For quantised files."""
-        return own_folder(self)
-
-    def _quantized(self, onnx_path: Path) -> Path:
-        """The dynamic int8 quantisation of a file, made once for one content."""
-        content = onnx_path.read_bytes()
-        path = self._folder / f"{hashlib.sha256(content).hexdigest()}.onnx"
-        if not path.is_file():
-            write_int8(onnx.load_from_string(content), path)
-        return path
-
-
-def write_int8(model: onnx.ModelProto, path: Path) -> None:
-    """Writes the model with int8 weights and activations that are quantised as they come (ONNX Runtime's `quantize_dynamic`)."""
-    from onnxruntime.quantization import quantize_dynamic  # slow to import, and only int8 needs it
-
-    del model.graph.value_info[:]  # shapes that an exporter wrote down contradict those of the quantised operators
-    unfinished = path.with_name(path.name + ".part")
-    logging.disable(logging.WARNING)  # it advises a pre-processing that changes nothing here
-    try:
-        quantize_dynamic(model, unfinished)
-    finally:
-        logging.disable(logging.NOTSET)
-    os.replace(unfinished, path)

@@ -6,7 +6,6 @@ line each way, not a connection and a start of Python.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import secrets
@@ -20,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from hardware import agent
 from hardware.answers import environment_of, samples_of, shown
 from hardware.environment import fingerprint
-from hardware.local import check_option, own_folder, refusals
-from hardware.local_cpu import LEVELS, PRECISIONS, write_int8
+from hardware.int8 import Int8Files
+from hardware.local import check_option, refusals
+from hardware.local_cpu import LEVELS, PRECISIONS
 from hardware.talk import MAX_OUTPUT, Ended, Talk
 from hardware.visit import Visit
 from nas.protocols import DeviceError
@@ -86,6 +85,7 @@ class Remote(ABC):
     allow_emulated: bool = False
     _talk: Talk | None = field(init=False, default=None, repr=False)
     _facts: dict[str, Any] | None = field(init=False, default=None, repr=False)
+    _int8: Int8Files = field(init=False, default_factory=Int8Files, repr=False)
     _conditions: dict[str, Any] = field(init=False, default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -147,7 +147,7 @@ class Remote(ABC):
                 answers something else than times.
         """
         with refusals(onnx_path, self._board), tempfile.TemporaryDirectory() as folder:
-            network = onnx_path if self.precision == "fp32" else self._quantized(onnx_path)
+            network = self.deployed(onnx_path)
             packed = Path(folder) / "inputs.npz"
             np.savez(packed, *inputs.values())
             model, data = f"{_sha256(network)}.onnx", f"{_sha256(packed)}.npz"
@@ -158,16 +158,9 @@ class Remote(ABC):
             except DeviceError as error:
                 raise DeviceError(f"{onnx_path}: {error}") from error
 
-    @functools.cached_property
-    def _folder(self) -> Path:
-        """On this machine, for quantised files."""
-        return own_folder(self)
-
-    def _quantized(self, onnx_path: Path) -> Path:
-        path = self._folder / f"{_sha256(onnx_path)}.onnx"
-        if not path.is_file():
-            write_int8(onnx.load(onnx_path), path)
-        return path
+    def deployed(self, onnx_path: Path) -> Path:
+        """The file that really runs: the given one, or its quantisation, which is made on this machine."""
+        return onnx_path if self.precision == "fp32" else self._int8.of(onnx_path)
 
     def close(self) -> None:
         """Ends the connection; the next visit opens another."""

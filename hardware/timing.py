@@ -47,6 +47,13 @@ class HasEnergy(Protocol):
     def energy_mj(self) -> float | None: ...
 
 
+@runtime_checkable
+class HasDeployment(Protocol):
+    """A device that runs another file than the one it is given, such as its quantisation; that one ships."""
+
+    def deployed(self, onnx_path: Path) -> Path: ...
+
+
 def measure(
     device: Device,
     networks: Sequence[Exported],

@@ -194,7 +194,7 @@ def test_int8_is_made_once_for_one_content_and_goes_with_the_device(tmp_path):
     copy.write_bytes(first.read_bytes())
     for path in (first, copy, first):
         assert device.run(path, INPUTS)
-    folder = device._folder
+    folder = device.deployed(first).parent
     [made] = folder.iterdir()
     kinds = {node.op_type for node in onnx.load(made).graph.node}
     assert {"DynamicQuantizeLinear", "MatMulInteger"} <= kinds
