@@ -37,7 +37,9 @@ class Reporter:
             TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
             TimeRemainingColumn(), TextColumn("{task.fields[words]}"),
         )  # fmt: skip
-        with Progress(*columns, console=self.console) as progress:
+        # Drawn when a step is done and not by a thread, which would disturb what is timed.
+        with Progress(*columns, console=self.console, auto_refresh=False) as progress:
             bar = progress.add_task(title, total=total, completed=done, words="")
-            yield lambda finished, words: progress.update(bar, completed=finished, words=words)
-            progress.update(bar, completed=total)
+            progress.refresh()
+            yield lambda finished, words: progress.update(bar, completed=finished, words=words, refresh=True)
+            progress.update(bar, completed=total, refresh=True)
