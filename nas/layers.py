@@ -191,18 +191,30 @@ def blocked_window_attention(
     return out_BHNWK.reshape(B, H, -1, K)[:, :, :T]
 
 
+def linear_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, padding_B11T: Tensor) -> Tensor:
+    """Attention with elu(x) + 1 of queries and keys in the place of the softmax (arXiv:2006.16236): linear in T, not causal."""
+    kept_B1T1 = (padding_B11T > BLOCKED / 2).to(q_BHTK.dtype).transpose(-1, -2)
+    q_BHTK, k_BHTK = F.elu(q_BHTK) + 1.0, (F.elu(k_BHTK) + 1.0) * kept_B1T1
+    total_BHK1 = k_BHTK.sum(dim=2, keepdim=True).transpose(-1, -2)
+    return (q_BHTK @ (k_BHTK.transpose(-1, -2) @ v_BHTK)) / (q_BHTK @ total_BHK1)
+
+
+AttentionKind = Literal["full", "window", "linear"]
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with separate projections and a fixed head size, so that fewer heads are a prefix.
 
-    `window` None attends to everything that the bias lets it see; an integer to the tokens at most that far away, and if `causal`
-    not to later ones.
+    `full` attends to everything that the bias lets it see; `window` to the tokens at most `window` away, and if `causal` not to
+    later ones; `linear` is `linear_attention`.
     """
 
     def __init__(
-        self, width: int, heads: int, *, head_size: int, window: int | None, backend: Backend, causal: bool = False
+        self, width: int, heads: int, *, head_size: int, kind: AttentionKind, window: int, backend: Backend, causal: bool = False
     ) -> None:
         super().__init__()
-        self.heads, self.head_size, self.window, self.backend, self.causal = heads, head_size, window, backend, causal
+        self.heads, self.head_size, self.kind, self.window = heads, head_size, kind, window
+        self.backend, self.causal = backend, causal
         self.query = Linear(width, heads * head_size)
         self.key = Linear(width, heads * head_size)
         self.value = Linear(width, heads * head_size)
@@ -227,26 +239,31 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, bias: Tensor) -> Tensor:
         """`bias` is added to the scores: [B, 1, 1, T], or [B, 1, T, T] whose last row is that of the padding."""
         q, k, v = self._split(x_BTD)
-        if self.backend == "blocks" and self.window is not None:
+        if self.kind == "linear":
+            return self._mix(linear_attention(q, k, v, bias[:, :, -1:]))
+        if self.backend == "blocks" and self.kind == "window":
             return self._mix(blocked_window_attention(q, k, v, bias[:, :, -1:], self.window, causal=self.causal))
-        if self.window is not None:
+        if self.kind == "window":
             bias = bias + (1.0 - inside_window(x_BTD.shape[1], self.window, bias, causal=self.causal)) * BLOCKED
         if self.backend == "fused":
             return self._mix(F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=1.0))
         return self._mix(torch.softmax(q @ k.transpose(-1, -2) + bias, dim=-1) @ v)
 
-    def relaxed(self, x_BTD: Tensor, bias: Tensor, inside_TT: Tensor, kinds_2: Tensor, heads_C: Tensor, width: Width) -> Tensor:
-        """The mixture over full and window attention, which share q, k and v, and over numbers of heads.
+    def relaxed(self, x_BTD: Tensor, bias: Tensor, inside_TT: Tensor, kinds: Tensor, heads_C: Tensor, width: Width) -> Tensor:
+        """The mixture over kinds of attention, which share q, k and v, and over numbers of heads.
 
         Args:
             inside_TT: 1 where the window reaches.
-            kinds_2: weights of full and of window attention; what is missing to one is "no attention" (and the layer's gate).
+            kinds: weights of full, window and perhaps linear attention; what is missing to one is "no attention" (and the
+                layer's gate).
             heads_C: mask of the heads' output channels.
             width: of the stream that the result is added to.
         """
         q, k, v = self._split(x_BTD)
-        out: Tensor = _MixedAttention.apply(q, k, v, bias, kinds_2, inside_TT)  # type: ignore[no-untyped-call]
-        return width.write(self._join(out), self.out.weight * heads_C, self.out.bias * kinds_2.sum())
+        out: Tensor = _MixedAttention.apply(q, k, v, bias, kinds[:2], inside_TT)  # type: ignore[no-untyped-call]
+        if len(kinds) > 2:
+            out = out + kinds[2] * linear_attention(q, k, v, bias[:, :, -1:])
+        return width.write(self._join(out), self.out.weight * heads_C, self.out.bias * kinds.sum())
 
 
 class Table(nn.Embedding):

@@ -21,7 +21,7 @@ from nas.layers import Backend, Linear, Table, padding_bias
 from nas.protocols import Operator
 from nas.space import Architecture, SearchSpace
 from nas.types import Workload
-from search_spaces.trunk import ATTENTION_KINDS, Masks, Stack, Trunk, trunk_choices
+from search_spaces.trunk import DEFAULT_KINDS, Masks, Stack, Trunk, trunk_choices
 
 
 def encoder_space(
@@ -30,7 +30,7 @@ def encoder_space(
     depth: Sequence[int] = (1, 2, 3, 4, 5, 6),
     heads: Sequence[int] = (1, 2, 4),
     ffn: Sequence[int] = (64, 128, 192, 256),
-    attention: Sequence[str] = ATTENTION_KINDS,
+    attention: Sequence[str] = DEFAULT_KINDS,
     name: str = "encoder",
 ) -> SearchSpace:
     """The choices of an encoder; the default holds about 10^9.4 architectures. Raises ValueError like `trunk_choices`."""

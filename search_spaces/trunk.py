@@ -13,17 +13,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nas.encoding import Array, Encoding, prefix_membership
-from nas.layers import Attention, Backend, FeedForward, Norm, Width, inside_window
+from nas.layers import Attention, AttentionKind, Backend, FeedForward, Norm, Width, inside_window
 from nas.protocols import Operator
 from nas.space import Architecture, Choice, Condition, SearchSpace
 
-ATTENTION_KINDS = ("full", "window", "none")
+ATTENTION_KINDS = ("full", "window", "linear", "none")
+DEFAULT_KINDS = ("full", "window", "none")
 
 
 def trunk_choices(
@@ -39,7 +41,7 @@ def trunk_choices(
         raise ValueError(f"attention: {unknown[0]!r} is not one of {ATTENTION_KINDS}")
     attending = tuple(kind for kind in attention if kind != "none")
     if not attending:
-        raise ValueError(f"attention: {tuple(attention)} needs at least one of {ATTENTION_KINDS[:2]}")
+        raise ValueError(f"attention: {tuple(attention)} needs at least one of {ATTENTION_KINDS[:-1]}")
     ordered = tuple(kind for kind in ATTENTION_KINDS if kind in attention)
     choices = [Choice("width", tuple(width)), Choice("depth", tuple(depth))]
     for layer in range(1, choices[1].largest + 1):
@@ -59,7 +61,7 @@ class Masks:
 
     width: Tensor  # [D]
     gates: Tensor  # [layers]
-    kinds: Tensor  # [layers, 2]: full and window attention, times the gate
+    kinds: Tensor  # [layers, 2 or 3]: full, window and, where the space has it, linear attention, times the gate
     heads: Tensor  # [layers, C]
     ffn: Tensor  # [layers, F], times the gate
 
@@ -73,9 +75,11 @@ class Block(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         if attention != "none":
-            reach = window if attention == "window" else None
+            kind = cast(AttentionKind, attention)
             self.attention_norm = Norm(width)
-            self.attention = Attention(width, heads, head_size=head_size, window=reach, causal=causal, backend=backend)
+            self.attention = Attention(
+                width, heads, head_size=head_size, kind=kind, window=window, causal=causal, backend=backend
+            )
         self.has_attention = attention != "none"
         self.ffn_norm = Norm(width)
         self.ffn = FeedForward(width, ffn)
@@ -87,12 +91,12 @@ class Block(nn.Module):
         return result
 
     def relaxed(
-        self, x_BTD: Tensor, bias: Tensor, inside_TT: Tensor, width: Width, kinds_2: Tensor, heads_C: Tensor,
+        self, x_BTD: Tensor, bias: Tensor, inside_TT: Tensor, width: Width, kinds: Tensor, heads_C: Tensor,
         ffn_F: Tensor, gate: Tensor,
     ) -> Tensor:  # fmt: skip
         """The block under its row of `Masks`."""
         normed = self.attention_norm.relaxed(x_BTD, width)
-        x_BTD = x_BTD + self.attention.relaxed(normed, bias, inside_TT, kinds_2, heads_C, width)
+        x_BTD = x_BTD + self.attention.relaxed(normed, bias, inside_TT, kinds, heads_C, width)
         return x_BTD + self.ffn.relaxed(self.ffn_norm.relaxed(x_BTD, width), ffn_F, gate, width)
 
 
@@ -135,6 +139,8 @@ class Trunk:
     causal: bool = False
 
     def __post_init__(self) -> None:
+        if self.causal and "linear" in self.space.by_name["layer1.attention"].options:
+            raise ValueError("attention: 'linear' looks at what comes after, a causal network cannot have it")
         for name in ("head_size", "window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
@@ -188,11 +194,16 @@ class Trunk:
             ffn=ffn.view(per_layer) * gates_L[:, None],
         )
 
+    @property
+    def _mixed(self) -> tuple[str, ...]:
+        """The kinds of attention that a relaxed layer mixes."""
+        return ATTENTION_KINDS[: 3 if "linear" in self.space.by_name["layer1.attention"].options else 2]
+
     @functools.cached_property
     def _mask_sizes(self) -> list[int]:
         channels = self.space.by_name["layer1.heads"].largest * self.head_size
         layers = self.num_layers
-        widths = [self.space.by_name["width"].largest, layers, 2 * layers, channels * layers]
+        widths = [self.space.by_name["width"].largest, layers, len(self._mixed) * layers, channels * layers]
         return [*widths, self.space.by_name["layer1.ffn"].largest * layers]
 
     @functools.cached_property
@@ -210,7 +221,7 @@ class Trunk:
 
         def kinds(choice: str) -> np.ndarray:
             options = self.space.by_name[choice].options
-            return rows(choice, np.array([[option == kind for kind in ATTENTION_KINDS[:2]] for option in options], dtype=float))
+            return rows(choice, np.array([[option == kind for kind in self._mixed] for option in options], dtype=float))
 
         return np.concatenate(
             [
@@ -259,6 +270,8 @@ class Trunk:
             "full": T * T,
             "window": blocks * W * (2 if self.causal else 3) * W,
             "full live": T * (T + max(T, 2 * K)),  # of a head: scores, and scores again or the values twice
+            "linear": T * K,  # keys times values, and queries times that: as many products as T * K pairs
+            "linear live": 2.0 * T * K + K * K,
             "window live": 10.0 * blocks * W * K,  # query; keys and values, three times; slices of keys
         }
 

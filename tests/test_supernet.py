@@ -16,9 +16,9 @@ from search_spaces.encoder import EncoderFamily, encoder_space
 COMPUTE = Compute()
 
 
-@pytest.fixture
-def family() -> EncoderFamily:
-    space = encoder_space(width=(8, 12, 16), depth=(1, 2, 3), heads=(1, 2), ffn=(8, 16))
+@pytest.fixture(params=[("full", "window", "none"), ("full", "window", "linear", "none"), ("linear", "none")], ids="-".join)
+def family(request) -> EncoderFamily:
+    space = encoder_space(width=(8, 12, 16), depth=(1, 2, 3), heads=(1, 2), ffn=(8, 16), attention=request.param)
     return EncoderFamily(space, vocab_size=50, num_classes=5, max_tokens=24, head_size=4, window=3)
 
 
