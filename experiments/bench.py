@@ -18,6 +18,7 @@ BENCHMARKS = {
     "supernet": "experiments.benchmarks.supernet",
     "first_light": "experiments.benchmarks.first_light",
     "latency": "experiments.benchmarks.latency",
+    "spaces": "experiments.benchmarks.spaces",
 }
 WIDTH = 130  # of a table where there is no terminal
 DIGITS = 4  # significant ones of every figure

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 Backend = Literal["matmul", "fused", "blocks"]
 """How attention is computed, never what: `matmul` writes it out (fastest in bfloat16 on a CPU, and what masks need), `fused`
@@ -262,7 +263,9 @@ class Attention(nn.Module):
         q, k, v = self._split(x_BTD)
         out: Tensor = _MixedAttention.apply(q, k, v, bias, kinds[:2], inside_TT)  # type: ignore[no-untyped-call]
         if len(kinds) > 2:
-            out = out + kinds[2] * linear_attention(q, k, v, bias[:, :, -1:])
+            # computed again in the backward pass: its features of q and k would double what is kept
+            linear: Tensor = checkpoint(linear_attention, q, k, v, bias[:, :, -1:], use_reentrant=False, preserve_rng_state=False)
+            out = out + kinds[2] * linear
         return width.write(self._join(out), self.out.weight * heads_C, self.out.bias * kinds.sum())
 
 

@@ -3,11 +3,13 @@
 import itertools
 import json
 import math
+from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from experiments import bench
-from experiments.benchmarks import do_it_yourself, supernet
+from experiments.benchmarks import do_it_yourself, spaces, supernet
 from experiments.benchmarks.first_light import Fronts, Point, same_layers
 from experiments.tasks.languages import Languages
 from nas.export import open_session
@@ -115,3 +117,13 @@ def test_first_light_runs_and_reads_back_what_it_finished(capsys, tmp_path):
     assert set(figures) == FIRST_LIGHT
     assert all(value is not None and math.isfinite(value) for value in figures.values())
     assert lines[1] == lines[0]
+
+
+def test_spaces_says_what_searching_costs_and_times_every_kind(capsys):
+    assert bench.main(["spaces", "preset=tiny"]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["encoder_log10_size"] >= 20
+    for key in ("full_relaxed_step_ratio", "full_peak_memory_ratio", "sampled_step_ratio", "linear_to_full_16"):
+        assert figures[key] > 0
+    configured = OmegaConf.load(Path(__file__).parent.parent / "conf/space/encoder_full.yaml")
+    assert {name: tuple(configured[name]) for name in spaces.FULL} == spaces.FULL

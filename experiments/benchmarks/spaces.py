@@ -1,0 +1,153 @@
+"""What a search space holds, what it costs to search it, and whether its cheap kinds of attention are cheap where they run.
+
+Steps are timed as in `bench supernet`. A *sampled* architecture's step, over views of the supernet's weights, stands against one
+of the same network on its own. Attention: one layer is exported with each kind, in the form that ships, and timed under ONNX
+Runtime at growing numbers of tokens, side by side with full attention.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional as F
+
+from experiments.benchmarks.supernet import (
+    MAX_TOKENS,
+    NUM_CLASSES,
+    VOCAB_SIZE,
+    WRITTEN_OUT,
+    Steps,
+    default_family,
+    random_batch,
+    threads,
+)  # fmt: skip
+from experiments.calibration import export_for_timing
+from experiments.progress import Reporter
+from hardware.local_cpu import LocalCpu
+from hardware.timing import measure
+from nas.protocols import Family
+from nas.supernet import call, cut_out, skeleton
+from nas.types import Workload
+from search_spaces.encoder import EncoderFamily, encoder_space
+from search_spaces.trunk import ATTENTION_KINDS
+
+KINDS = ATTENTION_KINDS[:-1]
+FULL = {
+    "width": (32, 48, 64, 96, 128, 192, 256), "depth": (1, 2, 3, 4, 6, 8, 10, 12), "heads": (1, 2, 4, 8),
+    "ffn": (64, 128, 192, 256, 384, 512, 768), "attention": ATTENTION_KINDS,
+}  # fmt: skip
+"""The choices of conf/space/encoder_full.yaml."""
+
+
+@dataclass
+class Words:
+    """What the benchmark takes."""
+
+    preset: str = "quick"  # quick or full (tiny shows only that it runs)
+    out: str | None = None  # a file for the figures
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Rounds of every comparison, sequences in a batch, sampled architectures, and numbers of tokens."""
+
+    rounds: int
+    batch: int
+    sampled: int
+    tokens: tuple[int, ...]
+
+
+PRESETS = {
+    "tiny": Preset(1, 1, 2, (16,)),
+    "quick": Preset(6, 32, 12, (64, 256, 512, 1024, 2048)),
+    "full": Preset(20, 32, 40, (64, 128, 256, 512, 1024, 2048)),
+}
+
+
+def run(words: Words, report: Reporter) -> dict[str, float]:
+    preset = PRESETS[words.preset]
+    full = EncoderFamily(encoder_space(name="encoder_full", **FULL), VOCAB_SIZE, NUM_CLASSES, MAX_TOKENS)  # type: ignore[arg-type]
+    batch = random_batch(preset.batch, MAX_TOKENS)
+    figures = {"encoder_log10_size": math.log10(full.space.num_architectures())}
+    with threads(1):
+        steps = Steps(full, batch, WRITTEN_OUT)
+        with report.phase("Relaxed steps of the full space", preset.rounds) as advance:
+            figures["full_relaxed_step_ratio"] = steps.ratios(preset.rounds, advance, only=("relaxed",))["relaxed_step_ratio"][0]
+        figures["full_peak_memory_ratio"] = steps.peak_memory_ratio()
+        with report.phase("Steps of sampled architectures", preset.sampled) as advance:
+            figures["sampled_step_ratio"] = sampled_step_ratio(default_family(), preset, on_arch=lambda n: advance(n, ""))
+    with report.phase("Kinds of attention", len(preset.tokens)) as advance:
+        for number, tokens in enumerate(preset.tokens, start=1):
+            figures |= attention_times(tokens, rounds=preset.rounds)
+            advance(number, f"{tokens} tokens")
+    _show(figures, preset, report)
+    return figures
+
+
+def sampled_step_ratio(family: Family, preset: Preset, *, on_arch: Callable[[int], None]) -> float:
+    """Median over random architectures of the time of a step over the supernet's views to one of the network on its own."""
+    batch, rng = random_batch(preset.batch, MAX_TOKENS), np.random.default_rng(0)
+    supernet, ratios = family.supernet(), []
+    for number in range(preset.sampled):
+        arch = family.space.sample(rng)
+        network = cut_out(family, supernet, arch, WRITTEN_OUT)
+
+        def step(forward: Callable[[], Tensor]) -> float:
+            supernet.zero_grad()
+            network.zero_grad()  # noqa: B023 (used at once)
+            start = time.process_time()
+            F.cross_entropy(forward(), batch.targets).backward()
+            return time.process_time() - start
+
+        ways: tuple[Callable[[], Tensor], ...] = (
+            lambda: call(supernet, skeleton(family, arch, WRITTEN_OUT), batch.inputs),  # noqa: B023
+            lambda: network(*batch.inputs),  # noqa: B023
+        )
+        times = np.array([[step(forward) for forward in ways] for _ in range(3)])
+        ratios.append(float(np.median(times[:, 0] / times[:, 1])))
+        on_arch(number + 1)
+    return float(np.median(ratios))
+
+
+def attention_times(tokens: int, *, rounds: int) -> dict[str, float]:
+    """Milliseconds of one layer of width 128 with each kind of attention, and relative to full attention."""
+    space = encoder_space(width=(128,), depth=(1,), heads=(4,), ffn=(256,), attention=KINDS)
+    family = EncoderFamily(space, 100, 2, tokens)
+    archs = [
+        space.canonical({"width": 128, "depth": 1, "layer1.attention": k, "layer1.heads": 4, "layer1.ffn": 256}) for k in KINDS
+    ]
+    device, workload = LocalCpu(threads=1), Workload(tokens=tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        networks = export_for_timing(family, archs, workload, Path(folder), device=device)
+        measurements = measure(device, networks, sentinel=networks[0], workload=workload, rounds=rounds)
+    ms = {kind: m.latency_ms for kind, m in zip(KINDS, measurements, strict=True)}
+    ratios = {f"{kind}_to_full_{tokens}": ms[kind] / ms["full"] for kind in KINDS[1:]}
+    return {**{f"{kind}_ms_{tokens}": value for kind, value in ms.items()}, **ratios}
+
+
+def _show(figures: Mapping[str, float], preset: Preset, report: Reporter) -> None:
+    table = Table("figure", "value", "target", box=SIMPLE_HEAD, title="Spaces")
+    for key, what, target, sign in (
+        ("encoder_log10_size", "architectures of encoder_full, power of ten", 20.0, "≥"),
+        ("full_relaxed_step_ratio", "its relaxed step to one of its largest network", 1.6, "≤"),
+        ("full_peak_memory_ratio", "the same in peak memory", 1.25, "≤"),
+        ("sampled_step_ratio", "step of a sampled architecture to that of the same network alone", 1.15, "≤"),
+    ):
+        missed = figures[key] < target if sign == "≥" else figures[key] > target
+        table.add_row(what, f"{figures[key]:.3g}", f"{sign} {target:g}{' missed' if missed else ''}")
+    report.console.print(table)
+    table = Table("tokens", *(f"{kind}, ms" for kind in KINDS), "window to full", "linear to full", box=SIMPLE_HEAD)
+    for tokens in preset.tokens:
+        times = [f"{figures[f'{kind}_ms_{tokens}']:.3f}" for kind in KINDS]
+        table.add_row(str(tokens), *times, *(f"{figures[f'{kind}_to_full_{tokens}']:.2f}" for kind in KINDS[1:]))
+    table.title = "One layer of width 128 under ONNX Runtime, one thread"
+    report.console.print(table)
