@@ -21,6 +21,7 @@ from nas.layers import Backend, Linear, Table, padding_bias
 from nas.protocols import Operator
 from nas.space import Architecture, SearchSpace
 from nas.types import Workload
+from search_spaces.compact import inside
 from search_spaces.trunk import ATTENTION_KINDS, Masks, Stack, Trunk, trunk_choices
 
 
@@ -88,7 +89,9 @@ class EncoderFamily:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
     def hand_designed(self) -> dict[str, Architecture]:
-        return self.trunk.shallow()
+        """The largest network, compact BERTs that the space holds, and the shallow ones."""
+        largest, *shallow = self.trunk.shallow().items()
+        return dict([largest, *inside(self.space, head_size=self.head_size).items(), *shallow])
 
     def supernet(self) -> Encoder:
         return self._around(self.trunk.largest_stack(), self.space.by_name["width"].largest)
