@@ -18,16 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from hydra import compose, initialize_config_module
-from hydra.errors import HydraException
 from omegaconf import MISSING
-from omegaconf.errors import OmegaConfBaseException
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from experiments.arguments import parse
 from experiments.build import build
-from experiments.config import register
+from experiments.composing import composed
 from experiments.progress import Reporter
 from hardware.csv_table import read_csv_rows, read_csv_table
 from hardware.table_checks import cautions
@@ -135,13 +132,7 @@ def calibrate_device(words: Sequence[str], report: Reporter) -> None:
         if name in limits:
             limits[name] = _not_negative(name, value)
     words = [word for word in words if word.partition("=")[0] not in limits]
-    register()
-    try:
-        with initialize_config_module("conf", version_base="1.3"):
-            config = compose("search", overrides=list(words))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(" ".join(str(error).split())) from error
-    pipeline = build(config, report=report)
+    pipeline = build(composed(*words), report=report)
     with pipeline.run.lock():
         pipeline.claim()
         calibration = pipeline.calibrate()

@@ -17,8 +17,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from hydra import compose, initialize_config_module
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -26,7 +24,7 @@ from rich.console import Console
 from experiments.arguments import parse
 from experiments.build import family_for, make
 from experiments.calibration import export_for_timing, sentinel_of
-from experiments.config import register
+from experiments.composing import VOCABULARY, composed, stand_in_family
 from experiments.finishing import FOLDER
 from experiments.measured import Timed, said, write
 from experiments.onnx_inputs import Sizes, dynamic_dimensions, make_inputs
@@ -41,7 +39,7 @@ from nas.space import Architecture
 from nas.types import Workload
 
 WIDTH = 100  # of the table where there is no terminal
-BATCH, TOKENS, VOCABULARY = 1, 64, 8000
+BATCH, TOKENS = 1, 64
 SIZES = ("batch", "tokens")
 SUFFIXES = (".json", ".csv")
 
@@ -138,22 +136,16 @@ def read_words(words: Sequence[str]) -> tuple[Words, list[Path], str | None, lis
 def compose_config(given: Words, device_words: list[str], run: RunDirectory | None) -> DictConfig:
     """Device, space and task: the run's, if there is one, with the device that is asked for. Raises ValueError."""
     names_a_device = any(word.startswith("device=") for word in device_words)
-    register()
+    if run is None or not run.has(".hydra/config.yaml"):
+        return composed(f"space={given.space}", *device_words)
+    known = cast(DictConfig, OmegaConf.load(run / ".hydra/config.yaml"))
+    if names_a_device:
+        known["device"] = composed(*device_words)["device"]
+        return known
     try:
-        if run is None or not run.has(".hydra/config.yaml"):
-            return _composed(f"space={given.space}", *device_words)
-        known = cast(DictConfig, OmegaConf.load(run / ".hydra/config.yaml"))
-        if names_a_device:
-            known["device"] = _composed(*device_words)["device"]
-            return known
         return cast(DictConfig, OmegaConf.merge(known, OmegaConf.from_dotlist(device_words)))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(" ".join(str(error).split("Config search path")[0].split())) from error
-
-
-def _composed(*overrides: str) -> DictConfig:
-    with initialize_config_module("conf", version_base="1.3"):
-        return compose("search", overrides=list(overrides))
+    except OmegaConfBaseException as error:
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def check_device(device: Any, files: Sequence[Path]) -> None:
@@ -174,11 +166,10 @@ def from_file(path: Path, workload: Workload, given: Words) -> Exported:
 
 
 def family_of(config: DictConfig, workload: Workload, given: Words) -> Family:
-    """The run's family, or that of a space with `ids` words and two classes."""
+    """The run's family, or that of a space with `ids` words."""
     if given.run is not None:
         return family_for(make(config, "task"), make(config, "space"), config)
-    family: Family = make(config, "space")(vocab_size=given.ids or VOCABULARY, num_classes=2, max_tokens=workload.tokens)
-    return family
+    return stand_in_family(config, tokens=workload.tokens, vocab_size=given.ids or VOCABULARY)
 
 
 def architecture(text: str, family: Family, run: RunDirectory | None) -> Architecture:

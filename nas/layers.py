@@ -113,6 +113,10 @@ class Width:
         """The masked stream to begin with."""
         return (x_BTD - (x_BTD @ self.share)[..., None]) * self.mask
 
+    def centre_again(self, x_BTD: Tensor) -> Tensor:
+        """A masked stream whose mean is not zero, as after a norm; the mask is not applied a second time."""
+        return x_BTD - x_BTD.sum(dim=-1, keepdim=True) * self.share
+
     def write(self, x_BTC: Tensor, weight_DC: Tensor, bias_D: Tensor) -> Tensor:
         """A linear map into the masked stream."""
         weight_DC = (weight_DC - self.share @ weight_DC) * self.mask[:, None]

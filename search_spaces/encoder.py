@@ -1,6 +1,6 @@
 """Text encoders for classification: width, depth, and for each layer heads, feed-forward size and kind of attention.
 
-Shapes: B sequences, T tokens, D width. Learned positions, mean over the tokens, linear classifier.
+Shapes: B sequences, T tokens, D width. Learned positions, pre-norm or post-norm, mean over the tokens, linear classifier.
 
     tokens -> embedding + position -> stack -> mean -> logits
 """
@@ -21,7 +21,8 @@ from nas.layers import Backend, Linear, Table, padding_bias
 from nas.protocols import Operator
 from nas.space import Architecture, SearchSpace
 from nas.types import Workload
-from search_spaces.trunk import DEFAULT_KINDS, Masks, Stack, Trunk, trunk_choices
+from search_spaces.compact import inside
+from search_spaces.trunk import DEFAULT_KINDS, Masks, NormPlace, Stack, Trunk, trunk_choices
 
 
 def encoder_space(
@@ -61,7 +62,7 @@ class EncoderFamily:
     """The encoders of one space over one vocabulary.
 
     Raises:
-        ValueError: a size under 1.
+        ValueError: a size under 1, or a `norm` that is not "pre" or "post".
     """
 
     space: SearchSpace
@@ -70,6 +71,7 @@ class EncoderFamily:
     max_tokens: int = 64
     head_size: int = 32
     window: int = 8
+    norm: NormPlace = "pre"
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "num_classes", "max_tokens"):
@@ -79,16 +81,19 @@ class EncoderFamily:
 
     @functools.cached_property
     def trunk(self) -> Trunk:
-        return Trunk(self.space, self.head_size, self.window)
+        return Trunk(self.space, self.head_size, self.window, norm=self.norm)
 
     @property
     def signature(self) -> str:
         """Changes with whatever changes a network's cost, its graph or its weights' shapes."""
         facts = [self.space.to_json(), self.vocab_size, self.num_classes, self.max_tokens, self.head_size, self.window]
+        facts += [self.norm] * (self.norm != "pre")  # what was measured before there was a choice stays valid
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
     def hand_designed(self) -> dict[str, Architecture]:
-        return self.trunk.shallow()
+        """The largest network, compact BERTs that the space holds, and the shallow ones."""
+        largest, *shallow = self.trunk.shallow().items()
+        return dict([largest, *inside(self.space, head_size=self.head_size).items(), *shallow])
 
     def supernet(self) -> Encoder:
         return self._around(self.trunk.largest_stack(), self.space.by_name["width"].largest)
@@ -131,8 +136,9 @@ class EncoderFamily:
 
 def encoder(
     *, vocab_size: int, num_classes: int, max_tokens: int, width: Sequence[int], depth: Sequence[int], heads: Sequence[int],
-    ffn: Sequence[int], attention: Sequence[str], head_size: int, window: int, name: str = "encoder",
+    ffn: Sequence[int], attention: Sequence[str], head_size: int, window: int, norm: NormPlace = "pre",
+    name: str = "encoder",
 ) -> EncoderFamily:  # fmt: skip
     """The family of a space that is given by its options; what a configuration builds. Raises ValueError like its parts."""
     space = encoder_space(width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, name=name)
-    return EncoderFamily(space, vocab_size, num_classes, max_tokens, head_size, window)
+    return EncoderFamily(space, vocab_size, num_classes, max_tokens, head_size, window, norm)

@@ -20,6 +20,7 @@ from nas.encoding import Encoding
 from nas.protocols import Operator
 from nas.tables import RecordedTable
 from nas.types import Workload
+from search_spaces.compact import ENCODERS
 from search_spaces.encoder import EncoderFamily, encoder_space
 
 
@@ -77,10 +78,12 @@ class Match:
 
 
 BERT = "BERT (Devlin et al., arXiv:1810.04805)"
-BERT_BASE = Published(BERT, 768, 12, 12, 3072, vocabulary=30522, positions=514, outputs=2, head_hidden=768)
+BERT_BASE = Published(BERT, *ENCODERS["BERT-base"], vocabulary=30522, positions=514, outputs=2, head_hidden=768)
 BERT_LARGE = Published(BERT, 1024, 24, 16, 4096, vocabulary=30522, positions=514, outputs=2, head_hidden=1024)
 ROBERTA_BASE = replace(BERT_BASE, source="RoBERTa (Liu et al., arXiv:1907.11692)", vocabulary=50265, positions=515)
-DISTILBERT = replace(BERT_BASE, source="DistilBERT (Sanh et al., arXiv:1910.01108)", depth=6, positions=512)
+DISTILBERT = replace(
+    BERT_BASE, source="DistilBERT (Sanh et al., arXiv:1910.01108)", depth=ENCODERS["DistilBERT"].depth, positions=512
+)  # fmt: skip
 ALBERT_BASE = replace(
     BERT_BASE, source="ALBERT (Lan et al., arXiv:1909.11942)", vocabulary=30000, embedding=128, shared=True
 )  # fmt: skip

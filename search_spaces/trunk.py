@@ -1,8 +1,10 @@
 """What all families are made of: a stack of transformer layers, each with choices of its own.
 
-Shapes: B sequences, T tokens, D width, H heads, C channels of all heads, F feed-forward size. Pre-norm residual blocks:
+Shapes: B sequences, T tokens, D width, H heads, C channels of all heads, F feed-forward size. Residual blocks, pre-norm or, as in
+BERT (arXiv:1810.04805), post-norm:
 
     x -> [x + attention(norm(x)); x + feed-forward(norm(x))] * depth -> norm
+    x -> norm -> [norm(x + attention(x)); norm(x + feed-forward(x))] * depth
 
 A family puts something before a `Stack` (an embedding of tokens or of patches) and something behind it (a head); a `Trunk` knows
 its choices, its masks and its costs.
@@ -13,7 +15,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -26,6 +28,10 @@ from nas.space import Architecture, Choice, Condition, SearchSpace
 
 ATTENTION_KINDS = ("full", "window", "linear", "none")
 DEFAULT_KINDS = ("full", "window", "none")
+NormPlace = Literal["pre", "post"]
+NORM_PLACES: tuple[NormPlace, ...] = ("pre", "post")
+NORM_EPS = {"pre": 1e-5, "post": 1e-12}  # of torch, of BERT
+TINY = 1e-6  # what is as good as no probability
 
 
 def trunk_choices(
@@ -71,20 +77,25 @@ class Block(nn.Module):
 
     def __init__(
         self, width: int, *, heads: int, ffn: int, attention: str, head_size: int, window: int, causal: bool,
-        backend: Backend,
+        backend: Backend, norm: NormPlace = "pre",
     ) -> None:  # fmt: skip
         super().__init__()
         if attention != "none":
             kind = cast(AttentionKind, attention)
-            self.attention_norm = Norm(width)
+            self.attention_norm = Norm(width, eps=NORM_EPS[norm])
             self.attention = Attention(
                 width, heads, head_size=head_size, kind=kind, window=window, causal=causal, backend=backend
             )
-        self.has_attention = attention != "none"
-        self.ffn_norm = Norm(width)
+        self.has_attention, self.norm = attention != "none", norm
+        self.ffn_norm = Norm(width, eps=NORM_EPS[norm])
         self.ffn = FeedForward(width, ffn)
 
     def forward(self, x_BTD: Tensor, bias: Tensor) -> Tensor:
+        if self.norm == "post":
+            if self.has_attention:
+                x_BTD = self.attention_norm(x_BTD + self.attention(x_BTD, bias))
+            normed: Tensor = self.ffn_norm(x_BTD + self.ffn(x_BTD))
+            return normed
         if self.has_attention:
             x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), bias)
         result: Tensor = x_BTD + self.ffn(self.ffn_norm(x_BTD))
@@ -94,35 +105,50 @@ class Block(nn.Module):
         self, x_BTD: Tensor, bias: Tensor, inside_TT: Tensor, width: Width, kinds: Tensor, heads_C: Tensor,
         ffn_F: Tensor, gate: Tensor,
     ) -> Tensor:  # fmt: skip
-        """The block under its row of `Masks`."""
+        """The block under its row of `Masks`.
+
+        A post-norm branch that is not there takes its norm with it, so a mixture is one of what comes out of the norm:
+        p norm(x + branch) + (1 - p) x, the branch given that it is there.
+        """
+        if self.norm == "post":
+            attends = kinds.sum()
+            given = kinds / attends.clamp_min(TINY)
+            written = self.attention.relaxed(x_BTD, bias, inside_TT, given, heads_C, width)
+            x_BTD = torch.lerp(x_BTD, self.attention_norm.relaxed(width.centre_again(x_BTD + written), width), attends)
+            present = gate.clamp_min(TINY)
+            written = self.ffn.relaxed(x_BTD, ffn_F / present, gate / present, width)
+            return torch.lerp(x_BTD, self.ffn_norm.relaxed(width.centre_again(x_BTD + written), width), gate)
         normed = self.attention_norm.relaxed(x_BTD, width)
         x_BTD = x_BTD + self.attention.relaxed(normed, bias, inside_TT, kinds, heads_C, width)
         return x_BTD + self.ffn.relaxed(self.ffn_norm.relaxed(x_BTD, width), ffn_F, gate, width)
 
 
 class Stack(nn.Module):
-    """Layers and the last norm; at its largest size and called with `masks` it is every smaller one."""
+    """Layers and the last norm, or the first one if they are post-norm; at its largest size and called with `masks` it is every
+    smaller one."""
 
-    def __init__(self, blocks: Sequence[Block], width: int, *, window: int, causal: bool) -> None:
+    def __init__(self, blocks: Sequence[Block], width: int, *, window: int, causal: bool, norm: NormPlace = "pre") -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
-        self.norm = Norm(width)
-        self.window, self.causal = window, causal
+        self.norm = Norm(width, eps=NORM_EPS[norm])
+        self.window, self.causal, self.norm_first = window, causal, norm == "post"
 
     def forward(self, x_BTD: Tensor, bias: Tensor, masks: Masks | None = None) -> Tensor:
         """The normed stream [B, T, D]; `bias` is added to the scores, [B, 1, 1, T] or [B, 1, T, T]."""
         if masks is None:
+            x_BTD = self.norm(x_BTD) if self.norm_first else x_BTD
             for block in self.blocks:
                 x_BTD = block(x_BTD, bias)
-            result: Tensor = self.norm(x_BTD)
+            result: Tensor = x_BTD if self.norm_first else self.norm(x_BTD)
             return result
         inside_TT = inside_window(x_BTD.shape[1], self.window, bias, causal=self.causal)
         rows = zip(masks.kinds.unbind(), masks.heads.unbind(), masks.ffn.unbind(), masks.gates.unbind(), strict=True)
         width = Width.of(masks.width)
         x_BTD = width.centre(x_BTD)
+        x_BTD = self.norm.relaxed(x_BTD, width) if self.norm_first else x_BTD
         for block, row in zip(self.blocks, rows, strict=True):
             x_BTD = block.relaxed(x_BTD, bias, inside_TT, width, *row)  # type: ignore[operator]
-        return self.norm.relaxed(x_BTD, width)
+        return x_BTD if self.norm_first else self.norm.relaxed(x_BTD, width)
 
 
 @dataclass(frozen=True)
@@ -130,17 +156,20 @@ class Trunk:
     """The stacks of a space whose choices are those of `trunk_choices` (and others, which it does not look at).
 
     Raises:
-        ValueError: a size under 1.
+        ValueError: a size under 1, or an unknown place of the norm.
     """
 
     space: SearchSpace
     head_size: int
     window: int
     causal: bool = False
+    norm: NormPlace = "pre"
 
     def __post_init__(self) -> None:
         if self.causal and "linear" in self.space.by_name["layer1.attention"].options:
             raise ValueError("attention: 'linear' looks at what comes after, a causal network cannot have it")
+        if self.norm not in NORM_PLACES:
+            raise ValueError(f"norm: {self.norm!r} is not one of {NORM_PLACES}")
         for name in ("head_size", "window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
@@ -172,12 +201,12 @@ class Trunk:
         return self._build(arch.size("width"), layers, backend)
 
     def _build(self, width: int, layers: Sequence[tuple[str, int, int]], backend: Backend) -> Stack:
-        shared = {"head_size": self.head_size, "window": self.window, "causal": self.causal}
+        shared = {"head_size": self.head_size, "window": self.window, "causal": self.causal, "norm": self.norm}
         blocks = [
             Block(width, heads=heads, ffn=ffn, attention=kind, backend=backend, **shared)  # type: ignore[arg-type]
             for kind, heads, ffn in layers
         ]
-        return Stack(blocks, width, window=self.window, causal=self.causal)
+        return Stack(blocks, width, window=self.window, causal=self.causal, norm=self.norm)
 
     def masks(self, encoding: Encoding) -> Masks:
         """Masks of one relaxed architecture: `encoding.values` is a tensor [E]. Every mask is linear in the probabilities, so all

@@ -24,7 +24,7 @@ def refused(*words, message: str) -> str:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("serch",), "'serch' is not one of ('search', 'pareto', 'export', 'devices', 'calibrate', 'measure', 'bench')"),
+        (("serch",), "'serch' is not one of ('search', 'pareto', 'export', 'space', 'devices', 'calibrate', 'measure', 'bench')"),
         ((*SMOKE, "budgt_ms=3"), "Could not override 'budgt_ms'"),
         ((*SMOKE, "space=decoder_only"), "Available options in 'space': encoder encoder_tiny"),
         ((*SMOKE, "budget_ms=fast"), "Value 'fast' of type 'str' could not be converted to Float"),

@@ -99,6 +99,12 @@ def test_devices_are_listed(tmp_path):
     assert all(name in done.stdout for name in ("local_cpu", "ssh", "hat_raspberrypi4", "qualcomm_"))
 
 
+def test_a_space_is_shown(tmp_path):
+    done = command(*line_of("space"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "layer1-4.heads" in done.stdout
+
+
 def test_measure_times_files_side_by_side(finished, tmp_path):
     models = sorted((finished / "shortlist").glob("*.onnx"))[:2]
     for name, model in zip(("a.onnx", "b.onnx"), models, strict=True):

@@ -16,10 +16,14 @@ from search_spaces.encoder import EncoderFamily, encoder_space
 COMPUTE = Compute()
 
 
-@pytest.fixture(params=[("full", "window", "none"), ("full", "window", "linear", "none"), ("linear", "none")], ids="-".join)
+KINDS = [("full", "window", "none"), ("full", "window", "linear", "none"), ("linear", "none")]
+
+
+@pytest.fixture(params=[*((kinds, "pre") for kinds in KINDS), *((kinds, "post") for kinds in KINDS[:2])], ids=str)
 def family(request) -> EncoderFamily:
-    space = encoder_space(width=(8, 12, 16), depth=(1, 2, 3), heads=(1, 2), ffn=(8, 16), attention=request.param)
-    return EncoderFamily(space, vocab_size=50, num_classes=5, max_tokens=24, head_size=4, window=3)
+    kinds, norm = request.param
+    space = encoder_space(width=(8, 12, 16), depth=(1, 2, 3), heads=(1, 2), ffn=(8, 16), attention=kinds)
+    return EncoderFamily(space, vocab_size=50, num_classes=5, max_tokens=24, head_size=4, window=3, norm=norm)
 
 
 @pytest.fixture
@@ -90,6 +94,18 @@ def test_the_norm_of_a_masked_stream_is_that_of_its_active_channels():
     normed = norm.relaxed(width.centre(x), width)
     torch.testing.assert_close(normed[..., :6], prefix(x[..., :6]), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(normed[..., 6:], torch.zeros(2, 3, 10).double(), rtol=0, atol=1e-12)
+
+
+def test_a_post_norm_mixture_is_one_of_what_comes_out_of_the_norm(inputs):
+    """Of attention or none: p norm(x + attention(x)) + (1 - p) x."""
+    space = encoder_space(width=(16,), depth=(1,), heads=(2,), ffn=(8,), attention=("full", "none"))
+    family = EncoderFamily(space, 50, 5, 24, head_size=8, norm="post")
+    [block] = trained(family.supernet()).stack.blocks
+    x, bias, one = torch.randn(2, 3, 16).double(), torch.zeros(2, 1, 1, 3).double(), torch.ones(()).double()
+    masks = [torch.tensor([0.3, 0.0], dtype=torch.float64), torch.ones(16).double(), torch.ones(8).double(), one]
+    mixed = block.relaxed(x, bias, inside_window(3, 1, bias), Width.of(torch.ones(16).double()), *masks)
+    y = 0.3 * block.attention_norm(x + block.attention(x, bias)) + 0.7 * x
+    torch.testing.assert_close(mixed, block.ffn_norm(y + block.ffn(y)), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("cache_bytes", [1, 1 << 19])

@@ -1,0 +1,132 @@
+"""`paretoformer space [space=encoder space.width=[…] task=… batch=1 tokens=64]`: what a search space holds, and what it costs.
+
+The number of its architectures, its choices and when each exists, the networks at its ends and those designed by hand, and what
+the largest network gains when one choice takes another option. Without a task the sizes are those of a small text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from experiments.arguments import parse
+from experiments.build import family_for, make
+from experiments.composing import VOCABULARY, composed, stand_in_family
+from experiments.devices import aligned
+from experiments.progress import Reporter
+from nas.encoding import Encoding
+from nas.protocols import Family
+from nas.space import Architecture, Choice, Condition, Option, SearchSpace
+from nas.types import Workload
+
+LAYER = re.compile(r"\blayer(\d+)\.")
+MIB = 2.0**20
+
+
+@dataclass
+class Words:
+    """What the command takes, beside the words of a space and of a task."""
+
+    space: str = "encoder"
+    task: str | None = None  # without one: texts over 8000 words
+    batch: int = 1
+    tokens: int | None = None  # 64, or the task's longest input
+
+
+def main(words: Sequence[str]) -> int:
+    """Raises ValueError: a word that it does not take, or a space or task that cannot be built so."""
+    parts = [word for word in words if word.startswith(("space.", "task."))]
+    given = parse(Words, [word for word in words if word not in parts])
+    if given.task is None and any(word.startswith("task.") for word in parts):
+        raise ValueError(f"{next(w for w in parts if w.startswith('task.'))}: needs task=…")
+    config = composed(f"space={given.space}", *([f"task={given.task}"] if given.task else []), *parts)
+    if given.task is None:
+        workload = Workload(given.batch, 64 if given.tokens is None else given.tokens)
+        family = stand_in_family(config, tokens=workload.tokens)
+        of = f"texts over {VOCABULARY} words, for want of a task=…"
+    else:
+        task = make(config, "task")
+        workload = Workload(given.batch, task.max_tokens if given.tokens is None else given.tokens)
+        family = family_for(task, make(config, "space"), config)
+        of = f"the task {task.name}"
+    family.example_input(workload)  # refuses a workload that the family cannot take
+    report = Reporter()
+    size = family.space.log10_size()
+    report.say(f"{family.space.name}: 10^{size:.1f} architectures; costs of {workload.batch} x {workload.tokens} tokens of {of}")
+    for rows in (choices(family.space), networks(family, workload), changes(family, workload)):
+        report.say("")
+        for line in aligned(rows):
+            report.say(line)
+    return 0
+
+
+def choices(space: SearchSpace) -> list[list[str]]:
+    """A row for each choice; layers that can choose the same share one."""
+    groups: dict[tuple[str, tuple[Option, ...]], list[Choice]] = {}
+    for choice in space.choices:
+        groups.setdefault((LAYER.sub("layerN.", choice.name), choice.options), []).append(choice)
+    rows = [["choice", "options", "exists for"]]
+    for (_, options), members in groups.items():
+        said = {condition_in_words(space, c, r): None for c in members for r in c.requires}
+        rows.append([named(members), " ".join(map(str, options)), " and ".join(said)])
+    return rows
+
+
+def named(members: Sequence[Choice]) -> str:
+    """The name of a choice, or of those of several layers: layer1-6.heads."""
+    found = [match for choice in members if (match := LAYER.search(choice.name))]
+    if len(members) == 1 or not found:
+        return members[0].name
+    layers = sorted(int(match[1]) for match in found)
+    whole = layers == list(range(layers[0], layers[-1] + 1))
+    return LAYER.sub(f"layer{f'{layers[0]}-{layers[-1]}' if whole else ','.join(map(str, layers))}.", members[0].name)
+
+
+def condition_in_words(space: SearchSpace, choice: Choice, condition: Condition) -> str:
+    """With N for the choice's own layer: `depth >= N`, `layerN.attention full or window`."""
+    layer = int(match[1]) if (match := LAYER.search(choice.name)) else None
+    on = space.by_name[condition.choice]
+    name = LAYER.sub("layerN.", on.name)
+    kept = condition.options
+    if on.is_nested and kept == on.options[-len(kept) :]:
+        refused = max((size for size in on.sizes if size not in kept), default=0)
+        same = layer is not None and refused < layer <= int(kept[0])
+        return f"{name} >= {'N' if same else kept[0]}"
+    return f"{name} {' or '.join(map(str, kept))}"
+
+
+def networks(family: Family, workload: Workload) -> list[list[str]]:
+    """Those at the ends of the space and those designed by hand, with what they cost."""
+    named_ = {**family.hand_designed(), "smallest": family.space.smallest()}
+    flops, parameters = costs(family, list(named_.values()), workload)
+    rows = [["network", "parameters", "MFLOPs", "MiB (float32)"]]
+    for name, f, p in zip(named_, flops, parameters, strict=True):
+        rows.append([name, f"{p:,.0f}", f"{f / 1e6:,.2f}", f"{4 * p / MIB:,.2f}"])
+    return rows
+
+
+def changes(family: Family, workload: Workload) -> list[list[str]]:
+    """What the largest network gains when one choice takes another option; layers that gain the same share a row."""
+    space = family.space
+    picks = {c.name: c.options[-1] if c.is_nested else c.options[0] for c in space.choices}
+    others = [(c, option) for c in space.choices for option in c.options if option != picks[c.name]]
+    flops, parameters = costs(family, [space.largest(), *(space.canonical({**picks, c.name: o}) for c, o in others)], workload)
+    groups: dict[tuple[str, Option, str, str], list[Choice]] = {}
+    for (choice, option), f, p in zip(others, flops[1:] - flops[0], parameters[1:] - parameters[0], strict=True):
+        gained = f"{p:+,.0f} ({p / parameters[0]:+.1%})", f"{f / 1e6:+,.2f} ({f / flops[0]:+.1%})"
+        groups.setdefault((LAYER.sub("layerN.", choice.name), option, *gained), []).append(choice)
+    rows = [["the largest with", "", "parameters", "MFLOPs"]]
+    for (_, option, p_gained, f_gained), members in groups.items():
+        one = " (each)" if len(members) > 1 else ""
+        rows.append([named(members) + one, str(option), p_gained, f_gained])
+    return rows
+
+
+def costs(family: Family, archs: Sequence[Architecture], workload: Workload) -> tuple[np.ndarray, np.ndarray]:
+    """FLOPs and parameters, [N] each."""
+    operators = family.operators(Encoding.of(family.space, archs), workload)
+    flops, parameters = (sum((getattr(op, name) for op in operators), np.zeros(len(archs))) for name in ("flops", "parameters"))
+    return flops, parameters

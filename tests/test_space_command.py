@@ -1,0 +1,64 @@
+"""`paretoformer space`: what it prints is what the family counts."""
+
+import numpy as np
+import pytest
+
+from experiments import space
+from experiments.cli import main
+from nas.encoding import Encoding
+from nas.types import Workload
+from search_spaces.encoder import EncoderFamily, encoder_space
+from tests.test_bad_input import refused
+
+FAMILY = EncoderFamily(encoder_space(width=(8, 16), depth=(1, 2, 4), heads=(1, 2), ffn=(8, 16)), 50, 3, 24, head_size=8)
+WORKLOAD = Workload(tokens=20)
+
+
+def test_costs_are_the_network_s():
+    archs = [FAMILY.space.sample(np.random.default_rng(seed)) for seed in range(4)]
+    flops, parameters = space.costs(FAMILY, archs, WORKLOAD)
+    counted = [sum(p.numel() for p in FAMILY.network(arch).parameters()) for arch in archs]
+    assert parameters.tolist() == counted
+    operators = FAMILY.operators(Encoding.of(FAMILY.space, archs), WORKLOAD)
+    assert flops.tolist() == pytest.approx(sum(op.flops + np.zeros(4) for op in operators).tolist())
+
+
+def test_choices_are_grouped_by_layer():
+    assert space.choices(FAMILY.space)[1:] == [
+        ["width", "8 16", ""],
+        ["depth", "1 2 4", ""],
+        ["layer1-4.attention", "full window none", "depth >= N"],
+        ["layer1-4.heads", "1 2", "layerN.attention full or window"],
+        ["layer1-4.ffn", "8 16", "depth >= N"],
+    ]
+
+
+def test_a_change_is_the_difference_of_two_networks():
+    rows = {(name, option): (p, f) for name, option, p, f in space.changes(FAMILY, WORKLOAD)[1:]}
+    assert len(rows) == 7  # one width, two depths, two kinds, one number of heads, one feed-forward: layers share a row
+    largest = FAMILY.space.largest()
+    narrow = FAMILY.space.canonical({**largest.as_dict, "width": 8})
+    flops, parameters = space.costs(FAMILY, [largest, narrow], WORKLOAD)
+    assert rows["width", "8"][0].startswith(f"{parameters[1] - parameters[0]:+,.0f} ")
+    assert rows["width", "8"][1].startswith(f"{(flops[1] - flops[0]) / 1e6:+,.2f} ")
+
+
+def test_the_command_prints_the_tables(capsys):
+    assert main(["space", "space=encoder_tiny", "tokens=32"]) == 0
+    said = capsys.readouterr().out
+    assert "encoder_tiny: 10^" in said
+    assert all(word in said for word in ("layer1-3.ffn", "smallest", "1 layer", "MiB", "layer1-3.heads (each)"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("space=nope",), "Available options in 'space'"),
+        (("sace=encoder",), "'sace=encoder' is not one of space=…, task=…, batch=…, tokens=…"),
+        (("task.vocab_size=100",), "task.vocab_size=100: needs task=…"),
+        (("tokens=0",), "tokens: 0 is not at least 1"),
+        (("space.width=[3,2]",), "width: options (3, 2) must be positive and ascending"),
+    ],
+)
+def test_mistakes_are_one_line(words, message):
+    refused("space", *words, message=message)
