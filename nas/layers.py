@@ -282,17 +282,27 @@ class Table(nn.Embedding):
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with a GELU between."""
+    """Two linear maps with a GELU between; gated, the GELU is multiplied with a third map (GEGLU, arXiv:2002.05202)."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, *, gated: bool = False) -> None:
         super().__init__()
         self.up = Linear(width, hidden)
+        self.gate = Linear(width, hidden) if gated else None
         self.down = Linear(hidden, width)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        result: Tensor = self.down(F.gelu(self.up(x_BTD)))
+        hidden_BTF = F.gelu(self.up(x_BTD))
+        if self.gate is not None:
+            hidden_BTF = hidden_BTF * self.gate(x_BTD)
+        result: Tensor = self.down(hidden_BTF)
         return result
 
-    def relaxed(self, x_BTD: Tensor, hidden_F: Tensor, gate: Tensor, width: Width) -> Tensor:
-        """The mixture over hidden sizes, in a residual branch with a gate that `hidden_F` already holds."""
-        return width.write(F.gelu(self.up(x_BTD)), self.down.weight * hidden_F, self.down.bias * gate)
+    def relaxed(self, x_BTD: Tensor, hidden_F: Tensor, gate: Tensor, width: Width, gated: Tensor | None) -> Tensor:
+        """The mixture over hidden sizes, in a residual branch with a gate that `hidden_F` already holds.
+
+        `gated` is the probability of the gated kind, where there is a choice.
+        """
+        hidden_BTF = F.gelu(self.up(x_BTD))
+        if self.gate is not None and gated is not None:
+            hidden_BTF = hidden_BTF * torch.lerp(torch.ones_like(gated), self.gate(x_BTD), gated)
+        return width.write(hidden_BTF, self.down.weight * hidden_F, self.down.bias * gate)

@@ -32,10 +32,12 @@ def encoder_space(
     heads: Sequence[int] = (1, 2, 4),
     ffn: Sequence[int] = (64, 128, 192, 256),
     attention: Sequence[str] = DEFAULT_KINDS,
+    ffn_kind: Sequence[str] = ("mlp",),
     name: str = "encoder",
 ) -> SearchSpace:
     """The choices of an encoder; the default holds about 10^9.4 architectures. Raises ValueError like `trunk_choices`."""
-    return SearchSpace(name, tuple(trunk_choices(width=width, depth=depth, heads=heads, ffn=ffn, attention=attention)))
+    choices = trunk_choices(width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, ffn_kind=ffn_kind)
+    return SearchSpace(name, tuple(choices))
 
 
 class Encoder(nn.Module):
@@ -137,8 +139,8 @@ class EncoderFamily:
 def encoder(
     *, vocab_size: int, num_classes: int, max_tokens: int, width: Sequence[int], depth: Sequence[int], heads: Sequence[int],
     ffn: Sequence[int], attention: Sequence[str], head_size: int, window: int, norm: NormPlace = "pre",
-    name: str = "encoder",
+    ffn_kind: Sequence[str] = ("mlp",), name: str = "encoder",
 ) -> EncoderFamily:  # fmt: skip
     """The family of a space that is given by its options; what a configuration builds. Raises ValueError like its parts."""
-    space = encoder_space(width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, name=name)
+    space = encoder_space(width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, ffn_kind=ffn_kind, name=name)
     return EncoderFamily(space, vocab_size, num_classes, max_tokens, head_size, window, norm)

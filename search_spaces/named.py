@@ -208,10 +208,10 @@ def operators(model: Published, workload: Workload) -> list[Operator]:
     """
     if model.tokens and workload.tokens != model.tokens:
         raise ValueError(f"tokens: {workload.tokens} of the workload are not the model's {model.tokens}")
-    shape = {"width": (model.width,), "depth": (model.depth,), "heads": (model.heads,), "ffn": (model.ffn,)}
-    family = EncoderFamily(
-        encoder_space(**shape, attention=("full",), name="named"), 1, 1, workload.tokens, model.width // model.heads
+    space = encoder_space(
+        width=(model.width,), depth=(model.depth,), heads=(model.heads,), ffn=(model.ffn,), attention=("full",), name="named"
     )
+    family = EncoderFamily(space, 1, 1, workload.tokens, model.width // model.heads)
     encoding = Encoding.of(family.space, [family.space.largest()])
     layers = [_as_floats(op) for op in family.operators(encoding, workload) if op.kind not in ("embedding", "head")]
     if model.shared:

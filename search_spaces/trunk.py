@@ -28,6 +28,7 @@ from nas.space import Architecture, Choice, Condition, SearchSpace
 
 ATTENTION_KINDS = ("full", "window", "linear", "none")
 DEFAULT_KINDS = ("full", "window", "none")
+FFN_KINDS = ("glu", "mlp")
 NormPlace = Literal["pre", "post"]
 NORM_PLACES: tuple[NormPlace, ...] = ("pre", "post")
 NORM_EPS = {"pre": 1e-5, "post": 1e-12}  # of torch, of BERT
@@ -35,13 +36,16 @@ TINY = 1e-6  # what is as good as no probability
 
 
 def trunk_choices(
-    *, width: Sequence[int], depth: Sequence[int], heads: Sequence[int], ffn: Sequence[int], attention: Sequence[str]
-) -> list[Choice]:
-    """Width, depth, and for each layer heads, feed-forward size and kind of attention.
+    *, width: Sequence[int], depth: Sequence[int], heads: Sequence[int], ffn: Sequence[int], attention: Sequence[str],
+    ffn_kind: Sequence[str] = FFN_KINDS[1:],
+) -> list[Choice]:  # fmt: skip
+    """Width, depth, and for each layer heads, feed-forward size, kind of attention and, if there are two, of feed-forward.
 
     Raises:
-        ValueError: an unknown kind of attention, or options that a `Choice` refuses.
+        ValueError: an unknown kind, or options that a `Choice` refuses.
     """
+    if set(ffn_kind) not in ({"mlp"}, set(FFN_KINDS)):
+        raise ValueError(f"ffn_kind: {tuple(ffn_kind)} is not ('mlp',) or {FFN_KINDS}")
     unknown = [kind for kind in attention if kind not in ATTENTION_KINDS]
     if unknown:
         raise ValueError(f"attention: {unknown[0]!r} is not one of {ATTENTION_KINDS}")
@@ -58,6 +62,8 @@ def trunk_choices(
             Choice(f"layer{layer}.heads", tuple(heads), (Condition(f"layer{layer}.attention", attending),)),
             Choice(f"layer{layer}.ffn", tuple(ffn), requires),
         ]
+        if len(ffn_kind) > 1:
+            choices.append(Choice(f"layer{layer}.ffn_kind", FFN_KINDS, requires))
     return choices
 
 
@@ -70,6 +76,7 @@ class Masks:
     kinds: Tensor  # [layers, 2 or 3]: full, window and, where the space has it, linear attention, times the gate
     heads: Tensor  # [layers, C]
     ffn: Tensor  # [layers, F], times the gate
+    gated: Tensor | None = None  # [layers]: P(the feed-forward is a GLU), where the space has a choice
 
 
 class Block(nn.Module):
@@ -77,7 +84,7 @@ class Block(nn.Module):
 
     def __init__(
         self, width: int, *, heads: int, ffn: int, attention: str, head_size: int, window: int, causal: bool,
-        backend: Backend, norm: NormPlace = "pre",
+        backend: Backend, norm: NormPlace = "pre", gated: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         if attention != "none":
@@ -88,7 +95,7 @@ class Block(nn.Module):
             )
         self.has_attention, self.norm = attention != "none", norm
         self.ffn_norm = Norm(width, eps=NORM_EPS[norm])
-        self.ffn = FeedForward(width, ffn)
+        self.ffn = FeedForward(width, ffn, gated=gated)
 
     def forward(self, x_BTD: Tensor, bias: Tensor) -> Tensor:
         if self.norm == "post":
@@ -103,7 +110,7 @@ class Block(nn.Module):
 
     def relaxed(
         self, x_BTD: Tensor, bias: Tensor, inside_TT: Tensor, width: Width, kinds: Tensor, heads_C: Tensor,
-        ffn_F: Tensor, gate: Tensor,
+        ffn_F: Tensor, gate: Tensor, gated: Tensor | None,
     ) -> Tensor:  # fmt: skip
         """The block under its row of `Masks`.
 
@@ -116,11 +123,11 @@ class Block(nn.Module):
             written = self.attention.relaxed(x_BTD, bias, inside_TT, given, heads_C, width)
             x_BTD = torch.lerp(x_BTD, self.attention_norm.relaxed(width.centre_again(x_BTD + written), width), attends)
             present = gate.clamp_min(TINY)
-            written = self.ffn.relaxed(x_BTD, ffn_F / present, gate / present, width)
+            written = self.ffn.relaxed(x_BTD, ffn_F / present, gate / present, width, gated)
             return torch.lerp(x_BTD, self.ffn_norm.relaxed(width.centre_again(x_BTD + written), width), gate)
         normed = self.attention_norm.relaxed(x_BTD, width)
         x_BTD = x_BTD + self.attention.relaxed(normed, bias, inside_TT, kinds, heads_C, width)
-        return x_BTD + self.ffn.relaxed(self.ffn_norm.relaxed(x_BTD, width), ffn_F, gate, width)
+        return x_BTD + self.ffn.relaxed(self.ffn_norm.relaxed(x_BTD, width), ffn_F, gate, width, gated)
 
 
 class Stack(nn.Module):
@@ -142,7 +149,8 @@ class Stack(nn.Module):
             result: Tensor = x_BTD if self.norm_first else self.norm(x_BTD)
             return result
         inside_TT = inside_window(x_BTD.shape[1], self.window, bias, causal=self.causal)
-        rows = zip(masks.kinds.unbind(), masks.heads.unbind(), masks.ffn.unbind(), masks.gates.unbind(), strict=True)
+        gated = masks.gated.unbind() if masks.gated is not None else [None] * len(self.blocks)
+        rows = zip(masks.kinds.unbind(), masks.heads.unbind(), masks.ffn.unbind(), masks.gates.unbind(), gated, strict=True)
         width = Width.of(masks.width)
         x_BTD = width.centre(x_BTD)
         x_BTD = self.norm.relaxed(x_BTD, width) if self.norm_first else x_BTD
@@ -188,7 +196,7 @@ class Trunk:
     def largest_stack(self) -> Stack:
         """With a full-attention layer everywhere, so that it holds every shared weight."""
         sizes = {name: self.space.by_name[name].largest for name in ("width", "layer1.heads", "layer1.ffn")}
-        layers = [("full", sizes["layer1.heads"], sizes["layer1.ffn"])] * self.num_layers
+        layers = [("full", sizes["layer1.heads"], sizes["layer1.ffn"], self._has_glu)] * self.num_layers
         return self._build(sizes["width"], layers, "matmul")
 
     def stack(self, arch: Architecture, backend: Backend) -> Stack:
@@ -197,14 +205,15 @@ class Trunk:
         for layer in range(1, arch.size("depth") + 1):
             attention = str(arch[f"layer{layer}.attention"])
             heads = arch.size(f"layer{layer}.heads") if attention != "none" else 0
-            layers.append((attention, heads, arch.size(f"layer{layer}.ffn")))
+            gated = self._has_glu and arch[f"layer{layer}.ffn_kind"] == "glu"
+            layers.append((attention, heads, arch.size(f"layer{layer}.ffn"), gated))
         return self._build(arch.size("width"), layers, backend)
 
-    def _build(self, width: int, layers: Sequence[tuple[str, int, int]], backend: Backend) -> Stack:
+    def _build(self, width: int, layers: Sequence[tuple[str, int, int, bool]], backend: Backend) -> Stack:
         shared = {"head_size": self.head_size, "window": self.window, "causal": self.causal, "norm": self.norm}
         blocks = [
-            Block(width, heads=heads, ffn=ffn, attention=kind, backend=backend, **shared)  # type: ignore[arg-type]
-            for kind, heads, ffn in layers
+            Block(width, heads=heads, ffn=ffn, attention=kind, gated=gated, backend=backend, **shared)  # type: ignore[arg-type]
+            for kind, heads, ffn, gated in layers
         ]
         return Stack(blocks, width, window=self.window, causal=self.causal, norm=self.norm)
 
@@ -213,7 +222,7 @@ class Trunk:
         of them are one product with a constant matrix."""
         with torch.autocast(encoding.values.device.type, enabled=False):
             parts = (encoding.values @ torch.as_tensor(self._mask_matrix).to(encoding.values)).split(self._mask_sizes)
-        width_D, gates_L, kinds, heads, ffn = parts
+        width_D, gates_L, kinds, heads, ffn, gated_L = parts
         per_layer = (self.num_layers, -1)
         return Masks(
             width=width_D,
@@ -221,7 +230,12 @@ class Trunk:
             kinds=kinds.view(per_layer) * gates_L[:, None],
             heads=heads.view(per_layer),
             ffn=ffn.view(per_layer) * gates_L[:, None],
+            gated=gated_L if self._has_glu else None,
         )
+
+    @property
+    def _has_glu(self) -> bool:
+        return "layer1.ffn_kind" in self.space.by_name
 
     @property
     def _mixed(self) -> tuple[str, ...]:
@@ -233,7 +247,7 @@ class Trunk:
         channels = self.space.by_name["layer1.heads"].largest * self.head_size
         layers = self.num_layers
         widths = [self.space.by_name["width"].largest, layers, len(self._mixed) * layers, channels * layers]
-        return [*widths, self.space.by_name["layer1.ffn"].largest * layers]
+        return [*widths, self.space.by_name["layer1.ffn"].largest * layers, self._has_glu * layers]
 
     @functools.cached_property
     def _mask_matrix(self) -> np.ndarray:
@@ -248,17 +262,18 @@ class Trunk:
         def prefix(choice: str, unit: int = 1) -> np.ndarray:
             return rows(choice, prefix_membership(self.space.by_name[choice], unit=unit))
 
-        def kinds(choice: str) -> np.ndarray:
+        def kinds(choice: str, wanted: Sequence[str]) -> np.ndarray:
             options = self.space.by_name[choice].options
-            return rows(choice, np.array([[option == kind for kind in self._mixed] for option in options], dtype=float))
+            return rows(choice, np.array([[option == kind for kind in wanted] for option in options], dtype=float))
 
         return np.concatenate(
             [
                 prefix("width"),
                 prefix("depth"),
-                *(kinds(f"layer{layer}.attention") for layer in layers),
+                *(kinds(f"layer{layer}.attention", self._mixed) for layer in layers),
                 *(prefix(f"layer{layer}.heads", self.head_size) for layer in layers),
                 *(prefix(f"layer{layer}.ffn") for layer in layers),
+                *(kinds(f"layer{layer}.ffn_kind", ("glu",)) for layer in layers if self._has_glu),
             ],
             axis=1,
         )
@@ -288,6 +303,18 @@ class Trunk:
                     gate * 4.0 * all_tokens * (width + 2.0 * hidden),
                 ),
             ]
+            if self._has_glu:
+                p = gate * encoding.probability(f"layer{layer}.ffn_kind", "glu")
+                operators.append(
+                    Operator(
+                        "ffn.gate",
+                        p,
+                        p * 2.0 * all_tokens * width * hidden,
+                        p * (4.0 * width * hidden + 4.0 * all_tokens * (width + 3.0 * hidden)),
+                        p * (width * hidden + hidden),
+                        p * 4.0 * all_tokens * (width + 3.0 * hidden),
+                    )
+                )
         return operators
 
     def pairs_of(self, tokens: int) -> dict[str, float]:

@@ -22,7 +22,8 @@ KINDS = [("full", "window", "none"), ("full", "window", "linear", "none"), ("lin
 @pytest.fixture(params=[*((kinds, "pre") for kinds in KINDS), *((kinds, "post") for kinds in KINDS[:2])], ids=str)
 def family(request) -> EncoderFamily:
     kinds, norm = request.param
-    space = encoder_space(width=(8, 12, 16), depth=(1, 2, 3), heads=(1, 2), ffn=(8, 16), attention=kinds)
+    gated = ("glu", "mlp") if "linear" in kinds else ("mlp",)
+    space = encoder_space(width=(8, 12, 16), depth=(1, 2, 3), heads=(1, 2), ffn=(8, 16), attention=kinds, ffn_kind=gated)
     return EncoderFamily(space, vocab_size=50, num_classes=5, max_tokens=24, head_size=4, window=3, norm=norm)
 
 
@@ -103,7 +104,7 @@ def test_a_post_norm_mixture_is_one_of_what_comes_out_of_the_norm(inputs):
     [block] = trained(family.supernet()).stack.blocks
     x, bias, one = torch.randn(2, 3, 16).double(), torch.zeros(2, 1, 1, 3).double(), torch.ones(()).double()
     masks = [torch.tensor([0.3, 0.0], dtype=torch.float64), torch.ones(16).double(), torch.ones(8).double(), one]
-    mixed = block.relaxed(x, bias, inside_window(3, 1, bias), Width.of(torch.ones(16).double()), *masks)
+    mixed = block.relaxed(x, bias, inside_window(3, 1, bias), Width.of(torch.ones(16).double()), *masks, None)
     y = 0.3 * block.attention_norm(x + block.attention(x, bias)) + 0.7 * x
     torch.testing.assert_close(mixed, block.ffn_norm(y + block.ffn(y)), rtol=1e-10, atol=1e-10)
 

@@ -38,12 +38,12 @@ from nas.protocols import Family
 from nas.supernet import call, cut_out, skeleton
 from nas.types import Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
-from search_spaces.trunk import ATTENTION_KINDS
+from search_spaces.trunk import ATTENTION_KINDS, FFN_KINDS
 
 KINDS = ATTENTION_KINDS[:-1]
 FULL = {
     "width": (32, 48, 64, 96, 128, 192, 256), "depth": (1, 2, 3, 4, 6, 8, 10, 12), "heads": (1, 2, 4, 8),
-    "ffn": (64, 128, 192, 256, 384, 512, 768), "attention": ATTENTION_KINDS,
+    "ffn": (64, 128, 192, 256, 384, 512, 768), "attention": ATTENTION_KINDS, "ffn_kind": FFN_KINDS,
 }  # fmt: skip
 """The choices of conf/space/encoder_full.yaml."""
 
