@@ -25,7 +25,21 @@ def build(config: DictConfig, *, report: Reporter) -> Pipeline:
     Raises:
         ValueError: what a constructor refused, in its own words; a missing value; a target outside our packages.
     """
-    settings = Settings(
+    settings = make_settings(config)
+    device, latency_model, make_family = (make(config, name) for name in ("device", "latency_model", "space"))
+    if not callable(make_family):
+        raise ValueError(f"space: {make_family.name} has no networks that can be built; it is searched with device=recorded")
+    task = make(config, "task")
+    family = make_family(vocab_size=task.vocab_size, num_classes=len(task.labels), max_tokens=task.max_tokens)
+    return Pipeline(
+        task=task, family=family, device=device, latency_model=latency_model, settings=settings, directory=config.run,
+        store=MeasurementStore(store_folder(config.store)), report=report,
+    )  # fmt: skip
+
+
+def make_settings(config: DictConfig) -> Settings:
+    """The plain values. Raises ValueError like `build`."""
+    return Settings(
         **{name: config[name] for name in PLAIN},
         supernet=make(config, "init"),
         calibration=make(config, "calibration"),
@@ -33,13 +47,6 @@ def build(config: DictConfig, *, report: Reporter) -> Pipeline:
         outer=make(config, "searcher"),
         finish=make(config, "finish"),
     )
-    device, latency_model, make_family = (make(config, name) for name in ("device", "latency_model", "space"))
-    task = make(config, "task")
-    family = make_family(vocab_size=task.vocab_size, num_classes=len(task.labels), max_tokens=task.max_tokens)
-    return Pipeline(
-        task=task, family=family, device=device, latency_model=latency_model, settings=settings, directory=config.run,
-        store=MeasurementStore(store_folder(config.store)), report=report,
-    )  # fmt: skip
 
 
 def store_folder(name: str | None) -> Path:
