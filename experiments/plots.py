@@ -303,7 +303,7 @@ def capacity_figure(results: Mapping[str, Any], points: Mapping[str, Sequence[tu
     axes.plot(x[-1], y[-1], "o", ms=13, mfc="none", mec=INK, mew=1.6, zorder=8, ls="none", label="picked by the search")
     asked, known = results["verdict"]["asked_ms"], results["held_out"]
     if known["kept"] is not None:
-        at = (known["recorded_ms"], known["num_parameters"] / 1e6)
+        at = (known["measured_ms"], known["num_parameters"] / 1e6)
         axes.plot(*at, "D", ms=8, mfc=GREEN if known["kept"] else VERMILLION, mec="white", zorder=7, ls="none",
                   label=f"recorded network picked by its bound: {'kept' if known['kept'] else 'BROKEN'}")  # fmt: skip
     axes.axvline(asked, color=VERMILLION, lw=1.4, ls=(0, (5, 3)), zorder=2, label=f"asked {format_ms(asked)} ms", gid="budget")

@@ -102,7 +102,7 @@ class TableSearch:
             asked_ms=asked_ms, asked_origin=origin, predicted_ms=best.objectives["latency_ms"],
             predicted_upper_ms=best.objectives["upper_ms"], unmeasured="nobody has run this network",
         )  # fmt: skip
-        known = judge(halves, asked_ms, origin)
+        unseen = halves.prediction
         results = {
             "title": f"{self.space.name} on {self.device.name}",
             "device": dict(self.device.environment),
@@ -110,10 +110,8 @@ class TableSearch:
             "picked_id": best.arch.id,
             "num_parameters": self._num_parameters(best),
             "verdict": asdict(new),
-            "held_out": known,
-            "predictor": quality(
-                halves.recorded_ms, halves.prediction.mean_ms, halves.prediction.upper_ms, halves.fitted_ms.tolist()
-            ),
+            "held_out": judge(halves, asked_ms, origin),
+            "predictor": quality(halves.recorded_ms, unseen.mean_ms, unseen.upper_ms, halves.fitted_ms.tolist()),
             "most_parameters": {role: self._num_parameters(front[-1]) for role, front in fronts.items()},
             "hypervolume_shares": {role: self._area(front, asked_ms) for role, front in fronts.items()},
             "command": command,
@@ -228,26 +226,15 @@ class TableSearch:
 
 
 def judge(halves: Halves, asked_ms: float, origin: str) -> dict[str, Any]:
-    """The held-out network that would be picked for a budget: its predicted and recorded time, and the verdict in words.
-
-    `given_up_percent` is the capacity that it lacks against the largest network that truly keeps the budget.
-    """
-    prediction, recorded = halves.prediction, halves.recorded_ms
-    picked = pick(prediction.upper_ms, halves.capacity, asked_ms)
-    truly = pick(recorded, halves.capacity, asked_ms)
+    """The verdict on the held-out network that would be picked for a budget, by its recorded time."""
+    picked = pick(halves.prediction.upper_ms, halves.capacity, asked_ms)
     if picked is None:
         return {"kept": None, "sentence": f"none has a bound within {format_ms(asked_ms)} ms"}
+    mean, upper = (float(values[picked]) for values in (halves.prediction.mean_ms, halves.prediction.upper_ms))
     verdict = Verdict.of(
-        asked_ms=asked_ms, asked_origin=origin, predicted_ms=float(prediction.mean_ms[picked]),
-        predicted_upper_ms=float(prediction.upper_ms[picked]), measured_ms=float(recorded[picked]),
+        asked_ms=asked_ms, asked_origin=origin, predicted_ms=mean, predicted_upper_ms=upper,
+        measured_ms=float(halves.recorded_ms[picked]),
     )  # fmt: skip
-    capacity = float(halves.capacity[picked])
-    return {
-        "kept": verdict.kept,
-        "sentence": f"the largest whose bound fits, {capacity / 1e6:.1f} M: {verdict.sentence.replace('measured', 'recorded')}",
-        "predicted_ms": verdict.predicted_ms,
-        "predicted_upper_ms": verdict.predicted_upper_ms,
-        "recorded_ms": verdict.measured_ms,
-        "num_parameters": round(capacity),
-        "given_up_percent": None if truly is None else 100 * (1 - capacity / float(halves.capacity[truly])),
-    }
+    capacity = int(halves.capacity[picked])
+    words = f"the largest whose bound fits, {capacity / 1e6:.1f} M: {verdict.sentence.replace('measured', 'recorded')}"
+    return {**asdict(verdict), "sentence": words, "num_parameters": capacity}

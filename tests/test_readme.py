@@ -131,6 +131,9 @@ def test_a_space_is_searched_in_its_recorded_table(recorded, tmp_path):
     assert "asked 5000 ms" in done.stdout
     assert (tmp_path / "runs/hat/pareto.csv").is_file()
     assert (tmp_path / "runs/hat/.hydra/config.yaml").is_file()
+    done = command("export", "run=runs/hat", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "is a search in a table and has no networks" in done.stderr
 
 
 def test_calibrate_takes_a_table_of_ones_own(tmp_path):
