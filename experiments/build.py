@@ -27,7 +27,21 @@ def build(config: DictConfig, *, report: Reporter) -> Pipeline:
     Raises:
         ValueError: what a constructor refused, in its own words; a missing value; a target outside our packages.
     """
-    settings = Settings(
+    settings = make_settings(config)
+    device, latency_model, make_family = (make(config, name) for name in ("device", "latency_model", "space"))
+    if not callable(make_family):
+        raise ValueError(f"space: {make_family.name} has no networks that can be built; it is searched with device=recorded")
+    task = make(config, "task")
+    family = family_for(task, make_family, config)
+    return Pipeline(
+        task=task, family=family, device=device, latency_model=latency_model, settings=settings, directory=config.run,
+        store=MeasurementStore(store_folder(config.store)), report=report,
+    )  # fmt: skip
+
+
+def make_settings(config: DictConfig) -> Settings:
+    """The plain values. Raises ValueError like `build`."""
+    return Settings(
         **{name: config[name] for name in PLAIN},
         supernet=make(config, "init"),
         calibration=make(config, "calibration"),
@@ -35,13 +49,6 @@ def build(config: DictConfig, *, report: Reporter) -> Pipeline:
         outer=make(config, "searcher"),
         finish=make(config, "finish"),
     )
-    device, latency_model, make_family = (make(config, name) for name in ("device", "latency_model", "space"))
-    task = make(config, "task")
-    family = family_for(task, make_family, config)
-    return Pipeline(
-        task=task, family=family, device=device, latency_model=latency_model, settings=settings, directory=config.run,
-        store=MeasurementStore(store_folder(config.store)), report=report,
-    )  # fmt: skip
 
 
 def family_for(task: Task, make_family: Callable[..., Family], config: DictConfig) -> Family:

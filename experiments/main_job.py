@@ -7,26 +7,38 @@ import shlex
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.build import build
+from experiments.build import build, make, make_settings
 from experiments.conclude import conclude
+from experiments.pipeline import Pipeline
 from experiments.progress import Reporter
+from experiments.table_search import TableSearch
+from nas.space import SearchSpace
 
 
 def run(config: DictConfig) -> None:
-    """Searches, writes and says what was found. Raises what `Pipeline.search` raises."""
+    """Searches, writes and says what was found. Raises what `Pipeline.search` and `TableSearch.search` raise."""
     report = Reporter()
     hydra_config = HydraConfig.get()
     overrides = list(hydra_config.overrides.task)
     if hydra_config.mode is not None and hydra_config.mode.name == "MULTIRUN":
         config = OmegaConf.merge(config, {"run": hydra_config.runtime.output_dir})  # type: ignore[assignment]
-    pipeline = build(config, report=report)
-    with pipeline.run.lock():
-        pipeline.claim()
+    space = make(config, "space")
+    job: Pipeline | TableSearch
+    if isinstance(space, SearchSpace):  # no family: there is nothing to build or train
+        device, settings = make(config, "device"), make_settings(config)
+        job = TableSearch(space, device, settings=settings, directory=config.run, report=report)
+    else:
+        job = build(config, report=report)
+    with job.run.lock():
+        job.claim()
         resolved = OmegaConf.to_container(config, resolve=True)
         for name, content in (("config", resolved), ("overrides", overrides)):
-            with pipeline.run.replacing(f".hydra/{name}.yaml") as path:
+            with job.run.replacing(f".hydra/{name}.yaml") as path:
                 path.write_text(OmegaConf.to_yaml(content))
-        report.say(f"Run: {pipeline.run.path}  (stop at any time; the same command with run={pipeline.run.path} goes on)")
+        report.say(f"Run: {job.run.path}  (stop at any time; the same command with run={job.run.path} goes on)")
         words = [w for w in overrides if not w.startswith("run=")]
-        command = shlex.join(["paretoformer", "search", *words, f"run={pipeline.run.path}"])
-        conclude(pipeline, pipeline.search(), command=command, report=report)
+        command = shlex.join(["paretoformer", "search", *words, f"run={job.run.path}"])
+        if isinstance(job, Pipeline):
+            conclude(job, job.search(), command=command, report=report)
+        else:
+            job.search(command=command)

@@ -46,6 +46,10 @@ def load(run: RunDirectory) -> tuple[Results, list[Candidate]]:
     """What a finished run concluded, and all candidates. Raises RunError for an unfinished or damaged one."""
     if not run.has("results.json"):
         raise RunError(f"run: {run.path} is not finished; paretoformer search run={run.path} with its overrides goes on with it")
+    if "choices" in run.read_json("run.json"):  # of `experiments.table_search`
+        raise RunError(
+            f"run: {run.path} is a search in a table and has no networks; its pareto.csv and pareto.png say everything"
+        )
     try:
         return Results.from_json(run.read_json("results.json")), [_candidate(r) for r in run.read_lines("candidates.jsonl")]
     except (KeyError, TypeError, ValueError) as error:

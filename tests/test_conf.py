@@ -64,9 +64,9 @@ def test_every_component_builds_with_the_constructor_s_defaults(group, name, req
             assert given == default, f"{group}.{key}"
 
 
-@pytest.mark.parametrize("name", [n for g, n in CHOICES if g == "space"])
+@pytest.mark.parametrize("name", [n for g, n in CHOICES if g == "space" and n != "hat"])
 def test_family_contract(name, tmp_path):
-    """What every space must keep; the law of its supernet is in test_supernet."""
+    """What every space with networks must keep; the law of its supernet is in test_supernet."""
     family = hydra.utils.instantiate(composed(f"space={name}", "run=unused").space, _convert_="all")(
         vocab_size=60, num_classes=3, max_tokens=16
     )

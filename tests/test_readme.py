@@ -130,6 +130,18 @@ def test_calibrate_takes_recorded_tables(recorded, tmp_path):
     assert "Raspberry Pi 4" in done.stdout
 
 
+def test_a_space_is_searched_in_its_recorded_table(recorded, tmp_path):
+    words = [word.replace("=DIR", f"={recorded}") for word in line_of("search space=hat")]
+    done = command(*words, "searcher.evaluations=30", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "asked 5000 ms" in done.stdout
+    assert (tmp_path / "runs/hat/pareto.csv").is_file()
+    assert (tmp_path / "runs/hat/.hydra/config.yaml").is_file()
+    done = command("export", "run=runs/hat", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "is a search in a table and has no networks" in done.stderr
+
+
 def test_calibrate_takes_a_table_of_ones_own(tmp_path):
     rows = [f"{depth},{width},{0.1 * depth * width + 1}" for depth in range(1, 7) for width in (32, 48, 64, 96, 128)]
     (tmp_path / "mine.csv").write_text("\n".join(["depth,width,time", *rows]) + "\n")

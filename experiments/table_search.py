@@ -1,0 +1,240 @@
+"""A search in a space that is known from a table of measurements alone: the most parameters that a budget buys.
+
+    paretoformer search space=hat device=recorded device.table=hat_raspberrypi4 device.data=DIR budget_ms=5000 run=DIR
+
+Nothing is trained and nothing can be measured, so a network's worth is its capacity: the parameters of its layers. Half of the
+table is fitted, with a bound that holds for picks. The other half judges it: of those networks, too, the largest whose bound is
+within the budget is picked, and its recorded time says whether the budget is kept.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from experiments import plots
+from experiments.calibration import quality
+from experiments.progress import Reporter
+from experiments.results import Verdict, format_ms
+from experiments.run_directory import RunDirectory
+from experiments.settings import Settings
+from hardware.recorded import RecordedDevice
+from hardware.tables import TABLES
+from latency_models.drift import no_signal
+from latency_models.intervals import Bounded, pick
+from latency_models.physical import PhysicalRegressor
+from nas.darts import BudgetError
+from nas.pareto import hypervolume
+from nas.protocols import Device, Searcher
+from nas.search import RandomSearcher, search
+from nas.space import Architecture, SearchSpace
+from nas.types import Candidate, Prediction, Provenance, pareto_front
+from search_spaces import hat
+
+COVERAGE = 0.95
+OBJECTIVES = ("latency_ms", "missing")  # the parameters that the largest network has more
+COLUMNS = ("id", "role", "predicted_ms", "predicted_upper_ms", "num_parameters", "on_front", "picked", "arch")
+
+
+@dataclass(frozen=True)
+class Halves:
+    """A table in two halves: the times that were fitted; of the other half the capacity, the times and what is predicted."""
+
+    model: Bounded
+    fitted_ms: np.ndarray
+    capacity: np.ndarray
+    recorded_ms: np.ndarray
+    prediction: Prediction
+
+
+class TableSearch:
+    """One search; the constructor checks what can be checked before work starts.
+
+    Raises:
+        ValueError: a device that has no measurements of this space, or a directory that cannot be used.
+    """
+
+    def __init__(
+        self, space: SearchSpace, device: Device, *, settings: Settings, directory: Path | str, report: Reporter
+    ) -> None:
+        if not (isinstance(device, RecordedDevice) and device.table.features == hat.FEATURES):
+            tables = ", ".join(name for name, table in TABLES.items() if name.startswith("hat_") and table.unit == "ms")
+            raise ValueError(
+                f"device: {device.name} has no measurements of the space {space.name}; give device=recorded, with device.table=… "
+                f"one of {tables}"
+            )
+        self.space, self.device, self.settings, self.report = space, device, settings, report
+        self.most, self.fewest = (int(n) for n in hat.num_parameters(hat.features([space.largest(), space.smallest()])))
+        self.run = RunDirectory(directory)
+
+    def claim(self) -> None:
+        """Makes the directory this run's. Raises RunError if it is another's; nothing in it is changed then."""
+        choices = hashlib.sha256(json.dumps(self.space.to_json()).encode()).hexdigest()[:12]
+        device = {"device": self.device.name, "device fingerprint": self.device.fingerprint}
+        settings = {"seed": self.settings.seed, "budget_ms": self.settings.budget_ms, "searcher": repr(self.settings.outer)}
+        self.run.claim({"space": self.space.name, "choices": choices, **device, **settings})
+
+    def search(self, *, command: str) -> dict[str, Any]:
+        """Fits, searches, judges, prints and writes; returns what `results.json` holds.
+
+        Raises:
+            ValueError: a table whose times have nothing to do with its networks.
+            BudgetError: no network meets the budget.
+        """
+        halves = self._fit()
+        asked_ms, origin = self._budget(halves.model)
+        roles = ("search", "random") if self.settings.outer.baseline else ("search",)
+        found = {role: self._explore(role, halves.model, asked_ms) for role in roles}
+        within = {role: [c for c in of_role if c.objectives["upper_ms"] <= asked_ms] for role, of_role in found.items()}
+        fronts = {role: pareto_front(of_role, *OBJECTIVES) for role, of_role in within.items()}
+        best = fronts["search"][-1]
+        new = Verdict.of(
+            asked_ms=asked_ms, asked_origin=origin, predicted_ms=best.objectives["latency_ms"],
+            predicted_upper_ms=best.objectives["upper_ms"], unmeasured="nobody has run this network",
+        )  # fmt: skip
+        unseen = halves.prediction
+        results = {
+            "title": f"{self.space.name} on {self.device.name}",
+            "device": dict(self.device.environment),
+            "seed": self.settings.seed,
+            "picked_id": best.arch.id,
+            "num_parameters": self._num_parameters(best),
+            "verdict": asdict(new),
+            "held_out": judge(halves, asked_ms, origin),
+            "predictor": quality(halves.recorded_ms, unseen.mean_ms, unseen.upper_ms, halves.fitted_ms.tolist()),
+            "most_parameters": {role: self._num_parameters(front[-1]) for role, front in fronts.items()},
+            "hypervolume_shares": {role: self._area(front, asked_ms) for role, front in fronts.items()},
+            "command": command,
+        }
+        self._show(fronts["search"], results)
+        self._write(found, fronts["search"], best, halves, results)
+        return results
+
+    def _fit(self) -> Halves:
+        table = self.device.table
+        costs, capacity = hat.costs(table.rows), hat.num_parameters(table.rows)
+        fitted, others = np.array_split(np.random.default_rng(self.settings.seed).permutation(len(table)), 2)
+        model = Bounded(PhysicalRegressor(), coverage=COVERAGE)
+        model.fit(costs[fitted], table.values[fitted], capacity=capacity[fitted])
+        halves = Halves(model, table.values[fitted], capacity[others], table.values[others], model.predict(costs[others]))
+        if why := no_signal(halves.recorded_ms, halves.prediction.mean_ms):
+            raise ValueError(f"device.table: {table.name}: {why}; no search can start on it")
+        return halves
+
+    def _budget(self, model: Bounded) -> tuple[float, str]:
+        """What was asked, or half of the largest network's predicted latency, and who said so."""
+        prediction = model.predict(hat.costs(hat.features([self.space.smallest(), self.space.largest()])))
+        (smallest, largest), fastest = prediction.mean_ms.tolist(), float(prediction.upper_ms[0])
+        asked = self.settings.budget_ms
+        asked_ms, origin = (asked, "user") if asked is not None else (largest / 2, "half of the largest network's latency")
+        if asked_ms < fastest:
+            raise BudgetError(
+                f"budget_ms: {asked_ms:.4g} is below the fastest network of the space, which takes {smallest:.4g} ms "
+                f"(upper bound {fastest:.4g} ms); the largest takes {largest:.4g} ms"
+            )
+        self.report.say(f"Budget: {format_ms(asked_ms)} ms ({origin}); the largest network takes {format_ms(largest)} ms")
+        return asked_ms, origin
+
+    def _explore(self, role: str, model: Bounded, asked_ms: float) -> tuple[Candidate, ...]:
+        """As many architectures for either role, the smallest first, which is within the budget."""
+
+        def evaluate(arch: Architecture) -> Candidate:
+            rows = hat.features([arch])
+            prediction = model.predict(hat.costs(rows))
+            objectives = {
+                "latency_ms": float(prediction.mean_ms[0]),
+                "upper_ms": float(prediction.upper_ms[0]),
+                "missing": self.most - float(hat.num_parameters(rows)[0]),
+            }
+            return Candidate(arch, objectives, dict.fromkeys(objectives, Provenance.PREDICTED), phase=role)
+
+        settings = self.settings.outer
+        searcher: Searcher = RandomSearcher(self.space, seed=self.settings.seed)
+        if role == "search":
+            searcher = settings.make_searcher(
+                self.space, objectives=OBJECTIVES, seed=self.settings.seed, initial=[],
+                constraint=("upper_ms", asked_ms), storage=None,
+            )  # fmt: skip
+        smallest = evaluate(self.space.smallest())
+        searcher.tell(smallest)
+        title = {"search": "Search", "random": "Random search, for comparison"}[role]
+        with self.report.phase(title, settings.evaluations):
+            return search(searcher, evaluate, num_evaluations=settings.evaluations, known=[smallest]).candidates
+
+    def _num_parameters(self, candidate: Candidate) -> int:
+        return int(self.most - candidate.objectives["missing"])
+
+    def _area(self, front: Sequence[Candidate], asked_ms: float) -> float:
+        """Hypervolume up to the budget and the smallest network's parameters, as a share of what no network could exceed."""
+        reference = (asked_ms, self.most - self.fewest)
+        costs = np.array([[c.objectives[name] for name in OBJECTIVES] for c in front])
+        return hypervolume(costs, reference) / math.prod(reference)
+
+    def _show(self, front: Sequence[Candidate], results: Mapping[str, Any]) -> None:
+        table = Table("network", "predicted (ms)", "at most", "parameters (M)", "encoder", "decoder", box=SIMPLE_HEAD)
+        table.title = f"{results['title']}: the front, with average feed-forward sizes"
+        for candidate, row in zip(front, hat.features([c.arch for c in front]), strict=True):
+            times = (format_ms(candidate.objectives[name]) for name in ("latency_ms", "upper_ms"))
+            width, layers, ffn, _, decoder_width, depth, decoder_ffn, *_ = row
+            stacks = (f"{layers:g} × {width:g}, ffn {ffn:.0f}", f"{depth:g} × {decoder_width:g}, ffn {decoder_ffn:.0f}")
+            table.add_row(candidate.arch.id, *times, f"{self._num_parameters(candidate) / 1e6:.1f}", *stacks)
+        self.report.console.print(table)
+        predictor, known = results["predictor"], results["held_out"]
+        self.report.say(
+            f"From {predictor['num_fit']} rows, the other {predictor['num_held_out']} are predicted to "
+            f"{predictor['mape_percent']:.1f} % (rank correlation {predictor['spearman']:.3f})."
+        )
+        if "random" in results["most_parameters"]:
+            (ours, theirs), (area, other) = (results[n].values() for n in ("most_parameters", "hypervolume_shares"))
+            self.report.say(
+                f"Random search at equal evaluations finds {theirs / 1e6:.1f} M parameters against {ours / 1e6:.1f} M, "
+                f"hypervolume {other:.3f} against {area:.3f}."
+            )
+        self.report.say(f"{results['picked_id']}, {results['num_parameters'] / 1e6:.1f} M: {results['verdict']['sentence']}")
+        self.report.say(f"Of recorded networks that were not fitted, {known['sentence']}")
+
+    def _write(
+        self, found: Mapping[str, Sequence[Candidate]], front: Sequence[Candidate], best: Candidate, halves: Halves,
+        results: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        with self.run.replacing("pareto.csv") as path, path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            for c in (c for of_role in found.values() for c in of_role):
+                times = (f"{c.objectives[name]:.6g}" for name in ("latency_ms", "upper_ms"))
+                flags = (str(flag).lower() for flag in (c in front, c is best))
+                writer.writerow([c.arch.id, c.phase, *times, self._num_parameters(c), *flags, json.dumps(c.arch.to_json())])
+        points = {
+            role: [(c.objectives["latency_ms"], self._num_parameters(c) / 1e6) for c in of_role]
+            for role, of_role in {**found, "front": front}.items()
+        }
+        points["recorded"] = list(zip(halves.recorded_ms.tolist(), (halves.capacity / 1e6).tolist(), strict=True))
+        with self.run.replacing("pareto.png") as path:
+            path.write_bytes(plots.png(plots.capacity_figure(results, points)))
+        self.run.write_json("results.json", results)
+        self.report.say(f"Written: {self.run.path}/pareto.csv, pareto.png, results.json")
+
+
+def judge(halves: Halves, asked_ms: float, origin: str) -> dict[str, Any]:
+    """The verdict on the held-out network that would be picked for a budget, by its recorded time."""
+    picked = pick(halves.prediction.upper_ms, halves.capacity, asked_ms)
+    if picked is None:
+        return {"kept": None, "sentence": f"none has a bound within {format_ms(asked_ms)} ms"}
+    mean, upper = (float(values[picked]) for values in (halves.prediction.mean_ms, halves.prediction.upper_ms))
+    verdict = Verdict.of(
+        asked_ms=asked_ms, asked_origin=origin, predicted_ms=mean, predicted_upper_ms=upper,
+        measured_ms=float(halves.recorded_ms[picked]),
+    )  # fmt: skip
+    capacity = int(halves.capacity[picked])
+    words = f"the largest whose bound fits, {capacity / 1e6:.1f} M: {verdict.sentence.replace('measured', 'recorded')}"
+    return {**asdict(verdict), "sentence": words, "num_parameters": capacity}
