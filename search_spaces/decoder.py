@@ -56,6 +56,7 @@ class Decoder(nn.Module):
         """Logits [B, T, V] of the token after each, of token ids and a mask that is 1 for tokens and 0 for padding behind them,
         both int64 [B, T]. At padding they mean nothing."""
         x_BTD = self.begin(token_ids_BT)
+        x_BTD = x_BTD * attention_mask_BT[:, :, None].to(x_BTD.dtype)  # so that it is an input even if no layer attends
         return self.logits(self.stack(x_BTD, self.bias(attention_mask_BT, x_BTD), masks))
 
     def begin(self, token_ids_BT: Tensor) -> Tensor:
