@@ -230,18 +230,18 @@ class TextFile(LanguageModel):
 
 
 class PythonSource(LanguageModel):
-    """The Python files of the pinned package Django, in the order of the hashes of their paths, at most `max_bytes` of them.
+    """The Python files of the pinned package Django, in the order of the hashes of their paths, at most `max_characters` of them.
 
     Raises:
         ValueError: django is not installed, or in another version; or what `LanguageModel` refuses.
     """
 
     def __init__(
-        self, *, vocab_size: int = BYTES, max_tokens: int = 128, max_bytes: int = 2_000_000, held_out: float = 0.05
+        self, *, vocab_size: int = BYTES, max_tokens: int = 128, max_characters: int = 2_000_000, held_out: float = 0.05
     ) -> None:
-        check_at_least(1, max_bytes=max_bytes)
+        check_at_least(1, max_characters=max_characters)
         super().__init__(
-            "python_source", read_sources()[:max_bytes], vocab_size=vocab_size, max_tokens=max_tokens,
+            "python_source", read_sources()[:max_characters], vocab_size=vocab_size, max_tokens=max_tokens,
             architecture_fraction=held_out, validation_fraction=held_out, test_fraction=held_out,
         )  # fmt: skip
 
