@@ -17,7 +17,7 @@ from experiments.settings import Settings
 from hardware.store import MeasurementStore
 from nas.protocols import Family, Task
 
-PLAIN = ("seed", "budget_ms", "batch", "tokens", "torch_threads", "train_on", "checkpoint_seconds")
+PLAIN = ("seed", "budget_ms", "batch", "tokens", "mode", "past", "torch_threads", "train_on", "checkpoint_seconds")
 ALLOWED = ("experiments.", "hardware.", "latency_models.", "nas.", "search_spaces.", "sklearn.")
 
 

@@ -24,7 +24,7 @@ from hardware.quality import Session
 from hardware.store import MeasurementStore
 from hardware.timing import Exported, measure
 from nas.encoding import Encoding
-from nas.export import export_for
+from nas.export import export_for, form_of
 from nas.protocols import Device, Family, LatencyModel, UncertainLatencyModel
 from nas.space import Architecture
 from nas.types import Measurement, Workload
@@ -81,11 +81,10 @@ def export_for_timing(
     family: Family, archs: Sequence[Architecture], workload: Workload, folder: Path, *, device: Device
 ) -> list[Exported]:
     """Networks with random weights, exported for the device as the ones that ship are: times do not depend on the weights."""
-    example = family.example_input(workload)
-    inputs = {name: value.numpy() for name, value in example.items()}
+    forms = ((arch, *form_of(family, family.network(arch, backend="blocks"), workload)) for arch in archs)
     return [
-        Exported(arch, export_for(device, family.network(arch, backend="blocks"), example, folder / arch.id), inputs)
-        for arch in archs
+        Exported(arch, export_for(device, form, example, folder / arch.id), {n: value.numpy() for n, value in example.items()})
+        for arch, form, example in forms
     ]
 
 

@@ -13,6 +13,7 @@ COMMANDS = {
     "pareto": ("experiments.pareto", "show a finished run again: run=DIR"),
     "export": ("experiments.export", "export another network of a run: run=DIR pick=knee"),
     "space": ("experiments.space", "show what a search space holds and costs: space=encoder"),
+    "generate": ("experiments.generate", "go on with a text, by an exported decoder: export=DIR prompt=TEXT tokens=100"),
     "devices": ("experiments.devices", "list the devices: those that measure and those that were recorded"),
     "calibrate": ("experiments.calibrate", "fit a latency predictor to a device or to a table of measurements"),
     "measure": ("experiments.measure", "time ONNX files or a run's network: measure FILE.onnx device=local_cpu"),

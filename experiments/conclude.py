@@ -57,7 +57,7 @@ def assemble(
         hypervolumes=hypervolumes(networks, reference),
         hypervolume_reference=reference,
         ledger=tuple(LedgerEntry(phase, **entry) for phase, entry in ledger.items()),
-        notes=_notes(outcome),
+        notes=_notes(outcome, shipped),
         command=command,
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     )
@@ -115,7 +115,7 @@ def _describe(pipeline: Pipeline) -> str:
     return ", ".join(str(word) for word in words if word)
 
 
-def _notes(outcome: Outcome) -> tuple[str, ...]:
+def _notes(outcome: Outcome, shipped: Shipped) -> tuple[str, ...]:
     """What a reader should know to judge the numbers."""
     notes = [f"Networks were trained on {outcome.compute}."]
     if (measurement := outcome.choice.measurement) is not None:
@@ -127,6 +127,9 @@ def _notes(outcome: Outcome) -> tuple[str, ...]:
     if unmeasured := len(outcome.finalists) - len(outcome.measurements):
         notes.append(f"{unmeasured} of {len(outcome.finalists)} networks could not be measured; their latencies are predicted.")
     notes.append("Validation errors chose the network, so they flatter it; the test split was read once, by the exported file.")
+    if shipped.test_metrics:
+        said = ", ".join(f"{value:.3f} {name}" for name, value in shipped.test_metrics.items())
+        notes.append(f"The exported file on the test split: {said}.")
     for p in outcome.proposals:
         notes.append(
             f"The differentiable search proposed {p.arch.id} for {p.budget_ms:.3f} ms: predicted {p.predicted_ms:.3f} ms "

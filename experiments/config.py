@@ -16,6 +16,8 @@ class SearchConfig:
     budget_ms: float | None = None  # latency that must not be exceeded; null: half of the largest network's
     batch: int = 1  # sequences in one call of the timed workload
     tokens: int | None = None  # tokens of each; null: the task's longest input
+    mode: str = "encode"  # whose latency counts: encode (whole inputs), prefill (a prompt), decode (one more token of a decoder)
+    past: int = 0  # tokens before the decoded one
     torch_threads: int = 2  # threads that training uses
     train_on: str = "auto"  # a torch device; auto: CUDA where there is one
     checkpoint_seconds: float = 10.0  # how much supernet training a kill may cost

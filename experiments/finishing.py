@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,13 @@ from experiments.settings import FinishSettings
 from hardware.timing import Exported, HasDeployment, measure
 from nas.compute import Compute
 from nas.encoding import Encoding
-from nas.export import compare, export_for, export_onnx, format_of, open_session
+from nas.export import compare, export_for, export_onnx, form_of, format_of, open_session
 from nas.pareto import hypervolume
-from nas.protocols import Batch, Device, Family, Task
+from nas.protocols import Batch, Device, Family, GenerativeFamily, Task, TaskWithMetrics
 from nas.space import Architecture
 from nas.supernet import cut_out, error_percent, state_of
 from nas.training import fine_tune, shrink_and_perturb
-from nas.types import Candidate, Measurement, Workload
+from nas.types import MODES, Candidate, Measurement, Workload
 
 EVALUATION_TOKENS = 8192  # tokens a batch where nothing is trained
 FOLDER = "shortlist"
@@ -57,7 +58,7 @@ class Finisher:
     def steps(self, arch: Architecture) -> int:
         """Steps that cost as many FLOPs as `train.steps` of the largest network, at most `most_steps`."""
         encoding = Encoding.of(self.family.space, [self.family.space.largest(), arch])
-        largest, own = sum(operator.flops + np.zeros(2) for operator in self.family.operators(encoding, self.workload))
+        largest, own = sum(operator.flops + np.zeros(2) for operator in self.family.operators(encoding, self.workload.encoded))
         return min(self.settings.most_steps, int(self.settings.train.steps * largest / own))
 
     def finish(self, arch: Architecture, supernet: nn.Module) -> None:
@@ -78,7 +79,7 @@ class Finisher:
             batches = list(self.task.batches("validation", tokens_per_batch=EVALUATION_TOKENS, seed=None))
             error = error_percent(network.eval(), [b.to(self.compute.device) for b in batches], self.task, self.compute)
         else:
-            error = self.file_error_percent(arch, "validation")
+            error = self.file_scores(arch, "validation")["error_percent"]
         seconds = round(time.perf_counter() - start, 2)
         facts = {
             "arch": arch.to_json(), "error_percent": error, "train_steps": config.steps, "train_seconds": seconds,
@@ -115,10 +116,11 @@ class Finisher:
 
     def _exported(self, arch: Architecture, folder: Path) -> Exported:
         """The file that ships, or the same network in the other format that the device runs."""
-        example = self.family.example_input(self.workload)
-        path = self.onnx_path(arch)
-        if format_of(self.device) != "onnx":
-            path = export_for(self.device, self.network(arch), example, folder / f"finished-{arch.id}")
+        form, example = form_of(self.family, self.network(arch), self.workload)
+        if format_of(self.device) == "onnx":
+            path = self.onnx_path(arch, self.workload.mode)
+        else:
+            path = export_for(self.device, form, example, folder / f"finished-{arch.id}")
         return Exported(arch, path, {name: value.numpy() for name, value in example.items()})
 
     def verdict(self, arch: Architecture, *, reference_ms: float | None) -> Measurement:
@@ -126,15 +128,20 @@ class Finisher:
         phase, rounds = f"verdict {arch.id}", 2 * self.settings.rounds
         return self.measure([arch], reference_ms=reference_ms, phase=phase, rounds=rounds)[arch.id]
 
-    def file_error_percent(self, arch: Architecture, split: str) -> float:
-        """Error in percent of the file that ships itself, run by ONNX Runtime over a split."""
+    def file_scores(self, arch: Architecture, split: str) -> dict[str, Any]:
+        """`error_percent` and the task's own `metrics` of the file that ships itself, run by ONNX Runtime over a split."""
         session = open_session(self.shipped_path(arch), threads=torch.get_num_threads())
         wrong, total = 0.0, 0
+        sums: Counter[str] = Counter()
         for batch in self.task.batches(split, tokens_per_batch=EVALUATION_TOKENS, seed=None):
             feed = {name: value.numpy() for name, value in self._named(batch).items()}
-            wrong += self.task.error(torch.from_numpy(session.run(None, feed)[0]), batch.targets)
+            outputs = torch.from_numpy(session.run(None, feed)[0])
+            wrong += self.task.error(outputs, batch.targets)
             total += len(batch.targets)
-        return 100.0 * wrong / total
+            if isinstance(self.task, TaskWithMetrics):
+                sums.update(self.task.totals(outputs, batch.targets))
+        metrics = dict(self.task.metrics(sums)) if isinstance(self.task, TaskWithMetrics) else {}
+        return {"error_percent": 100.0 * wrong / total, "metrics": metrics}
 
     def parity(self, arch: Architecture, *, num_examples: int = 256) -> dict[str, Any]:
         """How the file's answers agree with the network's on at least so many real test inputs (their labels are not read)."""
@@ -147,12 +154,26 @@ class Finisher:
         difference, equal, total = compare(self.network(arch), self.shipped_path(arch), inputs)
         return {"num_examples": total, "max_abs_difference": difference, "equal_decisions": equal / total, "inputs": "test split"}
 
-    def onnx_path(self, arch: Architecture) -> Path:
-        return self.run / f"{FOLDER}/{arch.id}.onnx"
+    def onnx_path(self, arch: Architecture, mode: str = "encode") -> Path:
+        """The file of a finished network; for another mode than `encode` it is written when it is first asked for."""
+        if mode == "encode":
+            return self.run / f"{FOLDER}/{arch.id}.onnx"
+        path = self.run / f"{FOLDER}/{arch.id}.{mode}.onnx"
+        if not path.is_file():
+            whole = self.workload.encoded
+            tokens, past = (whole.tokens, 0) if mode == "prefill" else (1, whole.tokens - 1)
+            workload = Workload(whole.batch, tokens, mode, past)
+            export_onnx(*form_of(self.family, self.network(arch), workload), path)
+        return path
 
-    def shipped_path(self, arch: Architecture) -> Path:
+    def files(self, arch: Architecture) -> dict[str, Path]:
+        """What ships, by its names there; the first answers for whole inputs."""
+        others = MODES[1:] if isinstance(self.family, GenerativeFamily) else ()
+        return {"model.onnx": self.shipped_path(arch), **{f"{mode}.onnx": self.shipped_path(arch, mode) for mode in others}}
+
+    def shipped_path(self, arch: Architecture, mode: str = "encode") -> Path:
         """The file that the device really runs, of those that are ONNX: the exported one, or its quantisation."""
-        path = self.onnx_path(arch)
+        path = self.onnx_path(arch, mode)
         return self.device.deployed(path) if isinstance(self.device, HasDeployment) else path
 
     def _named(self, batch: Batch) -> dict[str, torch.Tensor]:

@@ -35,7 +35,7 @@ from hardware.recorded import RecordedDevice
 from hardware.store import MeasurementStore
 from nas.compute import Compute, choose_compute
 from nas.darts import BudgetError, Darts, Proposal
-from nas.protocols import Batch, Device, DeviceError, DifferentiableLatencyModel, Family, LatencyModel, Task
+from nas.protocols import Batch, Device, DeviceError, DifferentiableLatencyModel, Family, GenerativeFamily, LatencyModel, Task
 from nas.search import RandomSearcher, search
 from nas.space import Architecture
 from nas.supernet import inherited_error, state_of
@@ -102,7 +102,10 @@ class Pipeline:
             raise ValueError(f"latency_model: {type(latency_model).__name__} is not differentiable, the search needs expected_ms")
         self.task, self.family, self.device, self.latency_model = task, family, device, latency_model
         self.settings, self.store, self.report = settings, store, report
-        self.workload = Workload(batch=settings.batch, tokens=settings.tokens or task.max_tokens)
+        tokens = settings.tokens or (1 if settings.mode == "decode" else task.max_tokens)
+        self.workload = Workload(settings.batch, tokens, settings.mode, settings.past)
+        if self.workload.mode != "encode" and not isinstance(family, GenerativeFamily):
+            raise ValueError(f"mode: {settings.mode!r} is for spaces of decoders; {family.space.name} answers for whole inputs")
         family.example_input(self.workload)  # refuses a workload that the family cannot take
         self.run = RunDirectory(directory)
 

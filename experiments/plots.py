@@ -114,7 +114,7 @@ def pareto_figure(results: Results, candidates: Sequence[Candidate], *, width: f
     if limits.shows_trivial and trivial:
         axes.axhline(trivial[1], color=PURPLE, lw=1.6, ls=":", zorder=2, gid="trivial")
     workload = results.workload
-    words = f"{results.device} · batch {workload.batch}, {workload.tokens} tokens, {workload.mode} · lower left is better"
+    words = f"{results.device} · {workload.words} · lower left is better"
     _head(figure, axes, results.title, words)
     handles = {tuple: HandlerTuple(None)}
     figure.legend(*_legend(results, candidates), loc="outside lower left", ncols=2 if width > NARROW else 1, handler_map=handles)

@@ -96,7 +96,7 @@ class Settings:
 
     Args:
         budget_ms: latency that must not be exceeded, or None for half of the largest network's measured latency.
-        batch, tokens: the workload that is timed; None tokens means the task's longest input.
+        batch, tokens, mode, past: the workload that is timed; None tokens: the longest input, or the one that is decoded.
         torch_threads: threads that training uses.
         train_on: a torch device, or "auto" for CUDA where there is one.
         checkpoint_seconds: how much supernet training a kill may cost.
@@ -109,6 +109,8 @@ class Settings:
     budget_ms: float | None = None
     batch: int = 1
     tokens: int | None = None
+    mode: str = "encode"
+    past: int = 0
     torch_threads: int = 2
     train_on: str = "auto"
     checkpoint_seconds: float = 10.0

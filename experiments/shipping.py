@@ -1,6 +1,9 @@
 """The folder that ships: one ONNX file, and what is needed to use it, to trust it and to make it again.
 
 export/<id>/  model.onnx  tokenizer.json  labels.json  parity.json  architecture.json  config.yaml  card.md
+
+A decoder ships prefill.onnx and decode.onnx too: the same weights with a cache of keys and values, as `paretoformer generate`
+uses them.
 """
 
 from __future__ import annotations
@@ -16,10 +19,17 @@ from typing import Any
 from experiments.finishing import Finisher
 from experiments.results import Verdict, format_ms
 from latency_models.memory import memory_of_file
+from nas.protocols import GenerativeFamily
 from nas.space import Architecture
 from nas.types import Measurement
 
 TEST = "test.json"
+CACHE = """
+`prefill.onnx` takes `token_ids` of prompts of one length and gives `logits` [batch, 1, words] of the next token and, for each
+layer that attends, `present.<layer>.key` and `.value`, float32 [batch, heads, past, head size]. `decode.onnx` takes one token of
+each sequence, `token_ids` and `position_ids`, int64 [batch, 1], and these as `past_key_values.<layer>.key` and `.value`; past may
+be 0. A layer with a window keeps as many tokens as it sees. All three files hold the same weights.
+"""
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,7 @@ class Shipped:
 
     folder: Path
     test_error_percent: float
+    test_metrics: Mapping[str, float]
     num_test_reads: int
     parity: Mapping[str, Any]
     file_bytes: int
@@ -41,8 +52,9 @@ def ship(finisher: Finisher, arch: Architecture, measurement: Measurement | None
     run = finisher.run
     folder = run / f"export/{arch.id}"
     folder.mkdir(parents=True, exist_ok=True)
-    with run.replacing(f"export/{arch.id}/model.onnx") as path:
-        shutil.copyfile(finisher.shipped_path(arch), path)
+    for name, source in finisher.files(arch).items():
+        with run.replacing(f"export/{arch.id}/{name}") as path:
+            shutil.copyfile(source, path)
     finisher.task.save_preprocessing(folder)
     parity = {**finisher.record(arch)["export"], **finisher.parity(arch), "path": "model.onnx"}
     run.write_json(f"export/{arch.id}/parity.json", parity)
@@ -51,11 +63,12 @@ def ship(finisher: Finisher, arch: Architecture, measurement: Measurement | None
         shutil.copyfile(run / ".hydra/config.yaml", folder / "config.yaml")
     tests = run.read_json(TEST) if run.has(TEST) else {}
     if arch.id not in tests:
-        tests[arch.id] = finisher.file_error_percent(arch, "test")
+        tests[arch.id] = finisher.file_scores(arch, "test")
         run.write_json(TEST, tests)
     shipped = Shipped(
         folder=folder,
-        test_error_percent=tests[arch.id],
+        test_error_percent=tests[arch.id]["error_percent"],
+        test_metrics=tests[arch.id]["metrics"],
         num_test_reads=len(tests),
         parity=parity,
         file_bytes=(folder / "model.onnx").stat().st_size,
@@ -82,8 +95,11 @@ def card(
         "" if shipped.num_test_reads == 1 else f" The test split has been read for {shipped.num_test_reads} networks of this run."
     )
     parity = f"{100 * shipped.parity['equal_decisions']:.2f} % of {shipped.parity['num_examples']} test inputs"
-    example = finisher.family.example_input(workload)
+    example = finisher.family.example_input(workload.encoded)
     memory = memory_of_file(shipped.folder / "model.onnx", {name: value.numpy() for name, value in example.items()})
+    metrics = "".join(f"\n| {name} on the test split | {value:.3f} |" for name, value in shipped.test_metrics.items())
+    timed = "this file" if workload.mode == "encode" else f"`{workload.mode}.onnx`"
+    cache = CACHE if isinstance(finisher.family, GenerativeFamily) else ""
     facts = "\n".join(f"- {name}: {value}" for name, value in environment.items())
     return f"""# {task.name}: network {arch.id}
 
@@ -91,11 +107,11 @@ A transformer for `{task.name}`, found by paretoformer in the space `{finisher.f
 
 | what | value |
 |---|---|
-| error on the test split, by this file | {shipped.test_error_percent:.2f} % |
+| error on the test split, by this file | {shipped.test_error_percent:.2f} % |{metrics}
 | error on the validation split, which chose it | {record["error_percent"]:.2f} % |
-| latency of this file on {device.name} | {times} |
+| latency of {timed} on {device.name} | {times} |
 | budget | {verdict.asked_ms:.3f} ms: {within} |
-| workload | batch {workload.batch}, {workload.tokens} tokens |
+| workload | {workload.words} |
 | parameters | {record["export"]["num_parameters"]:,} |
 | memory as ONNX Runtime places it | weights {memory.weights_mib:.2f} MiB, activations {memory.activations_mib:.2f} MiB |
 | file | {shipped.file_bytes:,} bytes, sha256 `{digest}` |
@@ -106,7 +122,7 @@ A transformer for `{task.name}`, found by paretoformer in the space `{finisher.f
 ## Input and output
 
 {task.interface}
-
+{cache}
 ## Architecture
 
 ```json

@@ -1,6 +1,6 @@
 """Measurements kept between runs: a folder of JSON-lines files, one for a family, a workload and a device in one environment.
 
-    <signature>-<batch>x<tokens>-<mode>-<device fingerprint>.jsonl
+    <signature>-<batch>x<tokens>-<mode>[<past tokens>]-<device fingerprint>.jsonl
 
 A line is `Measurement.to_json()` with the `fingerprint` of the device's environment and the family's `signature`. Nothing that
 can be read is ever removed; what is not used is said in a note. Any file can be deleted at any time: its networks are measured
@@ -118,7 +118,7 @@ def sentinel_reference(measurements: Iterable[Measurement]) -> float | None:
 
 
 def _prefix(signature: str, workload: Workload) -> str:
-    return f"{signature}-{workload.batch}x{workload.tokens}-{workload.mode}-"
+    return f"{signature}-{workload.batch}x{workload.tokens}-{workload.mode}{workload.past or ''}-"
 
 
 def _unused(number: int, which: str, why: str) -> str:

@@ -28,6 +28,9 @@ Backend = Literal["matmul", "fused", "blocks"]
 calls `scaled_dot_product_attention`, `blocks` computes a sliding window block by block (the form that is exported)."""
 
 softmax_backward = torch.ops.aten._softmax_backward_data  # of the gradient, the probabilities, the axis and the type
+Cache = tuple[Tensor, Tensor]
+"""Keys and values of earlier tokens, [B, H, past, K] each."""
+
 BLOCKED = -1e4  # added to a score, it leaves no weight after the softmax in any precision
 
 
@@ -243,13 +246,31 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, bias: Tensor) -> Tensor:
         """`bias` is added to the scores: [B, 1, 1, T], or [B, 1, T, T] whose last row is that of the padding."""
+        return self._attend(*self._split(x_BTD), bias)
+
+    def cached(self, x_BTD: Tensor, bias: Tensor | None, past: Cache | None) -> tuple[Tensor, Cache]:
+        """The same, and what later tokens need: the keys and values so far, of a window the last W of them.
+
+        Without a past, `bias` is that of `forward`. With one, x is a single token, which sees all of the past and itself.
+        """
         q, k, v = self._split(x_BTD)
+        if past is None:
+            assert bias is not None
+            mixed_BTD = self._attend(q, k, v, bias)
+        else:
+            k, v = (torch.cat(pair, dim=2) for pair in zip(past, (k, v), strict=True))
+            mixed_BTD = self._mix(torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ v)
+        if self.kind == "window":
+            k, v = k[:, :, -self.window :], v[:, :, -self.window :]
+        return mixed_BTD, (k, v)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         if self.kind == "linear":
             return self._mix(linear_attention(q, k, v, bias[:, :, -1:]))
         if self.backend == "blocks" and self.kind == "window":
             return self._mix(blocked_window_attention(q, k, v, bias[:, :, -1:], self.window, causal=self.causal))
         if self.kind == "window":
-            bias = bias + (1.0 - inside_window(x_BTD.shape[1], self.window, bias, causal=self.causal)) * BLOCKED
+            bias = bias + (1.0 - inside_window(q.shape[2], self.window, bias, causal=self.causal)) * BLOCKED
         if self.backend == "fused":
             return self._mix(F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=1.0))
         return self._mix(torch.softmax(q @ k.transpose(-1, -2) + bias, dim=-1) @ v)

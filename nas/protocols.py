@@ -105,6 +105,19 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class TaskWithMetrics(Task, Protocol):
+    """A task with further figures of what ships, beside the error."""
+
+    def totals(self, outputs: torch.Tensor, targets: torch.Tensor) -> Mapping[str, float]:
+        """Of one batch: what adds up over batches."""
+        ...
+
+    def metrics(self, totals: Mapping[str, float]) -> Mapping[str, float]:
+        """The figures by their names, from the sums over a split."""
+        ...
+
+
+@runtime_checkable
 class Family(Protocol):
     """A search space, and the networks that its points stand for."""
 
@@ -136,6 +149,15 @@ class Family(Protocol):
 
     def operators(self, encoding: Encoding, workload: Workload) -> list[Operator]:
         """What the networks cost, multilinear in the sizes of independent choices."""
+        ...
+
+
+@runtime_checkable
+class GenerativeFamily(Family, Protocol):
+    """A family whose networks also go on token by token, with keys and values of the past as inputs and outputs."""
+
+    def form(self, network: nn.Module, workload: Workload) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+        """What runs for a workload of any mode, over the network's own weights, and its inputs by name."""
         ...
 
 

@@ -17,25 +17,47 @@ import numpy as np
 from nas.pareto import non_dominated
 from nas.space import Architecture, SearchSpace
 
+MODES = ("encode", "prefill", "decode")
+
 
 @dataclass(frozen=True)
 class Workload:
-    """What is timed: `batch` sequences of `tokens` tokens, encoded in one call.
+    """What is timed: one call for `batch` sequences of `tokens` tokens.
+
+    `encode` answers for whole sequences. `prefill` reads a prompt and keeps what later tokens need; `decode` then answers for one
+    more token with `past` tokens kept.
 
     Raises:
-        ValueError: a size under 1 or an unknown mode.
+        ValueError: a size under 1, an unknown mode, more than one token to decode, or a past for another mode.
     """
 
     batch: int = 1
     tokens: int = 64
     mode: str = "encode"
+    past: int = 0
 
     def __post_init__(self) -> None:
         for name in ("batch", "tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
-        if self.mode not in ("encode",):
-            raise ValueError(f"mode: {self.mode!r} is not one of ('encode',)")
+        if self.mode not in MODES:
+            raise ValueError(f"mode: {self.mode!r} is not one of {MODES}")
+        if self.mode == "decode" and self.tokens != 1:
+            raise ValueError(f"tokens: {self.tokens} are not decoded in one call, mode=decode takes 1")
+        if self.past < 0:
+            raise ValueError(f"past: {self.past} is negative")
+        if self.past and self.mode != "decode":
+            raise ValueError(f"past: {self.past} tokens are kept for mode=decode, not for {self.mode!r}")
+
+    @property
+    def encoded(self) -> Workload:
+        """The whole sequences, encoded in one call."""
+        return Workload(self.batch, self.past + self.tokens)
+
+    @property
+    def words(self) -> str:
+        past = f" after {self.past} tokens" if self.mode == "decode" else ""
+        return f"batch {self.batch}, {self.tokens} token{'s' * (self.tokens != 1)}, {self.mode}{past}"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from nas.encoding import Encoding
@@ -22,6 +21,7 @@ from nas.protocols import Operator
 from nas.space import Architecture, SearchSpace
 from nas.types import Workload
 from search_spaces.compact import inside
+from search_spaces.tokens import embedding_operator, example_tokens
 from search_spaces.trunk import DEFAULT_KINDS, Masks, NormPlace, Stack, Trunk, trunk_choices
 
 
@@ -114,21 +114,19 @@ class EncoderFamily:
         """Random tokens without padding, by input name; the same for the same workload.
 
         Raises:
-            ValueError: more tokens than the family's positions.
+            ValueError: more tokens than the family's positions, or another mode than `encode`.
         """
-        if workload.tokens > self.max_tokens:
-            raise ValueError(f"tokens: {workload.tokens} of the workload are more than max_tokens {self.max_tokens}")
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(self.vocab_size, (workload.batch, workload.tokens), generator=generator)
-        return {"token_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if workload.mode != "encode":
+            raise ValueError(f"mode: {workload.mode!r} is not one of ('encode',), an encoder keeps nothing for later tokens")
+        return example_tokens(workload, vocab_size=self.vocab_size, max_tokens=self.max_tokens)
 
     def operators(self, encoding: Encoding, workload: Workload) -> list[Operator]:
         """Those of the embedding, the head and the trunk."""
         tokens = workload.batch * workload.tokens
         width, classes = encoding.expected("width"), self.num_classes
-        table, final = (self.vocab_size + self.max_tokens) * width, (width + 1.0) * classes + 2.0 * width
+        final = (width + 1.0) * classes + 2.0 * width
         return [
-            Operator("embedding", 1.0, 0.0 * width, 8.0 * tokens * width, table, 12.0 * tokens * width),
+            embedding_operator(self.vocab_size + self.max_tokens, tokens, width),
             Operator("head", 1.0, 2.0 * workload.batch * width * classes, 4.0 * classes * width, final),
             *self.trunk.operators(
                 encoding, batch=workload.batch, tokens=workload.tokens, pairs=self.trunk.pairs_of(workload.tokens)

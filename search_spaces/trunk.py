@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.encoding import Array, Encoding, prefix_membership
-from nas.layers import Attention, AttentionKind, Backend, FeedForward, Norm, Width, inside_window
+from nas.layers import Attention, AttentionKind, Backend, Cache, FeedForward, Norm, Width, inside_window
 from nas.protocols import Operator
 from nas.space import Architecture, Choice, Condition, SearchSpace
 
@@ -107,6 +107,15 @@ class Block(nn.Module):
             x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), bias)
         result: Tensor = x_BTD + self.ffn(self.ffn_norm(x_BTD))
         return result
+
+    def cached(self, x_BTD: Tensor, bias: Tensor | None, past: Cache | None) -> tuple[Tensor, Cache | None]:
+        """The same with `Attention.cached`; without attention there is nothing to keep."""
+        present: Cache | None = None
+        if self.has_attention:
+            mixed_BTD, present = self.attention.cached(self.attention_norm(x_BTD), bias, past)
+            x_BTD = x_BTD + mixed_BTD
+        result: Tensor = x_BTD + self.ffn(self.ffn_norm(x_BTD))
+        return result, present
 
     def relaxed(
         self, x_BTD: Tensor, bias: Tensor, inside_TT: Tensor, width: Width, kinds: Tensor, heads_C: Tensor,
@@ -330,6 +339,12 @@ class Trunk:
             "linear live": 2.0 * T * K + K * K,
             "window live": 10.0 * blocks * W * K,  # query; keys and values, three times; slices of keys
         }
+
+    def pairs_of_next(self, past: int) -> dict[str, float]:
+        """The same of a single token that sees the kept ones of `past` tokens and itself."""
+        keys = {"full": past + 1, "window": min(past, self.window) + 1}
+        # Alive of a head are its scores twice, and keys and values as they were and with the new one.
+        return {**keys, **{f"{kind} live": seen * (2 + 4 * self.head_size) for kind, seen in keys.items()}}
 
     def _attention_operators(
         self, encoding: Encoding, layer: str, gate: Array, width: Array, batch: int, tokens: Array, pairs: Mapping[str, Array]

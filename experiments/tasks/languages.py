@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from importlib.metadata import distribution
+from importlib.metadata import Distribution, distribution
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -57,16 +57,22 @@ class Languages(TextClassification):
         super().__init__("languages", splits=splits, vocab_size=vocab_size, max_tokens=max_tokens)
 
 
+def pinned_django(task: str) -> Distribution:
+    """The files of the installed package. Raises PackageNotFoundError, or ValueError for another version."""
+    django = distribution("django")
+    if django.version != DJANGO_VERSION:
+        raise ValueError(f"django: version {django.version} is not {DJANGO_VERSION}, which {task!r} is made of; {INSTALL}")
+    return django
+
+
 def read_catalogues() -> list[Translation]:
     """Every translation of Django's catalogues that is not marked as obsolete or fuzzy."""
     try:
         import polib
 
-        django = distribution("django")
+        django = pinned_django("languages")
     except ImportError as error:
         raise ValueError(f"task: 'languages' needs django=={DJANGO_VERSION} and polib; {INSTALL}") from error
-    if django.version != DJANGO_VERSION:
-        raise ValueError(f"django: version {django.version} is not {DJANGO_VERSION}, which 'languages' is made of; {INSTALL}")
     translations = []
     for file in django.files or ():
         if catalogue := CATALOGUE.search(str(file)):

@@ -1,0 +1,246 @@
+"""Causal language models: width, depth, and for each layer heads, feed-forward size and kind of attention.
+
+Shapes: B sequences, T tokens, P tokens of the past, D width, H heads, K channels of a head, V words. Learned positions; the
+output matrix is the embedding (tied, Press & Wolf, arXiv:1608.05859).
+
+    tokens -> embedding + position -> causal stack -> logits of the next token, at every token
+
+One network has three forms over the same weights, all of which are exported: the network itself answers at every token at once,
+`Prefill` reads a prompt, and `Decode` goes on token by token with the keys and values that both of these return.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nas.encoding import Encoding
+from nas.layers import Backend, Cache, Table, causal_bias, padding_bias
+from nas.protocols import Operator
+from nas.space import Architecture, SearchSpace
+from nas.types import Workload
+from search_spaces.tokens import embedding_operator, example_tokens
+from search_spaces.trunk import DEFAULT_KINDS, Block, Masks, Stack, Trunk, trunk_choices
+
+
+def decoder_space(
+    *,
+    width: Sequence[int] = (32, 48, 64, 96, 128),
+    depth: Sequence[int] = (1, 2, 3, 4, 5, 6),
+    heads: Sequence[int] = (1, 2, 4),
+    ffn: Sequence[int] = (64, 128, 256, 384),
+    attention: Sequence[str] = DEFAULT_KINDS,
+    name: str = "decoder",
+) -> SearchSpace:
+    """The choices of a decoder. Raises ValueError like `trunk_choices`."""
+    return SearchSpace(name, tuple(trunk_choices(width=width, depth=depth, heads=heads, ffn=ffn, attention=attention)))
+
+
+class Decoder(nn.Module):
+    """A decoder; at its largest size and called with `masks` it is the supernet."""
+
+    dynamic_axes = {name: {0: "batch", 1: "sequence"} for name in ("token_ids", "attention_mask", "logits")}  # noqa: RUF012
+
+    def __init__(self, embedding: Table, positions: Table, stack: Stack) -> None:
+        super().__init__()
+        self.embedding, self.positions, self.stack = embedding, positions, stack
+
+    def forward(self, token_ids_BT: Tensor, attention_mask_BT: Tensor, masks: Masks | None = None) -> Tensor:
+        """Logits [B, T, V] of the token after each, of token ids and a mask that is 1 for tokens and 0 for padding behind them,
+        both int64 [B, T]. At padding they mean nothing."""
+        x_BTD = self.begin(token_ids_BT)
+        x_BTD = x_BTD * attention_mask_BT[:, :, None].to(x_BTD.dtype)  # so that it is an input even if no layer attends
+        return self.logits(self.stack(x_BTD, self.bias(attention_mask_BT, x_BTD), masks))
+
+    def begin(self, token_ids_BT: Tensor) -> Tensor:
+        x_BTD: Tensor = self.embedding(token_ids_BT) + self.positions.weight[: token_ids_BT.shape[1]]
+        return x_BTD
+
+    def bias(self, attention_mask_BT: Tensor, like: Tensor) -> Tensor:
+        """[B, 1, T, T], added to the scores."""
+        return padding_bias(attention_mask_BT, like.dtype) + causal_bias(attention_mask_BT.shape[1], like)
+
+    def logits(self, x_BTD: Tensor) -> Tensor:
+        """Inactive channels of a masked stream are zero, so that the whole matrix serves every width."""
+        return F.linear(x_BTD, self.embedding.weight)
+
+    @property
+    def blocks(self) -> list[Block]:
+        return list(self.stack.blocks)  # type: ignore[arg-type]
+
+
+class Prefill(nn.Module):
+    """Reads prompts of one length and answers once: the logits after the last token, and what `Decode` takes as the past."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+        presents = {name: {0: "batch", 2: "past"} for name in cache_names(decoder, "present")}
+        self.dynamic_axes = {"token_ids": {0: "batch", 1: "sequence"}, "logits": {0: "batch"}, **presents}
+
+    def forward(self, token_ids_BT: Tensor) -> tuple[Tensor, ...]:
+        """Logits [B, 1, V], then keys and values [B, H, P, K] layer by layer."""
+        decoder = self.decoder
+        x_BTD = decoder.begin(token_ids_BT)
+        bias = decoder.bias(torch.ones_like(token_ids_BT), x_BTD)
+        presents: list[Tensor] = []
+        for block in decoder.blocks:
+            x_BTD, present = block.cached(x_BTD, bias, None)
+            presents += present or ()
+        return decoder.logits(decoder.stack.norm(x_BTD[:, -1:])), *presents
+
+
+class Decode(nn.Module):
+    """Answers for one more token of each sequence, given the keys and values of the past; the past may be empty.
+
+    A layer without attention has none, and one with a window only its last W: hence the position is an input.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.dynamic_axes = {
+            **{name: {0: "batch"} for name in ("token_ids", "position_ids", "logits")},
+            **{name: {0: "batch", 2: "past"} for name in cache_names(decoder, "past_key_values")},
+            **{name: {0: "batch", 2: "past + 1"} for name in cache_names(decoder, "present")},
+        }
+
+    def forward(self, token_ids_B1: Tensor, position_ids_B1: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+        """Logits [B, 1, V], then keys and values layer by layer; `past` are those of the call before, [B, H, P, K] each."""
+        decoder, pairs = self.decoder, iter(zip(past[::2], past[1::2], strict=True))
+        x_B1D = decoder.embedding(token_ids_B1) + decoder.positions(position_ids_B1)
+        presents: list[Tensor] = []
+        for block in decoder.blocks:
+            kept: Cache | None = next(pairs) if block.has_attention else None
+            x_B1D, present = block.cached(x_B1D, None, kept)
+            presents += present or ()
+        return decoder.logits(decoder.stack.norm(x_B1D)), *presents
+
+
+def cache_names(decoder: Decoder, kind: str) -> list[str]:
+    """Names as other runtimes expect them, of the layers that attend: past_key_values.0.key, past_key_values.0.value, ..."""
+    attending = [index for index, block in enumerate(decoder.blocks) if block.has_attention]
+    return [f"{kind}.{index}.{part}" for index in attending for part in ("key", "value")]
+
+
+@dataclass(frozen=True)
+class DecoderFamily:
+    """The decoders of one space over one vocabulary.
+
+    Raises:
+        ValueError: a size under 1.
+    """
+
+    space: SearchSpace
+    vocab_size: int
+    max_tokens: int = 128
+    head_size: int = 32
+    window: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
+        _ = self.trunk
+
+    @functools.cached_property
+    def trunk(self) -> Trunk:
+        return Trunk(self.space, self.head_size, self.window, causal=True)
+
+    @property
+    def signature(self) -> str:
+        """Changes with whatever changes a network's cost, its graph or its weights' shapes."""
+        facts = ["causal", self.space.to_json(), self.vocab_size, self.max_tokens, self.head_size, self.window]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+
+    def hand_designed(self) -> dict[str, Architecture]:
+        return self.trunk.shallow()
+
+    def supernet(self) -> Decoder:
+        return self._around(self.trunk.largest_stack(), self.space.by_name["width"].largest)
+
+    def network(self, arch: Architecture, *, backend: Backend = "matmul") -> Decoder:
+        self.space.validate(arch)
+        return self._around(self.trunk.stack(arch, backend), arch.size("width"))
+
+    def _around(self, stack: Stack, width: int) -> Decoder:
+        return Decoder(Table(self.vocab_size, width), Table(self.max_tokens, width), stack)
+
+    def masks(self, encoding: Encoding) -> Masks:
+        return self.trunk.masks(encoding)
+
+    def example_input(self, workload: Workload) -> dict[str, Tensor]:
+        """Random tokens without padding for a network in one call, with those of the past. Raises ValueError like
+        `example_tokens`."""
+        return example_tokens(workload.encoded, vocab_size=self.vocab_size, max_tokens=self.max_tokens)
+
+    def form(self, network: nn.Module, workload: Workload) -> tuple[nn.Module, dict[str, Tensor]]:
+        """See `nas.protocols.GenerativeFamily`. Raises ValueError like `example_input`."""
+        assert isinstance(network, Decoder)
+        inputs = self.example_input(workload)
+        ids_BT = inputs["token_ids"]
+        if workload.mode == "encode":
+            return network, inputs
+        if workload.mode == "prefill":
+            return Prefill(network), {"token_ids": ids_BT}
+        position_ids_B1 = torch.full((workload.batch, 1), workload.past)
+        return Decode(network), {"token_ids": ids_BT[:, -1:], "position_ids": position_ids_B1, **self._past(network, workload)}
+
+    def _past(self, network: Decoder, workload: Workload) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        shapes = []
+        for block in network.blocks:
+            if block.has_attention:
+                window = block.attention.window
+                kept = workload.past if window is None else min(workload.past, window)
+                shapes += [(workload.batch, block.attention.heads, kept, self.head_size)] * 2
+        names = cache_names(network, "past_key_values")
+        return {name: torch.randn(shape, generator=generator) for name, shape in zip(names, shapes, strict=True)}
+
+    def operators(self, encoding: Encoding, workload: Workload) -> list[Operator]:
+        """Those of the embedding, the head, the trunk and, where something is kept, of writing it.
+
+        What is exported is counted: full attention computes all T * T pairs and blocks those above the diagonal.
+        """
+        width, words = encoding.expected("width"), float(self.vocab_size)
+        tokens = workload.batch * workload.tokens
+        answers = tokens if workload.mode == "encode" else workload.batch
+        one = workload.mode == "decode"
+        pairs = self.trunk.pairs_of_next(workload.past) if one else self.trunk.pairs_of(workload.tokens)
+        moved = 4.0 * (words * width + answers * (width + words))
+        return [
+            embedding_operator(self.vocab_size + self.max_tokens, tokens, width),
+            Operator("head", 1.0, 2.0 * answers * words * width, moved, 2.0 * width, 4.0 * answers * (width + words)),
+            *self.trunk.operators(encoding, batch=workload.batch, tokens=workload.tokens, pairs=pairs),
+            *([] if workload.mode == "encode" else self._cache_operators(encoding, workload)),
+        ]
+
+    def _cache_operators(self, encoding: Encoding, workload: Workload) -> list[Operator]:
+        """Keys and values of each layer, read and written once."""
+        seen = workload.past + workload.tokens
+        kept = {"full": seen, "window": min(seen, self.window)}
+        operators = []
+        for layer in range(1, self.trunk.num_layers + 1):
+            channels = encoding.expected(f"layer{layer}.heads") * float(self.head_size)
+            for kind in encoding.space.by_name[f"layer{layer}.attention"].options:
+                if kind != "none":
+                    p = encoding.at_least("depth", layer) * encoding.probability(f"layer{layer}.attention", kind)
+                    moved = 16.0 * workload.batch * kept[str(kind)] * channels
+                    operators.append(Operator(f"cache.{kind}", p, 0.0 * p, p * moved))
+        return operators
+
+
+def decoder(
+    *, vocab_size: int, max_tokens: int, width: Sequence[int], depth: Sequence[int], heads: Sequence[int], ffn: Sequence[int],
+    attention: Sequence[str], head_size: int, window: int, name: str = "decoder",
+) -> DecoderFamily:  # fmt: skip
+    """The family of a space that is given by its options; what a configuration builds. Raises ValueError like its parts."""
+    space = decoder_space(width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, name=name)
+    return DecoderFamily(space, vocab_size, max_tokens, head_size, window)
