@@ -236,3 +236,18 @@ def test_a_mode_that_a_family_has_not_is_refused():
 def test_impossible_workloads_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         Workload(**arguments)
+
+
+FORMS = [Workload(1, 5), Workload(1, 5, "prefill"), Workload(1, 1, "decode", 0)]
+
+
+@pytest.mark.parametrize("workload", FORMS, ids=lambda w: w.mode)
+@pytest.mark.parametrize("kind", ["none", "window"])
+def test_every_form_of_every_kind_is_exported(family, kind, workload, tmp_path):
+    """Without attention too, where there is no cache and a mask changes nothing; and from an empty past."""
+    layers = {f"layer{i}.attention": kind for i in (1, 2, 3)}
+    network = trained(family.network(family.space.canonical({**family.space.largest().as_dict, **layers}), backend="blocks"))
+    form, example = form_of(family, network, workload)
+    report = export_onnx(form, example, tmp_path / "model.onnx")
+    assert report.max_abs_difference <= 1e-4
+    assert {node.name for node in open_session(tmp_path / "model.onnx").get_inputs()} == set(example)
