@@ -227,7 +227,7 @@ class VisionFamily:
         return {"image" if len(self.input_shape) == 3 else "signal": values}
 
     def operators(self, encoding: Encoding, workload: Workload) -> list[Operator]:
-        """Those of the patches, the head and the trunk; the sizes that follow from the patch are expectations over it."""
+        """Those before the trunk, the head and the trunk's; the sizes that follow from the patch are expectations over it."""
         counts = {size: self.num_positions // size ** (len(self.input_shape) - 1) for size in self._patch_sizes}
 
         def expected(value_of: dict[int, float]) -> Array:
@@ -235,7 +235,7 @@ class VisionFamily:
 
         channels = self.input_shape[0]
         width, classes, batch = encoding.expected("width"), self.num_classes, workload.batch
-        values = batch * channels * self.num_positions
+        values = batch * channels * self.num_positions + 0.0 * width  # an expectation like the others
         tokens = expected(dict(counts))
         weights = width * (expected({size: channels * self.num_positions / n for size, n in counts.items()}) + 1.0 + tokens)
         pairs_of = {size: self.trunk.pairs_of(n) for size, n in counts.items()}
@@ -243,12 +243,13 @@ class VisionFamily:
         pairs = {kind: expected({size: of_size[kind] for size, of_size in pairs_of.items()}) for kind in kinds}
         stream = 4.0 * batch * tokens * width
         return [
+            Operator("standard", 1.0, 2.0 * values, 16.0 * values, 2.0 * channels, 8.0 * values),
             Operator(
                 "patches",
                 1.0,
                 2.0 * values * width,
-                20.0 * values + 3.0 * stream + 4.0 * weights,  # standardised, cut and mapped; mapped, and twice with positions
-                weights + 2.0 * channels,
+                12.0 * values + 3.0 * stream + 4.0 * weights,  # cut and mapped; written, and written again with positions
+                weights,
                 4.0 * values + 2.0 * stream,
             ),
             Operator("head", 1.0, 2.0 * batch * width * classes, 4.0 * classes * width, (width + 1.0) * classes + 2.0 * width),

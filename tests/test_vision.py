@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from latency_models.memory import MIB, buffers, living, memory_of, optimized, sizes
 from nas.compute import Compute
 from nas.encoding import Encoding
 from nas.export import export_onnx
@@ -119,8 +120,19 @@ def test_costs_are_those_of_the_network(family, seed):
     assert sum(float(np.sum(o.parameters)) for o in operators) == sum(p.numel() for p in network.parameters())
     with FlopCounterMode(display=False) as counter:
         network(inputs_of(family))
-    products = [o for o in operators if not o.kind.endswith("norm")]
+    products = [o for o in operators if o.kind != "standard" and not o.kind.endswith("norm")]
     assert sum(float(np.sum(o.flops)) for o in products) == counter.get_total_flops()
+
+
+def test_memory_is_the_liveness_of_the_exported_file(family, tmp_path):
+    workload = Workload(batch=2, tokens=family.num_positions)
+    archs = [family.space.largest(), family.space.smallest(), *(family.space.sample(np.random.default_rng(s)) for s in range(3))]
+    for arch, counted in zip(archs, memory_of(family, archs, workload), strict=True):
+        example = family.example_input(workload)
+        export_onnx(family.network(arch, backend="blocks"), example, tmp_path / "m.onnx")
+        model = optimized(tmp_path / "m.onnx")
+        inputs = {name: value.numpy() for name, value in example.items()}
+        assert counted.activations_mib * MIB == pytest.approx(living(buffers(model.graph, sizes(model, inputs))), rel=0.05), arch
 
 
 def test_costs_are_linear_in_the_patch(family):
