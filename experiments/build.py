@@ -28,11 +28,8 @@ def build(config: DictConfig, *, report: Reporter) -> Pipeline:
         ValueError: what a constructor refused, in its own words; a missing value; a target outside our packages.
     """
     settings = make_settings(config)
-    device, latency_model, make_family = (make(config, name) for name in ("device", "latency_model", "space"))
-    if not callable(make_family):
-        raise ValueError(f"space: {make_family.name} has no networks that can be built; it is searched with device=recorded")
-    task = make(config, "task")
-    family = family_for(task, make_family, config)
+    device, latency_model = (make(config, name) for name in ("device", "latency_model"))
+    task, family = family_of_task(config)
     return Pipeline(
         task=task, family=family, device=device, latency_model=latency_model, settings=settings, directory=config.run,
         store=MeasurementStore(store_folder(config.store)), report=report,
@@ -51,10 +48,20 @@ def make_settings(config: DictConfig) -> Settings:
     )
 
 
-def family_for(task: Task, make_family: Callable[..., Family], config: DictConfig) -> Family:
-    """The family of a space over a task's sizes. Raises ValueError if they are not what the space takes."""
+def make_family(config: DictConfig) -> Callable[..., Family]:
+    """What makes the family of a space from the sizes of a task. Raises ValueError for a space without networks."""
+    made = make(config, "space")
+    if not callable(made):
+        raise ValueError(f"space: {made.name} has no networks that can be built; it is searched with device=recorded")
+    family: Callable[..., Family] = made
+    return family
+
+
+def family_of_task(config: DictConfig) -> tuple[Task, Family]:
+    """The task, and the family of the space over its sizes. Raises ValueError if they are not what the space takes."""
+    of_sizes, task = make_family(config), make(config, "task")
     try:
-        return make_family(**task.sizes)
+        return task, of_sizes(**task.sizes)
     except TypeError as error:
         sizes = ", ".join(task.sizes)
         raise ValueError(f"space: {config.space._target_} does not take the task {task.name}, which gives {sizes}") from error

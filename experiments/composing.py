@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+
 from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.build import make
+from experiments.build import make_family
 from experiments.config import register
 from nas.protocols import Family
 
-VOCABULARY, CLASSES = 8000, 2
+VOCABULARY = 8000
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -25,13 +27,14 @@ def composed(*overrides: str) -> DictConfig:
 
 
 def stand_in_family(config: DictConfig, *, tokens: int, vocab_size: int = VOCABULARY) -> Family:
-    """The family of a space without a task: texts of so many tokens, two classes.
+    """The family of a space without a task: texts of so many tokens or images of 28 x 28 pixels, two classes.
 
     Raises:
-        ValueError: like `make`; a space that is not one of texts.
+        ValueError: like `make_family`.
     """
-    try:
-        family: Family = make(config, "space")(vocab_size=vocab_size, num_classes=CLASSES, max_tokens=tokens)
-    except TypeError as error:
-        raise ValueError(f"space: {config.space._target_} cannot be built for texts; without a task=… it is ({error})") from error
-    return family
+    make = make_family(config)
+    sizes = {
+        "vocab_size": vocab_size, "num_classes": 2, "max_tokens": tokens,
+        "input_shape": (1, 28, 28), "mean": (0.0,), "std": (1.0,),
+    }  # fmt: skip
+    return make(**{name: size for name, size in sizes.items() if name in inspect.signature(make).parameters})

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from experiments.arguments import parse
-from experiments.build import family_for, make
+from experiments.build import family_of_task, make
 from experiments.calibration import export_for_timing, sentinel_of
 from experiments.composing import VOCABULARY, composed, stand_in_family
 from experiments.finishing import FOLDER
@@ -168,7 +168,7 @@ def from_file(path: Path, workload: Workload, given: Words) -> Exported:
 def family_of(config: DictConfig, workload: Workload, given: Words) -> Family:
     """The run's family, or that of a space with `ids` words."""
     if given.run is not None:
-        return family_for(make(config, "task"), make(config, "space"), config)
+        return family_of_task(config)[1]
     return stand_in_family(config, tokens=workload.tokens, vocab_size=given.ids or VOCABULARY)
 
 

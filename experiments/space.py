@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.arguments import parse
-from experiments.build import family_for, make
-from experiments.composing import VOCABULARY, composed, stand_in_family
+from experiments.build import family_of_task
+from experiments.composing import composed, stand_in_family
 from experiments.devices import aligned
 from experiments.progress import Reporter
 from nas.encoding import Encoding
@@ -44,13 +44,13 @@ def main(words: Sequence[str]) -> int:
         raise ValueError(f"{next(w for w in parts if w.startswith('task.'))}: needs task=…")
     config = composed(f"space={given.space}", *([f"task={given.task}"] if given.task else []), *parts)
     if given.task is None:
-        workload = Workload(given.batch, 64 if given.tokens is None else given.tokens)
-        family = stand_in_family(config, tokens=workload.tokens)
-        of = f"texts over {VOCABULARY} words, for want of a task=…"
+        tokens = 64 if given.tokens is None else given.tokens
+        family = stand_in_family(config, tokens=tokens)
+        workload = Workload(given.batch, getattr(family, "num_positions", tokens))
+        of = "no task in particular (task=…)"
     else:
-        task = make(config, "task")
+        task, family = family_of_task(config)
         workload = Workload(given.batch, task.max_tokens if given.tokens is None else given.tokens)
-        family = family_for(task, make(config, "space"), config)
         of = f"the task {task.name}"
     family.example_input(workload)  # refuses a workload that the family cannot take
     report = Reporter()

@@ -54,12 +54,13 @@ def export_onnx(
     network: nn.Module, example: Mapping[str, Tensor], path: Path, *, tolerance: float = 1e-4,
     check_on: Sequence[Mapping[str, Tensor]] = (),
 ) -> ExportReport:  # fmt: skip
-    """Writes `network` with dynamic batch and sequence, and runs the file beside it.
+    """Writes `network` with dynamic batch, and dynamic sequence where an input is one, and runs the file beside it.
 
     Args:
-        example: inputs by name, [B, T] each if the network does not name its axes; also the first that the file is checked on.
+        example: inputs by name, sequences [B, T] or whole inputs [B, ...] if the network does not name its axes; also the first
+            that the file is checked on.
         tolerance: largest absolute difference of the outputs that counts as the same.
-        check_on: further inputs, of any batch size and length.
+        check_on: further inputs, of any batch size and, if they are sequences, length.
 
     Raises:
         ExportError: outputs differ by more than the tolerance; the file is not left behind.
@@ -167,7 +168,8 @@ def _arrays(outputs: Tensor | Sequence[Tensor]) -> list[np.ndarray]:
 
 
 def _write_onnx(network: nn.Module, example: Mapping[str, Tensor], path: Path) -> None:
-    axes: dict[str, Any] = {name: {0: "batch", 1: "sequence"} for name in example} | {"logits": {0: "batch"}}
+    rows = {name: {0: "batch", 1: "sequence"} if value.ndim == 2 else {0: "batch"} for name, value in example.items()}
+    axes: dict[str, Any] = rows | {"logits": {0: "batch"}}
     if isinstance(network, NamesAxes):
         axes = {name: dict(dynamic) for name, dynamic in network.dynamic_axes.items()}
     # The TorchScript exporter: its graphs run as fast as the newer one's, and it takes 0.3 s a network where that takes 9 s.

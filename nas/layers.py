@@ -171,7 +171,7 @@ def blocked_window_attention(
     q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, padding_B11T: Tensor, window: int, *, causal: bool = False
 ) -> Tensor:
     """Attention inside a window (see `inside_window`) whose cost is linear in T: a block of W queries sees 3 W keys, or 2 W if it
-    is causal; q is scaled.
+    is causal; q is scaled. The padding may be [1, 1, 1, T], the same for all.
 
     Longformer's sliding chunks (arXiv:2004.05150, section 3.1) with blocks of the window's size. Any T, also under tracing.
     """
@@ -189,7 +189,7 @@ def blocked_window_attention(
     def neighbourhood(x_BHTK: Tensor) -> Tensor:
         return neighbours(F.pad(x_BHTK, (0, 0, W, after + tail)).reshape(B, H, -1, W, K), 3)
 
-    key_bias = neighbours(F.pad(padding_B11T, (W, after + tail), value=BLOCKED).reshape(B, 1, -1, 1, W), 4)
+    key_bias = neighbours(F.pad(padding_B11T, (W, after + tail), value=BLOCKED).reshape(padding_B11T.shape[0], 1, -1, 1, W), 4)
     query = torch.arange(W, device=q_BHTK.device)[:, None]
     key = torch.arange(2 * W + after, device=q_BHTK.device)[None, :] - W
     outside = (query - key > W) | (key > query) if causal else (key - query).abs() > W

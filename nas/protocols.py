@@ -44,7 +44,8 @@ class Operator:
 
 
 class Batch(NamedTuple):
-    """`inputs` are the network's positional arguments; for text `token_ids` and `attention_mask`, both int64 [B, T]."""
+    """`inputs` are the network's positional arguments: for text `token_ids` and `attention_mask`, both int64 [B, T], for images
+    or signals their values, float32 [B, ...]."""
 
     inputs: tuple[torch.Tensor, ...]
     targets: torch.Tensor
@@ -68,8 +69,8 @@ class Task(Protocol):
     max_tokens: int
 
     @property
-    def sizes(self) -> Mapping[str, int]:
-        """What a family must know of the data, by the names of its constructor: `vocab_size`, `num_classes`, `max_tokens`, ..."""
+    def sizes(self) -> Mapping[str, Any]:
+        """What a family must know of the data, by the names of its constructor: `num_classes`, `vocab_size`, `input_shape`."""
         ...
 
     @property
@@ -100,7 +101,7 @@ class Task(Protocol):
         ...
 
     def save_preprocessing(self, folder: Path) -> None:
-        """Writes what turns an input into token ids and an output into a label (tokenizer.json, labels.json)."""
+        """Writes what turns an input into the network's and an output into a label (tokenizer.json, labels.json)."""
         ...
 
 

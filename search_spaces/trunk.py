@@ -379,6 +379,6 @@ class Trunk:
         return operators
 
 
-def norm_operator(branch: str, p: Array, tokens: int, width: Array) -> Operator:
+def norm_operator(branch: str, p: Array, tokens: Array, width: Array) -> Operator:
     streams = p * 4.0 * tokens * width
     return Operator(f"{branch}.norm", p, 2.0 * streams, 2.0 * streams, p * 2.0 * width, 3.0 * streams)

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
+from experiments.tasks.splits import check_fractions, stratified
 from experiments.tasks.text import TextClassification, check_sizes, comparable
 from nas.protocols import SPLITS
-
-LARGEST_FRACTION = 0.3  # three of these leave something to train on
 
 
 class CsvFile(TextClassification):
@@ -43,14 +39,15 @@ class CsvFile(TextClassification):
     ) -> None:
         check_sizes(vocab_size=vocab_size, max_tokens=max_tokens)
         fractions = {"architecture": architecture_fraction, "validation": validation_fraction, "test": test_fraction}
-        for split, fraction in fractions.items():
-            if not 0 < fraction <= LARGEST_FRACTION:
-                raise ValueError(f"{split}_fraction: {fraction} is not more than 0 and at most {LARGEST_FRACTION}")
+        check_fractions(fractions)
         if len(separator) != 1 or separator in '"\r\n':
             raise ValueError(f"separator: {separator!r} is not one character that can stand between fields")
         path = Path(path)
         examples = read_columns(path, text=text, label=label, separator=separator)
-        splits = stratified(examples, fractions, seed=seed)
+        keys, labels = [comparable(t) for t, _ in examples], [kind for _, kind in examples]
+        splits: dict[str, list[tuple[str, str]]] = {split: [] for split in SPLITS}
+        for example, split in zip(examples, stratified(keys, labels, fractions, seed=seed, what="texts"), strict=True):
+            splits[split].append(example)
         super().__init__(path.stem, splits=splits, vocab_size=vocab_size, max_tokens=max_tokens)
 
 
@@ -90,29 +87,3 @@ def read_rows(path: Path, separator: str) -> list[tuple[int, list[str]]]:
     if not rows:
         raise ValueError(f"path: {path} is empty, it has no header row")
     return rows
-
-
-def stratified(
-    examples: Sequence[tuple[str, str]], fractions: Mapping[str, float], *, seed: int
-) -> dict[str, list[tuple[str, str]]]:
-    """Splits by class and by distinct text; a text that has several labels counts for the first."""
-    label_of: dict[str, str] = {}
-    for text, label in examples:
-        label_of.setdefault(comparable(text), label)
-    texts_of: dict[str, list[str]] = {label: [] for label in sorted({label for _, label in examples})}
-    for text, label in label_of.items():
-        texts_of[label].append(text)
-    split_of: dict[str, str] = {}
-    rng = np.random.default_rng(seed)
-    for label, texts in texts_of.items():
-        if len(texts) < len(SPLITS):
-            raise ValueError(
-                f"label: class {label!r} has {len(texts)} distinct texts, fewer than {len(SPLITS)}, one for each split"
-            )
-        names = [split for split, fraction in fractions.items() for _ in range(max(1, int(fraction * len(texts))))]
-        names += ["train"] * (len(texts) - len(names))
-        split_of.update(zip(texts, rng.permutation(names).tolist(), strict=True))
-    splits: dict[str, list[tuple[str, str]]] = {split: [] for split in SPLITS}
-    for text, label in examples:
-        splits[split_of[comparable(text)]].append((text, label))
-    return splits

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from experiments.tasks.csv_file import LARGEST_FRACTION
 from experiments.tasks.languages import DJANGO_VERSION, INSTALL, digest, pinned_django
 from experiments.tasks.ragged import check_at_least
+from experiments.tasks.splits import LARGEST_FRACTION
 from nas.protocols import SPLITS, Batch
 
 if TYPE_CHECKING:
