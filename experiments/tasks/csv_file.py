@@ -35,6 +35,7 @@ class CsvFile(TextClassification):
         label: str,
         vocab_size: int = 8000,
         max_tokens: int = 64,
+        tokenizer: str | Path | None = None,
         separator: str = ",",
         architecture_fraction: float = 0.1,
         validation_fraction: float = 0.1,
@@ -51,7 +52,7 @@ class CsvFile(TextClassification):
         path = Path(path)
         examples = read_columns(path, text=text, label=label, separator=separator)
         splits = stratified(examples, fractions, seed=seed)
-        super().__init__(path.stem, splits=splits, vocab_size=vocab_size, max_tokens=max_tokens)
+        super().__init__(path.stem, splits=splits, vocab_size=vocab_size, max_tokens=max_tokens, tokenizer=tokenizer)
 
 
 def read_columns(path: Path, *, text: str, label: str, separator: str) -> list[tuple[str, str]]:
