@@ -28,11 +28,13 @@ GROUPS = sorted(p for p in (ROOT / "conf").iterdir() if p.is_dir() and p.name !=
 CHOICES = [(group.name, path.stem) for group in GROUPS for path in sorted(group.glob("*.yaml"))]
 MISSING = {
     ("task", "csv"): ["task.path=mine.csv", "task.text=text", "task.label=label"],
+    ("init", "pretrained"): ["init.path=checkpoint"],
+    ("experiment", "pretrained"): ["init.path=checkpoint"],
     ("device", "ssh"): ["device.host=board"],
     ("device", "adb"): ["device.serial=phone-5"],
     ("device", "recorded"): ["device.table=aws_c6i", f"device.data={RECORDED}"],
 }
-VARIANTS = {"pooled", "costs"}  # what tells the latency models of one constructor apart
+VARIANTS = {"pooled", "costs", "path"}  # what tells the choices of one constructor apart
 
 
 def composed(*overrides: str):
