@@ -90,6 +90,10 @@ def read(folder: Path, shapes: Mapping[str, tuple[int, ...]], *, head_size: int)
         for kind in ("weight", "bias"):
             if (name := f"{ours}.{kind}") in shapes:
                 weights[name] = _fitting(tensors, f"{theirs}.{kind}", shapes[name], first_rows=ours == "positions")
+    for name in [
+        name for name in shapes if ".ffn.gate." in name
+    ]:  # open, so that a gated layer computes what the checkpoint's does
+        weights[name] = torch.full(shapes[name], float(name.endswith("bias")))
     if TOKEN_TYPES in tensors:
         weights["positions.weight"] = weights["positions.weight"] + tensors[TOKEN_TYPES][0].float()
     for name in [name for name in weights if ".query." in name]:
@@ -103,7 +107,7 @@ def _config(folder: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"path: {folder} has no config.json of a checkpoint ({error})") from error
     kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind not in LAYOUTS:
+    if not isinstance(kind, str) or kind not in LAYOUTS:
         raise ValueError(f"path: the model_type {kind!r} of {folder}/config.json is not one of {tuple(LAYOUTS)}")
     return dict(config)
 
@@ -171,7 +175,8 @@ def sort_by_importance(weights: Mapping[str, Tensor], *, head_size: int) -> dict
     for block in _blocks(result):
         written, read_ = result[f"{block}.ffn.up.weight"].norm(dim=1), result[f"{block}.ffn.down.weight"].norm(dim=0)
         neurons = _descending(written * read_)
-        reorder(neurons, {f"{block}.ffn.up.weight": 0, f"{block}.ffn.up.bias": 0, f"{block}.ffn.down.weight": 1})
+        rows = (f"{block}.ffn.{part}.{kind}" for part in ("up", "gate") for kind in ("weight", "bias"))
+        reorder(neurons, {**{name: 0 for name in rows if name in result}, f"{block}.ffn.down.weight": 1})
         value, out = result[f"{block}.attention.value.weight"], result[f"{block}.attention.out.weight"]
         written, read_ = value.unflatten(0, (-1, head_size)).norm(dim=(1, 2)), out.unflatten(1, (-1, head_size)).norm(dim=(0, 2))
         heads = _descending(written * read_)
@@ -187,7 +192,7 @@ def _descending(importance: Tensor) -> Tensor:
     return importance.argsort(descending=True, stable=True)
 
 
-STREAM_COLUMNS = re.compile(r"((^|\.)(embedding|positions|query|key|value|up|classifier))\.weight$")
+STREAM_COLUMNS = re.compile(r"((^|\.)(embedding|positions|query|key|value|up|gate|classifier))\.weight$")
 STREAM_ROWS = re.compile(r"(norm|attention\.out|ffn\.down)\.(weight|bias)$")
 
 

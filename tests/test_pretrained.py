@@ -119,7 +119,7 @@ def write(folder: Path, config, tensors) -> Path:
 def make_family(**changes) -> EncoderFamily:
     sizes = {"width": (16, WIDTH), "depth": (1, 2), "heads": (2, HEADS), "ffn": (16, FFN)}
     facts = {"vocab_size": VOCABULARY, "num_classes": 3, "max_tokens": 12, "head_size": 8, "norm": "post"}
-    sizes |= {name: value for name, value in changes.items() if name in sizes}
+    sizes |= {name: value for name, value in changes.items() if name in (*sizes, "ffn_kind")}
     facts |= {name: value for name, value in changes.items() if name in facts}
     return EncoderFamily(encoder_space(**sizes), **facts)
 
@@ -161,10 +161,11 @@ def with_old_names(tensors) -> dict[str, torch.Tensor]:
 FORMS = {"bert": (BERT, dict), "bert with a head": (BERT, with_old_names), "distilbert": (DISTILBERT, as_distilbert)}
 
 
+@pytest.mark.parametrize("ffn_kind", [("mlp",), ("glu", "mlp")])
 @pytest.mark.parametrize("form", FORMS)
-def test_the_largest_network_is_the_checkpoint(form, inputs, tmp_path):
+def test_the_largest_network_is_the_checkpoint(form, ffn_kind, inputs, tmp_path):
     config, rename = FORMS[form]
-    family, tensors = make_family(), bert_tensors()
+    family, tensors = make_family(ffn_kind=ffn_kind), bert_tensors()
     assert isinstance(family, PretrainedFamily)
     supernet = begun(family, write(tmp_path / "model", config, rename(tensors)))
     reference = bert_mean(tensors, *inputs, layers=2, heads=HEADS)
@@ -177,7 +178,7 @@ def test_the_largest_network_is_the_checkpoint(form, inputs, tmp_path):
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_sorting_does_not_change_what_the_largest_computes(norm, inputs):
-    family = make_family(norm=norm)
+    family = make_family(norm=norm, ffn_kind=("glu", "mlp"))
     supernet = family.supernet().double()
     generator = torch.Generator().manual_seed(3)
     for parameter in supernet.parameters():
