@@ -35,7 +35,17 @@ from hardware.recorded import RecordedDevice
 from hardware.store import MeasurementStore
 from nas.compute import Compute, choose_compute
 from nas.darts import BudgetError, Darts, Proposal
-from nas.protocols import Batch, Device, DeviceError, DifferentiableLatencyModel, Family, GenerativeFamily, LatencyModel, Task
+from nas.protocols import (
+    Batch,
+    Device,
+    DeviceError,
+    DifferentiableLatencyModel,
+    Family,
+    GenerativeFamily,
+    LatencyModel,
+    PretrainedFamily,
+    Task,
+)  # fmt: skip
 from nas.search import RandomSearcher, search
 from nas.space import Architecture
 from nas.supernet import inherited_error, state_of
@@ -107,7 +117,20 @@ class Pipeline:
         if self.workload.mode != "encode" and not isinstance(family, GenerativeFamily):
             raise ValueError(f"mode: {settings.mode!r} is for spaces of decoders; {family.space.name} answers for whole inputs")
         family.example_input(self.workload)  # refuses a workload that the family cannot take
+        self.pretrained = self._pretrained()
         self.run = RunDirectory(directory)
+
+    def _pretrained(self) -> Mapping[str, torch.Tensor]:
+        """What the supernet begins with, where that is not random."""
+        path = self.settings.supernet.path
+        if path is None:
+            return {}
+        if not isinstance(self.family, PretrainedFamily):
+            raise ValueError(f"init.path: networks of the space {self.family.space.name} cannot begin from a checkpoint")
+        try:
+            return self.family.pretrained(Path(path))
+        except ValueError as error:
+            raise ValueError(f"init: {error}") from error
 
     def identity(self) -> dict[str, Any]:
         """What makes a directory this run's and no other's."""
@@ -227,9 +250,11 @@ class Pipeline:
         return compute
 
     def _supernet(self, compute: Compute) -> nn.Module:
-        """The trained supernet, from `supernet.safetensors`, from the checkpoint, or from the start."""
+        """The trained supernet, from `supernet.safetensors`, from the checkpoint of this run, or from the start."""
         torch.manual_seed(self.settings.seed)
-        supernet = self.family.supernet().to(compute.device)
+        supernet = self.family.supernet()
+        supernet.load_state_dict({**supernet.state_dict(), **self.pretrained})
+        supernet.to(compute.device)
         if self.run.has("supernet.safetensors"):
             supernet.load_state_dict(_loading(self.run / "supernet.safetensors", load_file))
             return supernet

@@ -20,10 +20,12 @@ def _positive(owner: object, *names: str) -> None:
 
 @dataclass(frozen=True)
 class SupernetSettings:
-    """How the supernet begins and learns: from scratch, by the sandwich rule with `num_random` random networks a step."""
+    """How the supernet begins, at random or from the checkpoint in the folder `path`, and learns: by the sandwich rule with
+    `num_random` random networks a step."""
 
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=250))
     num_random: int = 1
+    path: str | None = None
 
     def __post_init__(self) -> None:
         _positive(self, "num_random")

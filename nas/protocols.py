@@ -162,6 +162,15 @@ class GenerativeFamily(Family, Protocol):
         ...
 
 
+@runtime_checkable
+class PretrainedFamily(Family, Protocol):
+    """A family whose supernet can begin from a checkpoint."""
+
+    def pretrained(self, folder: Path) -> Mapping[str, torch.Tensor]:
+        """Weights of the supernet by name; what is missing begins at random. Raises ValueError if they do not fit."""
+        ...
+
+
 class Device(Protocol):
     """Runs an exported network and returns wall times.
 

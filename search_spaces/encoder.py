@@ -12,7 +12,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from nas.encoding import Encoding
@@ -20,6 +22,7 @@ from nas.layers import Backend, Linear, Table, padding_bias
 from nas.protocols import Operator
 from nas.space import Architecture, SearchSpace
 from nas.types import Workload
+from search_spaces import pretrained
 from search_spaces.compact import inside
 from search_spaces.tokens import embedding_operator, example_tokens
 from search_spaces.trunk import DEFAULT_KINDS, Masks, NormPlace, Stack, Trunk, trunk_choices
@@ -106,6 +109,18 @@ class EncoderFamily:
 
     def _around(self, stack: Stack, width: int) -> Encoder:
         return Encoder(Table(self.vocab_size, width), Table(self.max_tokens, width), stack, self.num_classes)
+
+    def pretrained(self, folder: Path) -> dict[str, Tensor]:
+        """Weights of a BERT-like checkpoint, the classifier's not among them (see `search_spaces.pretrained`).
+
+        Raises:
+            ValueError: a pre-norm space, or a checkpoint of another kind or shape than the largest network.
+        """
+        if self.norm != "post":
+            raise ValueError(f"space.norm: {self.norm!r} is not 'post', which the checkpoint {folder} has")
+        with torch.device("meta"):
+            shapes = {name: tuple(parameter.shape) for name, parameter in self.supernet().named_parameters()}
+        return pretrained.read(folder, shapes, head_size=self.head_size)
 
     def masks(self, encoding: Encoding) -> Masks:
         return self.trunk.masks(encoding)

@@ -36,6 +36,12 @@ def test_a_space_shows_those_that_it_holds():
     assert inside(space, head_size=32) == {}
 
 
+def test_none_of_them_is_gated():
+    space = encoder_space(width=(128,), depth=(2,), heads=(2,), ffn=(512,), ffn_kind=("glu", "mlp"))
+    [tiny] = inside(space, head_size=64).values()
+    assert tiny["layer1.ffn_kind"] == tiny["layer2.ffn_kind"] == "mlp"
+
+
 def test_equal_networks_have_one_name():
     space = encoder_space(width=(768,), depth=(6,), heads=(12,), ffn=(3072,))
     assert list(inside(space, head_size=64)) == ["DistilBERT"]

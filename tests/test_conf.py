@@ -35,6 +35,8 @@ MISSING = {
     ("task", "arrays"): ["task.path=mine.npz"],
     ("experiment", "images"): ["task.path=folder"],
     ("experiment", "signal"): ["task.path=mine.tar.gz"],
+    ("init", "pretrained"): ["init.path=checkpoint"],
+    ("experiment", "pretrained"): ["init.path=checkpoint"],
     ("device", "ssh"): ["device.host=board"],
     ("device", "adb"): ["device.serial=phone-5"],
     ("device", "recorded"): ["device.table=aws_c6i", f"device.data={RECORDED}"],
@@ -42,7 +44,7 @@ MISSING = {
 SIZES = {  # what a family may ask of a task, and then the tokens of its workload
     "vocab_size": 60, "num_classes": 3, "max_tokens": 16, "input_shape": (2, 28, 28), "mean": (0.0, 1.0), "std": (1.0, 2.0),
 }  # fmt: skip
-VARIANTS = {"pooled", "costs"}  # what tells the latency models of one constructor apart
+VARIANTS = {"pooled", "costs", "path"}  # what tells the choices of one constructor apart
 
 
 def composed(*overrides: str):

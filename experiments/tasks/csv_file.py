@@ -31,6 +31,7 @@ class CsvFile(TextClassification):
         label: str,
         vocab_size: int = 8000,
         max_tokens: int = 64,
+        tokenizer: str | Path | None = None,
         separator: str = ",",
         architecture_fraction: float = 0.1,
         validation_fraction: float = 0.1,
@@ -48,7 +49,7 @@ class CsvFile(TextClassification):
         splits: dict[str, list[tuple[str, str]]] = {split: [] for split in SPLITS}
         for example, split in zip(examples, stratified(keys, labels, fractions, seed=seed, what="texts"), strict=True):
             splits[split].append(example)
-        super().__init__(path.stem, splits=splits, vocab_size=vocab_size, max_tokens=max_tokens)
+        super().__init__(path.stem, splits=splits, vocab_size=vocab_size, max_tokens=max_tokens, tokenizer=tokenizer)
 
 
 def read_columns(path: Path, *, text: str, label: str, separator: str) -> list[tuple[str, str]]:

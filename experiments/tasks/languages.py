@@ -44,7 +44,9 @@ class Languages(TextClassification):
             or `max_examples` that leave no two languages.
     """
 
-    def __init__(self, *, vocab_size: int = 12000, max_tokens: int = 64, max_examples: int | None = None) -> None:
+    def __init__(
+        self, *, vocab_size: int = 12000, max_tokens: int = 64, max_examples: int | None = None, tokenizer: str | None = None
+    ) -> None:
         check_sizes(vocab_size=vocab_size, max_tokens=max_tokens)
         if max_examples is not None:
             check_at_least(1, max_examples=max_examples)
@@ -54,7 +56,7 @@ class Languages(TextClassification):
         splits = split_by_message(examples)
         if len({label for _, label in splits["train"]}) < 2:
             raise ValueError(f"max_examples: {max_examples} leaves no two languages with examples in all of {SPLITS}")
-        super().__init__("languages", splits=splits, vocab_size=vocab_size, max_tokens=max_tokens)
+        super().__init__("languages", splits=splits, vocab_size=vocab_size, max_tokens=max_tokens, tokenizer=tokenizer)
 
 
 def pinned_django(task: str) -> Distribution:

@@ -63,18 +63,41 @@ def train_tokenizer(texts: Sequence[str], *, vocab_size: int) -> Tokenizer:
     return trained
 
 
+def read_tokenizer(path: str | Path, *, max_tokens: int) -> Tokenizer:
+    """A `tokenizer.json` as it is, special tokens included, but without padding.
+
+    Raises:
+        ValueError: a file that is none, or `max_tokens` that its special tokens alone fill.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"tokenizer: {str(path)!r} is not a file")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # its own have no base class of their own
+        raise ValueError(f"tokenizer: {path} is not a tokenizer.json ({error})") from error
+    if max_tokens <= (special := tokenizer.num_special_tokens_to_add(False)):
+        raise ValueError(f"max_tokens: {max_tokens} leaves nothing beside the {special} special tokens of {path}")
+    tokenizer.no_padding()
+    return tokenizer
+
+
 class TextClassification(TokenClassification):
     """Texts with one label each, as a task.
 
     `splits` maps each of the four splits to (text, label) pairs. `vocab_size` is the wanted number of tokens, the attribute the
     actual one, at most as many. A text is cut after `max_tokens`; a text without any token counts as one unknown token.
+    `tokenizer` is the path of a tokenizer.json, such as a checkpoint's, to use instead of one that is trained on `train`; the
+    vocabulary is then its own, whatever its size.
 
     Raises:
         ValueError: other splits than the four, an empty one, fewer than 2 classes, a class without examples in `train`, a
-            `vocab_size` under 64 or `max_tokens` under 1.
+            `vocab_size` under 64 or `max_tokens` under 1, or a `tokenizer` that is none.
     """
 
-    def __init__(self, name: str, *, splits: Mapping[str, Sequence[tuple[str, str]]], vocab_size: int, max_tokens: int) -> None:
+    def __init__(
+        self, name: str, *, splits: Mapping[str, Sequence[tuple[str, str]]], vocab_size: int, max_tokens: int,
+        tokenizer: str | Path | None = None,
+    ) -> None:  # fmt: skip
         check_sizes(vocab_size=vocab_size, max_tokens=max_tokens)
         self.name = name
         self.labels = tuple(sorted({label for examples in splits.values() for _, label in examples}))
@@ -83,7 +106,10 @@ class TextClassification(TokenClassification):
         targets = {split: [classes[label] for _, label in examples] for split, examples in splits.items()}
         check_splits(targets, self.labels)
         self._texts = {split: tuple(text for text, _ in splits[split]) for split in SPLITS}
-        self._tokenizer = train_tokenizer(self._texts["train"], vocab_size=vocab_size)
+        if tokenizer is None:
+            self._tokenizer = train_tokenizer(self._texts["train"], vocab_size=vocab_size)
+        else:
+            self._tokenizer = read_tokenizer(tokenizer, max_tokens=max_tokens)
         self._tokenizer.enable_truncation(max_tokens)
         self.vocab_size = self._tokenizer.get_vocab_size()
         self._splits = {}
@@ -95,6 +121,7 @@ class TextClassification(TokenClassification):
             [[list(example) for example in splits[split]] for split in SPLITS],
             [vocab_size, max_tokens],
             sorted(vocabulary, key=vocabulary.__getitem__),
+            *([] if tokenizer is None else [self._tokenizer.to_str()]),
         ]
         self.fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
