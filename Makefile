@@ -20,7 +20,7 @@ search: install
 	$(BIN)/paretoformer search $(ARGS)
 
 test: install lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: install
 	$(BIN)/python -m pytest

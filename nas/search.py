@@ -19,6 +19,10 @@ from nas.types import Candidate, SearchResult
 SAMPLERS = ("nsga2", "tpe", "random")
 
 
+class ExhaustedError(RuntimeError):
+    """A searcher has nothing left to propose."""
+
+
 class RandomSearcher:
     """Uniform random architectures that `accept` lets through, none twice; the n-th draw follows from (seed, n)."""
 
@@ -28,13 +32,13 @@ class RandomSearcher:
         self._drawn = 0
 
     def ask(self) -> Architecture:
-        """Raises RuntimeError when 10,000 draws in a row were known or refused: the space is exhausted."""
+        """Raises ExhaustedError when 10,000 draws in a row were known or refused."""
         for _ in range(10_000):
             arch = self.space.sample(np.random.default_rng([self.seed, self._drawn]))
             self._drawn += 1
             if arch.id not in self._told and self.accept(arch):
                 return arch
-        raise RuntimeError(f"the space {self.space.name} has no more architectures to draw after {len(self._told)}")
+        raise ExhaustedError(f"the space {self.space.name} has no more architectures to draw after {len(self._told)}")
 
     def tell(self, candidate: Candidate) -> None:
         self._told.add(candidate.arch.id)
@@ -162,13 +166,16 @@ def search(
     An architecture is never evaluated twice: one that comes again, or is in `known`, is told with the score that it has. An
     evaluation that raises ValueError fails that architecture alone. `on_candidate` is called with each new candidate before it is
     told, so that a run stopped between the two finds it in `known` again. The search also ends when `max_repeats` questions in a
-    row brought nothing new.
+    row brought nothing new, or the searcher has nothing left to propose.
     """
     found = {candidate.arch.id: candidate for candidate in known}
     failures: dict[str, tuple[Architecture, str]] = {}
     repeats = 0
     while len(found) + len(failures) < num_evaluations and repeats < max_repeats:
-        arch = searcher.ask()
+        try:
+            arch = searcher.ask()
+        except ExhaustedError:
+            break
         repeats += 1
         if arch.id in failures:
             searcher.fail(arch, failures[arch.id][1])

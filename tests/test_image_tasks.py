@@ -5,14 +5,13 @@ import io
 import json
 import pickle
 import tarfile
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from experiments.build import build, family_for, make
+from experiments.build import build
 from experiments.progress import Reporter
 from experiments.tasks import images, signals
 from experiments.tasks.arrays import ArrayClassification, Arrays, Values
@@ -89,10 +88,8 @@ def test_spaces_of_another_kind_are_refused(tmp_path):
     message = "encoder does not take the task digits, which gives input_shape, num_classes, mean, std"
     with pytest.raises(ValueError, match=message):
         pipeline(tmp_path, "task=digits", "space=encoder")
-    texts = SimpleNamespace(name="texts", sizes={"vocab_size": 9, "num_classes": 2})
-    config = composed("space=vision", "run=unused")
-    with pytest.raises(ValueError, match="vision does not take the task texts, which gives vocab_size, num_classes"):
-        family_for(texts, make(config, "space"), config)
+    with pytest.raises(ValueError, match="vision does not take the task languages, which gives vocab_size, num_classes"):
+        pipeline(tmp_path, "space=vision", "task.max_examples=3000")
     with pytest.raises(ValueError, match=r"patch: 7 does not divide the input of 8 x 8; allowed are \[1, 2, 4, 8\]"):
         pipeline(tmp_path, "task=digits", "space=vision")
     with pytest.raises(ValueError, match="tokens: 5 of the workload are not the 64 positions of 8 x 8"):

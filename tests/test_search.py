@@ -10,7 +10,7 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 
 from nas.pareto import hypervolume
-from nas.search import SAMPLERS, OptunaSearcher, RandomSearcher, search
+from nas.search import SAMPLERS, ExhaustedError, OptunaSearcher, RandomSearcher, search
 from nas.space import Architecture
 from nas.types import Candidate, Provenance, SearchResult
 from search_spaces.encoder import encoder_space
@@ -72,8 +72,10 @@ def test_a_space_that_is_exhausted_ends_the_search():
     searcher = OptunaSearcher(tiny, objectives=("error", "latency_ms"), sampler="nsga2", seed=0, population=4)
     result = search(searcher, evaluate, num_evaluations=100)
     assert len(result.candidates) == tiny.num_architectures() == 4
-    with pytest.raises(RuntimeError, match="no more architectures to draw after 4"):
-        search(RandomSearcher(tiny, seed=0), evaluate, num_evaluations=100)
+    random = RandomSearcher(tiny, seed=0)
+    assert len(search(random, evaluate, num_evaluations=100).candidates) == 4
+    with pytest.raises(ExhaustedError, match="no more architectures to draw after 4"):
+        random.ask()
 
 
 @pytest.mark.parametrize(("sampler", "evaluations"), [("nsga2", 300), ("tpe", 120)])
