@@ -61,7 +61,7 @@ class OuterSettings:
     """
 
     make_searcher: Callable[..., Searcher] = field(default=TPE)
-    evaluations: int = 80
+    evaluations: int = 60
     proposals: int = 6
     baseline: bool = True
 
@@ -80,9 +80,9 @@ class FinishSettings:
         rounds: visits to each network.
     """
 
-    shortlist: int = 4
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=80))
-    most_steps: int = 400
+    shortlist: int = 3
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=70))
+    most_steps: int = 350
     inherit: float = 0.3
     rounds: int = 6
 
