@@ -169,7 +169,8 @@ def test_the_answer_script_answers(finished, tmp_path):
 
 
 def test_the_python_script_finds_a_network(tmp_path):
-    (tmp_path / "mine.py").write_text(NAMED["mine.py"])
+    # three rounds: how noisy they were is not judged, and other tests run beside this one
+    (tmp_path / "mine.py").write_text(NAMED["mine.py"].replace("num_held_out=4", "num_held_out=4, rounds=3"))
     out = run_python("mine.py", tmp_path / "run", "0.5", cwd=tmp_path)
     assert re.search(r"Kept: asked 0\.500 ms|BROKEN: asked 0\.500 ms", out)
     [model] = (tmp_path / "run" / "export").glob("*/model.onnx")
