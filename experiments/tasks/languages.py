@@ -16,7 +16,7 @@ from nas.protocols import SPLITS
 
 DJANGO_VERSION = "5.2.19"
 INSTALL = "pip install 'paretoformer[demo]'"
-CATALOGUE = re.compile(r"/locale/([a-z]+)[^/]*/LC_MESSAGES/\w+\.po$")  # the language without its region or script
+CATALOGUE = re.compile(r"/locale/([a-z]+)[^/]*/LC_MESSAGES/\w+\.mo$")  # the language without its region or script
 SMALLEST_LANGUAGE = 300  # texts
 SPLIT_OF_TENTH = ("train",) * 7 + SPLITS[1:]
 
@@ -68,7 +68,7 @@ def pinned_django(task: str) -> Distribution:
 
 
 def read_catalogues() -> list[Translation]:
-    """Every translation of Django's catalogues that is not marked as obsolete or fuzzy."""
+    """Every translation of Django's compiled catalogues, which hold none that is marked as obsolete or fuzzy."""
     try:
         import polib
 
@@ -78,10 +78,9 @@ def read_catalogues() -> list[Translation]:
     translations = []
     for file in django.files or ():
         if catalogue := CATALOGUE.search(str(file)):
-            for entry in polib.pofile(file.read_text(encoding="utf-8")):
-                if not entry.obsolete and not entry.fuzzy:
-                    texts = (entry.msgstr, *entry.msgstr_plural.values())
-                    translations += [Translation(catalogue[1], entry.msgid, text) for text in texts if text.strip()]
+            for entry in polib.mofile(str(file.locate())):
+                texts = (entry.msgstr, *entry.msgstr_plural.values())
+                translations += [Translation(catalogue[1], entry.msgid, text) for text in texts if text.strip()]
     if not translations:
         raise ValueError(f"django: version {django.version} is installed without its translations; {INSTALL}")
     return translations
