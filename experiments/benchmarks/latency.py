@@ -10,35 +10,29 @@ of, decided on the whole table, before and apart from what is judged. MAPE is in
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from scipy.optimize import nnls
-from scipy.stats import spearmanr
-from sklearn.linear_model import RidgeCV
 
 from experiments.benchmarks import first_light
+from experiments.benchmarks.onboarding import onboard_cells, onboard_hat, onboard_npus
+from experiments.benchmarks.splits import judged, mape, random_splits
 from experiments.progress import Reporter
-from hardware.tables import TABLES, load_table
+from hardware.tables import load_table
 from latency_models.drift import no_signal, sessions
 from latency_models.ensemble import Ensemble
 from latency_models.hat_mlp import hat_mlp
 from latency_models.intervals import Bounded, pick
 from latency_models.physical import PhysicalRegressor
-from latency_models.stacking import mixture
 from nas.tables import RecordedTable
 from search_spaces import hat
 
 HAT = {"pi": "hat_raspberrypi4", "xeon": "hat_xeon", "titanxp": "hat_titanxp_wmt", "titanxp_iwslt": "hat_titanxp_iwslt"}
-NUM_ONBOARDING = 10  # measurements of a new device
-FEWEST_MODELS = 30
 MLP_SPLITS = 3  # HAT's perceptron takes some ten seconds a fit
-CELLS = 3000  # of NAS-Bench-201 that each split is judged on
 
 
 @dataclass
@@ -189,19 +183,6 @@ def run(words: Words, report: Reporter) -> dict[str, float]:
     return figures
 
 
-def judged(
-    make: Callable[[], Any], costs: np.ndarray, times: np.ndarray, num: int, splits: int, *, rows: np.ndarray | None = None
-) -> tuple[float, float]:
-    """Median MAPE in percent and Spearman's rho on the rows (of `rows`, by default all) that are not among the `num` fitted."""
-    found = []
-    for train, test in _splits(len(times), num, splits):
-        judge = test if rows is None else test[rows[test]]
-        predicted = make().fit(costs[train], times[train]).predict(costs[judge])
-        found.append((_mape(predicted, times[judge]), float(spearmanr(predicted, times[judge]).statistic)))
-    mape, rho = np.median(found, axis=0)
-    return float(mape), float(rho)
-
-
 def of_hat(tables: Mapping[str, RecordedTable], splits: int) -> dict[str, float]:
     """The default from 32 and 64 on all rows, and from 50 on sound rows; with the constant predictor and the ranks beside it."""
     figures = {}
@@ -210,7 +191,7 @@ def of_hat(tables: Mapping[str, RecordedTable], splits: int) -> dict[str, float]
         figures[f"hat_{name}_mape_{num}"], figures[f"hat_{name}_spearman_{num}"] = judged(
             Ensemble, costs, table.values, num, splits
         )
-        figures[f"hat_{name}_constant_mape"] = _mape(np.full(len(table.values), np.median(table.values)), table.values)
+        figures[f"hat_{name}_constant_mape"] = mape(np.full(len(table.values), np.median(table.values)), table.values)
         found = sessions(table.values, PhysicalRegressor().fit(costs, table.values).predict(costs))
         figures[f"hat_{name}_sound_share_percent"] = 100 * float(np.mean(found.sound))
         figures[f"hat_{name}_sound_mape_50"], _ = judged(Ensemble, costs, table.values, 50, splits, rows=found.sound)
@@ -244,101 +225,6 @@ def of_jetson(folder: Path | None, splits: int) -> dict[str, float]:
     return figures
 
 
-def onboard_hat(tables: Mapping[str, RecordedTable], splits: int) -> dict[str, float]:
-    """Each device as a new one: its prices are drawn to the other devices'; beside a stack of the others' predictions."""
-    figures, rhos = {}, []
-    names = ("pi", "xeon", "titanxp")
-    prices = {n: PhysicalRegressor().fit(hat.costs(tables[n].rows), tables[n].values).prices_ for n in names}
-    for name in names:
-        costs, times = hat.costs(tables[name].rows), tables[name].values
-        known = [prices[other] for other in names if other != name]
-        mape, rho = judged(lambda known=known: PhysicalRegressor(known=known), costs, times, NUM_ONBOARDING, splits)  # type: ignore[misc]
-        figures[f"onboarding_hat_{name}_mape_10"] = mape
-        rhos.append(rho)
-        figures[f"onboarding_hat_{name}_alone_mape_10"], _ = judged(PhysicalRegressor, costs, times, NUM_ONBOARDING, splits)
-        figures[f"onboarding_hat_{name}_stack_mape_10"], _ = judged(
-            lambda known=known: _Stack(known), costs, times, NUM_ONBOARDING, splits  # type: ignore[misc]
-        )  # fmt: skip
-    return {**figures, "onboarding_hat_spearman_10": min(rhos)}
-
-
-class _Stack:
-    """The non-negative mixture of other devices' predictions: the reference."""
-
-    def __init__(self, known: Sequence[np.ndarray]) -> None:
-        self.prices = np.stack(known, axis=1)
-
-    def fit(self, costs: np.ndarray, times: np.ndarray) -> _Stack:
-        self.shares, _ = nnls(costs @ self.prices / times[:, None], np.ones(len(times)))
-        return self
-
-    def predict(self, costs: np.ndarray) -> np.ndarray:
-        predicted: np.ndarray = costs @ self.prices @ self.shares
-        return predicted
-
-
-def onboard_cells(folder: Path | None, splits: int) -> dict[str, float]:
-    """Each NAS-Bench-201 device as a new one, its times as a mixture of the others'; beside ridge regression on them."""
-    names = [name for name in TABLES if name.startswith("nb201_")]
-    logs = np.log(np.stack([load_table(name, folder).values for name in names], axis=1))
-    ours, ridge = [], []
-    for target in range(len(names)):
-        others, own = np.delete(logs, target, axis=1), logs[:, target]
-        found = []
-        for train, test in _splits(len(own), NUM_ONBOARDING, min(splits, 5)):
-            test = test[:CELLS]
-            weights, _ = mixture(others[train], own[train], shift=True)
-            regression = RidgeCV(np.logspace(-3, 3, 13)).fit(others[train], own[train])
-            predicted = others[test] @ weights, regression.predict(others[test])
-            found.append([float(spearmanr(p, own[test]).statistic) for p in predicted])
-        mean = np.median(found, axis=0)
-        ours.append(mean[0])
-        ridge.append(mean[1])
-    return {"onboarding_nb201_spearman_10": float(np.mean(ours)), "onboarding_nb201_ridge_spearman_10": float(np.mean(ridge))}
-
-
-def onboard_npus(folder: Path | None, splits: int) -> dict[str, float]:
-    """Each Snapdragon device as a new one, among those of its runtime and precision; models that all of them ran on the NPU."""
-    figures = {}
-    for precision in ("float", "w8a8"):
-        ours, scale, num = [], [], 0
-        for runtime in ("qnn_dlc", "tflite", "onnx"):
-            names = [n for n in TABLES if n.startswith("qualcomm_") and n.endswith(f"_{precision}_{runtime}")]
-            logs = _common([load_table(name, folder) for name in names])
-            num += logs.size
-            for target in range(logs.shape[1]):
-                others, own = np.delete(logs, target, axis=1), logs[:, target]
-                errors = []
-                for train, test in _splits(len(own), NUM_ONBOARDING, splits):
-                    weights, shift = mixture(others[train], own[train], shift=True)
-                    mean = others.mean(axis=1)
-                    one_scale = mean[test] + np.median(own[train] - mean[train])
-                    predicted = others[test] @ weights + shift, one_scale
-                    errors.append([_mape(np.exp(p), np.exp(own[test])) for p in predicted])
-                mine, theirs = np.median(errors, axis=0)
-                ours.append(mine)
-                scale.append(theirs)
-        figures[f"onboarding_npu_{precision}_mape_10"] = float(np.mean(ours))
-        figures[f"onboarding_npu_{precision}_one_scale_mape_10"] = float(np.mean(scale))
-        figures[f"onboarding_npu_{precision}_num_times"] = num
-    return figures
-
-
-def _common(tables: Sequence[RecordedTable]) -> np.ndarray:
-    """Logarithms of the times of all rows that every table has and that ran on the NPU alone, [rows, tables].
-
-    Tables of fewer than `FEWEST_MODELS` such rows are left out: their device ran little of this runtime.
-    """
-    times: list[dict[tuple[str, str], float]] = []
-    for table in tables:
-        on_npu = (np.asarray(table.extra["layers_cpu"]) == 0) & (np.asarray(table.extra["layers_gpu"]) == 0)
-        keys = zip(table.labels, table.extra["input"], strict=True)
-        times.append({key: value for key, value, kept in zip(keys, table.values, on_npu, strict=True) if kept})
-    times = [t for t in times if len(t) >= FEWEST_MODELS]
-    shared = sorted(set.intersection(*(set(t) for t in times)))
-    return np.log([[t[key] for t in times] for key in shared])
-
-
 def of_budgets(tables: Mapping[str, RecordedTable], preset: Preset) -> dict[str, float]:
     """How often the largest network predicted to fit takes longer than its budget, from 200 measurements, and what safety costs.
 
@@ -366,7 +252,7 @@ def of_budgets(tables: Mapping[str, RecordedTable], preset: Preset) -> dict[str,
 
 
 def _picks(costs: np.ndarray, times: np.ndarray, capacity: np.ndarray, num: int, seed: int) -> tuple[float, float, float]:
-    [(train, test)] = _splits(len(times), 200, 1, first=seed)
+    [(train, test)] = random_splits(len(times), 200, 1, first=seed)
     model = Bounded(PhysicalRegressor(), coverage=0.95).fit(costs[train], times[train], capacity=capacity[train])
     prediction = model.predict(costs[test])
     rng = np.random.default_rng(seed)
@@ -392,7 +278,7 @@ def of_shuffled(tables: Mapping[str, RecordedTable], splits: int) -> dict[str, f
     refused: dict[bool, list[bool]] = {True: [], False: []}
     for table in tables.values():
         costs = hat.costs(table.rows)
-        for train, _ in _splits(len(costs), 64, splits):
+        for train, _ in random_splits(len(costs), 64, splits):
             for shuffle in (True, False):
                 times = table.values[train]
                 times = np.random.default_rng(0).permutation(times) if shuffle else times
@@ -419,15 +305,6 @@ def of_this_machine(report: Reporter) -> dict[str, float]:
         "local_mape_percent": figures["predictor_mape_percent"],
         "local_within_10_percent": figures["predictor_within_10_percent"],
     }
-
-
-def _splits(length: int, num: int, splits: int, *, first: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
-    orders = (np.random.default_rng(seed).permutation(length) for seed in range(first, first + splits))
-    return [(order[:num], order[num:]) for order in orders]
-
-
-def _mape(predicted: np.ndarray, measured: np.ndarray) -> float:
-    return 100 * float(np.mean(np.abs(predicted / measured - 1)))
 
 
 def _show(figures: Mapping[str, float], report: Reporter) -> None:
