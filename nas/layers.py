@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -46,12 +45,21 @@ def _blocks(rows: int, row_bytes: int, device: torch.device) -> list[slice]:
     return [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
 
 
+def _mixed_plainly(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, weights_2: Tensor, inside_TT: Tensor) -> Tensor:
+    """What `_MixedAttention` computes, in operations that have all derivatives."""
+    with torch.autocast(q.device.type, enabled=False):
+        probs = torch.softmax((q @ k.transpose(-1, -2)).to(inside_TT.dtype) + bias, dim=-1)
+        inside = probs * inside_TT
+        windowed = inside / inside.sum(dim=-1, keepdim=True).clamp_min(1e-30)
+        return (weights_2[0] * probs + weights_2[1] * windowed).to(v.dtype) @ v
+
+
 class _MixedAttention(torch.autograd.Function):
     """(w_0 full attention + w_1 attention inside a window), for two weights that may be anything, of a scaled q.
 
     Both kinds are one attention whose probabilities are scaled by w_0 + inside * w_1 / (their sum inside the window). Only the
     probabilities are kept, so the peak memory is that of one plain attention. A query whose whole window is padding gives zero.
-    First derivatives only.
+    Where the backward pass itself is to be differentiated, the attention is written out plainly and computed again.
     """
 
     @staticmethod
@@ -68,13 +76,17 @@ class _MixedAttention(torch.autograd.Function):
                 total = torch.sum(mixed, dim=-1, keepdim=True, out=totals[rows]).clamp_min_(1e-30)
                 mixed.mul_(of_window / total).add_(probs[rows], alpha=of_full)
                 out[rows] = mixed.to(v.dtype) @ v[rows]
-            ctx.save_for_backward(q, k, v, weights_2, inside_TT, probs, totals)
+            ctx.save_for_backward(q, k, v, bias, weights_2, inside_TT, probs, totals)
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, weights_2, inside_TT, all_probs, totals = ctx.saved_tensors
+        q, k, v, bias, weights_2, inside_TT, all_probs, totals = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            inputs = (q, k, v, bias, weights_2, inside_TT)
+            wanted = [x for x, needed in zip(inputs, ctx.needs_input_grad, strict=True) if needed]
+            found = iter(torch.autograd.grad(_mixed_plainly(*inputs), wanted, grad, create_graph=True))
+            return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
         of_full, of_window = weights_2.tolist()
         B, H, T, _ = q.shape
         with torch.autocast(grad.device.type, enabled=False):

@@ -116,9 +116,9 @@ def test_mixed_attention_has_the_right_gradient(monkeypatch, cache_bytes):
     inside = inside_window(5, 1, torch.zeros(1, dtype=torch.float64))
     padding = padding_bias(torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]), torch.float64)
     arguments = [*torch.randn(3, 2, 2, 5, 3), torch.tensor([0.3, 0.5])]
-    assert torch.autograd.gradcheck(
-        lambda q, k, v, w: _MixedAttention.apply(q, k, v, padding, w, inside), [a.double().requires_grad_() for a in arguments]
-    )
+    arguments = [a.double().requires_grad_() for a in arguments]
+    assert torch.autograd.gradcheck(lambda q, k, v, w: _MixedAttention.apply(q, k, v, padding, w, inside), arguments)
+    assert torch.autograd.gradgradcheck(lambda q, k, v, w: _MixedAttention.apply(q, k, v, padding, w, inside), arguments)
 
 
 def test_sampled_step_leaves_gradients_in_the_prefix_only(family, inputs):
