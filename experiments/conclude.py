@@ -7,9 +7,9 @@ from importlib.metadata import version
 from typing import Any
 
 from experiments.ledger import NAME as LEDGER
-from experiments.pipeline import Choice, Finalist, Outcome, Pipeline
+from experiments.pipeline import HEALTH, Choice, Finalist, Outcome, Pipeline
 from experiments.progress import Reporter
-from experiments.report import summary, write_report
+from experiments.report import health_sentence, summary, write_report
 from experiments.results import LedgerEntry, Network, Parity, PredictorReport, Results, Verdict, hypervolumes
 from experiments.shipping import Shipped, ship
 from nas.types import Measurement
@@ -57,8 +57,9 @@ def assemble(
         hypervolumes=hypervolumes(networks, reference),
         hypervolume_reference=reference,
         ledger=tuple(LedgerEntry(phase, **entry) for phase, entry in ledger.items()),
-        notes=_notes(outcome, shipped),
+        notes=_notes(pipeline, outcome, shipped),
         command=command,
+        alarms=tuple(p.alarm_sentence for p in outcome.proposals if p.alarm),
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     )
 
@@ -115,7 +116,7 @@ def _describe(pipeline: Pipeline) -> str:
     return ", ".join(str(word) for word in words if word)
 
 
-def _notes(outcome: Outcome, shipped: Shipped) -> tuple[str, ...]:
+def _notes(pipeline: Pipeline, outcome: Outcome, shipped: Shipped) -> tuple[str, ...]:
     """What a reader should know to judge the numbers."""
     notes = [f"Networks were trained on {outcome.compute}."]
     if (measurement := outcome.choice.measurement) is not None:
@@ -130,6 +131,8 @@ def _notes(outcome: Outcome, shipped: Shipped) -> tuple[str, ...]:
     if shipped.test_metrics:
         said = ", ".join(f"{value:.3f} {name}" for name, value in shipped.test_metrics.items())
         notes.append(f"The exported file on the test split: {said}.")
+    if health := health_sentence(pipeline.run.read_lines(HEALTH)):
+        notes.append(health)
     for p in outcome.proposals:
         notes.append(
             f"The differentiable search proposed {p.arch.id} for {p.budget_ms:.3f} ms: predicted {p.predicted_ms:.3f} ms "

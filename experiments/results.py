@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 import numpy as np
@@ -216,7 +216,8 @@ class Results:
     """Everything that the picture, the page and the terminal say about a finished run.
 
     `interval` says in words what the measured intervals are, `hypervolumes` holds one area a role up to `hypervolume_reference`
-    (ms, error in percent), `files` what ships, by paths relative to the run directory.
+    (ms, error in percent), `files` what ships, by paths relative to the run directory, `alarms` in words where the differentiable
+    search collapsed and what was done about it.
 
     Raises:
         ValueError: a repeated network, a picked network that is none of them, or a number that is not finite.
@@ -243,6 +244,7 @@ class Results:
     notes: tuple[str, ...]
     command: str
     versions: Mapping[str, str] = field(hash=False)
+    alarms: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         ids = [n.id for n in self.networks]
@@ -287,6 +289,7 @@ class Results:
             "hypervolume_reference": tuple(record["hypervolume_reference"]),
             "files": tuple(record["files"]),
             "notes": tuple(record["notes"]),
+            "alarms": tuple(record.get("alarms", ())),
         }
         return _build(cls, {**record, **parts})
 
@@ -372,7 +375,8 @@ T = TypeVar("T")
 
 def _require_names(cls: Any, record: Mapping[str, Any]) -> None:
     names = {f.name for f in fields(cls)}
-    for name in sorted(names ^ set(record)):
+    optional = {f.name for f in fields(cls) if f.default is not MISSING}
+    for name in sorted((names ^ set(record)) - (optional - set(record))):
         raise ValueError(f"{cls.__name__}: {name!r} is {'missing' if name in names else 'unknown'}")
 
 
