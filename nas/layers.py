@@ -48,9 +48,10 @@ def _blocks(rows: int, row_bytes: int, device: torch.device) -> list[slice]:
 def _mixed_plainly(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, weights_2: Tensor, inside_TT: Tensor) -> Tensor:
     """What `_MixedAttention` computes, in operations that have all derivatives."""
     with torch.autocast(q.device.type, enabled=False):
-        probs = torch.softmax((q @ k.transpose(-1, -2)).to(inside_TT.dtype) + bias, dim=-1)
-        inside = probs * inside_TT
-        windowed = inside / inside.sum(dim=-1, keepdim=True).clamp_min(1e-30)
+        scores = (q @ k.transpose(-1, -2)).to(inside_TT.dtype) + bias
+        probs = torch.softmax(scores, dim=-1)
+        reached = (probs.detach() * inside_TT).sum(dim=-1, keepdim=True) > 0
+        windowed = torch.softmax(scores + (1.0 - inside_TT) * BLOCKED, dim=-1) * reached
         return (weights_2[0] * probs + weights_2[1] * windowed).to(v.dtype) @ v
 
 

@@ -121,6 +121,17 @@ def test_mixed_attention_has_the_right_gradient(monkeypatch, cache_bytes):
     assert torch.autograd.gradgradcheck(lambda q, k, v, w: _MixedAttention.apply(q, k, v, padding, w, inside), arguments)
 
 
+def test_second_derivatives_of_mixed_attention_are_finite_where_a_window_is_all_padding():
+    torch.manual_seed(0)
+    inside, padding = inside_window(6, 1, torch.zeros(1)), padding_bias(torch.tensor([[1, 1, 0, 0, 0, 0]]), torch.float32)
+    q, k, v = (x.requires_grad_() for x in torch.randn(3, 1, 2, 6, 3))
+    weights = torch.tensor([0.3, 0.5], requires_grad=True)
+    out = _MixedAttention.apply(q, k, v, padding, weights, inside)
+    gradients = torch.autograd.grad(out.square().sum(), (q, k, v, weights), create_graph=True)
+    for second in torch.autograd.grad(sum(g.square().sum() for g in gradients), (q, k, v, weights)):
+        assert torch.isfinite(second).all()
+
+
 def test_sampled_step_leaves_gradients_in_the_prefix_only(family, inputs):
     supernet = family.supernet()
     arch = family.space.smallest()

@@ -14,6 +14,7 @@ latency model is fitted to 44 such times, as a calibration would be. The network
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -43,7 +44,8 @@ from search_spaces.encoder import EncoderFamily, encoder_space
 WORKLOAD = Workload(tokens=64)
 LAUNCH_MS, FLOPS_PER_MS, BYTES_PER_MS, SCATTER = 0.004, 4e7, 1e7, 0.03  # of the invented device
 SHARES = (0.5, 0.3, 0.15)  # of the largest network's time: the budgets of the options
-RANDOM = 12  # projections of random probabilities for each budget
+RANDOM = 6  # projections of random probabilities for each budget
+VALIDATION_BATCHES = 6
 OPTIONS: dict[str, dict[str, Any]] = {
     "softmax": {},
     "gumbel": {"relaxation": "gumbel"},
@@ -63,18 +65,23 @@ class Words:
     out: str | None = None  # a file for the figures
 
 
+def _options_config(*, steps: int, tokens_per_batch: int = 512) -> DartsConfig:
+    """Without guards: what they do must not help one option more than another."""
+    return DartsConfig(tokens_per_batch=tokens_per_batch, steps=steps, remedy="none", check_every=1000)
+
+
 @dataclass(frozen=True)
 class Preset:
     """Budgets, seeds, and steps of the supernet and of the search; `brief` are the steps for each of many budgets."""
 
     budgets: int = 40
-    brief: int = 3
+    brief: int = 2
     seeds: int = 3
     supernet_steps: int = 150
     tokens_per_batch: int = 1024
-    cost: DartsConfig = field(default_factory=DartsConfig)
-    options: DartsConfig = field(default_factory=lambda: DartsConfig(tokens_per_batch=1024, steps=24, remedy="none"))
-    max_examples: int | None = 20_000
+    cost: DartsConfig = field(default_factory=lambda: DartsConfig(tokens_per_batch=512))
+    options: DartsConfig = field(default_factory=lambda: _options_config(steps=20))
+    max_examples: int | None = 10_000
 
 
 TINY = DartsConfig(steps=2, steps_more=1, tokens_per_batch=128, remedy="none")
@@ -84,8 +91,8 @@ PRESETS = {
     ),
     "quick": Preset(),
     "full": Preset(
-        budgets=120, brief=10, seeds=5, supernet_steps=1000, options=DartsConfig(tokens_per_batch=1024, steps=60, remedy="none"),
-        max_examples=None,
+        budgets=120, brief=10, seeds=5, supernet_steps=1000, cost=DartsConfig(),
+        options=_options_config(steps=60, tokens_per_batch=2048), max_examples=None,
     ),
 }  # fmt: skip
 
@@ -151,7 +158,7 @@ def _budgets(
 ) -> dict[str, float]:
     fastest, slowest = model.predict([family.space.smallest(), family.space.largest()]).upper_ms
     budgets = np.geomspace(slowest, 1.05 * fastest, preset.budgets)
-    config = replace(preset.options, tokens_per_batch=preset.tokens_per_batch // 2)
+    config = replace(preset.options, tokens_per_batch=preset.tokens_per_batch // 4)
     darts = Darts(family, supernet, model, task, config, compute=compute, seed=0)
     rng, use, of_random = np.random.default_rng(0), [], []
     with report.phase("Many budgets", len(budgets)) as advance:
@@ -192,7 +199,7 @@ def _options(
     report: Reporter,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Errors in percent, [seeds, budgets], of each option and of what stands beside them."""
-    validation = list(task.batches("validation", tokens_per_batch=8192, seed=None))
+    validation = list(itertools.islice(task.batches("validation", tokens_per_batch=8192, seed=None), VALIDATION_BATCHES))
     budgets = [share * model.predict([family.space.largest()]).upper_ms[0] for share in SHARES]
     space = family.space
     errors = {name: np.empty((len(supernets), len(budgets))) for name in (*OPTIONS, "even", "random", "random_best")}
