@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -21,7 +22,6 @@ from rich.text import Text
 
 from experiments import plots
 from experiments.results import Network, PredictorReport, Results, format_ms, format_seconds, front, parts_of, split_layers
-from nas.guards import mean
 from nas.types import Candidate, Provenance
 
 TONES = {True: "green", False: "red", None: "yellow"}
@@ -243,14 +243,14 @@ def health_sentence(checks: Sequence[Mapping[str, Any]]) -> str:
     if not checks:
         return ""
     first, last = checks[0], checks[-1]
-    entropy = [mean(check["entropy"]) for check in (first, last)]
+    entropy = [fmean(check["entropy"].values()) for check in (first, last)]
     alarms = sum(bool(check["alarm"]) for check in checks)
     return (
         f"The differentiable search was looked at {len(checks)} times. Mean entropy of its choices {entropy[0]:.2f} at first and "
         f"{entropy[1]:.2f} in the end, share of what can be skipped and is {first['skip_share']:.2f} and "
         f"{last['skip_share']:.2f}, largest eigenvalue of the loss's Hessian in the logits {first['sharpness']:.2g} and "
         f"{last['sharpness']:.2g}; loss on the architecture split at most "
-        f"{max(check['gap'] for check in checks):.3f} above that on the training split; {alarms or 'no'} alarms."
+        f"{max(check['gap'] for check in checks):.3f} above that on the training split; its alarm tripped {alarms} times."
     )
 
 
