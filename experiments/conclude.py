@@ -56,6 +56,7 @@ def assemble(
         files=tuple(str(p.relative_to(pipeline.run.path)) for p in sorted(shipped.folder.iterdir())),
         hypervolumes=hypervolumes(networks, reference),
         hypervolume_reference=reference,
+        error_means=pipeline.task.error_means,
         ledger=tuple(LedgerEntry(phase, **entry) for phase, entry in ledger.items()),
         notes=_notes(outcome, shipped),
         command=command,

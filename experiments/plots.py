@@ -100,7 +100,7 @@ def pareto_figure(results: Results, candidates: Sequence[Candidate], *, width: f
     """
     figure, axes = _empty(width, 5.5 if width > NARROW else 6.2)
     limits = _limits(results, candidates)
-    axes.set(xlim=limits.x, ylim=limits.y, xlabel="latency (ms)", ylabel="validation error (%)")
+    axes.set(xlim=limits.x, ylim=limits.y, xlabel="latency (ms)", ylabel=f"validation error: {results.error_means} (%)")
     if limits.log:
         _log_ticks(axes, "x")
     num_hidden = _draw_candidates(axes, candidates, limits)

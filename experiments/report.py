@@ -248,7 +248,7 @@ def cost_sentence(results: Results) -> str:
 
 def front_table(results: Results) -> Table:
     """Every trained network for the terminal, the fastest first."""
-    title = Text(f"{results.title}: trained networks, latency in ms")
+    title = Text(f"{results.title}: trained networks, latency in ms, errors are {results.error_means}")
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("network", no_wrap=True)
     table.add_column("by")

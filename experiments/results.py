@@ -216,7 +216,8 @@ class Results:
     """Everything that the picture, the page and the terminal say about a finished run.
 
     `interval` says in words what the measured intervals are, `hypervolumes` holds one area a role up to `hypervolume_reference`
-    (ms, error in percent), `files` what ships, by paths relative to the run directory.
+    (ms, error in percent), `error_means` what an error is the percentage of, `files` what ships, by paths relative to the run
+    directory.
 
     Raises:
         ValueError: a repeated network, a picked network that is none of them, or a number that is not finite.
@@ -239,6 +240,7 @@ class Results:
     files: tuple[str, ...]
     hypervolumes: Mapping[str, float] = field(hash=False)
     hypervolume_reference: tuple[float, float]
+    error_means: str
     ledger: tuple[LedgerEntry, ...]
     notes: tuple[str, ...]
     command: str
@@ -273,6 +275,7 @@ class Results:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Results:
         """Raises ValueError, with its name, for a part that is missing or unknown."""
+        record = {"error_means": "wrong answers", **record}  # all that it could be, before it was said
         _require_names(cls, record)
         predictor = record["predictor"]
         parts = {

@@ -59,6 +59,7 @@ class Batch(NamedTuple):
 
 
 SPLITS = ("train", "architecture", "validation", "test")
+IGNORED = -100  # the target of a token that nothing is asked at, as in torch
 
 
 class Task(Protocol):
@@ -67,6 +68,8 @@ class Task(Protocol):
 
     name: str
     max_tokens: int
+    error_means: str
+    """What an error is the percentage of: wrong answers, wrong tags, unexplained variance."""
 
     @property
     def sizes(self) -> Mapping[str, Any]:
@@ -93,7 +96,7 @@ class Task(Protocol):
 
     def error(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
         """Number of wrong answers in the batch (for a rate, divide by the examples); an example with many answers counts by the
-        share of them that is wrong."""
+        share of them that is wrong, a number by its squared distance in units of the variance of `train`."""
         ...
 
     def trivial_baselines(self) -> Mapping[str, float]:

@@ -29,6 +29,13 @@ CHOICES = [(group.name, path.stem) for group in GROUPS for path in sorted(group.
 MISSING = {
     ("task", "text_file"): ["task.path=mine.txt"],
     ("task", "csv"): ["task.path=mine.csv", "task.text=text", "task.label=label"],
+    ("task", "text_table"): ["task.path=mine.jsonl", "task.text=text", "task.label=label"],
+    ("task", "number_table"): ["task.path=mine.csv", "task.text=text", "task.number=price"],
+    ("task", "tag_table"): ["task.path=mine.conll", "task.words=1", "task.tags=-1"],
+    ("task", "news"): ["task.path=mine.whl"],
+    ("task", "movie_snippets"): ["task.path=mine.zip"],
+    ("task", "movie_ratings"): ["task.path=mine.zip"],
+    ("task", "bible"): ["task.path=mine.whl"],
     ("task", "images"): ["task.path=folder"],
     ("task", "image_folder"): ["task.path=folder"],
     ("task", "signal"): ["task.path=mine.tar.gz"],

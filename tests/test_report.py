@@ -147,6 +147,7 @@ def make_results(*, budget_ms=0.95, trivial=9.9, picked_ms=None, num=4, **change
         parity=Parity(num_examples=256, max_abs_difference=2.1e-6, equal_decisions=1.0, inputs="test split"),
         files=tuple(f"export/{picked.id}/{name}" for name in ("card.md", "labels.json", "model.onnx", "tokenizer.json")),
         hypervolumes=hypervolumes(networks, (budget_ms, 100.0)),
+        error_means="wrong answers",
         hypervolume_reference=(budget_ms, 100.0),
         ledger=(
             LedgerEntry("calibration", 64.2, 61.0, 512.0, 0),
