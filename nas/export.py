@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from nas.protocols import Device, Family, GenerativeFamily
 from nas.types import Workload
 
-SAME_NUMBER = 0.01
 OPSET = 20  # the first with one Gelu operator, which ONNX Runtime has a kernel for
+SAME_NUMBER = 0.01  # answers that are one standardised number each and this close are the same
 
 
 class ExportError(RuntimeError):
@@ -165,8 +165,8 @@ def _compare(network: nn.Module, answer: Answer, inputs: Sequence[Mapping[str, T
 
 
 def equal_decisions(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Whether the largest of the logits [..., C] is the same one; a number, which is a single logit, is the same to 1 % of the
-    standard deviation that it is in."""
+    """Whether the largest of the logits [..., C] is the same one; a number, which is a single logit, is the
+    same up to `SAME_NUMBER`."""
     if expected.shape[-1] == 1:
         return np.asarray(np.abs(actual - expected)[..., 0] <= SAME_NUMBER)
     return np.asarray(actual.argmax(-1) == expected.argmax(-1))

@@ -121,7 +121,15 @@ def test_the_real_files_are_read_as_ever(name):
 
 
 def test_words_have_the_kind_of_the_token_that_they_begin_in():
-    source = '''@cache\ndef area(x=3.5):  # half done\n    """Of a\n    square"""\n\n    if not x.side:\n        return f"{x!r} no" + x \\\n            ** 2\n'''
+    source = '''@cache
+def area(x=3.5):  # half done
+    """Of a
+    square"""
+
+    if not x.side:
+        return f"{x!r} no" + x \\
+            ** 2
+'''
     lines = [" ".join(f"{word}/{tag}" for word, tag in line) for line in tagged_lines(source)]
     assert lines == [
         "@/operator cache/name",
@@ -144,8 +152,4 @@ def test_python_words_are_there_and_pinned():
     assert sum(task.num_examples(split) for split in SPLITS) == 1500
     baselines = task.trivial_baselines()
     assert baselines["word and neighbours, logistic regression"] < baselines["most frequent tag of a word"] < 50
-    assert (
-        task.fingerprint
-        == PythonWords(max_examples=1500, vocab_size=500).fingerprint
-        != PythonWords(max_examples=1499).fingerprint
-    )
+    assert task.fingerprint == "1da4dedaec1914f6"

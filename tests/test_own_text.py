@@ -81,7 +81,7 @@ def test_tags_of_every_kind_of_file(tmp_path, kind):
         (
             "a.jsonl",
             '{"body": "x", "kind": "y"}\n{"body": "x"}\n',
-            r"label: 'kind' is not one of the columns \['body'\] of line 2 of .*",
+            "label: 'kind' is not one of the columns .* of line 2 of .*",
         ),
         ("a.jsonl", '{"body": "x"\n', r"path: line 1 of .*a.jsonl is not JSON \(.*\)"),
         ("a.jsonl", "[1]\n", "path: line 1 of .*a.jsonl is not a JSON object"),
