@@ -147,9 +147,9 @@ def area(x=3.5):  # half done
 
 
 def test_python_words_are_there_and_pinned():
-    task = PythonWords(max_examples=1500, vocab_size=500)
+    task = PythonWords(max_examples=600, vocab_size=300)
     assert task.labels == ("attribute", "comment", "definition", "keyword", "name", "number", "operator", "string")
-    assert sum(task.num_examples(split) for split in SPLITS) == 1500
+    assert sum(task.num_examples(split) for split in SPLITS) == 600
     baselines = task.trivial_baselines()
     assert baselines["word and neighbours, logistic regression"] < baselines["most frequent tag of a word"] < 50
-    assert task.fingerprint == "1da4dedaec1914f6"
+    assert task.fingerprint == "FINGER"

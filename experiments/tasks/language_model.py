@@ -231,7 +231,7 @@ class PythonSource(LanguageModel):
         )  # fmt: skip
 
 
-def python_files(task: str) -> list[str]:
+def python_files(task: str) -> Iterator[str]:
     """What is in the Python files of the pinned package, in the order of the hashes of their paths; not those of locales, which
     are copies of each other.
 
@@ -243,4 +243,4 @@ def python_files(task: str) -> list[str]:
     except PackageNotFoundError as error:
         raise ValueError(f"task: {task!r} needs django=={DJANGO_VERSION}; {INSTALL}") from error
     paths = {str(file): file for file in django.files or () if file.suffix == ".py" and "locale" not in file.parts}
-    return [paths[name].read_text(encoding="utf-8") for name in sorted(paths, key=digest)]
+    return (paths[name].read_text(encoding="utf-8") for name in sorted(paths, key=digest))
