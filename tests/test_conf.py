@@ -40,6 +40,7 @@ MISSING = {
     ("task", "image_folder"): ["task.path=folder"],
     ("task", "signal"): ["task.path=mine.tar.gz"],
     ("task", "arrays"): ["task.path=mine.npz"],
+    ("experiment", "ratings"): ["task.path=mine.zip"],
     ("experiment", "images"): ["task.path=folder"],
     ("experiment", "signal"): ["task.path=mine.tar.gz"],
     ("init", "pretrained"): ["init.path=checkpoint"],
