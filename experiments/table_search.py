@@ -36,7 +36,8 @@ from latency_models.physical import PhysicalRegressor
 from nas.darts import BudgetError
 from nas.pareto import hypervolume
 from nas.protocols import Device, Searcher
-from nas.search import RandomSearcher, search
+from nas.search import search
+from nas.searchers.random import Random
 from nas.space import Architecture, SearchSpace
 from nas.types import Candidate, Prediction, Provenance, pareto_front
 from search_spaces import hat
@@ -159,11 +160,11 @@ class TableSearch:
             return Candidate(arch, objectives, dict.fromkeys(objectives, Provenance.PREDICTED), phase=role)
 
         settings = self.settings.outer
-        searcher: Searcher = RandomSearcher(self.space, seed=self.settings.seed)
+        searcher: Searcher = Random(self.space, seed=self.settings.seed)
         if role == "search":
             searcher = settings.make_searcher(
                 self.space, objectives=OBJECTIVES, seed=self.settings.seed, initial=[],
-                constraint=("upper_ms", asked_ms), storage=None,
+                limits={"upper_ms": asked_ms}, storage=None, population=settings.population,
             )  # fmt: skip
         smallest = evaluate(self.space.smallest())
         searcher.tell(smallest)
