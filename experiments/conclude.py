@@ -24,7 +24,7 @@ PACKAGES = ("torch", "optuna", "onnxruntime", "numpy", "hydra-core")
 
 def conclude(pipeline: Pipeline, outcome: Outcome, *, command: str, report: Reporter) -> Results:
     """Exports what was picked, writes the report's files and prints the summary."""
-    networks = _networks(pipeline, outcome)
+    networks = _networks(outcome)
     choice, budget = outcome.choice, outcome.budget
     picked = next(n for n in networks if n.id == choice.arch.id)
     verdict = verdict_of(picked, choice, asked_ms=budget.ms, asked_origin=budget.origin)
@@ -71,8 +71,8 @@ def assemble(
     )
 
 
-def _networks(pipeline: Pipeline, outcome: Outcome) -> tuple[Network, ...]:
-    names = further(pipeline.settings.objectives)
+def _networks(outcome: Outcome) -> tuple[Network, ...]:
+    names = further(outcome.costing.names)
     archs = [f.arch for f in outcome.finalists]
     return tuple(_network(f, outcome, costs, names) for f, costs in zip(outcome.finalists, outcome.costing(archs), strict=True))
 

@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments import plots
-from experiments.objectives import OBJECTIVES, further
+from experiments.objectives import OBJECTIVES
 from experiments.results import PLANE, Network, PredictorReport, Results, format_ms, format_seconds, parts_of, split_layers
 from experiments.trust import evidence, sentences
 from nas.types import Candidate, Provenance
@@ -51,10 +52,10 @@ def write_report(results: Results, candidates: Sequence[Candidate], folder: Path
 
 
 def pareto_csv(results: Results) -> str:
-    """Every trained network, the fastest first; `on_front` says that no other beats it in all objectives, of which those beside
-    error and latency come last."""
+    """Every trained network, the fastest first; `on_front` says that no other beats it in all objectives. What is known
+    beside error and latency comes last."""
     text = io.StringIO()
-    more = further(results.objectives)
+    more = results.further
     writer = csv.DictWriter(text, (*COLUMNS, *(f"{kind}_{name}" for name in more for kind in KINDS)), lineterminator="\n")
     writer.writeheader()
     on_front = results.front
@@ -85,7 +86,7 @@ def page(results: Results, candidates: Sequence[Candidate]) -> str:
         pictures=pictures,
         networks=by_time(results.networks),
         on_front=results.front,
-        further=[(name, OBJECTIVES[name].header) for name in further(results.objectives)],
+        further=[(name, OBJECTIVES[name].header) for name in results.further],
         objective_words=objective_words(results.objectives),
         comparisons=compare_at_equal_time(results),
         trivial_sentence=trivial_sentence(results),
@@ -189,7 +190,8 @@ def beaten_sentence(results: Results) -> str:
     if ships.role != "search":
         name = f"{ships.id} ({ships.label})"
         return f"The network that ships was not found by the search: {name} is the most accurate within the budget."
-    others = [c.other for c in compare_at_equal_time(results)]
+    most_mib = results.memory.asked_mib if results.memory else math.inf
+    others = [n for n in (c.other for c in compare_at_equal_time(results)) if n.measured.get("memory_mib", 0.0) <= most_mib]
     better = [n for n in others if n.latency_ms <= ships.latency_ms and n.error_percent < ships.error_percent]
     if not better:
         return ""
@@ -270,8 +272,8 @@ def front_table(results: Results) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("network", no_wrap=True)
     table.add_column("by")
-    more = further(results.objectives)
-    extra = [OBJECTIVES[name].header for name in more if name != "parameters"]
+    more = [name for name in results.further if name != "parameters"]
+    extra = [OBJECTIVES[name].unit for name in more]
     for name in ("error %", "measured", "predicted", "upper", "params", *extra):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("")
@@ -281,7 +283,7 @@ def front_table(results: Results) -> Table:
         times = [format_ms(t) for t in (n.measured_ms, n.predicted_ms, n.predicted_upper_ms)]
         by = n.label if n.role == "hand" else n.role
         cells = [n.id, by, f"{n.error_percent:.2f}", *times, f"{n.num_parameters:,}"]
-        cells += [*(f"{n.value(name):.3g}" for name in more if name != "parameters"), ", ".join(marks)]
+        cells += [*(f"{n.value(name):.3g}" for name in more), ", ".join(marks)]
         style = "bold green" if n.id == results.picked_id else "" if n in on_front else "dim"
         table.add_row(*(Text(cell) for cell in cells), style=style)
     return table

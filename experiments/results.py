@@ -305,6 +305,17 @@ class Results:
         return front(self.networks, self.objectives)
 
     @property
+    def further(self) -> tuple[str, ...]:
+        """What is known of every network beside error and latency: objectives, and what has a budget."""
+        return tuple(self.networks[0].predicted)
+
+    @property
+    def kept(self) -> bool | None:
+        """Whether all budgets were kept; None where one was not measured and none is broken."""
+        kept = [self.verdict.kept, *([self.memory.kept] if self.memory else [])]
+        return False if False in kept else None if None in kept else True
+
+    @property
     def best_trivial(self) -> tuple[str, float] | None:
         """Name and error of the best baseline that needs no network, or None if there is none."""
         return min(self.trivial_baselines.items(), key=lambda item: item[1], default=None)

@@ -74,6 +74,11 @@ class TableSearch:
                 f"device: {device.name} has no measurements of the space {space.name}; give device=recorded, with device.table=… "
                 f"one of {tables}"
             )
+        if settings.budget_mib is not None or settings.objectives != Settings().objectives or settings.outer.measure:
+            raise ValueError(
+                f"space: {space.name} is known from a table alone, which weighs parameters against latency: budget_mib, "
+                f"objectives and searcher.measure are for spaces with networks"
+            )
         self.space, self.device, self.settings, self.report = space, device, settings, report
         self.most, self.fewest = (int(n) for n in hat.num_parameters(hat.features([space.largest(), space.smallest()])))
         self.run = RunDirectory(directory)

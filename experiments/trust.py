@@ -18,7 +18,7 @@ from experiments.results import Network, Results, format_ms
 from nas.pareto import hypervolume
 from nas.types import Candidate
 
-RESAMPLES = 2000
+RESAMPLES = 1000
 FEWEST = 4  # networks from which a rank correlation is said
 SURE = 1.96  # standard errors: 95 %
 TIES = (
@@ -135,8 +135,8 @@ def sentences(trust: Mapping[str, Any], results: Results) -> list[str]:
     if picked := trust["predictor_on_picked"]:
         said.append(
             f"On the {picked['num']} networks that were picked, trained and measured, the latency model is off by "
-            f"{picked['mape_percent']:.1f} % (on random ones {results.predictor.mape_percent:.1f} %); in the median "
-            f"they take {picked['median_excess_percent']:.1f} % more than predicted, {picked['over_bound']} more than their bound."
+            f"{picked['mape_percent']:.1f} % (on random ones {results.predictor.mape_percent:.1f} %); measured times differ from "
+            f"predicted ones by {picked['median_excess_percent']:+.1f} % in the median, {picked['over_bound']} exceed a bound."
         )
     curves = trust["hypervolume"]
     if {"search", "random"} <= set(curves):
@@ -187,7 +187,7 @@ def _refined(refined: Mapping[str, Any]) -> str:
     if not refined["measured"]:
         return f"Nothing was measured during the search{': ' + refined['lost'] if 'lost' in refined else ''}."
     return (
-        f"Half way through, {refined['measured']} networks near the front were measured ({refined['seconds']:.0f} s): the "
+        f"Measured half way through, near the front: {refined['measured']} ({refined['seconds']:.0f} s). The "
         f"predictions for them were off by {refined['mape_percent_before']:.1f} %, {refined['over_bound_before']} took more than "
         f"their upper bound. Fitted again, the latency model changed predictions by {refined['mean_change_percent']:.1f} % "
         f"on average; of {refined['front_before']} on the front {len(refined['left'])} left and {len(refined['joined'])} joined."
