@@ -206,7 +206,7 @@ def _legend(results: Results, candidates: Sequence[Candidate]) -> tuple[list[Any
         entries["scored with shared weights (predicted latency)"] = dots
     if any(n not in front(results.networks) for n in results.front):
         words = ", ".join(OBJECTIVES[name].words for name in further(results.objectives))
-        entries[f"on the front by its {words} too"] = Line2D([], [], ls="none", **RING)
+        entries[f"on the front for its {words}"] = Line2D([], [], ls="none", **RING)
     return list(entries.values()), list(entries)
 
 

@@ -675,7 +675,7 @@ def test_the_picture_rings_who_is_on_the_front_by_memory_alone():
     figure = plots.pareto_figure(results, make_candidates())
     [ring] = [line for line in figure.axes[0].lines if line.get_gid() == "front in more"]
     assert sorted(ring.get_xdata()) == sorted(n.latency_ms for n in alone)
-    assert "on the front by its memory too" in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "on the front for its memory" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_the_page_and_the_terminal_name_the_memory():
