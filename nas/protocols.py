@@ -26,6 +26,10 @@ class DeviceError(RuntimeError):
     """A device could not run a network: lost, out of memory, or it refuses the file. Says what and where."""
 
 
+class ExhaustedError(RuntimeError):
+    """A searcher has nothing left to propose."""
+
+
 @dataclass(frozen=True)
 class Operator:
     """Operators of one kind in one network, as data; every number is an expectation, [...] like the encoding.
@@ -235,7 +239,11 @@ class UncertainLatencyModel(DifferentiableLatencyModel, Protocol):
 
 @runtime_checkable
 class Searcher(Protocol):
-    """Proposes architectures. `tell` also accepts candidates that were never asked for, which is what makes resume simple."""
+    """Proposes architectures. `tell` also accepts candidates that were never asked for.
+
+    A search that goes on in another process asks for the same again: a searcher keeps what it was told, or follows from its seed
+    and what it is told anew.
+    """
 
     def ask(self) -> Architecture: ...
 

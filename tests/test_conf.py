@@ -114,7 +114,7 @@ def test_the_default_search_builds(tmp_path):
     assert pipeline.family.space.log10_size() >= 9
     assert pipeline.settings == Settings(outer=pipeline.settings.outer)
     made, default = pipeline.settings.outer.make_searcher, Settings().outer.make_searcher
-    assert (made.func, made.keywords) == (default.func, default.keywords)
+    assert (made.func, made.keywords) == (default, {})
     assert replace(pipeline.settings.outer, make_searcher=default) == Settings().outer
 
 
