@@ -21,8 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nas.attention import Backend, Cache
+from nas.attention_kinds import causal_bias, padding_bias
 from nas.encoding import Encoding
-from nas.layers import Backend, Cache, Table, causal_bias, padding_bias
+from nas.layers import Table
 from nas.protocols import Operator
 from nas.space import Architecture, SearchSpace
 from nas.types import Workload

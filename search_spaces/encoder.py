@@ -19,8 +19,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nas.attention import Backend
+from nas.attention_kinds import padding_bias
 from nas.encoding import Encoding
-from nas.layers import Backend, Linear, Table, padding_bias
+from nas.layers import Linear, Table
 from nas.protocols import Operator
 from nas.space import Architecture, SearchSpace
 from nas.types import Workload

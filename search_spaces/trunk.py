@@ -21,8 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nas.attention import Attention, AttentionKind, Backend, Cache
+from nas.attention_kinds import inside_window
 from nas.encoding import Array, Encoding, prefix_membership
-from nas.layers import Attention, AttentionKind, Backend, Cache, FeedForward, Norm, Width, inside_window
+from nas.layers import FeedForward, Norm, Width
 from nas.protocols import Operator
 from nas.space import Architecture, Choice, Condition, SearchSpace
 

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from nas.attention import Backend
 from nas.encoding import Array, Encoding
-from nas.layers import Backend, Linear, Table
+from nas.layers import Linear, Table
 from nas.protocols import Operator
 from nas.space import Architecture, Choice, SearchSpace
 from nas.types import Workload

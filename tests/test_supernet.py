@@ -5,10 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from nas import layers
+from nas import attention
+from nas.attention import _MixedAttention
+from nas.attention_kinds import inside_window, padding_bias
 from nas.compute import Compute
 from nas.encoding import Encoding
-from nas.layers import Norm, Width, _MixedAttention, inside_window, padding_bias
+from nas.layers import Norm, Width
 from nas.protocols import Batch
 from nas.supernet import call, cut_out, prefixes, sandwich, sandwich_step, skeleton
 from search_spaces.encoder import EncoderFamily, encoder_space
@@ -111,7 +113,7 @@ def test_a_post_norm_mixture_is_one_of_what_comes_out_of_the_norm(inputs):
 
 @pytest.mark.parametrize("cache_bytes", [1, 1 << 19])
 def test_mixed_attention_has_the_right_gradient(monkeypatch, cache_bytes):
-    monkeypatch.setattr(layers, "CACHE_BYTES", cache_bytes)
+    monkeypatch.setattr(attention, "CACHE_BYTES", cache_bytes)
     torch.manual_seed(0)
     inside = inside_window(5, 1, torch.zeros(1, dtype=torch.float64))
     padding = padding_bias(torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]), torch.float64)
