@@ -42,6 +42,7 @@ def inside(space: SearchSpace, *, head_size: int) -> dict[str, Architecture]:
         layers = range(1, sizes.depth + 1)
         picks: dict[str, int | str] = {"width": sizes.width, "depth": sizes.depth}
         picks |= {f"layer{i}.{part}": pick for i in layers for part, pick in _layer(sizes).items()}
+        picks |= {kv: sizes.heads for i in layers if (kv := f"layer{i}.kv_heads_of_{sizes.heads}") in space.by_name}
         picks |= {kind: "mlp" for i in layers if (kind := f"layer{i}.ffn_kind") in space.by_name}
         held = all(choice in space.by_name and pick in space.by_name[choice].options for choice, pick in picks.items())
         if held and sizes.width == sizes.heads * head_size:

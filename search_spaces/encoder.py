@@ -27,9 +27,10 @@ from nas.protocols import Operator
 from nas.space import Architecture, SearchSpace
 from nas.types import Workload
 from search_spaces import pretrained
+from search_spaces.attention import DEFAULT_KINDS, LayerAttention
 from search_spaces.compact import inside
 from search_spaces.tokens import embedding_operator, example_tokens
-from search_spaces.trunk import DEFAULT_KINDS, Masks, NormPlace, Stack, Trunk, trunk_choices
+from search_spaces.trunk import Masks, NormPlace, Stack, Trunk, trunk_choices
 
 
 def encoder_space(
@@ -39,11 +40,14 @@ def encoder_space(
     heads: Sequence[int] = (1, 2, 4),
     ffn: Sequence[int] = (64, 128, 192, 256),
     attention: Sequence[str] = DEFAULT_KINDS,
+    kv_heads: Sequence[int] = (),
     ffn_kind: Sequence[str] = ("mlp",),
     name: str = "encoder",
 ) -> SearchSpace:
     """The choices of an encoder; the default holds about 10^9.4 architectures. Raises ValueError like `trunk_choices`."""
-    choices = trunk_choices(width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, ffn_kind=ffn_kind)
+    choices = trunk_choices(
+        width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind
+    )
     return SearchSpace(name, tuple(choices))
 
 
@@ -99,7 +103,7 @@ class EncoderFamily:
 
     @functools.cached_property
     def trunk(self) -> Trunk:
-        return Trunk(self.space, self.head_size, self.window, norm=self.norm)
+        return Trunk(LayerAttention(self.space, self.head_size, self.window, self.max_tokens), norm=self.norm)
 
     @property
     def signature(self) -> str:
@@ -161,7 +165,7 @@ class EncoderFamily:
             embedding_operator(self.vocab_size + self.max_tokens, tokens, width),
             Operator("head", 1.0, 2.0 * answers * width * classes, moved, final),
             *self.trunk.operators(
-                encoding, batch=workload.batch, tokens=workload.tokens, pairs=self.trunk.pairs_of(workload.tokens)
+                encoding, batch=workload.batch, tokens=workload.tokens, pairs=self.trunk.attention.pairs_of(workload.tokens)
             ),
         ]
 
@@ -169,8 +173,10 @@ class EncoderFamily:
 def encoder(
     *, vocab_size: int, num_classes: int, max_tokens: int, width: Sequence[int], depth: Sequence[int], heads: Sequence[int],
     ffn: Sequence[int], attention: Sequence[str], head_size: int, window: int, norm: NormPlace = "pre",
-    ffn_kind: Sequence[str] = ("mlp",), name: str = "encoder", per_token: bool = False,
+    ffn_kind: Sequence[str] = ("mlp",), kv_heads: Sequence[int] = (), name: str = "encoder", per_token: bool = False,
 ) -> EncoderFamily:  # fmt: skip
     """The family of a space that is given by its options; what a configuration builds. Raises ValueError like its parts."""
-    space = encoder_space(width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, ffn_kind=ffn_kind, name=name)
+    space = encoder_space(
+        width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, name=name
+    )
     return EncoderFamily(space, vocab_size, num_classes, max_tokens, head_size, window, norm, per_token)

@@ -15,53 +15,43 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nas.attention import Attention, AttentionKind, Backend, Cache
-from nas.attention_kinds import inside_window
+from nas.attention import Attention, Backend, Cache
 from nas.encoding import Array, Encoding, prefix_membership
 from nas.layers import FeedForward, Norm, Width
 from nas.protocols import Operator
 from nas.space import Architecture, Choice, Condition, SearchSpace
+from search_spaces.attention import TINY, LayerAttention, attention_choices, norm_operator
 
-ATTENTION_KINDS = ("full", "window", "linear", "none")
-DEFAULT_KINDS = ("full", "window", "none")
 FFN_KINDS = ("glu", "mlp")
 NormPlace = Literal["pre", "post"]
 NORM_PLACES: tuple[NormPlace, ...] = ("pre", "post")
 NORM_EPS = {"pre": 1e-5, "post": 1e-12}  # of torch, of BERT
-TINY = 1e-6  # what is as good as no probability
 
 
 def trunk_choices(
     *, width: Sequence[int], depth: Sequence[int], heads: Sequence[int], ffn: Sequence[int], attention: Sequence[str],
-    ffn_kind: Sequence[str] = FFN_KINDS[1:],
+    ffn_kind: Sequence[str] = FFN_KINDS[1:], kv_heads: Sequence[int] = (),
 ) -> list[Choice]:  # fmt: skip
-    """Width, depth, and for each layer heads, feed-forward size, kind of attention and, if there are two, of feed-forward.
+    """Width, depth, and for each layer those of `attention_choices`, feed-forward size and, if there are two, kind of
+    feed-forward.
 
     Raises:
-        ValueError: an unknown kind, or options that a `Choice` refuses.
+        ValueError: an unknown kind, options that a `Choice` refuses, or like `attention_choices`.
     """
     if set(ffn_kind) not in ({"mlp"}, set(FFN_KINDS)):
         raise ValueError(f"ffn_kind: {tuple(ffn_kind)} is not ('mlp',) or {FFN_KINDS}")
-    unknown = [kind for kind in attention if kind not in ATTENTION_KINDS]
-    if unknown:
-        raise ValueError(f"attention: {unknown[0]!r} is not one of {ATTENTION_KINDS}")
-    attending = tuple(kind for kind in attention if kind != "none")
-    if not attending:
-        raise ValueError(f"attention: {tuple(attention)} needs at least one of {ATTENTION_KINDS[:-1]}")
-    ordered = tuple(kind for kind in ATTENTION_KINDS if kind in attention)
     choices = [Choice("width", tuple(width)), Choice("depth", tuple(depth))]
     for layer in range(1, choices[1].largest + 1):
         deep_enough = Condition("depth", tuple(d for d in choices[1].sizes if d >= layer))
         requires = () if deep_enough.options == choices[1].options else (deep_enough,)
         choices += [
-            Choice(f"layer{layer}.attention", ordered, requires),
-            Choice(f"layer{layer}.heads", tuple(heads), (Condition(f"layer{layer}.attention", attending),)),
+            *attention_choices(layer, requires, attention=attention, heads=heads, kv_heads=kv_heads),
             Choice(f"layer{layer}.ffn", tuple(ffn), requires),
         ]
         if len(ffn_kind) > 1:
@@ -75,27 +65,24 @@ class Masks:
 
     width: Tensor  # [D]
     gates: Tensor  # [layers]
-    kinds: Tensor  # [layers, 2 or 3]: full, window and, where the space has it, linear attention, times the gate
+    kinds: Tensor  # [layers, kinds of attention but none], times the gate
     heads: Tensor  # [layers, C]
     ffn: Tensor  # [layers, F], times the gate
     gated: Tensor | None = None  # [layers]: P(the feed-forward is a GLU), where the space has a choice
+    kv: Tensor | None = None  # [layers, H, G]: P(query head h sees head g of the keys and values), where there is a choice
 
 
 class Block(nn.Module):
     """One layer; without attention it is its feed-forward branch alone."""
 
     def __init__(
-        self, width: int, *, heads: int, ffn: int, attention: str, head_size: int, window: int, causal: bool,
-        backend: Backend, norm: NormPlace = "pre", gated: bool = False,
-    ) -> None:  # fmt: skip
+        self, width: int, attention: Attention | None, *, ffn: int, norm: NormPlace = "pre", gated: bool = False
+    ) -> None:
         super().__init__()
-        if attention != "none":
-            kind = cast(AttentionKind, attention)
+        if attention is not None:
             self.attention_norm = Norm(width, eps=NORM_EPS[norm])
-            self.attention = Attention(
-                width, heads, head_size=head_size, kind=kind, window=window, causal=causal, backend=backend
-            )
-        self.has_attention, self.norm = attention != "none", norm
+            self.attention = attention
+        self.has_attention, self.norm = attention is not None, norm
         self.ffn_norm = Norm(width, eps=NORM_EPS[norm])
         self.ffn = FeedForward(width, ffn, gated=gated)
 
@@ -120,8 +107,8 @@ class Block(nn.Module):
         return result, present
 
     def relaxed(
-        self, x_BTD: Tensor, bias: Tensor, inside_TT: Tensor, width: Width, kinds: Tensor, heads_C: Tensor,
-        ffn_F: Tensor, gate: Tensor, gated: Tensor | None,
+        self, x_BTD: Tensor, bias: Tensor, patterns_PTT: Tensor, width: Width, kinds: Tensor, heads_C: Tensor,
+        kv_HG: Tensor | None, ffn_F: Tensor, gate: Tensor, gated: Tensor | None,
     ) -> Tensor:  # fmt: skip
         """The block under its row of `Masks`.
 
@@ -131,13 +118,13 @@ class Block(nn.Module):
         if self.norm == "post":
             attends = kinds.sum()
             given = kinds / attends.clamp_min(TINY)
-            written = self.attention.relaxed(x_BTD, bias, inside_TT, given, heads_C, width)
+            written = self.attention.relaxed(x_BTD, bias, patterns_PTT, given, heads_C, kv_HG, width)
             x_BTD = torch.lerp(x_BTD, self.attention_norm.relaxed(width.centre_again(x_BTD + written), width), attends)
             present = gate.clamp_min(TINY)
             written = self.ffn.relaxed(x_BTD, ffn_F / present, gate / present, width, gated)
             return torch.lerp(x_BTD, self.ffn_norm.relaxed(width.centre_again(x_BTD + written), width), gate)
         normed = self.attention_norm.relaxed(x_BTD, width)
-        x_BTD = x_BTD + self.attention.relaxed(normed, bias, inside_TT, kinds, heads_C, width)
+        x_BTD = x_BTD + self.attention.relaxed(normed, bias, patterns_PTT, kinds, heads_C, kv_HG, width)
         return x_BTD + self.ffn.relaxed(self.ffn_norm.relaxed(x_BTD, width), ffn_F, gate, width, gated)
 
 
@@ -145,11 +132,11 @@ class Stack(nn.Module):
     """Layers and the last norm, or the first one if they are post-norm; at its largest size and called with `masks` it is every
     smaller one."""
 
-    def __init__(self, blocks: Sequence[Block], width: int, *, window: int, causal: bool, norm: NormPlace = "pre") -> None:
+    def __init__(self, blocks: Sequence[Block], width: int, attention: LayerAttention, *, norm: NormPlace = "pre") -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.norm = Norm(width, eps=NORM_EPS[norm])
-        self.window, self.causal, self.norm_first = window, causal, norm == "post"
+        self.attention, self.norm_first = attention, norm == "post"
 
     def forward(self, x_BTD: Tensor, bias: Tensor, masks: Masks | None = None) -> Tensor:
         """The normed stream [B, T, D]; `bias` is added to the scores, [B, 1, 1, T] or [B, 1, T, T]."""
@@ -159,14 +146,14 @@ class Stack(nn.Module):
                 x_BTD = block(x_BTD, bias)
             result: Tensor = x_BTD if self.norm_first else self.norm(x_BTD)
             return result
-        inside_TT = inside_window(x_BTD.shape[1], self.window, bias, causal=self.causal)
-        gated = masks.gated.unbind() if masks.gated is not None else [None] * len(self.blocks)
-        rows = zip(masks.kinds.unbind(), masks.heads.unbind(), masks.ffn.unbind(), masks.gates.unbind(), gated, strict=True)
+        patterns_PTT = self.attention.patterns(x_BTD.shape[1], bias)
+        kv, gated = (m.unbind() if m is not None else [None] * len(self.blocks) for m in (masks.kv, masks.gated))
+        rows = zip(masks.kinds.unbind(), masks.heads.unbind(), kv, masks.ffn.unbind(), masks.gates.unbind(), gated, strict=True)
         width = Width.of(masks.width)
         x_BTD = width.centre(x_BTD)
         x_BTD = self.norm.relaxed(x_BTD, width) if self.norm_first else x_BTD
         for block, row in zip(self.blocks, rows, strict=True):
-            x_BTD = block.relaxed(x_BTD, bias, inside_TT, width, *row)  # type: ignore[operator]
+            x_BTD = block.relaxed(x_BTD, bias, patterns_PTT, width, *row)  # type: ignore[operator]
         return x_BTD if self.norm_first else self.norm.relaxed(x_BTD, width)
 
 
@@ -175,23 +162,19 @@ class Trunk:
     """The stacks of a space whose choices are those of `trunk_choices` (and others, which it does not look at).
 
     Raises:
-        ValueError: a size under 1, or an unknown place of the norm.
+        ValueError: an unknown place of the norm.
     """
 
-    space: SearchSpace
-    head_size: int
-    window: int
-    causal: bool = False
+    attention: LayerAttention
     norm: NormPlace = "pre"
 
     def __post_init__(self) -> None:
-        if self.causal and "linear" in self.space.by_name["layer1.attention"].options:
-            raise ValueError("attention: 'linear' looks at what comes after, a causal network cannot have it")
         if self.norm not in NORM_PLACES:
             raise ValueError(f"norm: {self.norm!r} is not one of {NORM_PLACES}")
-        for name in ("head_size", "window"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
+
+    @property
+    def space(self) -> SearchSpace:
+        return self.attention.space
 
     @property
     def num_layers(self) -> int:
@@ -205,36 +188,31 @@ class Trunk:
         return {"largest": largest, **shallow}
 
     def largest_stack(self) -> Stack:
-        """With a full-attention layer everywhere, so that it holds every shared weight."""
-        sizes = {name: self.space.by_name[name].largest for name in ("width", "layer1.heads", "layer1.ffn")}
-        layers = [("full", sizes["layer1.heads"], sizes["layer1.ffn"], self._has_glu)] * self.num_layers
-        return self._build(sizes["width"], layers, "matmul")
+        """The one that holds every shared weight."""
+        width, ffn = (self.space.by_name[name].largest for name in ("width", "layer1.ffn"))
+        blocks = [
+            Block(width, self.attention.largest(width), ffn=ffn, norm=self.norm, gated=self._has_glu)
+            for _ in range(self.num_layers)
+        ]
+        return Stack(blocks, width, self.attention, norm=self.norm)
 
     def stack(self, arch: Architecture, backend: Backend) -> Stack:
         """The stand-alone stack of an architecture."""
-        layers = []
+        width, blocks = arch.size("width"), []
         for layer in range(1, arch.size("depth") + 1):
-            attention = str(arch[f"layer{layer}.attention"])
-            heads = arch.size(f"layer{layer}.heads") if attention != "none" else 0
+            attention = self.attention.module(arch, layer, width, backend)
             gated = self._has_glu and arch[f"layer{layer}.ffn_kind"] == "glu"
-            layers.append((attention, heads, arch.size(f"layer{layer}.ffn"), gated))
-        return self._build(arch.size("width"), layers, backend)
-
-    def _build(self, width: int, layers: Sequence[tuple[str, int, int, bool]], backend: Backend) -> Stack:
-        shared = {"head_size": self.head_size, "window": self.window, "causal": self.causal, "norm": self.norm}
-        blocks = [
-            Block(width, heads=heads, ffn=ffn, attention=kind, gated=gated, backend=backend, **shared)  # type: ignore[arg-type]
-            for kind, heads, ffn, gated in layers
-        ]
-        return Stack(blocks, width, window=self.window, causal=self.causal, norm=self.norm)
+            blocks.append(Block(width, attention, ffn=arch.size(f"layer{layer}.ffn"), norm=self.norm, gated=gated))
+        return Stack(blocks, width, self.attention, norm=self.norm)
 
     def masks(self, encoding: Encoding) -> Masks:
-        """Masks of one relaxed architecture: `encoding.values` is a tensor [E]. Every mask is linear in the probabilities, so all
-        of them are one product with a constant matrix."""
+        """Masks of one relaxed architecture: `encoding.values` is a tensor [E]. Every mask but that of keys and values is linear
+        in the probabilities, so all of them are one product with a constant matrix."""
         with torch.autocast(encoding.values.device.type, enabled=False):
             parts = (encoding.values @ torch.as_tensor(self._mask_matrix).to(encoding.values)).split(self._mask_sizes)
-        width_D, gates_L, kinds, heads, ffn, gated_L = parts
-        per_layer = (self.num_layers, -1)
+            width_D, gates_L, kinds, heads, ffn, gated_L = parts
+            per_layer = (self.num_layers, -1)
+            kv_LHG = self.attention.kv_masks(encoding, heads.view(per_layer))
         return Masks(
             width=width_D,
             gates=gates_L,
@@ -242,22 +220,18 @@ class Trunk:
             heads=heads.view(per_layer),
             ffn=ffn.view(per_layer) * gates_L[:, None],
             gated=gated_L if self._has_glu else None,
+            kv=kv_LHG,
         )
 
     @property
     def _has_glu(self) -> bool:
         return "layer1.ffn_kind" in self.space.by_name
 
-    @property
-    def _mixed(self) -> tuple[str, ...]:
-        """The kinds of attention that a relaxed layer mixes."""
-        return ATTENTION_KINDS[: 3 if "linear" in self.space.by_name["layer1.attention"].options else 2]
-
     @functools.cached_property
     def _mask_sizes(self) -> list[int]:
-        channels = self.space.by_name["layer1.heads"].largest * self.head_size
+        channels = self.attention.heads[-1] * self.attention.head_size
         layers = self.num_layers
-        widths = [self.space.by_name["width"].largest, layers, len(self._mixed) * layers, channels * layers]
+        widths = [self.space.by_name["width"].largest, layers, len(self.attention.kinds) * layers, channels * layers]
         return [*widths, self.space.by_name["layer1.ffn"].largest * layers, self._has_glu * layers]
 
     @functools.cached_property
@@ -281,8 +255,8 @@ class Trunk:
             [
                 prefix("width"),
                 prefix("depth"),
-                *(kinds(f"layer{layer}.attention", self._mixed) for layer in layers),
-                *(prefix(f"layer{layer}.heads", self.head_size) for layer in layers),
+                *(kinds(f"layer{layer}.attention", self.attention.kinds) for layer in layers),
+                *(prefix(f"layer{layer}.heads", self.attention.head_size) for layer in layers),
                 *(prefix(f"layer{layer}.ffn") for layer in layers),
                 *(kinds(f"layer{layer}.ffn_kind", ("glu",)) for layer in layers if self._has_glu),
             ],
@@ -295,13 +269,13 @@ class Trunk:
 
         Args:
             tokens: of one sequence.
-            pairs: what `pairs_of` gives; expectations over the encoding if the number of tokens is itself a choice.
+            pairs: what `LayerAttention.pairs_of` gives; expectations of it if the number of tokens is itself a choice.
         """
         width, all_tokens = encoding.expected("width"), batch * tokens
         operators = []
         for layer in range(1, self.num_layers + 1):
             gate = encoding.at_least("depth", layer)
-            operators += self._attention_operators(encoding, f"layer{layer}", gate, width, batch, tokens, pairs)
+            operators += self.attention.operators(encoding, f"layer{layer}", gate, width, batch=batch, tokens=tokens, pairs=pairs)
             hidden = encoding.expected(f"layer{layer}.ffn")
             operators += [
                 norm_operator("ffn", gate, all_tokens, width),
@@ -327,60 +301,3 @@ class Trunk:
                     )
                 )
         return operators
-
-    def pairs_of(self, tokens: int) -> dict[str, float]:
-        """By kind of attention the pairs of a query and a key that are computed, and what is alive of a head (live), of so many
-        tokens."""
-        T, W, K = tokens, self.window, self.head_size
-        blocks = -(-T // W)
-        return {
-            "full": T * T,
-            "window": blocks * W * (2 if self.causal else 3) * W,
-            "full live": T * (T + max(T, 2 * K)),  # of a head: scores, and scores again or the values twice
-            "linear": T * K,  # keys times values, and queries times that: as many products as T * K pairs
-            "linear live": 2.0 * T * K + K * K,
-            "window live": 10.0 * blocks * W * K,  # query; keys and values, three times; slices of keys
-        }
-
-    def pairs_of_next(self, past: int) -> dict[str, float]:
-        """The same of a single token that sees the kept ones of `past` tokens and itself."""
-        keys = {"full": past + 1, "window": min(past, self.window) + 1}
-        # Alive of a head are its scores twice, and keys and values as they were and with the new one.
-        return {**keys, **{f"{kind} live": seen * (2 + 4 * self.head_size) for kind, seen in keys.items()}}
-
-    def _attention_operators(
-        self, encoding: Encoding, layer: str, gate: Array, width: Array, batch: int, tokens: Array, pairs: Mapping[str, Array]
-    ) -> list[Operator]:
-        all_tokens = batch * tokens
-        heads = encoding.expected(f"{layer}.heads")
-        channels = heads * float(self.head_size)
-        operators = []
-        for kind in encoding.space.by_name[f"{layer}.attention"].options:
-            if kind == "none":
-                continue
-            p = gate * encoding.probability(f"{layer}.attention", kind)
-            seen, live = batch * pairs[str(kind)], 4.0 * batch * pairs[f"{kind} live"]
-            operators += [
-                norm_operator("attention", p, all_tokens, width),
-                Operator(
-                    "projections",
-                    p,
-                    p * 8.0 * all_tokens * width * channels,
-                    p * (16.0 * width * channels + 16.0 * all_tokens * (width + channels)),
-                    p * (4.0 * width * channels + 3.0 * channels + width),
-                ),
-                Operator(
-                    f"attention.{kind}",
-                    p,
-                    p * 4.0 * seen * channels,
-                    p * heads * 8.0 * seen,
-                    0.0 * p,
-                    p * (heads * live + (8.0 if kind == "full" else 4.0) * all_tokens * width),
-                ),
-            ]
-        return operators
-
-
-def norm_operator(branch: str, p: Array, tokens: Array, width: Array) -> Operator:
-    streams = p * 4.0 * tokens * width
-    return Operator(f"{branch}.norm", p, 2.0 * streams, 2.0 * streams, p * 2.0 * width, 3.0 * streams)

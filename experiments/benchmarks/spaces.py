@@ -37,8 +37,9 @@ from hardware.timing import measure
 from nas.protocols import Family
 from nas.supernet import call, cut_out, skeleton
 from nas.types import Workload
+from search_spaces.attention import ATTENTION_KINDS
 from search_spaces.encoder import EncoderFamily, encoder_space
-from search_spaces.trunk import ATTENTION_KINDS, FFN_KINDS
+from search_spaces.trunk import FFN_KINDS
 
 KINDS = ATTENTION_KINDS[:-1]
 FULL = {
