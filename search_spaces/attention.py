@@ -26,6 +26,7 @@ from nas.space import Architecture, Choice, Condition, SearchSpace
 
 ATTENTION_KINDS = ("full", "window", "block", "strided", "topk", "linear", "lowrank", "none")
 DEFAULT_KINDS = ("full", "window", "none")
+READ_LATE = ("full", "strided", "lowrank")  # kinds that still need the layer's input when most is alive
 TINY = 1e-6  # what is as good as no probability
 
 
@@ -182,11 +183,11 @@ class LayerAttention:
         live = {
             "full": T * (T + max(T, 2 * K)),  # scores, and scores again or the values twice
             "window": 10.0 * padded * K,  # query; keys and values, three times; slices of keys
-            "block": 0.0,
-            "strided": 0.0,
-            "topk": 0.0,
-            "linear": 2.0 * T * K + K * K,
-            "lowrank": 0.0,
+            "block": (7.0 * padded + 3.0 * blocks) * K,  # query, keys and values; these with the first token, and what is joined
+            "strided": max(3.0 * padded * K, 2.0 * padded * blocks),  # in classes; or scores twice
+            "topk": max(T * W * (K + 3.0) + T * K, 2.0 * T * T + 2.0 * T * K),  # gathered values; or scores twice
+            "linear": 4.0 * T * K + T,
+            "lowrank": 3.0 * T * K,
         }
         return _table(pairs, moved, live)
 
@@ -231,7 +232,7 @@ class LayerAttention:
                     p * 4.0 * seen * channels,
                     p * (heads * 4.0 * moved + 4.0 * shortening),
                     p * shortening,
-                    p * (heads * 4.0 * live + (8.0 if kind == "full" else 4.0) * all_tokens * width),
+                    p * (heads * 4.0 * live + (8.0 if kind in READ_LATE else 4.0) * all_tokens * width),
                 ),
             ]
         return operators
