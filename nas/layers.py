@@ -1,6 +1,6 @@
 """Layers that are ordinary without masks and exact under one-hot masks.
 
-Shapes: B sequences, T tokens, D width, F feed-forward size.
+Shapes: B sequences, T tokens, D width, C channels of a branch, K modules that are mixed.
 
 Weight entanglement (TangleNAS, arXiv:2312.10440): a mixture of zero-padded prefixes of a weight is one mask,
 
@@ -14,10 +14,13 @@ zero, and the variances differ by a known factor: the ordinary layer norm reads 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -26,15 +29,17 @@ class Width:
     """Which channels of the residual stream are active, and what follows from it for who writes and reads it."""
 
     mask: Tensor  # [D]
-    share: Tensor  # [D], of each channel in the mean
+    share: Tensor  # [D], of each channel in the mean that is taken off
     gain: Tensor  # scalar: the standard deviation over all channels to that over the active ones
     active: float  # expected share of active channels
+    centred: Tensor | None = None  # P(norms are layer norms), where they may be others: as much of the mean is taken off
 
     @classmethod
-    def of(cls, mask: Tensor) -> Width:
+    def of(cls, mask: Tensor, centred: Tensor | None = None) -> Width:
         total = mask.sum()
         active = total / len(mask)
-        return cls(mask, mask / total, active.sqrt(), float(active.detach()))
+        share = mask / total if centred is None else mask * (centred / total)
+        return cls(mask, share, active.sqrt(), float(active.detach()), centred)
 
     def centre(self, x_BTD: Tensor) -> Tensor:
         """The masked stream to begin with."""
@@ -48,6 +53,41 @@ class Width:
         """A linear map into the masked stream."""
         weight_DC = (weight_DC - self.share @ weight_DC) * self.mask[:, None]
         return F.linear(x_BTC, weight_DC, (bias_D - self.share @ bias_D) * self.mask)
+
+
+def mixed(modules: Sequence[nn.Module], weights: Tensor) -> dict[str, Tensor]:
+    """Parameters by name, sum_k w_k parameters_k of modules of one shape: with one-hot weights, those of one of them.
+
+    For `torch.func.functional_call`. A mixture of weights costs a pass over the weights, one of outputs a pass over all tokens.
+    """
+    parameters = [dict(module.named_parameters()) for module in modules]
+    found = _MixedWeights.apply(weights, *(p for one in parameters for p in one.values()))  # type: ignore[no-untyped-call]
+    return dict(zip(parameters[0], found, strict=True))
+
+
+class _MixedWeights(torch.autograd.Function):
+    """Of K lists of tensors, one after the other, the mixed list. First derivatives only."""
+
+    @staticmethod
+    def forward(ctx: Any, weights_K: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(weights_K, *tensors)
+        first, *others = weights_K.tolist()
+        step = len(tensors) // len(weights_K)
+        results = [tensor * first for tensor in tensors[:step]]
+        for k, weight in enumerate(others, start=1):
+            for result, tensor in zip(results, tensors[k * step :], strict=False):
+                result.add_(tensor, alpha=weight)
+        return tuple(results)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        weights_K, *tensors = ctx.saved_tensors
+        shares, grad_weights = weights_K.tolist(), torch.zeros_like(weights_K)
+        if ctx.needs_input_grad[0]:
+            for i, tensor in enumerate(tensors):
+                grad_weights[i // len(grads)] += torch.dot(grads[i % len(grads)].flatten(), tensor.flatten())
+        return grad_weights, *(grad * share for share in shares for grad in grads)
 
 
 class Linear(nn.Linear):
@@ -66,9 +106,57 @@ class Norm(nn.LayerNorm):
             super().reset_parameters()
 
     def relaxed(self, x_BTD: Tensor, width: Width) -> Tensor:
-        """Of the active channels of a masked stream; zero elsewhere."""
-        eps = self.eps * width.active
-        return F.layer_norm(x_BTD, self.normalized_shape, self.weight * width.gain, self.bias * width.mask, eps)
+        """Of the active channels of a masked stream; zero elsewhere.
+
+        A layer norm is an RMS norm of a stream without mean, and a bias. So the mixture of both kinds is an RMS norm of a stream
+        that part of the mean was taken from, and that part of the bias.
+        """
+        weight, bias, eps = self.weight * width.gain, self.bias * width.mask, self.eps * width.active
+        if width.centred is None:
+            return F.layer_norm(x_BTD, self.normalized_shape, weight, bias, eps)
+        return _rms_norm(x_BTD, weight, bias * width.centred, eps)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight (arXiv:1910.07467), in the form that ONNX Runtime makes one operator of."""
+
+    def __init__(self, width: int, *, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD / torch.sqrt(x_BTD.pow(2).mean(dim=-1, keepdim=True) + self.eps) * self.weight
+
+    def relaxed(self, x_BTD: Tensor, width: Width) -> Tensor:
+        """Of the active channels of a masked stream."""
+        return _rms_norm(x_BTD, self.weight * width.gain, torch.zeros_like(self.weight), self.eps * width.active)
+
+
+def _rms_norm(x_BTD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
+    normed: Tensor = _RMSNorm.apply(x_BTD, weight_D, bias_D, eps)  # type: ignore[no-untyped-call]
+    return normed
+
+
+class _RMSNorm(torch.autograd.Function):
+    """x / sqrt(mean(x^2) + eps) * weight + bias, which keeps x alone for the backward pass: that of a layer norm whose mean is 0
+    by decree, and what the gradient of its mean takes off too much. First derivatives only."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, scale, weight_D, bias_D)
+        return torch.mul(x, scale).mul_(weight_D).add_(bias_D)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, weight_D, bias_D = ctx.saved_tensors
+        needed, shape = [True, True, True], list(weight_D.shape)
+        backward = torch.ops.aten.native_layer_norm_backward
+        below, of_weight, of_bias = backward(grad, x, shape, torch.zeros_like(scale), scale, weight_D, bias_D, needed)
+        mean = (grad @ weight_D).div_(len(weight_D))[..., None]
+        return below.add_(mean * scale), of_weight, of_bias, None
 
 
 class Table(nn.Embedding):
@@ -79,30 +167,3 @@ class Table(nn.Embedding):
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
             nn.init.normal_(self.weight, std=self.std)
-
-
-class FeedForward(nn.Module):
-    """Two linear maps with a GELU between; gated, the GELU is multiplied with a third map (GEGLU, arXiv:2002.05202)."""
-
-    def __init__(self, width: int, hidden: int, *, gated: bool = False) -> None:
-        super().__init__()
-        self.up = Linear(width, hidden)
-        self.gate = Linear(width, hidden) if gated else None
-        self.down = Linear(hidden, width)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        hidden_BTF = F.gelu(self.up(x_BTD))
-        if self.gate is not None:
-            hidden_BTF = hidden_BTF * self.gate(x_BTD)
-        result: Tensor = self.down(hidden_BTF)
-        return result
-
-    def relaxed(self, x_BTD: Tensor, hidden_F: Tensor, gate: Tensor, width: Width, gated: Tensor | None) -> Tensor:
-        """The mixture over hidden sizes, in a residual branch with a gate that `hidden_F` already holds.
-
-        `gated` is the probability of the gated kind, where there is a choice.
-        """
-        hidden_BTF = F.gelu(self.up(x_BTD))
-        if self.gate is not None and gated is not None:
-            hidden_BTF = hidden_BTF * torch.lerp(torch.ones_like(gated), self.gate(x_BTD), gated)
-        return width.write(hidden_BTF, self.down.weight * hidden_F, self.down.bias * gate)

@@ -23,11 +23,11 @@ from nas.attention_kinds import pattern
 from nas.encoding import Array, Encoding
 from nas.protocols import Operator
 from nas.space import Architecture, Choice, Condition, SearchSpace
+from search_spaces.common import TINY, Uses, norm_operators
 
 ATTENTION_KINDS = ("full", "window", "block", "strided", "topk", "linear", "lowrank", "none")
 DEFAULT_KINDS = ("full", "window", "none")
 READ_LATE = ("full", "strided", "lowrank")  # kinds that still need the layer's input when most is alive
-TINY = 1e-6  # what is as good as no probability
 
 
 def attention_choices(
@@ -129,15 +129,16 @@ class LayerAttention:
         found = [pattern(kind, num_tokens, self.window, like, causal=self.causal) for kind in self.kinds if kind in PATTERNS]
         return torch.stack(found) if found else like.new_empty(0, num_tokens, num_tokens)
 
-    def kv_masks(self, encoding: Encoding, heads_LC: Tensor) -> Tensor | None:
+    def kv_masks(self, encoding: Encoding, layers: Sequence[int], heads_LC: Tensor) -> Tensor | None:
         """[layers, H, G]: P(query head h sees head g of the keys and values), given that there is an h; None without a choice.
 
         Args:
+            layers: their numbers, which count from 1.
             heads_LC: masks of the heads' channels, P(there is an h).
         """
         if not self.kv_heads:
             return None
-        values, layers = encoding.values, range(1, len(heads_LC) + 1)
+        values = encoding.values
         total = values.new_zeros(len(heads_LC), self.heads[-1], self.most_kv_heads)
         for index, number in enumerate(self.heads):
             is_number_L = torch.stack([values[self.space.offsets[f"layer{layer}.heads"].start + index] for layer in layers])
@@ -205,34 +206,34 @@ class LayerAttention:
         return _table(keys, {kind: 2.0 * n for kind, n in keys.items()}, {kind: n * (2 + 4 * K) for kind, n in keys.items()})
 
     def operators(
-        self, encoding: Encoding, layer: str, gate: Array, width: Array, *, batch: int, tokens: Array, pairs: Mapping[str, Array]
+        self, encoding: Encoding, layer: str, uses: Uses, width: Array, *, batch: int, tokens: Array, pairs: Mapping[str, Array]
     ) -> list[Operator]:
-        """Of one layer, whose probability of being there is `gate`; `pairs` are what `pairs_of` gives, or expectations of it."""
+        """Of one block of weights; `pairs` are what `pairs_of` gives, or expectations of it."""
         all_tokens = batch * tokens
         heads = encoding.expected(f"{layer}.heads")
         channels = heads * float(self.head_size)
         kv_channels = self.expected_kv_heads(encoding, layer) * float(self.head_size)
         operators = []
         for kind in self.kinds:
-            p = gate * encoding.probability(f"{layer}.attention", kind)
+            p, held = of_kind = uses.times(encoding.probability(f"{layer}.attention", kind))
             seen, moved, live = (batch * pairs[f"{kind}{what}"] for what in ("", " moved", " live"))
             shortening = float(self.window * self.max_tokens) if kind == "lowrank" else 0.0
             operators += [
-                norm_operator("attention", p, all_tokens, width),
+                *norm_operators(encoding, "attention", of_kind, all_tokens, width),
                 Operator(
                     "projections",
                     p,
                     p * 4.0 * all_tokens * width * (channels + kv_channels),
                     p * (8.0 * width * (channels + kv_channels) + 8.0 * all_tokens * (2.0 * width + channels + kv_channels)),
-                    p * (2.0 * width * (channels + kv_channels) + channels + 2.0 * kv_channels + width),
+                    held * (2.0 * width * (channels + kv_channels) + channels + 2.0 * kv_channels + width),
                 ),
                 Operator(
                     f"attention.{kind}",
                     p,
                     p * 4.0 * seen * channels,
                     p * (heads * 4.0 * moved + 4.0 * shortening),
-                    p * shortening,
-                    p * (heads * 4.0 * live + (8.0 if kind in READ_LATE else 4.0) * all_tokens * width),
+                    held * shortening,
+                    held * (heads * 4.0 * live + (8.0 if kind in READ_LATE else 4.0) * all_tokens * width),
                 ),
             ]
         return operators
@@ -241,8 +242,3 @@ class LayerAttention:
 def _table(pairs: Mapping[str, float], moved: Mapping[str, float], live: Mapping[str, float]) -> dict[str, float]:
     beside = {f"{kind} {what}": number for what, of in (("moved", moved), ("live", live)) for kind, number in of.items()}
     return {**pairs, **beside}
-
-
-def norm_operator(branch: str, p: Array, tokens: Array, width: Array) -> Operator:
-    streams = p * 4.0 * tokens * width
-    return Operator(f"{branch}.norm", p, 2.0 * streams, 2.0 * streams, p * 2.0 * width, 3.0 * streams)

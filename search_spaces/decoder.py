@@ -29,8 +29,10 @@ from nas.protocols import Operator
 from nas.space import Architecture, SearchSpace
 from nas.types import Workload
 from search_spaces.attention import DEFAULT_KINDS, LayerAttention
+from search_spaces.common import leaders, norm_parameters, uses
+from search_spaces.stack import Block, Masks, Stack
 from search_spaces.tokens import embedding_operator, example_tokens
-from search_spaces.trunk import Block, Masks, Stack, Trunk, trunk_choices
+from search_spaces.trunk import Trunk, trunk_choices
 
 
 def decoder_space(
@@ -41,12 +43,19 @@ def decoder_space(
     ffn: Sequence[int] = (64, 128, 256, 384),
     attention: Sequence[str] = DEFAULT_KINDS,
     kv_heads: Sequence[int] = (),
+    ffn_kind: Sequence[str] = ("mlp",),
+    rank: Sequence[int] = (),
+    activation: Sequence[str] = ("gelu",),
+    norm_kind: Sequence[str] = ("layer",),
+    sharing: Sequence[str] = ("none",),
     name: str = "decoder",
 ) -> SearchSpace:
     """The choices of a decoder. Raises ValueError like `trunk_choices`."""
-    return SearchSpace(
-        name, tuple(trunk_choices(width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads))
-    )
+    choices = trunk_choices(
+        width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
+        activation=activation, norm_kind=norm_kind, sharing=sharing,
+    )  # fmt: skip
+    return SearchSpace(name, tuple(choices))
 
 
 class TiedTable(Table):
@@ -86,7 +95,7 @@ class Decoder(nn.Module):
 
     @property
     def blocks(self) -> list[Block]:
-        return list(self.stack.blocks)  # type: ignore[arg-type]
+        return self.stack.layers
 
 
 class Prefill(nn.Module):
@@ -230,7 +239,9 @@ class DecoderFamily:
         moved = 4.0 * (words * width + answers * (width + words))
         return [
             embedding_operator(self.vocab_size + self.max_tokens, tokens, width),
-            Operator("head", 1.0, 2.0 * answers * words * width, moved, 2.0 * width, 4.0 * answers * (width + words)),
+            Operator(
+                "head", 1.0, 2.0 * answers * words * width, moved, norm_parameters(encoding), 4.0 * answers * (width + words)
+            ),
             *self.trunk.operators(encoding, batch=workload.batch, tokens=workload.tokens, pairs=pairs),
             *([] if workload.mode == "encode" else self._cache_operators(encoding, workload)),
         ]
@@ -240,10 +251,10 @@ class DecoderFamily:
         seen = workload.past + workload.tokens
         attention = self.trunk.attention
         operators = []
-        for layer in range(1, self.trunk.num_layers + 1):
+        for layer in leaders(self.space):
             channels = attention.expected_kv_heads(encoding, f"layer{layer}") * float(self.head_size)
             for kind in attention.kinds:
-                p = encoding.at_least("depth", layer) * encoding.probability(f"layer{layer}.attention", kind)
+                p = uses(encoding, layer).runs * encoding.probability(f"layer{layer}.attention", kind)
                 kept = min(seen, self.window) if kind == "window" else seen
                 operators.append(Operator(f"cache.{kind}", p, 0.0 * p, p * 16.0 * workload.batch * kept * channels))
         return operators
@@ -251,8 +262,14 @@ class DecoderFamily:
 
 def decoder(
     *, vocab_size: int, max_tokens: int, width: Sequence[int], depth: Sequence[int], heads: Sequence[int], ffn: Sequence[int],
-    attention: Sequence[str], head_size: int, window: int, kv_heads: Sequence[int] = (), name: str = "decoder",
+    attention: Sequence[str], head_size: int, window: int, kv_heads: Sequence[int] = (),
+    ffn_kind: Sequence[str] = ("mlp",), rank: Sequence[int] = (),
+    activation: Sequence[str] = ("gelu",), norm_kind: Sequence[str] = ("layer",), sharing: Sequence[str] = ("none",),
+    name: str = "decoder",
 ) -> DecoderFamily:  # fmt: skip
     """The family of a space that is given by its options; what a configuration builds. Raises ValueError like its parts."""
-    space = decoder_space(width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, name=name)
+    space = decoder_space(
+        width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
+        activation=activation, norm_kind=norm_kind, sharing=sharing, name=name,
+    )  # fmt: skip
     return DecoderFamily(space, vocab_size, max_tokens, head_size, window)

@@ -28,9 +28,11 @@ from nas.space import Architecture, SearchSpace
 from nas.types import Workload
 from search_spaces import pretrained
 from search_spaces.attention import DEFAULT_KINDS, LayerAttention
+from search_spaces.common import NormPlace, norm_parameters
 from search_spaces.compact import inside
+from search_spaces.stack import Masks, Stack
 from search_spaces.tokens import embedding_operator, example_tokens
-from search_spaces.trunk import Masks, NormPlace, Stack, Trunk, trunk_choices
+from search_spaces.trunk import Trunk, trunk_choices
 
 
 def encoder_space(
@@ -42,12 +44,17 @@ def encoder_space(
     attention: Sequence[str] = DEFAULT_KINDS,
     kv_heads: Sequence[int] = (),
     ffn_kind: Sequence[str] = ("mlp",),
+    rank: Sequence[int] = (),
+    activation: Sequence[str] = ("gelu",),
+    norm_kind: Sequence[str] = ("layer",),
+    sharing: Sequence[str] = ("none",),
     name: str = "encoder",
 ) -> SearchSpace:
     """The choices of an encoder; the default holds about 10^9.4 architectures. Raises ValueError like `trunk_choices`."""
     choices = trunk_choices(
-        width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind
-    )
+        width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
+        activation=activation, norm_kind=norm_kind, sharing=sharing,
+    )  # fmt: skip
     return SearchSpace(name, tuple(choices))
 
 
@@ -158,9 +165,7 @@ class EncoderFamily:
         """Those of the embedding, the head and the trunk."""
         tokens = workload.batch * workload.tokens
         width, classes = encoding.expected("width"), self.num_classes
-        final = (width + 1.0) * classes + 2.0 * width
-        answers = tokens if self.per_token else workload.batch
-        moved = 4.0 * (classes * width + (answers * (width + classes) if self.per_token else 0.0))
+        final = (width + 1.0) * classes + norm_parameters(encoding)
         return [
             embedding_operator(self.vocab_size + self.max_tokens, tokens, width),
             Operator("head", 1.0, 2.0 * answers * width * classes, moved, final),
@@ -173,10 +178,13 @@ class EncoderFamily:
 def encoder(
     *, vocab_size: int, num_classes: int, max_tokens: int, width: Sequence[int], depth: Sequence[int], heads: Sequence[int],
     ffn: Sequence[int], attention: Sequence[str], head_size: int, window: int, norm: NormPlace = "pre",
-    ffn_kind: Sequence[str] = ("mlp",), kv_heads: Sequence[int] = (), name: str = "encoder", per_token: bool = False,
+    kv_heads: Sequence[int] = (), ffn_kind: Sequence[str] = ("mlp",), rank: Sequence[int] = (),
+    activation: Sequence[str] = ("gelu",), norm_kind: Sequence[str] = ("layer",), sharing: Sequence[str] = ("none",),
+    name: str = "encoder", per_token: bool = False,
 ) -> EncoderFamily:  # fmt: skip
     """The family of a space that is given by its options; what a configuration builds. Raises ValueError like its parts."""
     space = encoder_space(
-        width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, name=name
-    )
+        width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
+        activation=activation, norm_kind=norm_kind, sharing=sharing, name=name,
+    )  # fmt: skip
     return EncoderFamily(space, vocab_size, num_classes, max_tokens, head_size, window, norm, per_token)

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from search_spaces.trunk import NORM_EPS
+from search_spaces.common import NORM_EPS
 
 EPS = NORM_EPS["post"]
 EMBEDDINGS = {

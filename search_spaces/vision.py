@@ -28,7 +28,9 @@ from nas.protocols import Operator
 from nas.space import Architecture, Choice, SearchSpace
 from nas.types import Workload
 from search_spaces.attention import DEFAULT_KINDS, LayerAttention
-from search_spaces.trunk import Masks, Stack, Trunk, trunk_choices
+from search_spaces.common import norm_parameters
+from search_spaces.stack import Masks, Stack
+from search_spaces.trunk import Trunk, trunk_choices
 
 
 def vision_space(
@@ -40,6 +42,11 @@ def vision_space(
     ffn: Sequence[int] = (64, 128, 192, 256),
     attention: Sequence[str] = DEFAULT_KINDS,
     kv_heads: Sequence[int] = (),
+    ffn_kind: Sequence[str] = ("mlp",),
+    rank: Sequence[int] = (),
+    activation: Sequence[str] = ("gelu",),
+    norm_kind: Sequence[str] = ("layer",),
+    sharing: Sequence[str] = ("none",),
     name: str = "vision",
 ) -> SearchSpace:
     """The choices; the default holds about 10^9.7 architectures.
@@ -53,7 +60,10 @@ def vision_space(
     if not sizes.is_nested:
         raise ValueError(f"patch: {sizes.options} are not integers")
     finest_first = Choice("patch", tuple(map(str, sizes.options)))
-    trunk = trunk_choices(width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads)
+    trunk = trunk_choices(
+        width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
+        activation=activation, norm_kind=norm_kind, sharing=sharing,
+    )  # fmt: skip
     return SearchSpace(name, (finest_first, *trunk))
 
 
@@ -260,7 +270,13 @@ class VisionFamily:
                 weights,
                 4.0 * values + 2.0 * stream,
             ),
-            Operator("head", 1.0, 2.0 * batch * width * classes, 4.0 * classes * width, (width + 1.0) * classes + 2.0 * width),
+            Operator(
+                "head",
+                1.0,
+                2.0 * batch * width * classes,
+                4.0 * classes * width,
+                (width + 1.0) * classes + norm_parameters(encoding),
+            ),
             *self.trunk.operators(encoding, batch=batch, tokens=tokens, pairs=pairs),
         ]
 
@@ -268,10 +284,14 @@ class VisionFamily:
 def vision(
     *, input_shape: Sequence[int], num_classes: int, mean: Sequence[float], std: Sequence[float], patch: Sequence[int],
     width: Sequence[int], depth: Sequence[int], heads: Sequence[int], ffn: Sequence[int], attention: Sequence[str],
-    head_size: int, window: int, kv_heads: Sequence[int] = (), name: str = "vision",
+    head_size: int, window: int, kv_heads: Sequence[int] = (), ffn_kind: Sequence[str] = ("mlp",), rank: Sequence[int] = (),
+    activation: Sequence[str] = ("gelu",), norm_kind: Sequence[str] = ("layer",), sharing: Sequence[str] = ("none",),
+    name: str = "vision",
 ) -> VisionFamily:  # fmt: skip
     """The family of a space that is given by its options; what a configuration builds. Raises ValueError like its parts."""
     space = vision_space(
-        patch=patch, width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, name=name
-    )
+        patch=patch,
+        width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
+        activation=activation, norm_kind=norm_kind, sharing=sharing, name=name,
+    )  # fmt: skip
     return VisionFamily(space, tuple(input_shape), num_classes, tuple(mean), tuple(std), head_size, window)

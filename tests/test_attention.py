@@ -254,7 +254,7 @@ def test_heads_of_keys_are_chosen_for_each_number_of_heads_that_they_divide():
     assert options == {"layer1.kv_heads_of_2": (1, 2), "layer1.kv_heads_of_4": (1, 2)}
     assert space.num_architectures() == 1 + 2 + 2 + 1
     assert not any("kv_heads" in name for name in encoder_space().by_name)
-    assert EncoderFamily(space, 50, 5).supernet().stack.blocks[0].attention.key.weight.shape == (2 * 32, 8)
+    assert EncoderFamily(space, 50, 5).supernet().stack.layers[0].attention.key.weight.shape == (2 * 32, 8)
 
 
 def test_a_compact_network_of_the_literature_shares_no_keys():

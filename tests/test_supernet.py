@@ -10,11 +10,13 @@ from nas.attention import _MixedAttention
 from nas.attention_kinds import padding_bias, pattern
 from nas.compute import Compute
 from nas.encoding import Encoding
+from nas.feed_forward import FeedForwardMasks
 from nas.layers import Norm, Width
 from nas.protocols import Batch
 from nas.supernet import call, cut_out, prefixes, sandwich, sandwich_step, skeleton
 from search_spaces.attention import ATTENTION_KINDS
 from search_spaces.encoder import EncoderFamily, encoder_space
+from search_spaces.stack import LayerMasks
 
 COMPUTE = Compute()
 
@@ -106,10 +108,11 @@ def test_a_post_norm_mixture_is_one_of_what_comes_out_of_the_norm(inputs):
     """Of attention or none: p norm(x + attention(x)) + (1 - p) x."""
     space = encoder_space(width=(16,), depth=(1,), heads=(2,), ffn=(8,), attention=("full", "none"))
     family = EncoderFamily(space, 50, 5, 24, head_size=8, norm="post")
-    [block] = trained(family.supernet()).stack.blocks
+    [block] = trained(family.supernet()).stack.layers
     x, bias, one = torch.randn(2, 3, 16).double(), torch.zeros(2, 1, 1, 3).double(), torch.ones(()).double()
-    masks = [torch.tensor([0.3], dtype=torch.float64), torch.ones(16).double(), None, torch.ones(8).double(), one]
-    mixed = block.relaxed(x, bias, bias.new_empty(0, 3, 3), Width.of(torch.ones(16).double()), *masks, None)
+    ffn = FeedForwardMasks(one, torch.ones(8).double())
+    masks = LayerMasks(torch.tensor([0.3], dtype=torch.float64), torch.ones(16).double(), None, ffn)
+    mixed = block.relaxed(x, bias, bias.new_empty(0, 3, 3), Width.of(torch.ones(16).double()), masks)
     y = 0.3 * block.attention_norm(x + block.attention(x, bias)) + 0.7 * x
     torch.testing.assert_close(mixed, block.ffn_norm(y + block.ffn(y)), rtol=1e-10, atol=1e-10)
 
@@ -132,7 +135,7 @@ def test_sampled_step_leaves_gradients_in_the_prefix_only(family, inputs):
     supernet = family.supernet()
     arch = family.space.smallest()
     call(supernet, skeleton(family, arch, COMPUTE), inputs).sum().backward()
-    gradient = supernet.stack.blocks[0].ffn.up.weight.grad
+    gradient = supernet.stack.layers[0].ffn.up.weight.grad
     assert torch.any(gradient[:8, :8] != 0)
     assert not torch.any(gradient[8:])
     assert not torch.any(gradient[:, 8:])

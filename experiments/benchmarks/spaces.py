@@ -34,17 +34,19 @@ from experiments.calibration import export_for_timing
 from experiments.progress import Reporter
 from hardware.local_cpu import LocalCpu
 from hardware.timing import measure
+from nas.feed_forward import ACTIVATIONS, FFN_KINDS
 from nas.protocols import Family
 from nas.supernet import call, cut_out, skeleton
 from nas.types import Workload
 from search_spaces.attention import ATTENTION_KINDS
+from search_spaces.common import NORM_KINDS, SHARING
 from search_spaces.encoder import EncoderFamily, encoder_space
-from search_spaces.trunk import FFN_KINDS
 
 KINDS = ATTENTION_KINDS[:-1]
 FULL = {
     "width": (32, 48, 64, 96, 128, 192, 256), "depth": (1, 2, 3, 4, 6, 8, 10, 12), "heads": (1, 2, 4, 8),
     "ffn": (64, 128, 192, 256, 384, 512, 768), "attention": ATTENTION_KINDS, "ffn_kind": FFN_KINDS,
+    "rank": (16, 32, 64), "activation": tuple(ACTIVATIONS), "norm_kind": NORM_KINDS, "sharing": SHARING,
 }  # fmt: skip
 """The choices of conf/space/encoder_full.yaml."""
 
