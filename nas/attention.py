@@ -95,19 +95,15 @@ class _MixedAttention(torch.autograd.Function):
                 by_probs = (above @ v[rows].transpose(-1, -2)).to(probs.dtype).mul_(probs)
                 by_weight = by_probs.sum(dim=-1, keepdim=True)
                 grad_weights[0] += by_weight.sum()
-                scale, mean, part = (
-                    torch.full_like(probs, of_full),
-                    torch.mul(by_weight, of_full).expand_as(probs).clone(),
-                    torch.empty_like(probs),
-                )
+                scale, mean, part = probs.new_tensor(of_full), by_weight * of_full, torch.empty_like(probs)
                 others = zip(_seen(all_probs, least, patterns_PTT, rows), of_others, totals[:, rows], strict=True)
                 for kind, (seen, weight, total) in enumerate(others, start=1):
                     by_weight = torch.mul(by_probs, seen, out=part).sum(dim=-1, keepdim=True).div_(total)
                     grad_weights[kind] += by_weight.sum()
-                    scale.addcmul_(seen, weight / total)
-                    mean.addcmul_(seen, by_weight * weight / total)
-                grad_scores = by_probs.mul_(scale).sub_(mean.mul_(probs)).to(q.dtype)
-                grad_v[rows] = scale.mul_(probs).to(above.dtype).transpose(-1, -2) @ above
+                    scale = torch.addcmul(scale, seen, weight / total)
+                    mean = torch.addcmul(mean, seen, by_weight * weight / total)
+                grad_scores = by_probs.mul_(scale).sub_(torch.mul(probs, mean, out=part)).to(q.dtype)
+                grad_v[rows] = (scale * probs).to(above.dtype).transpose(-1, -2) @ above
                 grad_q[rows] = grad_scores @ k[rows]
                 grad_k[rows] = grad_scores.transpose(-1, -2) @ q[rows]
         return grad_q, grad_k, grad_v, None, grad_weights, None, None
@@ -197,11 +193,11 @@ class Attention(nn.Module):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         if self.kind == "full" and self.backend != "fused":
             return attention(q, k, v, bias, shared=self.shared)
+        if self.kind == "lowrank":
+            return lowrank_attention(q, k, v, bias[:, :, -1:], self.shorten[:, : q.shape[2]], shared=self.shared)
         k, v = self._repeated(k), self._repeated(v)
         if self.kind == "linear":
             return linear_attention(q, k, v, bias[:, :, -1:])
-        if self.kind == "lowrank":
-            return lowrank_attention(q, k, v, bias[:, :, -1:], self.shorten[:, : q.shape[2]])
         if self.kind == "topk":
             return topk_attention(q, k, v, bias, self.window)
         if self.kind != "full" and self.backend == "blocks":
@@ -254,12 +250,21 @@ class Attention(nn.Module):
         weights = kinds[:scored] if self.kinds[0] == "full" else F.pad(kinds[:scored], (1, 0))
         top = self.window if "topk" in self.kinds else 0
         out: Tensor = _MixedAttention.apply(q, k, v, bias, weights, patterns_PTT, top)  # type: ignore[no-untyped-call]
-        for kind, weight in zip(self.kinds[scored:], kinds[scored:], strict=True):
-            # computed again in the backward pass: what it makes of q and k would double what is kept
-            function, more = (linear_attention, ()) if kind == "linear" else (lowrank_attention, (self.shorten[:, : q.shape[2]],))
-            other = checkpoint(function, q, k, v, bias[:, :, -1:], *more, use_reentrant=False, preserve_rng_state=False)
-            out = out + weight * other
+        if scored < len(self.kinds):
+            # computed again in the backward pass: what they make of q and k would double what is kept
+            others = (q, k, v, bias[:, :, -1:], kinds[scored:])
+            out = out + checkpoint(self._ahead, *others, use_reentrant=False, preserve_rng_state=False)
         return width.write(self._join(out), self.out.weight * heads_C, self.out.bias * kinds.sum())
+
+    def _ahead(self, q: Tensor, k: Tensor, v: Tensor, padding_B11T: Tensor, weights: Tensor) -> Tensor:
+        """The weighted sum of the kinds in `LOOKS_AHEAD`."""
+        total = torch.zeros_like(v)
+        for kind, weight in zip((kind for kind in self.kinds if kind in LOOKS_AHEAD), weights, strict=True):
+            if kind == "linear":
+                total = total + weight * linear_attention(q, k, v, padding_B11T)
+            else:
+                total = total + weight * lowrank_attention(q, k, v, padding_B11T, self.shorten[:, : q.shape[2]])
+        return total
 
 
 def _linear(x_BTD: Tensor, project: Linear, kv_HG: Tensor | None) -> Tensor:
