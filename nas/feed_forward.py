@@ -78,6 +78,8 @@ class Factored(nn.Module):
             nn.init.uniform_(self.expand, -((3.0 / rank) ** 0.5), (3.0 / rank) ** 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.weight is not None:
+            return F.linear(x, self.weight, self.bias)
         return F.linear(F.linear(x, self.reduce), self.expand, self.bias)
 
     def mixed(self, masks: FeedForwardMasks) -> Tensor:
@@ -91,7 +93,7 @@ class Factored(nn.Module):
 class FeedForward(nn.Module):
     """Two linear maps with an activation between; a gated one multiplies the activation with a third map.
 
-    Of several kinds and called by `relaxed` it is the supernet's.
+    Of several kinds it is the supernet's, which `relaxed` mixes; without masks it is of the first kind and activation.
     """
 
     def __init__(
@@ -106,8 +108,7 @@ class FeedForward(nn.Module):
         self.activations = tuple(activations)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        [activation] = self.activations
-        hidden_BTF = ACTIVATIONS[activation][0](self.up(x_BTD))
+        hidden_BTF = ACTIVATIONS[self.activations[0]][0](self.up(x_BTD))
         if self.gate is not None:
             hidden_BTF = hidden_BTF * self.gate(x_BTD)
         result: Tensor = self.down(hidden_BTF)

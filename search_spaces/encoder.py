@@ -28,7 +28,7 @@ from nas.space import Architecture, SearchSpace
 from nas.types import Workload
 from search_spaces import pretrained
 from search_spaces.attention import DEFAULT_KINDS, LayerAttention
-from search_spaces.common import NormPlace, norm_parameters
+from search_spaces.common import DEFAULTS, NormPlace, norm_parameters, options
 from search_spaces.compact import inside
 from search_spaces.stack import Masks, Stack
 from search_spaces.tokens import embedding_operator, example_tokens
@@ -144,6 +144,10 @@ class EncoderFamily:
         """
         if self.norm != "post":
             raise ValueError(f"space.norm: {self.norm!r} is not 'post', which the checkpoint {folder} has")
+        for name, needed in DEFAULTS.items():
+            offered = options(self.space, f"layer1.{name}" if name == "ffn_kind" else name)
+            if needed not in offered and not (name == "ffn_kind" and "glu" in offered):
+                raise ValueError(f"space.{name}: {offered} do not hold {needed!r}, which the checkpoint {folder} has")
         with torch.device("meta"):
             shapes = {name: tuple(parameter.shape) for name, parameter in self.supernet().named_parameters()}
         return pretrained.read(folder, shapes, head_size=self.head_size)

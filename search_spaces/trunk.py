@@ -49,6 +49,9 @@ def trunk_choices(
         ValueError: like these.
     """
     choices = [Choice("width", tuple(width)), Choice("depth", tuple(depth))]
+    most = min(max(width), max(ffn, default=0))
+    if rank and max(rank) > most:
+        raise ValueError(f"rank: {max(rank)} is more than {most}, the smaller one of width and feed-forward size")
     choices += common_choices(sharing=sharing, activation=activation, norm_kind=norm_kind)
     for layer in range(1, choices[1].largest + 1):
         own = tuple(option for option in SHARING if option in sharing and leader(layer, option) == layer)

@@ -174,6 +174,7 @@ def test_shared_weights_are_held_once_and_run_in_every_layer():
         ({"activation": ("swish",)}, r"activation: \('swish',\) are not some of \('gelu', 'silu', 'hardswish', 'relu'\)"),
         ({"norm_kind": ()}, r"norm_kind: \(\) are not some of"),
         ({"sharing": ("triples",)}, r"sharing: \('triples',\) are not some of"),
+        ({"rank": (2, 13)}, r"rank: 13 is more than 12, the smaller one of width and feed-forward size"),
         ({"rank": (5, 2)}, r"layer1.rank: options \(5, 2\) must be positive and ascending"),
     ],
 )

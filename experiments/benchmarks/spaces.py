@@ -54,6 +54,12 @@ FULL = {
     "rank": (16, 32, 64), "activation": tuple(ACTIVATIONS), "norm_kind": NORM_KINDS, "sharing": SHARING,
 }  # fmt: skip
 """The choices of conf/space/encoder_full.yaml."""
+ALONE = {
+    "attention": ("full",), "ffn_kind": ("mlp",), "rank": (), "activation": ("gelu",), "norm_kind": ("layer",),
+    "sharing": ("none",),
+}  # fmt: skip
+"""Its categorical choices, each without a choice."""
+CATEGORICAL = tuple(name for name in ALONE if name != "rank")
 
 
 @dataclass
@@ -83,14 +89,15 @@ PRESETS = {
 
 def run(words: Words, report: Reporter) -> dict[str, float]:
     preset = PRESETS[words.preset]
-    full = EncoderFamily(encoder_space(name="encoder_full", **FULL), VOCAB_SIZE, NUM_CLASSES, MAX_TOKENS)  # type: ignore[arg-type]
-    batch = random_batch(preset.batch, MAX_TOKENS)
+    full, batch = full_family(*CATEGORICAL), random_batch(preset.batch, MAX_TOKENS)
     figures = {"encoder_log10_size": math.log10(full.space.num_architectures())}
     with threads(1):
         steps = Steps(full, batch, WRITTEN_OUT)
         with report.phase("Relaxed steps of the full space", preset.rounds) as advance:
             figures["full_relaxed_step_ratio"] = steps.ratios(preset.rounds, advance, only=("relaxed",))["relaxed_step_ratio"][0]
         figures["full_peak_memory_ratio"] = steps.peak_memory_ratio()
+        with report.phase("What each categorical choice adds", len(CATEGORICAL)) as advance:
+            figures |= added(preset, on_choice=lambda n: advance(n, ""))
         with report.phase("Steps of sampled architectures", preset.sampled) as advance:
             figures["sampled_step_ratio"] = sampled_step_ratio(default_family(), preset, on_arch=lambda n: advance(n, ""))
     with report.phase("Kinds of attention", len(preset.tokens)) as advance:
@@ -98,6 +105,29 @@ def run(words: Words, report: Reporter) -> dict[str, float]:
             figures |= attention_times(tokens, rounds=preset.rounds) | decode_times(tokens, rounds=preset.rounds)
             advance(number, f"{tokens} tokens")
     _show(figures, preset, report)
+    return figures
+
+
+def full_family(*choices: str) -> EncoderFamily:
+    """All sizes of the full space, and these categorical choices."""
+    kept = {*choices, *(("rank",) if "ffn_kind" in choices else ())}
+    chosen = {**FULL, **{name: options for name, options in ALONE.items() if name not in kept}}
+    return EncoderFamily(encoder_space(name="encoder_full", **chosen), VOCAB_SIZE, NUM_CLASSES, MAX_TOKENS)  # type: ignore[arg-type]
+
+
+def added(preset: Preset, *, on_choice: Callable[[int], None]) -> dict[str, float]:
+    """Relaxed steps of all sizes with one categorical choice more: how much larger they are, in time and in peak memory, each
+    relative to the plain step of its own largest network."""
+    batch, found = random_batch(preset.batch, MAX_TOKENS), {}
+    for number, choice in enumerate(("sizes", *CATEGORICAL)):
+        steps = Steps(full_family(choice), batch, WRITTEN_OUT)
+        [(seconds, _)] = steps.ratios(max(1, preset.rounds // 2), lambda *_: None, only=("relaxed",)).values()
+        found[choice] = np.array([seconds, steps.peak_memory_ratio()])
+        on_choice(number)
+    figures = {"sizes_relaxed_step_ratio": float(found["sizes"][0]), "sizes_peak_memory_ratio": float(found["sizes"][1])}
+    for choice in CATEGORICAL:
+        seconds, memory = found[choice] - found["sizes"]
+        figures |= {f"{choice}_adds_to_step_ratio": float(seconds), f"{choice}_adds_to_memory_ratio": float(memory)}
     return figures
 
 
@@ -166,6 +196,14 @@ def _show(figures: Mapping[str, float], preset: Preset, report: Reporter) -> Non
     ):
         missed = figures[key] < target if sign == "≥" else figures[key] > target
         table.add_row(what, f"{figures[key]:.3g}", f"{sign} {target:g}{' missed' if missed else ''}")
+    report.console.print(table)
+    table = Table(
+        "relaxed choice", "step", "peak memory", box=SIMPLE_HEAD, title="Relative to a step of the plain largest network"
+    )
+    table.add_row("all sizes", *(f"{figures[f'sizes_{figure}']:.2f}" for figure in ("relaxed_step_ratio", "peak_memory_ratio")))
+    for choice in CATEGORICAL:
+        gained = (figures[f"{choice}_adds_to_{figure}_ratio"] for figure in ("step", "memory"))
+        table.add_row(f"and {choice}", *(f"{number:+.2f}" for number in gained))
     report.console.print(table)
     for prefix, kinds, what in (
         ("", KINDS, "One encoder layer"),
