@@ -119,11 +119,16 @@ class FeedForward(nn.Module):
         up, down = (m.mixed(masks) if isinstance(m, Factored) else m.weight for m in (self.up, self.down))
         hidden_BTF = self._activated(F.linear(x_BTD, up, self.up.bias), masks.activation)
         if self.gate is not None:
-            gate_BTF = self.gate(x_BTD)
-            if masks.gated is not None:
-                gate_BTF = torch.lerp(torch.ones_like(masks.gated), gate_BTF, masks.gated)
-            hidden_BTF = hidden_BTF * gate_BTF
+            hidden_BTF = hidden_BTF * self._gate(x_BTD, masks.gated)
         return width.write(hidden_BTF, down * masks.hidden, self.down.bias * masks.gate)
+
+    def _gate(self, x_BTD: Tensor, gated: Tensor | None) -> Tensor:
+        """p gate(x) + (1 - p), which leaves a plain layer as it is."""
+        assert self.gate is not None
+        weight, bias = self.gate.weight, self.gate.bias
+        if gated is None:
+            return F.linear(x_BTD, weight, bias)
+        return F.linear(x_BTD, weight * gated, torch.lerp(torch.ones_like(bias), bias, gated))
 
     def _activated(self, x_BTF: Tensor, weights: Tensor | None) -> Tensor:
         if weights is None:

@@ -59,9 +59,19 @@ def inside(space: SearchSpace, *, head_size: int) -> dict[str, Architecture]:
 
 
 def _picks(sizes: Sizes) -> dict[str, int | str]:
-    alike = {"attention": "full", "heads": sizes.heads, "ffn": sizes.ffn, "ffn_kind": "lowrank" if sizes.rank else "mlp"}
+    alike: dict[str, int | str] = {
+        "attention": "full",
+        "heads": sizes.heads,
+        "ffn": sizes.ffn,
+        "ffn_kind": "lowrank" if sizes.rank else "mlp",
+    }
     alike |= {"rank": sizes.rank} if sizes.rank else {}
-    common = {"width": sizes.width, "depth": sizes.depth, "activation": sizes.activation, "sharing": sizes.sharing}
+    common: dict[str, int | str] = {
+        "width": sizes.width,
+        "depth": sizes.depth,
+        "activation": sizes.activation,
+        "sharing": sizes.sharing,
+    }
     layers = {f"layer{n}.{part}": pick for n in _leaders(sizes) for part, pick in alike.items()}
     return {**common, "norm_kind": "layer", **layers}
 

@@ -35,7 +35,7 @@ from experiments.progress import Reporter
 from hardware.local_cpu import LocalCpu
 from hardware.timing import measure
 from nas.attention import LOOKS_AHEAD
-from nas.feed_forward import ACTIVATIONS, FFN_KINDS
+from nas.feed_forward import FFN_KINDS
 from nas.protocols import Family
 from nas.supernet import call, cut_out, skeleton
 from nas.types import Workload
@@ -51,7 +51,7 @@ FULL = {
     "width": (32, 48, 64, 96, 128, 192, 256), "depth": (1, 2, 3, 4, 6, 8, 10, 12), "heads": (1, 2, 4, 8),
     "kv_heads": (1, 2, 4, 8),
     "ffn": (64, 128, 192, 256, 384, 512, 768), "attention": ATTENTION_KINDS, "ffn_kind": FFN_KINDS,
-    "rank": (16, 32, 64), "activation": tuple(ACTIVATIONS), "norm_kind": NORM_KINDS, "sharing": SHARING,
+    "rank": (16, 32, 64), "activation": ("gelu", "hardswish", "relu"), "norm_kind": NORM_KINDS, "sharing": SHARING,
 }  # fmt: skip
 """The choices of conf/space/encoder_full.yaml."""
 ALONE = {
