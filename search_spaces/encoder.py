@@ -170,6 +170,8 @@ class EncoderFamily:
         tokens = workload.batch * workload.tokens
         width, classes = encoding.expected("width"), self.num_classes
         final = (width + 1.0) * classes + norm_parameters(encoding)
+        answers = tokens if self.per_token else workload.batch
+        moved = 4.0 * (classes * width + (answers * (width + classes) if self.per_token else 0.0))
         return [
             embedding_operator(self.vocab_size + self.max_tokens, tokens, width),
             Operator("head", 1.0, 2.0 * answers * width * classes, moved, final),
