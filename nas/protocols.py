@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from nas.layers import Backend
+    from nas.attention import Backend
 
 
 class DeviceError(RuntimeError):

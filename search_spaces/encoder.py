@@ -19,15 +19,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nas.attention import Backend
+from nas.attention_kinds import padding_bias
 from nas.encoding import Encoding
-from nas.layers import Backend, Linear, Table, padding_bias
+from nas.layers import Linear, Table
 from nas.protocols import Operator
 from nas.space import Architecture, SearchSpace
 from nas.types import Workload
 from search_spaces import pretrained
+from search_spaces.attention import DEFAULT_KINDS, LayerAttention
+from search_spaces.common import DEFAULTS, NormPlace, norm_parameters, options
 from search_spaces.compact import inside
+from search_spaces.stack import Masks, Stack
 from search_spaces.tokens import embedding_operator, example_tokens
-from search_spaces.trunk import DEFAULT_KINDS, Masks, NormPlace, Stack, Trunk, trunk_choices
+from search_spaces.trunk import Trunk, trunk_choices
 
 
 def encoder_space(
@@ -37,11 +42,19 @@ def encoder_space(
     heads: Sequence[int] = (1, 2, 4),
     ffn: Sequence[int] = (64, 128, 192, 256),
     attention: Sequence[str] = DEFAULT_KINDS,
+    kv_heads: Sequence[int] = (),
     ffn_kind: Sequence[str] = ("mlp",),
+    rank: Sequence[int] = (),
+    activation: Sequence[str] = ("gelu",),
+    norm_kind: Sequence[str] = ("layer",),
+    sharing: Sequence[str] = ("none",),
     name: str = "encoder",
 ) -> SearchSpace:
     """The choices of an encoder; the default holds about 10^9.4 architectures. Raises ValueError like `trunk_choices`."""
-    choices = trunk_choices(width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, ffn_kind=ffn_kind)
+    choices = trunk_choices(
+        width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
+        activation=activation, norm_kind=norm_kind, sharing=sharing,
+    )  # fmt: skip
     return SearchSpace(name, tuple(choices))
 
 
@@ -97,7 +110,7 @@ class EncoderFamily:
 
     @functools.cached_property
     def trunk(self) -> Trunk:
-        return Trunk(self.space, self.head_size, self.window, norm=self.norm)
+        return Trunk(LayerAttention(self.space, self.head_size, self.window, self.max_tokens), norm=self.norm)
 
     @property
     def signature(self) -> str:
@@ -131,6 +144,10 @@ class EncoderFamily:
         """
         if self.norm != "post":
             raise ValueError(f"space.norm: {self.norm!r} is not 'post', which the checkpoint {folder} has")
+        for name, needed in DEFAULTS.items():
+            offered = options(self.space, f"layer1.{name}" if name == "ffn_kind" else name)
+            if needed not in offered and not (name == "ffn_kind" and "glu" in offered):
+                raise ValueError(f"space.{name}: {offered} do not hold {needed!r}, which the checkpoint {folder} has")
         with torch.device("meta"):
             shapes = {name: tuple(parameter.shape) for name, parameter in self.supernet().named_parameters()}
         return pretrained.read(folder, shapes, head_size=self.head_size)
@@ -152,14 +169,14 @@ class EncoderFamily:
         """Those of the embedding, the head and the trunk."""
         tokens = workload.batch * workload.tokens
         width, classes = encoding.expected("width"), self.num_classes
-        final = (width + 1.0) * classes + 2.0 * width
+        final = (width + 1.0) * classes + norm_parameters(encoding)
         answers = tokens if self.per_token else workload.batch
         moved = 4.0 * (classes * width + (answers * (width + classes) if self.per_token else 0.0))
         return [
             embedding_operator(self.vocab_size + self.max_tokens, tokens, width),
             Operator("head", 1.0, 2.0 * answers * width * classes, moved, final),
             *self.trunk.operators(
-                encoding, batch=workload.batch, tokens=workload.tokens, pairs=self.trunk.pairs_of(workload.tokens)
+                encoding, batch=workload.batch, tokens=workload.tokens, pairs=self.trunk.attention.pairs_of(workload.tokens)
             ),
         ]
 
@@ -167,8 +184,13 @@ class EncoderFamily:
 def encoder(
     *, vocab_size: int, num_classes: int, max_tokens: int, width: Sequence[int], depth: Sequence[int], heads: Sequence[int],
     ffn: Sequence[int], attention: Sequence[str], head_size: int, window: int, norm: NormPlace = "pre",
-    ffn_kind: Sequence[str] = ("mlp",), name: str = "encoder", per_token: bool = False,
+    kv_heads: Sequence[int] = (), ffn_kind: Sequence[str] = ("mlp",), rank: Sequence[int] = (),
+    activation: Sequence[str] = ("gelu",), norm_kind: Sequence[str] = ("layer",), sharing: Sequence[str] = ("none",),
+    name: str = "encoder", per_token: bool = False,
 ) -> EncoderFamily:  # fmt: skip
     """The family of a space that is given by its options; what a configuration builds. Raises ValueError like its parts."""
-    space = encoder_space(width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, ffn_kind=ffn_kind, name=name)
+    space = encoder_space(
+        width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
+        activation=activation, norm_kind=norm_kind, sharing=sharing, name=name,
+    )  # fmt: skip
     return EncoderFamily(space, vocab_size, num_classes, max_tokens, head_size, window, norm, per_token)

@@ -32,7 +32,7 @@ def refused(*words, message: str) -> str:
         ((*SMOKE, "space=decoder_only"), "Available options in 'space': decoder decoder_tiny encoder encoder_full encoder_tiny"),
         ((*SMOKE, "budget_ms=fast"), "Value 'fast' of type 'str' could not be converted to Float"),
         ((*SMOKE, "budget_ms=-1"), "budget_ms: -1.0 is not positive"),
-        ((*SMOKE, "space.attention=[full,cross]"), "attention: 'cross' is not one of ('full', 'window', 'linear', 'none')"),
+        ((*SMOKE, "space.attention=[full,cross]"), "attention: 'cross' is not one of ('full', 'window', 'block'"),
         ((*SMOKE, "space.width=[64,32]"), "width: options (64, 32) must be positive and ascending"),
         ((*SMOKE, "device.threads=999"), "threads: 999 is not between 1 and"),
         ((*SMOKE, "searcher.proposals=0"), "proposals: 0 is not at least 1"),
