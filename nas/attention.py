@@ -193,9 +193,9 @@ class Attention(nn.Module):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         if self.kind == "full" and self.backend != "fused":
             return attention(q, k, v, bias, shared=self.shared)
-        if self.kind == "lowrank":
-            return lowrank_attention(q, k, v, bias[:, :, -1:], self.shorten[:, : q.shape[2]], shared=self.shared)
         k, v = self._repeated(k), self._repeated(v)
+        if self.kind == "lowrank":
+            return lowrank_attention(q, k, v, bias[:, :, -1:], self.shorten[:, : q.shape[2]])
         if self.kind == "linear":
             return linear_attention(q, k, v, bias[:, :, -1:])
         if self.kind == "topk":

@@ -151,17 +151,11 @@ def topk_attention(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, bias: Tensor 
     return (torch.softmax(largest_BHTW, dim=-1)[..., None, :] @ values_BHTWK).squeeze(-2)
 
 
-def lowrank_attention(
-    q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, padding_B11T: Tensor, shorten_RT: Tensor, *, shared: int = 1
-) -> Tensor:
+def lowrank_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, padding_B11T: Tensor, shorten_RT: Tensor) -> Tensor:
     """Attention to R mixtures of all the tokens' keys and values (Linformer, arXiv:2006.04768, with one matrix for the heads,
     keys and values of a layer): linear in T, not causal."""
-    shorten_BRT = shorten_RT * (padding_B11T[:, 0] > BLOCKED / 2).to(q_BHTK.dtype)
-
-    def mixtures(x_BGTK: Tensor) -> Tensor:  # of all heads at once
-        return (shorten_BRT @ x_BGTK.transpose(1, 2).flatten(2)).unflatten(2, (-1, q_BHTK.shape[3])).transpose(1, 2)
-
-    return attention(q_BHTK, mixtures(k_BGTK), mixtures(v_BGTK), None, shared=shared)
+    kept_B1T1 = (padding_B11T > BLOCKED / 2).to(q_BHTK.dtype).transpose(-1, -2)
+    return attention(q_BHTK, shorten_RT @ (k_BHTK * kept_B1T1), shorten_RT @ (v_BHTK * kept_B1T1), None)
 
 
 def linear_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, padding_B11T: Tensor) -> Tensor:

@@ -175,8 +175,8 @@ def decode_times(past: int, *, rounds: int) -> dict[str, float]:
 
 def _times(family: Family, kinds: Sequence[str], workload: Workload, *, rounds: int) -> dict[str, float]:
     """By kind, and of full attention with one head of keys and values as `shared`."""
-    picks = {"width": 128, "depth": 1, "layer1.heads": 4, "layer1.ffn": 256}
-    ways = {kind: {"layer1.attention": kind, "layer1.kv_heads_of_4": 4} for kind in kinds}
+    picks: dict[str, int | str] = {"width": 128, "depth": 1, "layer1.heads": 4, "layer1.ffn": 256}
+    ways: dict[str, dict[str, int | str]] = {kind: {"layer1.attention": kind, "layer1.kv_heads_of_4": 4} for kind in kinds}
     ways["shared"] = {"layer1.attention": "full", "layer1.kv_heads_of_4": 1}
     archs = [family.space.canonical({**picks, **way}) for way in ways.values()]
     device = LocalCpu(threads=1)
