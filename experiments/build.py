@@ -17,7 +17,7 @@ from experiments.settings import Settings
 from hardware.store import MeasurementStore
 from nas.protocols import Family, Task
 
-PLAIN = ("seed", "budget_ms", "batch", "tokens", "mode", "past", "torch_threads", "train_on", "checkpoint_seconds")
+PLAIN = ("seed", "budget_ms", "budget_mib", "batch", "tokens", "mode", "past", "torch_threads", "train_on", "checkpoint_seconds")
 ALLOWED = ("experiments.", "hardware.", "latency_models.", "nas.", "search_spaces.", "sklearn.")
 
 
@@ -40,6 +40,7 @@ def make_settings(config: DictConfig) -> Settings:
     """The plain values. Raises ValueError like `build`."""
     return Settings(
         **{name: config[name] for name in PLAIN},
+        objectives=tuple(config.objectives),
         supernet=make(config, "init"),
         calibration=make(config, "calibration"),
         darts=make(config, "darts"),

@@ -154,6 +154,18 @@ class Calibrator:
             model.fit(self.family, list(known.values()))
         return len(known)
 
+    def more(self, archs: Sequence[Architecture], calibration: Calibration) -> dict[str, Measurement]:
+        """Measurements of further architectures, in the conditions of a calibration; what the run has already is read.
+
+        Raises:
+            DeviceError: the device failed; what was measured is kept.
+        """
+        known = {**calibration.measurements, **read_measurements(self.family, self.run, phase="calibration")}
+        missing = [arch for arch in archs if arch.id not in known]
+        if missing:
+            known |= self._measure(missing, known)
+        return {arch.id: known[arch.id] for arch in archs}
+
     def design(self, *, seed: int) -> tuple[list[Architecture], list[Architecture]]:
         """Which architectures to fit to, and which to hold out."""
         num_fit, num_held_out = self.settings.num_fit, self.settings.num_held_out

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
+from experiments.costing import Costs, measured_energy
 from experiments.ledger import NAME as LEDGER
-from experiments.pipeline import HEALTH, Choice, Finalist, Outcome, Pipeline
+from experiments.objectives import further
+from experiments.outcome import Choice, Finalist, Outcome
+from experiments.pipeline import HEALTH, Pipeline
 from experiments.progress import Reporter
 from experiments.report import health_sentence, summary, write_report
-from experiments.results import LedgerEntry, Network, Parity, PredictorReport, Results, Verdict, hypervolumes
+from experiments.results import LedgerEntry, MemoryVerdict, Network, Parity, PredictorReport, Results, Verdict, hypervolumes
 from experiments.shipping import Shipped, ship
 from nas.types import Measurement
 
@@ -20,7 +24,7 @@ PACKAGES = ("torch", "optuna", "onnxruntime", "numpy", "hydra-core")
 
 def conclude(pipeline: Pipeline, outcome: Outcome, *, command: str, report: Reporter) -> Results:
     """Exports what was picked, writes the report's files and prints the summary."""
-    networks = tuple(_network(f, outcome) for f in outcome.finalists)
+    networks = _networks(outcome)
     choice, budget = outcome.choice, outcome.budget
     picked = next(n for n in networks if n.id == choice.arch.id)
     verdict = verdict_of(picked, choice, asked_ms=budget.ms, asked_origin=budget.origin)
@@ -56,29 +60,56 @@ def assemble(
         files=tuple(str(p.relative_to(pipeline.run.path)) for p in sorted(shipped.folder.iterdir())),
         hypervolumes=hypervolumes(networks, reference),
         hypervolume_reference=reference,
+        error_means=pipeline.task.error_means,
         ledger=tuple(LedgerEntry(phase, **entry) for phase, entry in ledger.items()),
         notes=_notes(pipeline, outcome, shipped),
         command=command,
+        objectives=pipeline.settings.objectives,
+        memory=_memory(outcome),
+        num_validation=pipeline.task.num_examples("validation"),
+        refined=outcome.explored.refined,
         alarms=tuple(p.alarm_sentence for p in outcome.proposals if p.alarm),
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     )
 
 
-def _network(finalist: Finalist, outcome: Outcome) -> Network:
+def _networks(outcome: Outcome) -> tuple[Network, ...]:
+    names = further(outcome.costing.names)
+    archs = [f.arch for f in outcome.finalists]
+    return tuple(_network(f, outcome, costs, names) for f, costs in zip(outcome.finalists, outcome.costing(archs), strict=True))
+
+
+def _network(finalist: Finalist, outcome: Outcome, costs: Costs, names: Sequence[str]) -> Network:
     record = outcome.finisher.record(finalist.arch)
-    prediction = outcome.calibration.model.predict([finalist.arch])
+    id_, measurement = finalist.arch.id, outcome.measurements.get(finalist.arch.id)
+    measured = {"memory_mib": outcome.measured_mib.get(id_), "parameters": record["export"]["num_parameters"] / 1e6}
+    if "energy_mj" in names and measurement is not None:
+        measured["energy_mj"] = measured_energy(measurement)
     return Network(
-        id=finalist.arch.id,
+        id=id_,
         arch=finalist.arch.to_json(),
         role=finalist.role,
         label=finalist.label,
         error_percent=record["error_percent"],
-        predicted_ms=float(prediction.mean_ms[0]),
-        predicted_upper_ms=float(prediction.upper_ms[0]),
+        predicted_ms=costs["latency_ms"],
+        predicted_upper_ms=costs["upper_ms"],
         num_parameters=record["export"]["num_parameters"],
         train_seconds=record["train_seconds"],
-        **_times(outcome.measurements.get(finalist.arch.id)),
+        predicted={name: costs[name] for name in names},
+        measured={name: value for name in names if (value := measured.get(name)) is not None},
+        **_times(measurement),
     )
+
+
+def _memory(outcome: Outcome) -> MemoryVerdict | None:
+    if outcome.budget.mib is None:
+        return None
+    arch = outcome.choice.arch
+    [costs] = outcome.costing([arch])
+    return MemoryVerdict.of(
+        asked_mib=outcome.budget.mib, predicted_mib=costs["memory_mib"], predicted_upper_mib=costs["upper_mib"],
+        measured_mib=outcome.measured_mib.get(arch.id),
+    )  # fmt: skip
 
 
 def verdict_of(picked: Network, choice: Choice, *, asked_ms: float, asked_origin: str) -> Verdict:

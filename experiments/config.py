@@ -14,6 +14,8 @@ class SearchConfig:
 
     seed: int = 0
     budget_ms: float | None = None  # latency that must not be exceeded; null: half of the largest network's
+    budget_mib: float | None = None  # memory at inference that must not be exceeded; null: no such budget
+    objectives: list[str] = field(default_factory=lambda: ["error", "latency_ms"])  # and of memory_mib, parameters, energy_mj
     batch: int = 1  # sequences in one call of the timed workload
     tokens: int | None = None  # tokens of each; null: the task's longest input
     mode: str = "encode"  # whose latency counts: encode (whole inputs), prefill (a prompt), decode (one more token of a decoder)

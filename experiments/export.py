@@ -12,8 +12,8 @@ from experiments.arguments import parse
 from experiments.build import build
 from experiments.calibration import read_measurements
 from experiments.conclude import verdict_of
+from experiments.outcome import Choice
 from experiments.pareto import existing_run, load
-from experiments.pipeline import Choice
 from experiments.progress import Reporter
 from experiments.results import pick
 from experiments.run_directory import RunError

@@ -23,12 +23,11 @@ from hardware.timing import Exported, HasDeployment, measure
 from nas.compute import Compute
 from nas.encoding import Encoding
 from nas.export import compare, export_for, export_onnx, form_of, format_of, open_session
-from nas.pareto import hypervolume
 from nas.protocols import Batch, Device, Family, GenerativeFamily, Task, TaskWithMetrics
 from nas.space import Architecture
 from nas.supernet import cut_out, error_percent, state_of
 from nas.training import fine_tune, shrink_and_perturb
-from nas.types import MODES, Candidate, Measurement, Workload
+from nas.types import MODES, Measurement, Workload
 
 EVALUATION_TOKENS = 8192  # tokens a batch where nothing is trained
 FOLDER = "shortlist"
@@ -178,17 +177,3 @@ class Finisher:
 
     def _named(self, batch: Batch) -> dict[str, torch.Tensor]:
         return dict(zip(self.family.example_input(self.workload), batch.inputs, strict=True))
-
-
-def shortlist(front: Sequence[Candidate], num: int, *, budget_ms: float) -> list[Architecture]:
-    """At most `num` of a front: the most accurate one, then always the one that adds most to the hypervolume (greedy subset
-    selection, Guerreiro et al., 2016), up to the budget and 100 % error."""
-    costs = np.array([[c.objectives["latency_ms"], c.objectives["error"]] for c in front]).reshape(-1, 2)
-    chosen: list[int] = []
-    for _ in range(min(num, len(front))):
-        rest = [i for i in range(len(front)) if i not in chosen]
-        if chosen:
-            chosen.append(max(rest, key=lambda i: hypervolume(costs[[*chosen, i]], (budget_ms, 100.0))))
-        else:
-            chosen.append(int(np.argmin(costs[:, 1])))
-    return [front[i].arch for i in sorted(chosen)]

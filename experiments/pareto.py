@@ -62,4 +62,5 @@ def _candidate(record: dict[str, object]) -> Candidate:
     assert isinstance(arch, dict)
     assert isinstance(objectives, dict)
     assert isinstance(provenance, dict)
-    return Candidate(Architecture(tuple(arch.items())), objectives, {n: Provenance(p) for n, p in provenance.items()})
+    sources, phase = {n: Provenance(p) for n, p in provenance.items()}, str(record["phase"])
+    return Candidate(Architecture(tuple(arch.items())), objectives, sources, phase, float(str(record["seconds"])))

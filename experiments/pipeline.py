@@ -12,34 +12,34 @@ import json
 import pickle
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
 import torch
-from optuna.storages.journal import JournalFileBackend
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from experiments.calibration import Calibration, Calibrator, read_measurements
-from experiments.finishing import EVALUATION_TOKENS, Finisher, shortlist
+from experiments.calibration import Calibration, Calibrator
+from experiments.costing import Costing, check_device
+from experiments.exploring import Explorer
+from experiments.finishing import Finisher
 from experiments.ledger import spent
+from experiments.outcome import Budget, Outcome
 from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory, RunError
+from experiments.selecting import Selection
 from experiments.settings import Settings
 from experiments.table_calibration import TableCalibrator
 from hardware.recorded import RecordedDevice
 from hardware.store import MeasurementStore
+from latency_models.memory import memory_of
 from nas.compute import Compute, choose_compute
 from nas.darts import Darts, Proposal
 from nas.projection import BudgetError
 from nas.protocols import (
-    Batch,
     Device,
-    DeviceError,
     DifferentiableLatencyModel,
     Family,
     GenerativeFamily,
@@ -47,56 +47,12 @@ from nas.protocols import (
     PretrainedFamily,
     Task,
 )  # fmt: skip
-from nas.search import RandomSearcher, search
 from nas.space import Architecture
-from nas.supernet import inherited_error, state_of
+from nas.supernet import state_of
 from nas.training import supernet_trainer
-from nas.types import Candidate, Measurement, Provenance, Workload, pareto_front
+from nas.types import Workload
 
-CANDIDATES = "candidates.jsonl"
 HEALTH = "darts.jsonl"  # what the guards of the differentiable search saw
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What was asked, in ms, and by whom."""
-
-    ms: float
-    origin: str
-
-
-@dataclass(frozen=True)
-class Finalist:
-    """An architecture that is trained on its own and measured: of the "search", of "random" search or designed by "hand"."""
-
-    arch: Architecture
-    role: str
-    label: str
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What ships, and its measurement after the choice; or why there is none."""
-
-    arch: Architecture
-    measurement: Measurement | None
-    unmeasured: str | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Everything that a search found; `experiments.conclude` makes of it what people read."""
-
-    candidates: tuple[Candidate, ...]
-    finalists: tuple[Finalist, ...]
-    measurements: Mapping[str, Measurement]
-    choice: Choice
-    budget: Budget
-    calibration: Calibration
-    proposals: tuple[Proposal, ...]
-    trivial: Mapping[str, float]
-    compute: Compute
-    finisher: Finisher
 
 
 class Pipeline:
@@ -119,6 +75,10 @@ class Pipeline:
         if self.workload.mode != "encode" and not isinstance(family, GenerativeFamily):
             raise ValueError(f"mode: {settings.mode!r} is for spaces of decoders; {family.space.name} answers for whole inputs")
         family.example_input(self.workload)  # refuses a workload that the family cannot take
+        check_device(settings.objectives, device)
+        if settings.outer.measure and isinstance(device, RecordedDevice):
+            raise ValueError(f"searcher.measure: {device.name} is a table, nothing can be measured on it")
+        self._check_memory()
         self.pretrained = self._pretrained()
         self.run = RunDirectory(directory)
 
@@ -134,6 +94,19 @@ class Pipeline:
         except ValueError as error:
             raise ValueError(f"init: {error}") from error
 
+    def _check_memory(self) -> None:
+        """Whether the family says what its networks need, and whether the smallest is within the budget."""
+        asked = self.settings.budget_mib
+        if asked is None and "memory_mib" not in self.settings.objectives:
+            return
+        space = self.family.space
+        smallest, largest = memory_of(self.family, [space.smallest(), space.largest()], self.workload)
+        if asked is not None and asked < smallest.upper_mib:
+            raise BudgetError(
+                f"budget_mib: {asked:.4g} is below the smallest network of the space, which needs {smallest.peak_mib:.4g} MiB "
+                f"(at most {smallest.upper_mib:.4g}); the largest needs {largest.peak_mib:.4g} MiB"
+            )
+
     def identity(self) -> dict[str, Any]:
         """What makes a directory this run's and no other's."""
         settings = json.dumps(dataclasses.asdict(self.settings), sort_keys=True, default=repr)
@@ -147,6 +120,8 @@ class Pipeline:
             "latency model": type(self.latency_model).__name__,
             "seed": self.settings.seed,
             "budget_ms": self.settings.budget_ms,
+            "budget_mib": self.settings.budget_mib,
+            "objectives": list(self.settings.objectives),
             "settings": hashlib.sha256(settings.encode()).hexdigest()[:12],
         }
 
@@ -167,30 +142,34 @@ class Pipeline:
         with spent(self.run, "calibration"):
             calibration = self.calibrate()
         budget = self._budget(calibration)
+        costing = Costing.of(self.settings, self.family, self.workload, calibration)
         with spent(self.run, "trivial baselines"):
             trivial = self._once("trivial.json", "Trivial baselines", lambda: dict(self.task.trivial_baselines()))
         compute = self._compute()
         supernet = self._supernet(compute)
         proposals = self._propose(supernet, calibration, budget, compute)
-        validation = [
-            b.to(compute.device) for b in self.task.batches("validation", tokens_per_batch=EVALUATION_TOKENS, seed=None)
-        ]
-        explored = self._explore(supernet, calibration, budget, compute, validation, [p.arch for p in proposals])
-        finalists = self._finalists(explored, budget)
-        finisher = self.finisher(compute)
-        self._finish(finisher, finalists, supernet)
-        measurements, lost = self._measure(finisher, finalists, calibration)
+        explorer = Explorer(
+            self.family, self.task, supernet, compute, calibration, costing, budget, self.settings, self.run, self.report
+        )
+        explored = explorer.explore([p.arch for p in proposals], self.calibrator())
+        selection = Selection(self.family, self.finisher(compute), calibration, budget, self.settings, self.run, self.report)
+        finalists = selection.finalists(explored)
+        selection.train(finalists, supernet)
+        measurements, lost = selection.measure(finalists)
+        measured_mib = selection.measure_memory(finalists)
         return Outcome(
-            candidates=tuple(c for candidates in explored.values() for c in candidates),
+            explored=explored,
             finalists=tuple(finalists),
             measurements=measurements,
-            choice=self._choose(finisher, finalists, measurements, calibration, budget, lost),
+            measured_mib=measured_mib,
+            choice=selection.choose(finalists, measurements, measured_mib, lost),
             budget=budget,
             calibration=calibration,
             proposals=tuple(proposals),
             trivial=trivial,
             compute=compute,
-            finisher=finisher,
+            finisher=selection.finisher,
+            costing=costing,
         )
 
     def finisher(self, compute: Compute) -> Finisher:
@@ -220,7 +199,8 @@ class Pipeline:
         space = self.family.space
         largest, smallest = (self._latency_ms(calibration, arch) for arch in (space.largest(), space.smallest()))
         asked = self.settings.budget_ms
-        budget = Budget(asked, "user") if asked is not None else Budget(largest / 2, "half of the largest network's latency")
+        ms, origin = (asked, "user") if asked is not None else (largest / 2, "half of the largest network's latency")
+        budget = Budget(ms, origin, self.settings.budget_mib)
         fastest = self._fastest_ms(calibration)
         if budget.ms < fastest:
             raise BudgetError(
@@ -322,139 +302,6 @@ class Pipeline:
         kept = [record for record in self.run.read_lines(HEALTH) if record["step"] <= until]
         with self.run.replacing(HEALTH) as path:
             path.write_text("".join(json.dumps(record) + "\n" for record in kept))
-
-    def _explore(
-        self, supernet: nn.Module, calibration: Calibration, budget: Budget, compute: Compute, validation: list[Batch],
-        initial: list[Architecture],
-    ) -> dict[str, list[Candidate]]:  # fmt: skip
-        """Candidates of the outer loop (phase "search") and of random search within the budget (phase "random")."""
-        settings, space = self.settings.outer, self.family.space
-        known = [self._candidate(record) for record in self.run.read_lines(CANDIDATES)]
-
-        def evaluate(arch: Architecture, phase: str) -> Candidate:
-            start = time.perf_counter()
-            prediction = calibration.model.predict([arch])
-            return Candidate(
-                arch,
-                objectives={
-                    "error": inherited_error(self.family, supernet, arch, validation, self.task, compute),
-                    "latency_ms": float(prediction.mean_ms[0]),
-                    "upper_ms": float(prediction.upper_ms[0]),
-                },
-                provenance={"error": Provenance.INHERITED, "latency_ms": Provenance.PREDICTED, "upper_ms": Provenance.PREDICTED},
-                phase=phase,
-                seconds=time.perf_counter() - start,
-            )
-
-        def accept(arch: Architecture) -> bool:
-            return bool(calibration.model.predict([arch]).upper_ms[0] <= budget.ms)
-
-        self.run.mend("study.journal")
-        for lock in self.run.path.glob("study.journal.lock*"):  # of a killed process: a run has one process at a time
-            lock.unlink()
-        searchers: dict[str, Callable[[], Any]] = {
-            "search": lambda: settings.make_searcher(
-                space, objectives=("error", "latency_ms"), seed=self.settings.seed, initial=initial,
-                constraint=("upper_ms", budget.ms),
-                storage=optuna.storages.JournalStorage(JournalFileBackend(str(self.run / "study.journal"))),
-            ),
-            "random": lambda: RandomSearcher(space, seed=self.settings.seed, accept=accept),
-        }  # fmt: skip
-        titles = {"search": "Outer loop", "random": "Random search, for comparison"}
-        explored = {}
-        for phase in ("search", "random") if settings.baseline else ("search",):
-            of_phase = [c for c in known if c.phase == phase]
-            if len(of_phase) < settings.evaluations:
-                with (
-                    spent(self.run, titles[phase]),
-                    self.report.phase(titles[phase], settings.evaluations, done=len(of_phase)) as advance,
-                ):
-                    seen = len(of_phase)
-
-                    def on_candidate(candidate: Candidate) -> None:
-                        nonlocal seen
-                        self.run.append(CANDIDATES, candidate.to_json())
-                        seen += 1
-                        advance(seen, f"error {candidate.objectives['error']:.1f} %")
-
-                    result = search(
-                        searchers[phase](), lambda arch, p=phase: evaluate(arch, p), num_evaluations=settings.evaluations,  # type: ignore[misc]
-                        known=of_phase, on_candidate=on_candidate,
-                    )  # fmt: skip
-                    of_phase = list(result.candidates)
-            explored[phase] = of_phase
-        return explored
-
-    def _candidate(self, record: Mapping[str, Any]) -> Candidate:
-        try:
-            return Candidate.from_json(self.family.space, record)
-        except (KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{self.run / CANDIDATES}: holds a line that is not a candidate of this space: {error}") from error
-
-    def _finalists(self, explored: Mapping[str, list[Candidate]], budget: Budget) -> list[Finalist]:
-        """The short-lists of both searches and the hand-designed networks; an architecture that comes twice stays the first."""
-        finalists: dict[str, Finalist] = {}
-        labels = {"search": "search", "random": "random search"}
-        for role, candidates in explored.items():
-            within = [c for c in candidates if c.objectives["upper_ms"] <= budget.ms]
-            front = pareto_front(within, "latency_ms", "error")
-            for arch in shortlist(front, self.settings.finish.shortlist, budget_ms=budget.ms):
-                finalists.setdefault(arch.id, Finalist(arch, role, labels[role]))
-        for label, arch in self.family.hand_designed().items():
-            finalists.setdefault(arch.id, Finalist(arch, "hand", label))
-        return list(finalists.values())
-
-    def _finish(self, finisher: Finisher, finalists: list[Finalist], supernet: nn.Module) -> None:
-        missing = [f for f in finalists if not finisher.is_finished(f.arch)]
-        if not missing:
-            return
-        done = len(finalists) - len(missing)
-        with self.report.phase("Training the short-list", len(finalists), done=done) as advance:
-            for number, finalist in enumerate(missing, done + 1):
-                with spent(self.run, "short-list", networks_trained=1):
-                    finisher.finish(finalist.arch, supernet)
-                error = finisher.record(finalist.arch)["error_percent"]
-                advance(number, f"{finalist.label} {finalist.arch.id}: error {error:.1f} %")
-
-    def _measure(
-        self, finisher: Finisher, finalists: list[Finalist], calibration: Calibration
-    ) -> tuple[Mapping[str, Measurement], str | None]:
-        """Measurements of the short-list, all or those of an earlier time, and how the device was lost if it was."""
-        archs, phase, rounds = [f.arch for f in finalists], "short-list", self.settings.finish.rounds
-        with spent(self.run, "measuring the short-list"), self.report.phase("Measuring the short-list", 1):
-            try:
-                reference_ms = calibration.sentinel_reference_ms
-                return finisher.measure(archs, reference_ms=reference_ms, phase=phase, rounds=rounds), None
-            except DeviceError as error:
-                lost = str(error)
-        self.report.say(f"{lost}; the search goes on with predicted latencies")
-        return read_measurements(self.family, self.run, phase=phase), lost
-
-    def _choose(
-        self, finisher: Finisher, finalists: list[Finalist], measurements: Mapping[str, Measurement],
-        calibration: Calibration, budget: Budget, lost: str | None,
-    ) -> Choice:  # fmt: skip
-        """The most accurate of all finished networks that also stays within the budget when it is measured once more.
-
-        Whoever found it: a user wants the best network, and the report says whose it is. The measurement that chose a network
-        flatters it, so the verdict has one of its own. When none holds, the fastest ships and the verdict says that the promise
-        is broken. A network that could not be measured has its predicted upper bound.
-        """
-        archs = [f.arch for f in finalists]
-        upper_ms = calibration.model.predict(archs).upper_ms.tolist()
-        ms = {a.id: measurements[a.id].latency_ms if a.id in measurements else u for a, u in zip(archs, upper_ms, strict=True)}
-        by_error = sorted(archs, key=lambda a: (finisher.record(a)["error_percent"], ms[a.id]))
-        fits = [a for a in by_error if ms[a.id] <= budget.ms]
-        for arch in [*fits, min(archs, key=lambda a: ms[a.id])]:
-            if lost is not None:
-                return Choice(arch, None, lost)
-            try:
-                verdict = finisher.verdict(arch, reference_ms=calibration.sentinel_reference_ms)
-            except DeviceError as error:
-                return Choice(arch, None, str(error))
-            if verdict.latency_ms <= budget.ms:
-                break
-        return Choice(arch, verdict)
 
     def _checkpoint(self, name: str, compute: Compute) -> dict[str, Any] | None:
         """What `_save_checkpoint` wrote, or None. Raises RunError for a damaged file."""

@@ -27,6 +27,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
+from experiments.objectives import OBJECTIVES, further
 from experiments.results import (
     LedgerEntry,
     Network,
@@ -56,6 +57,7 @@ STYLE: dict[Any, Any] = {
 BACKED = {"boxstyle": "square,pad=0.08", "fc": "white", "ec": "none", "alpha": 0.75}
 BAR: dict[str, Any] = {"lw": 1.6, "marker": "|", "ms": 6, "mew": 1.6}
 LINK: dict[str, Any] = {"lw": 0.9, "ls": (0, (1, 1.2))}
+RING: dict[str, Any] = {"marker": "o", "ms": 11, "mfc": "none", "mec": PURPLE, "mew": 1.2}
 DIAMOND: dict[str, Any] = {"marker": "D", "ms": 4.5, "mfc": "white", "mew": 1.0}
 
 
@@ -100,7 +102,7 @@ def pareto_figure(results: Results, candidates: Sequence[Candidate], *, width: f
     """
     figure, axes = _empty(width, 5.5 if width > NARROW else 6.2)
     limits = _limits(results, candidates)
-    axes.set(xlim=limits.x, ylim=limits.y, xlabel="latency (ms)", ylabel="validation error (%)")
+    axes.set(xlim=limits.x, ylim=limits.y, xlabel="latency (ms)", ylabel=f"validation error: {results.error_means} (%)")
     if limits.log:
         _log_ticks(axes, "x")
     num_hidden = _draw_candidates(axes, candidates, limits)
@@ -108,6 +110,8 @@ def pareto_figure(results: Results, candidates: Sequence[Candidate], *, width: f
         _draw_networks(axes, results.of_role(role), role)
     steps = [(n.latency_ms, n.error_percent) for n in front(results.of_role("search"))]
     axes.plot(*zip(*steps, strict=True), color=BLUE, lw=2.2, drawstyle="steps-post", zorder=4, gid="front")
+    beyond = [n for n in results.front if n not in front(results.networks)]
+    axes.plot(*_points(beyond), ls="none", zorder=7, gid="front in more", **RING)
     picked, trivial = results.picked, results.best_trivial
     axes.plot(picked.latency_ms, picked.error_percent, "o", ms=15, mfc="none", mec=INK, mew=1.6, zorder=8, gid="picked")
     axes.axvline(results.verdict.asked_ms, color=VERMILLION, lw=1.4, ls=(0, (5, 3)), zorder=2, gid="budget")
@@ -151,8 +155,8 @@ def _draw_candidates(axes: Axes, candidates: Sequence[Candidate], limits: _Limit
     """Draws those inside the limits; returns how many are not."""
     (left, right), (bottom, top) = limits.x, limits.y
     num_hidden = 0
-    for role in ("search", "random"):
-        of_role = [c.objectives for c in candidates if (c.phase == "random") == (role == "random")]
+    for role in LOOKS:
+        of_role = [c.objectives for c in candidates if c.phase == role]
         x, y = (np.array([objectives[name] for objectives in of_role]) for name in ("latency_ms", "error"))
         inside = (x >= left) & (x <= right) & (y >= bottom) & (y <= top)
         num_hidden += int(np.sum(~inside))
@@ -174,8 +178,11 @@ def _draw_networks(axes: Axes, networks: Sequence[Network], role: str) -> None:
     measured = [n for n in networks if n.measured_ms is not None]
     times, errors = [n.predicted_ms for n in networks], [n.error_percent for n in networks]
     axes.plot(times, errors, color=look.colour, mec=look.colour, ls="none", zorder=6, gid=f"predicted {role}", **DIAMOND)
-    times, errors = [n.latency_ms for n in measured], [n.error_percent for n in measured]
-    axes.plot(times, errors, look.marker, color=look.colour, ms=look.size, mec="white", mew=0.9, zorder=7, gid=role)
+    axes.plot(*_points(measured), look.marker, color=look.colour, ms=look.size, mec="white", mew=0.9, zorder=7, gid=role)
+
+
+def _points(networks: Sequence[Network]) -> tuple[list[float], list[float]]:
+    return [n.latency_ms for n in networks], [n.error_percent for n in networks]
 
 
 def _legend(results: Results, candidates: Sequence[Candidate]) -> tuple[list[Any], list[str]]:
@@ -194,9 +201,12 @@ def _legend(results: Results, candidates: Sequence[Candidate]) -> tuple[list[Any
         entries["predicted latency of the same network"] = Line2D([], [], color=GREY, mec=GREY, **LINK, **DIAMOND)
     if candidates:
         dot: dict[str, Any] = {"marker": "o", "ms": 3.5, "mew": 0, "alpha": 0.45, "ls": "none"}
-        roles = ("search", "random") if any(c.phase == "random" for c in candidates) else ("search",)
+        roles = [role for role in LOOKS if any(c.phase == role for c in candidates)]
         dots = tuple(Line2D([], [], color=LOOKS[role].colour, **dot) for role in roles)
         entries["scored with shared weights (predicted latency)"] = dots
+    if any(n not in front(results.networks) for n in results.front):
+        words = ", ".join(OBJECTIVES[name].words for name in further(results.objectives))
+        entries[f"on the front for its {words}"] = Line2D([], [], ls="none", **RING)
     return list(entries.values()), list(entries)
 
 

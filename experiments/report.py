@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +22,13 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments import plots
-from experiments.results import Network, PredictorReport, Results, format_ms, format_seconds, front, parts_of, split_layers
+from experiments.objectives import OBJECTIVES
+from experiments.results import PLANE, Network, PredictorReport, Results, format_ms, format_seconds, parts_of, split_layers
+from experiments.trust import evidence, sentences
 from nas.types import Candidate, Provenance
 
+FILES = ("report.html", "pareto.png", "pareto.csv", "results.json", "trust.json")
+KINDS = ("predicted", "measured")
 TONES = {True: "green", False: "red", None: "yellow"}
 WHO = {"search": "search", "random": "random search", "hand": "designed by hand"}
 COLUMNS = (
@@ -33,11 +38,12 @@ COLUMNS = (
 
 
 def write_report(results: Results, candidates: Sequence[Candidate], folder: Path | str) -> tuple[Path, ...]:
-    """Writes pareto.csv, pareto.png, results.json and report.html, each whole or not at all; returns their paths."""
+    """Writes pareto.csv, pareto.png, results.json, trust.json and report.html, each whole or not at all; returns their paths."""
     contents = {
         "pareto.csv": pareto_csv(results).encode(),
         "pareto.png": plots.png(plots.pareto_figure(results, candidates)),
         "results.json": (json.dumps(results.to_json(), indent=1, allow_nan=False) + "\n").encode(),
+        "trust.json": (json.dumps(evidence(results, candidates), indent=1, allow_nan=False) + "\n").encode(),
         "report.html": page(results, candidates).encode(),
     }
     for name, content in contents.items():
@@ -48,15 +54,18 @@ def write_report(results: Results, candidates: Sequence[Candidate], folder: Path
 
 
 def pareto_csv(results: Results) -> str:
-    """Every trained network, the fastest first; `on_front` says that no other beats it in latency and error."""
+    """Every trained network, the fastest first; `on_front` says that no other beats it in all objectives. What is known
+    beside error and latency comes last."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    more = results.further
+    writer = csv.DictWriter(text, (*COLUMNS, *(f"{kind}_{name}" for name in more for kind in KINDS)), lineterminator="\n")
     writer.writeheader()
-    on_front = front(results.networks)
+    on_front = results.front
     for n in by_time(results.networks):
         facts = {name: getattr(n, name) for name in COLUMNS if hasattr(n, name)}
         flags = {"on_front": n in on_front, "picked": n.id == results.picked_id}
         derived = {"error_provenance": Provenance.RETRAINED, "arch": json.dumps(dict(n.arch))}
+        derived |= {f"{kind}_{name}": getattr(n, kind).get(name, "") for name in more for kind in KINDS}
         writer.writerow({**facts, **derived, **{name: str(flag).lower() for name, flag in flags.items()}})
     return text.getvalue()
 
@@ -78,7 +87,9 @@ def page(results: Results, candidates: Sequence[Candidate]) -> str:
         who=WHO,
         pictures=pictures,
         networks=by_time(results.networks),
-        on_front=front(results.networks),
+        on_front=results.front,
+        further=[(name, OBJECTIVES[name].header) for name in results.further],
+        objective_words=objective_words(results.objectives),
         comparisons=compare_at_equal_time(results),
         trivial_sentence=trivial_sentence(results),
         warnings=[trivial_sentence(results)] * trivial_wins(results)
@@ -86,6 +97,7 @@ def page(results: Results, candidates: Sequence[Candidate]) -> str:
         + [f"Differentiable search: {alarm}" for alarm in results.alarms],
         search_sentences=search_sentences(results),
         trust_sentence=trust_sentence(results.predictor),
+        evidence=sentences(evidence(results, candidates), results),
         cost_sentence=cost_sentence(results),
     )
 
@@ -182,7 +194,8 @@ def beaten_sentence(results: Results) -> str:
     if ships.role != "search":
         name = f"{ships.id} ({ships.label})"
         return f"The network that ships was not found by the search: {name} is the most accurate within the budget."
-    others = [c.other for c in compare_at_equal_time(results)]
+    most_mib = results.memory.asked_mib if results.memory else math.inf
+    others = [n for n in (c.other for c in compare_at_equal_time(results)) if n.measured.get("memory_mib", 0.0) <= most_mib]
     better = [n for n in others if n.latency_ms <= ships.latency_ms and n.error_percent < ships.error_percent]
     if not better:
         return ""
@@ -194,11 +207,18 @@ def beaten_sentence(results: Results) -> str:
     )
 
 
+def objective_words(objectives: Sequence[str]) -> str:
+    """`both latency and error`, or `all of latency, error and memory`."""
+    words = [OBJECTIVES[name].words for name in sorted(objectives, key=[*PLANE, *OBJECTIVES].index)]
+    listed = f"{', '.join(words[:-1])} and {words[-1]}"
+    return f"{'both' if len(words) == 2 else 'all of'} {listed}"
+
+
 def search_sentences(results: Results) -> list[str]:
     """How the search did against random search and hand-designed networks, as it came out."""
-    on_front = front(results.networks)
+    on_front = results.front
     counts = [f"{words} {sum(n.role == role for n in on_front)}" for role, words in WHO.items() if results.of_role(role)]
-    sentences = [f"Networks that no other one beats in both latency and error, by origin: {', '.join(counts)}."]
+    sentences = [f"Networks that no other one beats in {objective_words(results.objectives)}, by origin: {', '.join(counts)}."]
     comparisons = compare_at_equal_time(results)
     if comparisons:
         won = sum(c.ours is not None and c.points < 0 for c in comparisons)
@@ -268,19 +288,22 @@ def cost_sentence(results: Results) -> str:
 
 def front_table(results: Results) -> Table:
     """Every trained network for the terminal, the fastest first."""
-    title = Text(f"{results.title}: trained networks, latency in ms")
+    title = Text(f"{results.title}: trained networks, latency in ms, errors are {results.error_means}")
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("network", no_wrap=True)
     table.add_column("by")
-    for name in ("error %", "measured", "predicted", "upper", "params"):
+    more = [name for name in results.further if name != "parameters"]
+    extra = [OBJECTIVES[name].unit for name in more]
+    for name in ("error %", "measured", "predicted", "upper", "params", *extra):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("")
-    on_front = front(results.networks)
+    on_front = results.front
     for n in by_time(results.networks):
         marks = ["front"] * (n in on_front) + ["ships"] * (n.id == results.picked_id)
         times = [format_ms(t) for t in (n.measured_ms, n.predicted_ms, n.predicted_upper_ms)]
         by = n.label if n.role == "hand" else n.role
-        cells = [n.id, by, f"{n.error_percent:.2f}", *times, f"{n.num_parameters:,}", ", ".join(marks)]
+        cells = [n.id, by, f"{n.error_percent:.2f}", *times, f"{n.num_parameters:,}"]
+        cells += [*(f"{n.value(name):.3g}" for name in more), ", ".join(marks)]
         style = "bold green" if n.id == results.picked_id else "" if n in on_front else "dim"
         table.add_row(*(Text(cell) for cell in cells), style=style)
     return table
@@ -296,10 +319,11 @@ def summary(results: Results, folder: Path | str) -> list[Table | Text]:
             f"{results.test_error_percent:.2f} %, {picked.num_parameters:,} parameters."
         ),
         Text(verdict.sentence, style=f"bold {TONES[verdict.kept]}"),
+        *([Text(results.memory.sentence, style=f"bold {TONES[results.memory.kept]}")] if results.memory else []),
         Text(trivial_sentence(results), style="yellow" if trivial_wins(results) else ""),
         *([Text(beaten, style="yellow")] if (beaten := beaten_sentence(results)) else []),
         *(Text(f"Differentiable search: {alarm}", style="yellow") for alarm in results.alarms),
-        Text(f"Written to {folder}: report.html, pareto.png, pareto.csv, results.json, {', '.join(_folders(results.files))}"),
+        Text(f"Written to {folder}: {', '.join((*FILES, *_folders(results.files)))}"),
     ]
 
 

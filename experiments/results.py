@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from nas.pareto import hypervolume, knee, non_dominated
 from nas.types import Workload
 
+PLANE = ("latency_ms", "error")  # the objectives of the picture
 ROLES = ("search", "random", "hand")
 RULES = ("knee", "best", "fastest_within:1.5%", "budget:8ms")
 
@@ -60,6 +61,8 @@ def parts_of(layers: Sequence[Mapping[str, int | str]]) -> list[str]:
 class Network:
     """A network that was trained on its own; `role` is who found it. What was not measured is None.
 
+    `predicted` and `measured` hold what the search minimises beside error and latency, by the names of objectives.
+
     Raises:
         ValueError: an unknown role, a time that is not positive, or a number that is not finite.
     """
@@ -76,6 +79,8 @@ class Network:
     measured_high_ms: float | None
     num_parameters: int
     train_seconds: float
+    predicted: Mapping[str, float] = field(default_factory=dict, hash=False)
+    measured: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -90,6 +95,12 @@ class Network:
     def latency_ms(self) -> float:
         """Measured, or else predicted."""
         return self.predicted_ms if self.measured_ms is None else self.measured_ms
+
+    def value(self, objective: str) -> float:
+        """Measured where it was, else predicted; the error is that of the trained network."""
+        if objective in ("error", "latency_ms"):
+            return self.error_percent if objective == "error" else self.latency_ms
+        return self.measured.get(objective, self.predicted[objective])
 
     @property
     def safe_ms(self) -> float:
@@ -157,6 +168,30 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class MemoryVerdict:
+    """Asked, predicted and measured memory of what ships; make it with `MemoryVerdict.of`."""
+
+    asked_mib: float
+    predicted_mib: float
+    predicted_upper_mib: float
+    measured_mib: float | None
+    kept: bool | None
+    sentence: str
+
+    @classmethod
+    def of(cls, *, asked_mib: float, predicted_mib: float, predicted_upper_mib: float, measured_mib: float | None) -> Self:
+        """Judges by the measured memory, and says so in a sentence."""
+        words = f"asked {asked_mib:.4g} MiB, predicted {predicted_mib:.4g} MiB (at most {predicted_upper_mib:.4g})"
+        if measured_mib is None:
+            return cls(asked_mib, predicted_mib, predicted_upper_mib, None, None, f"Memory PREDICTED, NOT MEASURED: {words}.")
+        kept = measured_mib <= asked_mib
+        over = 100 * (measured_mib / asked_mib - 1)
+        words += f", measured {measured_mib:.4g} MiB"
+        sentence = f"Memory kept: {words}." if kept else f"Memory BROKEN: {words}, {over:.2g} % over the budget."
+        return cls(asked_mib, predicted_mib, predicted_upper_mib, measured_mib, kept, sentence)
+
+
+@dataclass(frozen=True)
 class HeldOut:
     """A measured network that the latency model had not seen."""
 
@@ -216,8 +251,10 @@ class Results:
     """Everything that the picture, the page and the terminal say about a finished run.
 
     `interval` says in words what the measured intervals are, `hypervolumes` holds one area a role up to `hypervolume_reference`
-    (ms, error in percent), `files` what ships, by paths relative to the run directory, `alarms` in words where the differentiable
-    search collapsed and what was done about it.
+    (ms, error in percent), `error_means` what an error is the percentage of, `files` what ships, by paths relative to the run
+    directory. `memory` is None without such a budget, `num_validation` are the examples behind a validation error, and
+    `refined` is what measurements during the search changed. `alarms` say
+    where the differentiable search collapsed and what was done about it.
 
     Raises:
         ValueError: a repeated network, a picked network that is none of them, or a number that is not finite.
@@ -240,10 +277,15 @@ class Results:
     files: tuple[str, ...]
     hypervolumes: Mapping[str, float] = field(hash=False)
     hypervolume_reference: tuple[float, float]
+    error_means: str
     ledger: tuple[LedgerEntry, ...]
     notes: tuple[str, ...]
     command: str
     versions: Mapping[str, str] = field(hash=False)
+    objectives: tuple[str, ...] = PLANE
+    memory: MemoryVerdict | None = None
+    num_validation: int | None = None
+    refined: Mapping[str, Any] | None = field(default=None, hash=False)
     alarms: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -262,6 +304,22 @@ class Results:
         return next(n for n in self.networks if n.id == self.picked_id)
 
     @property
+    def front(self) -> tuple[Network, ...]:
+        """The networks that no other beats in all objectives, the fastest first."""
+        return front(self.networks, self.objectives)
+
+    @property
+    def further(self) -> tuple[str, ...]:
+        """What is known of every network beside error and latency: objectives, and what has a budget."""
+        return tuple(self.networks[0].predicted)
+
+    @property
+    def kept(self) -> bool | None:
+        """Whether all budgets were kept; None where one was not measured and none is broken."""
+        kept = [self.verdict.kept, *([self.memory.kept] if self.memory else [])]
+        return False if False in kept else None if None in kept else True
+
+    @property
     def best_trivial(self) -> tuple[str, float] | None:
         """Name and error of the best baseline that needs no network, or None if there is none."""
         return min(self.trivial_baselines.items(), key=lambda item: item[1], default=None)
@@ -275,6 +333,7 @@ class Results:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Results:
         """Raises ValueError, with its name, for a part that is missing or unknown."""
+        record = {"error_means": "wrong answers", **record}  # all that it could be, before it was said
         _require_names(cls, record)
         predictor = record["predictor"]
         parts = {
@@ -289,16 +348,18 @@ class Results:
             "hypervolume_reference": tuple(record["hypervolume_reference"]),
             "files": tuple(record["files"]),
             "notes": tuple(record["notes"]),
+            "objectives": tuple(record.get("objectives", PLANE)),
+            "memory": _build(MemoryVerdict, record["memory"]) if record.get("memory") else None,
             "alarms": tuple(record.get("alarms", ())),
         }
         return _build(cls, {**record, **parts})
 
 
-def front(networks: Sequence[Network]) -> tuple[Network, ...]:
-    """The networks that no other beats in latency and error, the fastest first."""
+def front(networks: Sequence[Network], objectives: Sequence[str] = PLANE) -> tuple[Network, ...]:
+    """The networks that no other beats in these objectives, the fastest first."""
     if not networks:
         return ()
-    keep = non_dominated(_costs(networks))
+    keep = non_dominated(_costs(networks, objectives))
     return tuple(sorted((n for n, k in zip(networks, keep, strict=True) if k), key=lambda n: n.latency_ms))
 
 
@@ -347,8 +408,8 @@ def pick(networks: Sequence[Network], rule: str) -> Network:
     return matches[0]
 
 
-def _costs(networks: Sequence[Network]) -> np.ndarray:
-    return np.array([[n.latency_ms, n.error_percent] for n in networks])
+def _costs(networks: Sequence[Network], objectives: Sequence[str] = PLANE) -> np.ndarray:
+    return np.array([[n.value(name) for name in objectives] for n in networks])
 
 
 def _number(rule: str, text: str, unit: str) -> float:
@@ -374,13 +435,13 @@ T = TypeVar("T")
 
 
 def _require_names(cls: Any, record: Mapping[str, Any]) -> None:
-    names = {f.name for f in fields(cls)}
-    optional = {f.name for f in fields(cls) if f.default is not MISSING}
-    for name in sorted((names ^ set(record)) - (optional - set(record))):
-        raise ValueError(f"{cls.__name__}: {name!r} is {'missing' if name in names else 'unknown'}")
+    has_default = {f.name: f.default is not MISSING or f.default_factory is not MISSING for f in fields(cls)}
+    for name in sorted(set(has_default) ^ set(record)):
+        if not has_default.get(name):
+            raise ValueError(f"{cls.__name__}: {name!r} is {'missing' if name in has_default else 'unknown'}")
 
 
 def _build(cls: type[T], record: Mapping[str, Any]) -> T:
-    """An instance of a dataclass from exactly its fields. Raises ValueError for a missing or unknown one."""
+    """An instance of a dataclass from its fields. Raises ValueError for an unknown or a missing one without a default."""
     _require_names(cls, record)
     return cls(**record)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
+from experiments.objectives import check_objectives
 from nas.darts import DartsConfig
 from nas.protocols import Searcher
-from nas.search import OptunaSearcher
+from nas.searchers.tpe import Tpe
 from nas.training import TrainConfig
 
 
@@ -45,28 +45,31 @@ class CalibrationSettings:
             raise ValueError(f"num_fit: {self.num_fit} is not at least 8")
 
 
-TPE = partial(OptunaSearcher, sampler="tpe", population=20)
-
-
 @dataclass(frozen=True)
 class OuterSettings:
     """The outer loop: its strategy, and how many architectures are scored with inherited weights.
 
     Args:
-        make_searcher: called with a space and the keywords objectives, seed, initial, constraint and storage of
-            `nas.search.OptunaSearcher`; returns a `Searcher`.
+        make_searcher: called with a space and the keywords of `nas.searchers.study.StudySearcher`; returns a `Searcher`.
+        population: of the strategy; what it means is said there.
         proposals: of the differentiable search to begin with, for budgets from the one asked for down to the fastest network's
             time, each the same factor under the one before.
+        measure: how many architectures near the front, those of which the latency model is least certain, are measured half way
+            through; it is then fitted again, and the front is ranked anew. Each takes about as long as in the calibration.
         baseline: whether as many random architectures are scored beside it.
     """
 
-    make_searcher: Callable[..., Searcher] = field(default=TPE)
+    make_searcher: Callable[..., Searcher] = field(default=Tpe)
+    population: int = 20
     evaluations: int = 60
     proposals: int = 6
+    measure: int = 0
     baseline: bool = True
 
     def __post_init__(self) -> None:
         _positive(self, "evaluations", "proposals")
+        if self.measure < 0:
+            raise ValueError(f"measure: {self.measure} is negative")
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,8 @@ class Settings:
 
     Args:
         budget_ms: latency that must not be exceeded, or None for half of the largest network's measured latency.
+        budget_mib: memory at inference that must not be exceeded, or None for no such budget.
+        objectives: what is minimised, of `experiments.objectives.OBJECTIVES`; the error is one of them.
         batch, tokens, mode, past: the workload that is timed; None tokens: the longest input, or the one that is decoded.
         torch_threads: threads that training uses.
         train_on: a torch device, or "auto" for CUDA where there is one.
@@ -109,6 +114,8 @@ class Settings:
 
     seed: int = 0
     budget_ms: float | None = None
+    budget_mib: float | None = None
+    objectives: tuple[str, ...] = ("error", "latency_ms")
     batch: int = 1
     tokens: int | None = None
     mode: str = "encode"
@@ -126,8 +133,11 @@ class Settings:
         _positive(self, "batch", "torch_threads")
         if self.seed < 0:
             raise ValueError(f"seed: {self.seed} is negative")
-        if self.budget_ms is not None and not self.budget_ms > 0:
-            raise ValueError(f"budget_ms: {self.budget_ms} is not positive")
+        for name in ("budget_ms", "budget_mib"):
+            budget = getattr(self, name)
+            if budget is not None and not budget > 0:
+                raise ValueError(f"{name}: {budget} is not positive")
+        check_objectives(self.objectives)
         if self.checkpoint_seconds < 0:
             raise ValueError(f"checkpoint_seconds: {self.checkpoint_seconds} is negative")
         if self.train_on != "auto" and self.train_on.split(":")[0] not in ("cpu", "cuda"):

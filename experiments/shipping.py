@@ -107,7 +107,7 @@ A transformer for `{task.name}`, found by paretoformer in the space `{finisher.f
 
 | what | value |
 |---|---|
-| error on the test split, by this file | {shipped.test_error_percent:.2f} % |{metrics}
+| error ({task.error_means}) on the test split, by this file | {shipped.test_error_percent:.2f} % |{metrics}
 | error on the validation split, which chose it | {record["error_percent"]:.2f} % |
 | latency of {timed} on {device.name} | {times} |
 | budget | {verdict.asked_ms:.3f} ms: {within} |

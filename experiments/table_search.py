@@ -36,7 +36,8 @@ from latency_models.physical import PhysicalRegressor
 from nas.pareto import hypervolume
 from nas.projection import BudgetError
 from nas.protocols import Device, Searcher
-from nas.search import RandomSearcher, search
+from nas.search import search
+from nas.searchers.random import Random
 from nas.space import Architecture, SearchSpace
 from nas.types import Candidate, Prediction, Provenance, pareto_front
 from search_spaces import hat
@@ -72,6 +73,11 @@ class TableSearch:
             raise ValueError(
                 f"device: {device.name} has no measurements of the space {space.name}; give device=recorded, with device.table=… "
                 f"one of {tables}"
+            )
+        if settings.budget_mib is not None or settings.objectives != Settings().objectives or settings.outer.measure:
+            raise ValueError(
+                f"space: {space.name} is known from a table alone, which weighs parameters against latency: budget_mib, "
+                f"objectives and searcher.measure are for spaces with networks"
             )
         self.space, self.device, self.settings, self.report = space, device, settings, report
         self.most, self.fewest = (int(n) for n in hat.num_parameters(hat.features([space.largest(), space.smallest()])))
@@ -159,11 +165,11 @@ class TableSearch:
             return Candidate(arch, objectives, dict.fromkeys(objectives, Provenance.PREDICTED), phase=role)
 
         settings = self.settings.outer
-        searcher: Searcher = RandomSearcher(self.space, seed=self.settings.seed)
+        searcher: Searcher = Random(self.space, seed=self.settings.seed)
         if role == "search":
             searcher = settings.make_searcher(
                 self.space, objectives=OBJECTIVES, seed=self.settings.seed, initial=[],
-                constraint=("upper_ms", asked_ms), storage=None,
+                limits={"upper_ms": asked_ms}, storage=None, population=settings.population,
             )  # fmt: skip
         smallest = evaluate(self.space.smallest())
         searcher.tell(smallest)

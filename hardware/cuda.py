@@ -113,6 +113,10 @@ class Cuda:
             "power_mw": self._ask("PowerUsage"),
         }
 
+    @property
+    def measures_energy(self) -> bool:
+        return self.energy_seconds > 0
+
     def energy_mj(self) -> float | None:
         """Energy of one run in the last visit, of the whole GPU; None if `energy_seconds` is 0 or before a visit."""
         return self._energy_mj

@@ -42,7 +42,10 @@ class HasConditions(Protocol):
 
 @runtime_checkable
 class HasEnergy(Protocol):
-    """A device that also says what energy one run took in its last visit."""
+    """A device that also says what energy one run took in its last visit, if it was told to measure it."""
+
+    @property
+    def measures_energy(self) -> bool: ...
 
     def energy_mj(self) -> float | None: ...
 

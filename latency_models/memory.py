@@ -26,6 +26,7 @@ from nas.types import Workload
 MIB = 2.0**20
 PROVIDERS = ["CPUExecutionProvider"]
 ALIGNMENT = 64  # bytes
+GAPS = 1.7  # ONNX Runtime's arena for activations, over what is alive together: the most that was seen (tests/test_memory.py)
 ALIASES = ("Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 
 
@@ -39,6 +40,11 @@ class Memory:
     @property
     def peak_mib(self) -> float:
         return self.weights_mib + self.activations_mib
+
+    @property
+    def upper_mib(self) -> float:
+        """Enough for an allocator that leaves gaps, of the memory of an architecture: see `GAPS`."""
+        return self.weights_mib + GAPS * self.activations_mib
 
 
 def memory_of(family: Family, archs: Sequence[Architecture], workload: Workload) -> list[Memory]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from nas.layers import Backend
+from nas.attention import Backend
 from nas.protocols import Batch, Family, Task
 
 LOSS_TOLERANCE = 0.02  # relative difference to float32 within which a faster path counts as correct

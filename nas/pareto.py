@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -19,25 +21,57 @@ def non_dominated(costs: np.ndarray) -> np.ndarray:
     return keep
 
 
-def hypervolume(costs: np.ndarray, reference: tuple[float, float]) -> float:
-    """Area that two-objective points dominate, up to a reference point (Zitzler & Thiele, 1998).
+def ranks(costs: np.ndarray) -> np.ndarray:
+    """Number [N] of the front on which each point lies: 0 if no other dominates it, 1 if only points of front 0 do, and so on
+    (non-dominated sorting, Goldberg, 1989). Identical points share their front."""
+    costs = np.asarray(costs, dtype=float)
+    one, other = costs[:, None], costs[None]
+    dominates = np.all(one <= other, axis=2) & np.any(one < other, axis=2)
+    result = np.zeros(len(costs), dtype=int)
+    left = np.ones(len(costs), dtype=bool)
+    while left.any():
+        front = left & ~np.any(dominates[left], axis=0)
+        left &= ~front
+        result[left] += 1
+    return result
 
-    Points that do not strictly dominate the reference add nothing.
+
+def crowding(costs: np.ndarray) -> np.ndarray:
+    """How lonely each point is, [N]: the sum over objectives of the gap between its neighbours, as a share of all; infinite at
+    the ends (crowding distance, Deb et al., 2002)."""
+    costs = np.asarray(costs, dtype=float)
+    result = np.zeros(len(costs))
+    for column in costs.T:
+        order = np.argsort(column, kind="stable")
+        gaps = np.diff(column[order], prepend=-np.inf, append=np.inf)
+        span = column[order[-1]] - column[order[0]]
+        result[order] += (gaps[:-1] + gaps[1:]) / (span or 1.0)
+    return result
+
+
+def hypervolume(costs: np.ndarray, reference: Sequence[float] | np.ndarray) -> float:
+    """Volume that points dominate, up to a reference point (Zitzler & Thiele, 1998).
+
+    Points that do not strictly dominate the reference add nothing. With more than two objectives, it is the sum over slices
+    between neighbouring values of the last one (Knowles, 2002): quick for the dozens of points of a front.
     """
-    costs = np.asarray(costs, dtype=float).reshape(-1, 2)
-    inside = costs[np.all(costs < np.asarray(reference), axis=1)]
+    limit = np.asarray(reference, dtype=float)
+    costs = np.asarray(costs, dtype=float).reshape(-1, len(limit))
+    inside = costs[np.all(costs < limit, axis=1)]
     if not len(inside):
         return 0.0
+    if len(limit) == 1:
+        return float(limit[0] - inside.min())
     front = inside[non_dominated(inside)]
-    front = front[np.argsort(front[:, 0])]
-    right = np.append(front[1:, 0], reference[0])
-    return float(np.sum((right - front[:, 0]) * (reference[1] - front[:, 1])))
+    front = front[np.argsort(front[:, -1], kind="stable")]
+    depths = np.diff(np.append(front[:, -1], limit[-1]))
+    return float(sum(depth * hypervolume(front[: i + 1, :-1], limit[:-1]) for i, depth in enumerate(depths) if depth))
 
 
 def knee(costs: np.ndarray) -> int:
-    """Index of the point farthest below the straight line between the ends of a two-objective front.
+    """Index of the point of a front that is farthest below the line (or plane) between its ends.
 
-    Both axes are scaled to [0, 1] (Das, 1999, "On characterizing the knee of the Pareto curve").
+    All axes are scaled to [0, 1] (Das, 1999, "On characterizing the knee of the Pareto curve").
 
     Raises:
         ValueError: an empty front.

@@ -19,11 +19,15 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from nas.layers import Backend
+    from nas.attention import Backend
 
 
 class DeviceError(RuntimeError):
     """A device could not run a network: lost, out of memory, or it refuses the file. Says what and where."""
+
+
+class ExhaustedError(RuntimeError):
+    """A searcher has nothing left to propose."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Batch(NamedTuple):
 
 
 SPLITS = ("train", "architecture", "validation", "test")
+IGNORED = -100  # the target of a token that nothing is asked at, as in torch
 
 
 class Task(Protocol):
@@ -67,6 +72,8 @@ class Task(Protocol):
 
     name: str
     max_tokens: int
+    error_means: str
+    """What an error is the percentage of: wrong answers, wrong tags, unexplained variance."""
 
     @property
     def sizes(self) -> Mapping[str, Any]:
@@ -93,7 +100,7 @@ class Task(Protocol):
 
     def error(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
         """Number of wrong answers in the batch (for a rate, divide by the examples); an example with many answers counts by the
-        share of them that is wrong."""
+        share of them that is wrong, a number by its squared distance in units of the variance of `train`."""
         ...
 
     def trivial_baselines(self) -> Mapping[str, float]:
@@ -232,7 +239,11 @@ class UncertainLatencyModel(DifferentiableLatencyModel, Protocol):
 
 @runtime_checkable
 class Searcher(Protocol):
-    """Proposes architectures. `tell` also accepts candidates that were never asked for, which is what makes resume simple."""
+    """Proposes architectures. `tell` also accepts candidates that were never asked for.
+
+    A search that goes on in another process asks for the same again: a searcher keeps what it was told, or follows from its seed
+    and what it is told anew.
+    """
 
     def ask(self) -> Architecture: ...
 

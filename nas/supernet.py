@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from nas.compute import Compute
-from nas.protocols import Batch, Family, Task
+from nas.protocols import IGNORED, Batch, Family, Task
 from nas.space import Architecture, SearchSpace
 
 
@@ -66,20 +66,30 @@ def sandwich_step(
     """Adds to the supernet's gradients those of one sandwich; returns the largest network's loss.
 
     The largest learns from the targets, the others from the largest's answers (inplace distillation, arXiv:1903.05134, with the
-    KL divergence as in BigNAS, arXiv:2003.11142). Each network is freed before the next runs, so the peak is one network's.
+    KL divergence as in BigNAS, arXiv:2003.11142; see `distance`). Each network is freed before the next runs, so the peak is
+    one network's.
     """
     with compute.autocast():
         largest = call(supernet, skeleton(family, archs[0], compute), batch.inputs)
         loss = task.loss(largest, batch.targets)
     loss.backward()
-    answers = F.log_softmax(largest.detach().float(), dim=-1)
+    answers = largest.detach().float()
     for arch in archs[1:]:
         with compute.autocast():
             outputs = call(supernet, skeleton(family, arch, compute), batch.inputs)
-            distilled = F.kl_div(F.log_softmax(outputs.float(), dim=-1), answers, reduction="sum", log_target=True)
-            distilled = distilled / answers[..., 0].numel()
+            distilled = distance(outputs.float(), answers, batch.targets)
         distilled.backward()
     return float(loss.detach())
+
+
+def distance(outputs: Tensor, answers: Tensor, targets: Tensor) -> Tensor:
+    """How far outputs are from a teacher's, both [..., number of logits]: mean KL divergence of what is asked for, in nats; of
+    numbers, which are single logits, the mean squared difference."""
+    if outputs.shape[-1] == 1:
+        return F.mse_loss(outputs, answers)
+    each = F.kl_div(F.log_softmax(outputs, dim=-1), F.log_softmax(answers, dim=-1), reduction="none", log_target=True).sum(dim=-1)
+    asked = (targets != IGNORED).to(each.dtype)
+    return (each * asked).sum() / asked.sum()
 
 
 @torch.no_grad()

@@ -6,15 +6,20 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from nas.space import Architecture, SearchSpace
+from search_spaces.common import DEFAULTS, leader
 
 
 class Sizes(NamedTuple):
-    """Of an encoder whose layers are all the same, with full attention."""
+    """Of an encoder whose layers are all alike, with full attention and layer norms."""
 
     width: int
     depth: int
     heads: int
     ffn: int
+    rank: int = 0  # of factored matrices in the feed-forward; 0: they are not
+    channels: int = 0  # of all heads; 0: as many as the width
+    activation: str = "gelu"
+    sharing: str = "none"
 
 
 ENCODERS: Mapping[str, Sizes] = {
@@ -31,6 +36,11 @@ ENCODERS: Mapping[str, Sizes] = {
     # MiniLM, Wang et al., arXiv:2002.10957
     "MiniLM-6": Sizes(384, 6, 12, 1536),
     "MiniLM-12": Sizes(384, 12, 12, 1536),
+    # ALBERT-base, Lan et al., arXiv:1909.11942, but for its factored embedding
+    "ALBERT-like": Sizes(768, 12, 12, 3072, sharing="all"),
+    # MobileBERT, Sun et al., arXiv:2004.02984: the bottlenecks of 128 around a layer, and heads on 128 channels; without norms in
+    # the bottleneck, and with one feed-forward a layer in the place of four
+    "MobileBERT-like": Sizes(512, 24, 4, 512, rank=128, channels=128, activation="relu"),
 }
 
 
@@ -39,15 +49,37 @@ def inside(space: SearchSpace, *, head_size: int) -> dict[str, Architecture]:
     theirs. Of two names for one network the first."""
     found: dict[Architecture, str] = {}
     for name, sizes in ENCODERS.items():
-        layers = range(1, sizes.depth + 1)
-        picks: dict[str, int | str] = {"width": sizes.width, "depth": sizes.depth}
-        picks |= {f"layer{i}.{part}": pick for i in layers for part, pick in _layer(sizes).items()}
-        picks |= {kind: "mlp" for i in layers if (kind := f"layer{i}.ffn_kind") in space.by_name}
+        wanted = _picks(sizes).items()
+        picks = {choice: pick for choice, pick in wanted if choice in space.by_name or pick != DEFAULTS.get(_last(choice))}
+        picks |= {kv: sizes.heads for n in _leaders(sizes) if (kv := f"layer{n}.kv_heads_of_{sizes.heads}") in space.by_name}
         held = all(choice in space.by_name and pick in space.by_name[choice].options for choice, pick in picks.items())
-        if held and sizes.width == sizes.heads * head_size:
+        if held and (sizes.channels or sizes.width) == sizes.heads * head_size:
             found.setdefault(space.canonical({**space.largest().as_dict, **picks}), name)
     return {name: arch for arch, name in found.items()}
 
 
-def _layer(sizes: Sizes) -> dict[str, int | str]:
-    return {"attention": "full", "heads": sizes.heads, "ffn": sizes.ffn}
+def _picks(sizes: Sizes) -> dict[str, int | str]:
+    alike: dict[str, int | str] = {
+        "attention": "full",
+        "heads": sizes.heads,
+        "ffn": sizes.ffn,
+        "ffn_kind": "lowrank" if sizes.rank else "mlp",
+    }
+    alike |= {"rank": sizes.rank} if sizes.rank else {}
+    common: dict[str, int | str] = {
+        "width": sizes.width,
+        "depth": sizes.depth,
+        "activation": sizes.activation,
+        "sharing": sizes.sharing,
+    }
+    layers = {f"layer{n}.{part}": pick for n in _leaders(sizes) for part, pick in alike.items()}
+    return {**common, "norm_kind": "layer", **layers}
+
+
+def _leaders(sizes: Sizes) -> list[int]:
+    """The layers with weights of their own."""
+    return sorted({leader(layer, sizes.sharing) for layer in range(1, sizes.depth + 1)})
+
+
+def _last(choice: str) -> str:
+    return choice.rpartition(".")[2]

@@ -21,13 +21,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nas.attention import Backend, Cache
+from nas.attention_kinds import causal_bias, padding_bias
 from nas.encoding import Encoding
-from nas.layers import Backend, Cache, Table, causal_bias, padding_bias
+from nas.layers import Table
 from nas.protocols import Operator
 from nas.space import Architecture, SearchSpace
 from nas.types import Workload
+from search_spaces.attention import DEFAULT_KINDS, LayerAttention
+from search_spaces.common import leaders, norm_parameters, uses
+from search_spaces.stack import Block, Masks, Stack
 from search_spaces.tokens import embedding_operator, example_tokens
-from search_spaces.trunk import DEFAULT_KINDS, Block, Masks, Stack, Trunk, trunk_choices
+from search_spaces.trunk import Trunk, trunk_choices
 
 
 def decoder_space(
@@ -37,10 +42,20 @@ def decoder_space(
     heads: Sequence[int] = (1, 2, 4),
     ffn: Sequence[int] = (64, 128, 256, 384),
     attention: Sequence[str] = DEFAULT_KINDS,
+    kv_heads: Sequence[int] = (),
+    ffn_kind: Sequence[str] = ("mlp",),
+    rank: Sequence[int] = (),
+    activation: Sequence[str] = ("gelu",),
+    norm_kind: Sequence[str] = ("layer",),
+    sharing: Sequence[str] = ("none",),
     name: str = "decoder",
 ) -> SearchSpace:
     """The choices of a decoder. Raises ValueError like `trunk_choices`."""
-    return SearchSpace(name, tuple(trunk_choices(width=width, depth=depth, heads=heads, ffn=ffn, attention=attention)))
+    choices = trunk_choices(
+        width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
+        activation=activation, norm_kind=norm_kind, sharing=sharing,
+    )  # fmt: skip
+    return SearchSpace(name, tuple(choices))
 
 
 class TiedTable(Table):
@@ -80,7 +95,7 @@ class Decoder(nn.Module):
 
     @property
     def blocks(self) -> list[Block]:
-        return list(self.stack.blocks)  # type: ignore[arg-type]
+        return self.stack.layers
 
 
 class Prefill(nn.Module):
@@ -159,7 +174,7 @@ class DecoderFamily:
 
     @functools.cached_property
     def trunk(self) -> Trunk:
-        return Trunk(self.space, self.head_size, self.window, causal=True)
+        return Trunk(LayerAttention(self.space, self.head_size, self.window, self.max_tokens, causal=True))
 
     @property
     def signature(self) -> str:
@@ -205,9 +220,9 @@ class DecoderFamily:
         shapes = []
         for block in network.blocks:
             if block.has_attention:
-                window = block.attention.window
-                kept = workload.past if window is None else min(workload.past, window)
-                shapes += [(workload.batch, block.attention.heads, kept, self.head_size)] * 2
+                attention = block.attention
+                kept = min(workload.past, attention.window) if attention.kind == "window" else workload.past
+                shapes += [(workload.batch, attention.kv_heads, kept, self.head_size)] * 2
         names = cache_names(network, "past_key_values")
         return {name: torch.randn(shape, generator=generator) for name, shape in zip(names, shapes, strict=True)}
 
@@ -220,11 +235,13 @@ class DecoderFamily:
         tokens = workload.batch * workload.tokens
         answers = tokens if workload.mode == "encode" else workload.batch
         one = workload.mode == "decode"
-        pairs = self.trunk.pairs_of_next(workload.past) if one else self.trunk.pairs_of(workload.tokens)
+        pairs = self.trunk.attention.pairs_of_next(workload.past) if one else self.trunk.attention.pairs_of(workload.tokens)
         moved = 4.0 * (words * width + answers * (width + words))
         return [
             embedding_operator(self.vocab_size + self.max_tokens, tokens, width),
-            Operator("head", 1.0, 2.0 * answers * words * width, moved, 2.0 * width, 4.0 * answers * (width + words)),
+            Operator(
+                "head", 1.0, 2.0 * answers * words * width, moved, norm_parameters(encoding), 4.0 * answers * (width + words)
+            ),
             *self.trunk.operators(encoding, batch=workload.batch, tokens=workload.tokens, pairs=pairs),
             *([] if workload.mode == "encode" else self._cache_operators(encoding, workload)),
         ]
@@ -232,22 +249,27 @@ class DecoderFamily:
     def _cache_operators(self, encoding: Encoding, workload: Workload) -> list[Operator]:
         """Keys and values of each layer, read and written once."""
         seen = workload.past + workload.tokens
-        kept = {"full": seen, "window": min(seen, self.window)}
+        attention = self.trunk.attention
         operators = []
-        for layer in range(1, self.trunk.num_layers + 1):
-            channels = encoding.expected(f"layer{layer}.heads") * float(self.head_size)
-            for kind in encoding.space.by_name[f"layer{layer}.attention"].options:
-                if kind != "none":
-                    p = encoding.at_least("depth", layer) * encoding.probability(f"layer{layer}.attention", kind)
-                    moved = 16.0 * workload.batch * kept[str(kind)] * channels
-                    operators.append(Operator(f"cache.{kind}", p, 0.0 * p, p * moved))
+        for layer in leaders(self.space):
+            channels = attention.expected_kv_heads(encoding, f"layer{layer}") * float(self.head_size)
+            for kind in attention.kinds:
+                p = uses(encoding, layer).runs * encoding.probability(f"layer{layer}.attention", kind)
+                kept = min(seen, self.window) if kind == "window" else seen
+                operators.append(Operator(f"cache.{kind}", p, 0.0 * p, p * 16.0 * workload.batch * kept * channels))
         return operators
 
 
 def decoder(
     *, vocab_size: int, max_tokens: int, width: Sequence[int], depth: Sequence[int], heads: Sequence[int], ffn: Sequence[int],
-    attention: Sequence[str], head_size: int, window: int, name: str = "decoder",
+    attention: Sequence[str], head_size: int, window: int, kv_heads: Sequence[int] = (),
+    ffn_kind: Sequence[str] = ("mlp",), rank: Sequence[int] = (),
+    activation: Sequence[str] = ("gelu",), norm_kind: Sequence[str] = ("layer",), sharing: Sequence[str] = ("none",),
+    name: str = "decoder",
 ) -> DecoderFamily:  # fmt: skip
     """The family of a space that is given by its options; what a configuration builds. Raises ValueError like its parts."""
-    space = decoder_space(width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, name=name)
+    space = decoder_space(
+        width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
+        activation=activation, norm_kind=norm_kind, sharing=sharing, name=name,
+    )  # fmt: skip
     return DecoderFamily(space, vocab_size, max_tokens, head_size, window)

@@ -1,8 +1,10 @@
-"""Text encoders for classification: width, depth, and for each layer heads, feed-forward size and kind of attention.
+"""Text encoders with one answer for a sequence or for each token: width, depth, and for each layer what the trunk offers.
 
-Shapes: B sequences, T tokens, D width. Learned positions, pre-norm or post-norm, mean over the tokens, linear classifier.
+Shapes: B sequences, T tokens, D width. Learned positions, pre-norm or post-norm, linear head. An answer is as many logits as
+there are classes or tags, and for a number one.
 
-    tokens -> embedding + position -> stack -> mean -> logits
+    tokens -> embedding + position -> stack -> mean over the tokens -> logits
+    tokens -> embedding + position -> stack -> logits of each token
 """
 
 from __future__ import annotations
@@ -17,15 +19,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nas.attention import Backend
+from nas.attention_kinds import padding_bias
 from nas.encoding import Encoding
-from nas.layers import Backend, Linear, Table, padding_bias
+from nas.layers import Linear, Table
 from nas.protocols import Operator
 from nas.space import Architecture, SearchSpace
 from nas.types import Workload
 from search_spaces import pretrained
+from search_spaces.attention import DEFAULT_KINDS, LayerAttention
+from search_spaces.common import DEFAULTS, NormPlace, norm_parameters, options
 from search_spaces.compact import inside
+from search_spaces.stack import Masks, Stack
 from search_spaces.tokens import embedding_operator, example_tokens
-from search_spaces.trunk import DEFAULT_KINDS, Masks, NormPlace, Stack, Trunk, trunk_choices
+from search_spaces.trunk import Trunk, trunk_choices
 
 
 def encoder_space(
@@ -35,36 +42,52 @@ def encoder_space(
     heads: Sequence[int] = (1, 2, 4),
     ffn: Sequence[int] = (64, 128, 192, 256),
     attention: Sequence[str] = DEFAULT_KINDS,
+    kv_heads: Sequence[int] = (),
     ffn_kind: Sequence[str] = ("mlp",),
+    rank: Sequence[int] = (),
+    activation: Sequence[str] = ("gelu",),
+    norm_kind: Sequence[str] = ("layer",),
+    sharing: Sequence[str] = ("none",),
     name: str = "encoder",
 ) -> SearchSpace:
     """The choices of an encoder; the default holds about 10^9.4 architectures. Raises ValueError like `trunk_choices`."""
-    choices = trunk_choices(width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, ffn_kind=ffn_kind)
+    choices = trunk_choices(
+        width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
+        activation=activation, norm_kind=norm_kind, sharing=sharing,
+    )  # fmt: skip
     return SearchSpace(name, tuple(choices))
 
 
 class Encoder(nn.Module):
     """An encoder; at its largest size and called with `masks` it is the supernet."""
 
-    def __init__(self, embedding: Table, positions: Table, stack: Stack, num_classes: int) -> None:
+    def __init__(self, embedding: Table, positions: Table, stack: Stack, num_classes: int, *, per_token: bool) -> None:
         super().__init__()
-        self.embedding, self.positions, self.stack = embedding, positions, stack
+        self.embedding, self.positions, self.stack, self.per_token = embedding, positions, stack, per_token
         self.classifier = Linear(embedding.embedding_dim, num_classes)
+        sequence = {0: "batch", 1: "sequence"}
+        logits = sequence if per_token else {0: "batch"}
+        self.dynamic_axes = {"token_ids": sequence, "attention_mask": sequence, "logits": logits}
 
     def forward(self, token_ids_BT: Tensor, attention_mask_BT: Tensor, masks: Masks | None = None) -> Tensor:
-        """Logits [B, num_classes] of token ids and a mask that is 1 for tokens and 0 for padding, both int64 [B, T]."""
+        """Logits [B, num_classes], or [B, T, num_classes] of each token, of token ids and a mask that is 1 for tokens and 0 for
+        padding, both int64 [B, T]. At padding they mean nothing."""
         T = token_ids_BT.shape[1]
         x_BTD = self.embedding(token_ids_BT) + self.positions.weight[:T]
         x_BTD = self.stack(x_BTD, padding_bias(attention_mask_BT, x_BTD.dtype), masks)
         token_BT1 = attention_mask_BT[:, :, None].to(x_BTD.dtype)
-        mean_BD = (x_BTD * token_BT1).sum(dim=1) / token_BT1.sum(dim=1)
-        logits: Tensor = self.classifier(mean_BD)
+        x_BTD = x_BTD * token_BT1
+        logits: Tensor = self.classifier(x_BTD if self.per_token else x_BTD.sum(dim=1) / token_BT1.sum(dim=1))
         return logits
 
 
 @dataclass(frozen=True)
 class EncoderFamily:
     """The encoders of one space over one vocabulary.
+
+    Args:
+        num_classes: logits of an answer.
+        per_token: whether each token has an answer.
 
     Raises:
         ValueError: a size under 1, or a `norm` that is not "pre" or "post".
@@ -77,6 +100,7 @@ class EncoderFamily:
     head_size: int = 32
     window: int = 8
     norm: NormPlace = "pre"
+    per_token: bool = False
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "num_classes", "max_tokens"):
@@ -86,13 +110,14 @@ class EncoderFamily:
 
     @functools.cached_property
     def trunk(self) -> Trunk:
-        return Trunk(self.space, self.head_size, self.window, norm=self.norm)
+        return Trunk(LayerAttention(self.space, self.head_size, self.window, self.max_tokens), norm=self.norm)
 
     @property
     def signature(self) -> str:
         """Changes with whatever changes a network's cost, its graph or its weights' shapes."""
         facts = [self.space.to_json(), self.vocab_size, self.num_classes, self.max_tokens, self.head_size, self.window]
         facts += [self.norm] * (self.norm != "pre")  # what was measured before there was a choice stays valid
+        facts += ["per token"] * self.per_token
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
     def hand_designed(self) -> dict[str, Architecture]:
@@ -108,7 +133,8 @@ class EncoderFamily:
         return self._around(self.trunk.stack(arch, backend), arch.size("width"))
 
     def _around(self, stack: Stack, width: int) -> Encoder:
-        return Encoder(Table(self.vocab_size, width), Table(self.max_tokens, width), stack, self.num_classes)
+        tables = Table(self.vocab_size, width), Table(self.max_tokens, width)
+        return Encoder(*tables, stack, self.num_classes, per_token=self.per_token)
 
     def pretrained(self, folder: Path) -> dict[str, Tensor]:
         """Weights of a BERT-like checkpoint, the classifier's not among them (see `search_spaces.pretrained`).
@@ -118,6 +144,10 @@ class EncoderFamily:
         """
         if self.norm != "post":
             raise ValueError(f"space.norm: {self.norm!r} is not 'post', which the checkpoint {folder} has")
+        for name, needed in DEFAULTS.items():
+            offered = options(self.space, f"layer1.{name}" if name == "ffn_kind" else name)
+            if needed not in offered and not (name == "ffn_kind" and "glu" in offered):
+                raise ValueError(f"space.{name}: {offered} do not hold {needed!r}, which the checkpoint {folder} has")
         with torch.device("meta"):
             shapes = {name: tuple(parameter.shape) for name, parameter in self.supernet().named_parameters()}
         return pretrained.read(folder, shapes, head_size=self.head_size)
@@ -139,12 +169,14 @@ class EncoderFamily:
         """Those of the embedding, the head and the trunk."""
         tokens = workload.batch * workload.tokens
         width, classes = encoding.expected("width"), self.num_classes
-        final = (width + 1.0) * classes + 2.0 * width
+        final = (width + 1.0) * classes + norm_parameters(encoding)
+        answers = tokens if self.per_token else workload.batch
+        moved = 4.0 * (classes * width + (answers * (width + classes) if self.per_token else 0.0))
         return [
             embedding_operator(self.vocab_size + self.max_tokens, tokens, width),
-            Operator("head", 1.0, 2.0 * workload.batch * width * classes, 4.0 * classes * width, final),
+            Operator("head", 1.0, 2.0 * answers * width * classes, moved, final),
             *self.trunk.operators(
-                encoding, batch=workload.batch, tokens=workload.tokens, pairs=self.trunk.pairs_of(workload.tokens)
+                encoding, batch=workload.batch, tokens=workload.tokens, pairs=self.trunk.attention.pairs_of(workload.tokens)
             ),
         ]
 
@@ -152,8 +184,13 @@ class EncoderFamily:
 def encoder(
     *, vocab_size: int, num_classes: int, max_tokens: int, width: Sequence[int], depth: Sequence[int], heads: Sequence[int],
     ffn: Sequence[int], attention: Sequence[str], head_size: int, window: int, norm: NormPlace = "pre",
-    ffn_kind: Sequence[str] = ("mlp",), name: str = "encoder",
+    kv_heads: Sequence[int] = (), ffn_kind: Sequence[str] = ("mlp",), rank: Sequence[int] = (),
+    activation: Sequence[str] = ("gelu",), norm_kind: Sequence[str] = ("layer",), sharing: Sequence[str] = ("none",),
+    name: str = "encoder", per_token: bool = False,
 ) -> EncoderFamily:  # fmt: skip
     """The family of a space that is given by its options; what a configuration builds. Raises ValueError like its parts."""
-    space = encoder_space(width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, ffn_kind=ffn_kind, name=name)
-    return EncoderFamily(space, vocab_size, num_classes, max_tokens, head_size, window, norm)
+    space = encoder_space(
+        width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
+        activation=activation, norm_kind=norm_kind, sharing=sharing, name=name,
+    )  # fmt: skip
+    return EncoderFamily(space, vocab_size, num_classes, max_tokens, head_size, window, norm, per_token)

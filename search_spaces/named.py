@@ -78,7 +78,7 @@ class Match:
 
 
 BERT = "BERT (Devlin et al., arXiv:1810.04805)"
-BERT_BASE = Published(BERT, *ENCODERS["BERT-base"], vocabulary=30522, positions=514, outputs=2, head_hidden=768)
+BERT_BASE = Published(BERT, *ENCODERS["BERT-base"][:4], vocabulary=30522, positions=514, outputs=2, head_hidden=768)
 BERT_LARGE = Published(BERT, 1024, 24, 16, 4096, vocabulary=30522, positions=514, outputs=2, head_hidden=1024)
 ROBERTA_BASE = replace(BERT_BASE, source="RoBERTa (Liu et al., arXiv:1907.11692)", vocabulary=50265, positions=515)
 DISTILBERT = replace(

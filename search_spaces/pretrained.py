@@ -2,7 +2,7 @@
 
 The folder is in the form of Hugging Face: `config.json` and `model.safetensors` of BERT, of MiniLM, which has the same names, or
 of DistilBERT. Two things are folded into weights: the scale of the scores into the queries, and token type 0 into the positions.
-A pooling layer and a head are left out.
+A pooling layer and a head are left out. Factored matrices of a feed-forward layer begin as the truncated SVD of its own.
 
 A smaller network is a prefix of this one, so what matters is put first, by the magnitude of weights, as Once-for-all sorts
 channels before it shrinks them (arXiv:1908.09791, section 3; there by the L1 norm of one matrix). Heads and neurons are sorted by
@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from search_spaces.trunk import NORM_EPS
+from search_spaces.common import NORM_EPS
 
 EPS = NORM_EPS["post"]
 EMBEDDINGS = {
@@ -98,7 +98,19 @@ def read(folder: Path, shapes: Mapping[str, tuple[int, ...]], *, head_size: int)
         weights["positions.weight"] = weights["positions.weight"] + tensors[TOKEN_TYPES][0].float()
     for name in [name for name in weights if ".query." in name]:
         weights[name] = weights[name] / head_size**0.5
-    return sort_by_importance(weights, head_size=head_size)
+    weights = sort_by_importance(weights, head_size=head_size)
+    for name in [name for name in shapes if name.endswith(".reduce")]:
+        factored = name.removesuffix(".reduce")
+        weights[f"{factored}.expand"], weights[name] = factors(weights[f"{factored}.weight"], shapes[name][0])
+    return weights
+
+
+def factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Matrices whose product is the nearest one of that rank, by truncated SVD (Eckart and Young, 1936); so are their prefixes of
+    every smaller rank."""
+    left, values, right = torch.linalg.svd(weight, full_matrices=False)
+    roots = values[:rank].sqrt()
+    return left[:, :rank] * roots, roots[:, None] * right[:rank]
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -1,171 +1,67 @@
 """What all families are made of: a stack of transformer layers, each with choices of its own.
 
-Shapes: B sequences, T tokens, D width, H heads, C channels of all heads, F feed-forward size. Residual blocks, pre-norm or, as in
-BERT (arXiv:1810.04805), post-norm:
-
-    x -> [x + attention(norm(x)); x + feed-forward(norm(x))] * depth -> norm
-    x -> norm -> [norm(x + attention(x)); norm(x + feed-forward(x))] * depth
-
 A family puts something before a `Stack` (an embedding of tokens or of patches) and something behind it (a head); a `Trunk` knows
-its choices, its masks and its costs.
+its choices, its masks and its costs. Shapes: E encoding, L layers, N layers that may have weights of their own.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
+from nas.attention import Backend
 from nas.encoding import Array, Encoding, prefix_membership
-from nas.layers import Attention, AttentionKind, Backend, Cache, FeedForward, Norm, Width, inside_window
+from nas.layers import Width
 from nas.protocols import Operator
 from nas.space import Architecture, Choice, Condition, SearchSpace
-
-ATTENTION_KINDS = ("full", "window", "linear", "none")
-DEFAULT_KINDS = ("full", "window", "none")
-FFN_KINDS = ("glu", "mlp")
-NormPlace = Literal["pre", "post"]
-NORM_PLACES: tuple[NormPlace, ...] = ("pre", "post")
-NORM_EPS = {"pre": 1e-5, "post": 1e-12}  # of torch, of BERT
-TINY = 1e-6  # what is as good as no probability
+from search_spaces.attention import LayerAttention, attention_choices
+from search_spaces.common import (
+    DEFAULTS,
+    NORM_EPS,
+    SHARING,
+    NormPlace,
+    common_choices,
+    leader,
+    leaders,
+    leaders_of,
+    options,
+    users,
+    uses,
+)
+from search_spaces.feed_forward import LayerFeedForward, ffn_choices
+from search_spaces.stack import Block, LayerMasks, Masks, Stack
 
 
 def trunk_choices(
     *, width: Sequence[int], depth: Sequence[int], heads: Sequence[int], ffn: Sequence[int], attention: Sequence[str],
-    ffn_kind: Sequence[str] = FFN_KINDS[1:],
+    kv_heads: Sequence[int] = (), ffn_kind: Sequence[str] = ("mlp",), rank: Sequence[int] = (),
+    activation: Sequence[str] = ("gelu",), norm_kind: Sequence[str] = ("layer",), sharing: Sequence[str] = ("none",),
 ) -> list[Choice]:  # fmt: skip
-    """Width, depth, and for each layer heads, feed-forward size, kind of attention and, if there are two, of feed-forward.
+    """Width, depth, those of `common_choices`, and for each layer that may have weights of its own those of `attention_choices`
+    and of `ffn_choices`.
 
     Raises:
-        ValueError: an unknown kind, or options that a `Choice` refuses.
+        ValueError: like these.
     """
-    if set(ffn_kind) not in ({"mlp"}, set(FFN_KINDS)):
-        raise ValueError(f"ffn_kind: {tuple(ffn_kind)} is not ('mlp',) or {FFN_KINDS}")
-    unknown = [kind for kind in attention if kind not in ATTENTION_KINDS]
-    if unknown:
-        raise ValueError(f"attention: {unknown[0]!r} is not one of {ATTENTION_KINDS}")
-    attending = tuple(kind for kind in attention if kind != "none")
-    if not attending:
-        raise ValueError(f"attention: {tuple(attention)} needs at least one of {ATTENTION_KINDS[:-1]}")
-    ordered = tuple(kind for kind in ATTENTION_KINDS if kind in attention)
     choices = [Choice("width", tuple(width)), Choice("depth", tuple(depth))]
+    most = min(max(width), max(ffn, default=0))
+    if rank and max(rank) > most:
+        raise ValueError(f"rank: {max(rank)} is more than {most}, the smaller one of width and feed-forward size")
+    choices += common_choices(sharing=sharing, activation=activation, norm_kind=norm_kind)
     for layer in range(1, choices[1].largest + 1):
+        own = tuple(option for option in SHARING if option in sharing and leader(layer, option) == layer)
         deep_enough = Condition("depth", tuple(d for d in choices[1].sizes if d >= layer))
-        requires = () if deep_enough.options == choices[1].options else (deep_enough,)
-        choices += [
-            Choice(f"layer{layer}.attention", ordered, requires),
-            Choice(f"layer{layer}.heads", tuple(heads), (Condition(f"layer{layer}.attention", attending),)),
-            Choice(f"layer{layer}.ffn", tuple(ffn), requires),
-        ]
-        if len(ffn_kind) > 1:
-            choices.append(Choice(f"layer{layer}.ffn_kind", FFN_KINDS, requires))
+        requires = [deep_enough] * (deep_enough.options != choices[1].options)
+        requires += [Condition("sharing", own)] * (len(own) < len(set(sharing)))
+        if own:
+            choices += attention_choices(layer, requires, attention=attention, heads=heads, kv_heads=kv_heads)
+            choices += ffn_choices(layer, requires, ffn=ffn, ffn_kind=ffn_kind, rank=rank)
     return choices
-
-
-@dataclass(frozen=True)
-class Masks:
-    """A relaxed stack: its active channels, and row by row its layers. A gate is P(depth >= layer)."""
-
-    width: Tensor  # [D]
-    gates: Tensor  # [layers]
-    kinds: Tensor  # [layers, 2 or 3]: full, window and, where the space has it, linear attention, times the gate
-    heads: Tensor  # [layers, C]
-    ffn: Tensor  # [layers, F], times the gate
-    gated: Tensor | None = None  # [layers]: P(the feed-forward is a GLU), where the space has a choice
-
-
-class Block(nn.Module):
-    """One layer; without attention it is its feed-forward branch alone."""
-
-    def __init__(
-        self, width: int, *, heads: int, ffn: int, attention: str, head_size: int, window: int, causal: bool,
-        backend: Backend, norm: NormPlace = "pre", gated: bool = False,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        if attention != "none":
-            kind = cast(AttentionKind, attention)
-            self.attention_norm = Norm(width, eps=NORM_EPS[norm])
-            self.attention = Attention(
-                width, heads, head_size=head_size, kind=kind, window=window, causal=causal, backend=backend
-            )
-        self.has_attention, self.norm = attention != "none", norm
-        self.ffn_norm = Norm(width, eps=NORM_EPS[norm])
-        self.ffn = FeedForward(width, ffn, gated=gated)
-
-    def forward(self, x_BTD: Tensor, bias: Tensor) -> Tensor:
-        if self.norm == "post":
-            if self.has_attention:
-                x_BTD = self.attention_norm(x_BTD + self.attention(x_BTD, bias))
-            normed: Tensor = self.ffn_norm(x_BTD + self.ffn(x_BTD))
-            return normed
-        if self.has_attention:
-            x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), bias)
-        result: Tensor = x_BTD + self.ffn(self.ffn_norm(x_BTD))
-        return result
-
-    def cached(self, x_BTD: Tensor, bias: Tensor | None, past: Cache | None) -> tuple[Tensor, Cache | None]:
-        """The same with `Attention.cached`; without attention there is nothing to keep."""
-        present: Cache | None = None
-        if self.has_attention:
-            mixed_BTD, present = self.attention.cached(self.attention_norm(x_BTD), bias, past)
-            x_BTD = x_BTD + mixed_BTD
-        result: Tensor = x_BTD + self.ffn(self.ffn_norm(x_BTD))
-        return result, present
-
-    def relaxed(
-        self, x_BTD: Tensor, bias: Tensor, inside_TT: Tensor, width: Width, kinds: Tensor, heads_C: Tensor,
-        ffn_F: Tensor, gate: Tensor, gated: Tensor | None,
-    ) -> Tensor:  # fmt: skip
-        """The block under its row of `Masks`.
-
-        A post-norm branch that is not there takes its norm with it, so a mixture is one of what comes out of the norm:
-        p norm(x + branch) + (1 - p) x, the branch given that it is there.
-        """
-        if self.norm == "post":
-            attends = kinds.sum()
-            given = kinds / attends.clamp_min(TINY)
-            written = self.attention.relaxed(x_BTD, bias, inside_TT, given, heads_C, width)
-            x_BTD = torch.lerp(x_BTD, self.attention_norm.relaxed(width.centre_again(x_BTD + written), width), attends)
-            present = gate.clamp_min(TINY)
-            written = self.ffn.relaxed(x_BTD, ffn_F / present, gate / present, width, gated)
-            return torch.lerp(x_BTD, self.ffn_norm.relaxed(width.centre_again(x_BTD + written), width), gate)
-        normed = self.attention_norm.relaxed(x_BTD, width)
-        x_BTD = x_BTD + self.attention.relaxed(normed, bias, inside_TT, kinds, heads_C, width)
-        return x_BTD + self.ffn.relaxed(self.ffn_norm.relaxed(x_BTD, width), ffn_F, gate, width, gated)
-
-
-class Stack(nn.Module):
-    """Layers and the last norm, or the first one if they are post-norm; at its largest size and called with `masks` it is every
-    smaller one."""
-
-    def __init__(self, blocks: Sequence[Block], width: int, *, window: int, causal: bool, norm: NormPlace = "pre") -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.norm = Norm(width, eps=NORM_EPS[norm])
-        self.window, self.causal, self.norm_first = window, causal, norm == "post"
-
-    def forward(self, x_BTD: Tensor, bias: Tensor, masks: Masks | None = None) -> Tensor:
-        """The normed stream [B, T, D]; `bias` is added to the scores, [B, 1, 1, T] or [B, 1, T, T]."""
-        if masks is None:
-            x_BTD = self.norm(x_BTD) if self.norm_first else x_BTD
-            for block in self.blocks:
-                x_BTD = block(x_BTD, bias)
-            result: Tensor = x_BTD if self.norm_first else self.norm(x_BTD)
-            return result
-        inside_TT = inside_window(x_BTD.shape[1], self.window, bias, causal=self.causal)
-        gated = masks.gated.unbind() if masks.gated is not None else [None] * len(self.blocks)
-        rows = zip(masks.kinds.unbind(), masks.heads.unbind(), masks.ffn.unbind(), masks.gates.unbind(), gated, strict=True)
-        width = Width.of(masks.width)
-        x_BTD = width.centre(x_BTD)
-        x_BTD = self.norm.relaxed(x_BTD, width) if self.norm_first else x_BTD
-        for block, row in zip(self.blocks, rows, strict=True):
-            x_BTD = block.relaxed(x_BTD, bias, inside_TT, width, *row)  # type: ignore[operator]
-        return x_BTD if self.norm_first else self.norm.relaxed(x_BTD, width)
 
 
 @dataclass(frozen=True)
@@ -173,23 +69,23 @@ class Trunk:
     """The stacks of a space whose choices are those of `trunk_choices` (and others, which it does not look at).
 
     Raises:
-        ValueError: a size under 1, or an unknown place of the norm.
+        ValueError: an unknown place of the norm.
     """
 
-    space: SearchSpace
-    head_size: int
-    window: int
-    causal: bool = False
+    attention: LayerAttention
     norm: NormPlace = "pre"
 
     def __post_init__(self) -> None:
-        if self.causal and "linear" in self.space.by_name["layer1.attention"].options:
-            raise ValueError("attention: 'linear' looks at what comes after, a causal network cannot have it")
-        if self.norm not in NORM_PLACES:
-            raise ValueError(f"norm: {self.norm!r} is not one of {NORM_PLACES}")
-        for name in ("head_size", "window"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
+        if self.norm not in NORM_EPS:
+            raise ValueError(f"norm: {self.norm!r} is not one of {tuple(NORM_EPS)}")
+
+    @property
+    def space(self) -> SearchSpace:
+        return self.attention.space
+
+    @property
+    def ffn(self) -> LayerFeedForward:
+        return LayerFeedForward(self.space)
 
     @property
     def num_layers(self) -> int:
@@ -203,65 +99,75 @@ class Trunk:
         return {"largest": largest, **shallow}
 
     def largest_stack(self) -> Stack:
-        """With a full-attention layer everywhere, so that it holds every shared weight."""
-        sizes = {name: self.space.by_name[name].largest for name in ("width", "layer1.heads", "layer1.ffn")}
-        layers = [("full", sizes["layer1.heads"], sizes["layer1.ffn"], self._has_glu)] * self.num_layers
-        return self._build(sizes["width"], layers, "matmul")
+        """The one that holds every shared weight."""
+        width, norms = self.space.by_name["width"].largest, self._norms(options(self.space, "norm_kind")[0])
+        blocks = {n - 1: Block(width, self.attention.largest(width), self.ffn.largest(width), **norms) for n in self._leaders}
+        return Stack(blocks, [[m - 1 for m in numbers] for numbers in self._leaders_of], width, self.attention, **norms)
 
     def stack(self, arch: Architecture, backend: Backend) -> Stack:
         """The stand-alone stack of an architecture."""
-        layers = []
-        for layer in range(1, arch.size("depth") + 1):
-            attention = str(arch[f"layer{layer}.attention"])
-            heads = arch.size(f"layer{layer}.heads") if attention != "none" else 0
-            gated = self._has_glu and arch[f"layer{layer}.ffn_kind"] == "glu"
-            layers.append((attention, heads, arch.size(f"layer{layer}.ffn"), gated))
-        return self._build(arch.size("width"), layers, backend)
+        picks, width = {**DEFAULTS, **arch.as_dict}, arch.size("width")
+        norms = self._norms(picks["norm_kind"])
+        used = [leader(layer, picks["sharing"]) for layer in range(1, arch.size("depth") + 1)]
+        blocks = {
+            n - 1: Block(width, self.attention.module(arch, n, width, backend), self.ffn.module(arch, n, width), **norms)
+            for n in dict.fromkeys(used)
+        }
+        return Stack(blocks, [[n - 1] for n in used], width, self.attention, **norms)
 
-    def _build(self, width: int, layers: Sequence[tuple[str, int, int, bool]], backend: Backend) -> Stack:
-        shared = {"head_size": self.head_size, "window": self.window, "causal": self.causal, "norm": self.norm}
-        blocks = [
-            Block(width, heads=heads, ffn=ffn, attention=kind, gated=gated, backend=backend, **shared)  # type: ignore[arg-type]
-            for kind, heads, ffn, gated in layers
-        ]
-        return Stack(blocks, width, window=self.window, causal=self.causal, norm=self.norm)
-
-    def masks(self, encoding: Encoding) -> Masks:
-        """Masks of one relaxed architecture: `encoding.values` is a tensor [E]. Every mask is linear in the probabilities, so all
-        of them are one product with a constant matrix."""
-        with torch.autocast(encoding.values.device.type, enabled=False):
-            parts = (encoding.values @ torch.as_tensor(self._mask_matrix).to(encoding.values)).split(self._mask_sizes)
-        width_D, gates_L, kinds, heads, ffn, gated_L = parts
-        per_layer = (self.num_layers, -1)
-        return Masks(
-            width=width_D,
-            gates=gates_L,
-            kinds=kinds.view(per_layer) * gates_L[:, None],
-            heads=heads.view(per_layer),
-            ffn=ffn.view(per_layer) * gates_L[:, None],
-            gated=gated_L if self._has_glu else None,
-        )
-
-    @property
-    def _has_glu(self) -> bool:
-        return "layer1.ffn_kind" in self.space.by_name
-
-    @property
-    def _mixed(self) -> tuple[str, ...]:
-        """The kinds of attention that a relaxed layer mixes."""
-        return ATTENTION_KINDS[: 3 if "linear" in self.space.by_name["layer1.attention"].options else 2]
+    def _norms(self, kind: object) -> dict[str, Any]:
+        return {"norm": self.norm, "norm_kind": kind}
 
     @functools.cached_property
-    def _mask_sizes(self) -> list[int]:
-        channels = self.space.by_name["layer1.heads"].largest * self.head_size
-        layers = self.num_layers
-        widths = [self.space.by_name["width"].largest, layers, len(self._mixed) * layers, channels * layers]
-        return [*widths, self.space.by_name["layer1.ffn"].largest * layers, self._has_glu * layers]
+    def _leaders(self) -> tuple[int, ...]:
+        return leaders(self.space)
+
+    @functools.cached_property
+    def _leaders_of(self) -> list[tuple[int, ...]]:
+        return [leaders_of(self.space, layer) for layer in range(1, self.num_layers + 1)]
+
+    def masks(self, encoding: Encoding) -> Masks:
+        """Masks of one relaxed architecture: `encoding.values` is a tensor [E]. Those of layers with weights of their own are,
+        but for keys and values, linear in the probabilities: one product with a constant matrix. A layer has those of the layer
+        whose weights it uses."""
+        with torch.autocast(encoding.values.device.type, enabled=False):
+            product = encoding.values @ torch.as_tensor(self._mask_matrix).to(encoding.values)
+            parts = product.split([column.shape[1] for column in self._mask_columns.values()])
+            width_D, gates_L, *others = parts
+            names = list(self._mask_columns)[2:]
+            rows = {name: part.view(len(self._leaders), -1) for name, part in zip(names, others, strict=True)}
+            kv = self.attention.kv_masks(encoding, self._leaders, rows["heads"])
+            shares = None
+            if "sharing" in self.space.by_name:
+                users_LN = torch.einsum(
+                    "s,sln->ln", encoding.probabilities("sharing"), torch.as_tensor(users(self.space)).to(width_D)
+                )
+                shares = [users_LN[i, [self._leaders.index(m) for m in found]] for i, found in enumerate(self._leaders_of)]
+                rows = {name: users_LN @ part for name, part in rows.items()}
+                kv = None if kv is None else torch.einsum("ln,nhg->lhg", users_LN, kv)
+            kinds = (rows["attention"] * gates_L[:, None]).unbind()
+            kvs = [None] * self.num_layers if kv is None else kv.unbind()
+            layers = map(LayerMasks, kinds, rows["heads"].unbind(), kvs, self.ffn.masks(encoding, rows, gates_L))
+            return Masks(Width.of(width_D, self._centred(encoding)), list(layers), shares)
+
+    def _centred(self, encoding: Encoding) -> Array:
+        """P(norms are layer norms); None if they all are."""
+        if "norm_kind" not in self.space.by_name:
+            return None
+        return (
+            encoding.probability("norm_kind", "layer")
+            if "layer" in options(self.space, "norm_kind")
+            else 0.0 * encoding.values[0]
+        )
 
     @functools.cached_property
     def _mask_matrix(self) -> np.ndarray:
-        """[E, sum of mask sizes]: column by column width, gates, kinds of attention, heads and feed-forward channels."""
-        layers = range(1, self.num_layers + 1)
+        """[E, sum of mask sizes]."""
+        return np.concatenate(list(self._mask_columns.values()), axis=1)
+
+    @functools.cached_property
+    def _mask_columns(self) -> dict[str, np.ndarray]:
+        """What makes each mask of an encoding, [E, its size]; those of layers one after the other."""
 
         def rows(choice: str, columns: np.ndarray) -> np.ndarray:
             block = np.zeros((self.space.encoding_size, columns.shape[1]))
@@ -271,114 +177,39 @@ class Trunk:
         def prefix(choice: str, unit: int = 1) -> np.ndarray:
             return rows(choice, prefix_membership(self.space.by_name[choice], unit=unit))
 
-        def kinds(choice: str, wanted: Sequence[str]) -> np.ndarray:
+        def kinds(choice: str, wanted: Sequence[tuple[str, ...]]) -> np.ndarray:
             options = self.space.by_name[choice].options
-            return rows(choice, np.array([[option == kind for kind in wanted] for option in options], dtype=float))
+            return rows(choice, np.array([[option in group for group in wanted] for option in options], dtype=float))
 
-        return np.concatenate(
-            [
-                prefix("width"),
-                prefix("depth"),
-                *(kinds(f"layer{layer}.attention", self._mixed) for layer in layers),
-                *(prefix(f"layer{layer}.heads", self.head_size) for layer in layers),
-                *(prefix(f"layer{layer}.ffn") for layer in layers),
-                *(kinds(f"layer{layer}.ffn_kind", ("glu",)) for layer in layers if self._has_glu),
-            ],
-            axis=1,
-        )
+        def each(columns: Callable[[str], np.ndarray]) -> np.ndarray:
+            return np.concatenate([columns(f"layer{layer}") for layer in self._leaders], axis=1)
+
+        mixed = [(kind,) for kind in self.attention.kinds]
+        return {
+            "width": prefix("width"),
+            "gates": prefix("depth"),
+            "attention": each(lambda layer: kinds(f"{layer}.attention", mixed)),
+            "heads": each(lambda layer: prefix(f"{layer}.heads", self.attention.head_size)),
+            "ffn": each(lambda layer: prefix(f"{layer}.ffn")),
+            **({"rank": each(lambda layer: prefix(f"{layer}.rank"))} if "layer1.rank" in self.space.by_name else {}),
+            **{
+                name: each(lambda layer, group=group: kinds(f"{layer}.ffn_kind", [group]))  # type: ignore[misc]
+                for name, group in self.ffn.columns.items()
+            },
+        }
 
     def operators(self, encoding: Encoding, *, batch: int, tokens: Array, pairs: Mapping[str, Array]) -> list[Operator]:
-        """Per layer and kind of operator: count, FLOPs, bytes in fp32 and parameters, as expectations over the encoding; and what
-        lives in the exported graph, where the stream, a branch's input and its intermediate results are side by side.
+        """Per block of weights and kind of operator: count, FLOPs, bytes in fp32 and parameters, as expectations over the
+        encoding; and what lives in the exported graph, where the stream, a branch's input and its intermediate results are side
+        by side. Weights that several layers use run in each of them, and are held once.
 
         Args:
             tokens: of one sequence.
-            pairs: what `pairs_of` gives; expectations over the encoding if the number of tokens is itself a choice.
+            pairs: what `LayerAttention.pairs_of` gives; expectations of it if the number of tokens is itself a choice.
         """
-        width, all_tokens = encoding.expected("width"), batch * tokens
-        operators = []
-        for layer in range(1, self.num_layers + 1):
-            gate = encoding.at_least("depth", layer)
-            operators += self._attention_operators(encoding, f"layer{layer}", gate, width, batch, tokens, pairs)
-            hidden = encoding.expected(f"layer{layer}.ffn")
-            operators += [
-                norm_operator("ffn", gate, all_tokens, width),
-                Operator(
-                    "ffn",
-                    gate,
-                    gate * 4.0 * all_tokens * width * hidden,
-                    gate * (8.0 * width * hidden + 8.0 * all_tokens * (width + hidden)),
-                    gate * (2.0 * width * hidden + width + hidden),
-                    gate * 4.0 * all_tokens * (width + 2.0 * hidden),
-                ),
-            ]
-            if self._has_glu:
-                p = gate * encoding.probability(f"layer{layer}.ffn_kind", "glu")
-                operators.append(
-                    Operator(
-                        "ffn.gate",
-                        p,
-                        p * 2.0 * all_tokens * width * hidden,
-                        p * (4.0 * width * hidden + 4.0 * all_tokens * (width + 3.0 * hidden)),
-                        p * (width * hidden + hidden),
-                        p * 4.0 * all_tokens * (width + 3.0 * hidden),
-                    )
-                )
+        width, operators = encoding.expected("width"), []
+        for layer in self._leaders:
+            name, of_layer = f"layer{layer}", uses(encoding, layer)
+            operators += self.attention.operators(encoding, name, of_layer, width, batch=batch, tokens=tokens, pairs=pairs)
+            operators += self.ffn.operators(encoding, name, of_layer, width, batch * tokens)
         return operators
-
-    def pairs_of(self, tokens: int) -> dict[str, float]:
-        """By kind of attention the pairs of a query and a key that are computed, and what is alive of a head (live), of so many
-        tokens."""
-        T, W, K = tokens, self.window, self.head_size
-        blocks = -(-T // W)
-        return {
-            "full": T * T,
-            "window": blocks * W * (2 if self.causal else 3) * W,
-            "full live": T * (T + max(T, 2 * K)),  # of a head: scores, and scores again or the values twice
-            "linear": T * K,  # keys times values, and queries times that: as many products as T * K pairs
-            "linear live": 2.0 * T * K + K * K,
-            "window live": 10.0 * blocks * W * K,  # query; keys and values, three times; slices of keys
-        }
-
-    def pairs_of_next(self, past: int) -> dict[str, float]:
-        """The same of a single token that sees the kept ones of `past` tokens and itself."""
-        keys = {"full": past + 1, "window": min(past, self.window) + 1}
-        # Alive of a head are its scores twice, and keys and values as they were and with the new one.
-        return {**keys, **{f"{kind} live": seen * (2 + 4 * self.head_size) for kind, seen in keys.items()}}
-
-    def _attention_operators(
-        self, encoding: Encoding, layer: str, gate: Array, width: Array, batch: int, tokens: Array, pairs: Mapping[str, Array]
-    ) -> list[Operator]:
-        all_tokens = batch * tokens
-        heads = encoding.expected(f"{layer}.heads")
-        channels = heads * float(self.head_size)
-        operators = []
-        for kind in encoding.space.by_name[f"{layer}.attention"].options:
-            if kind == "none":
-                continue
-            p = gate * encoding.probability(f"{layer}.attention", kind)
-            seen, live = batch * pairs[str(kind)], 4.0 * batch * pairs[f"{kind} live"]
-            operators += [
-                norm_operator("attention", p, all_tokens, width),
-                Operator(
-                    "projections",
-                    p,
-                    p * 8.0 * all_tokens * width * channels,
-                    p * (16.0 * width * channels + 16.0 * all_tokens * (width + channels)),
-                    p * (4.0 * width * channels + 3.0 * channels + width),
-                ),
-                Operator(
-                    f"attention.{kind}",
-                    p,
-                    p * 4.0 * seen * channels,
-                    p * heads * 8.0 * seen,
-                    0.0 * p,
-                    p * (heads * live + (8.0 if kind == "full" else 4.0) * all_tokens * width),
-                ),
-            ]
-        return operators
-
-
-def norm_operator(branch: str, p: Array, tokens: Array, width: Array) -> Operator:
-    streams = p * 4.0 * tokens * width
-    return Operator(f"{branch}.norm", p, 2.0 * streams, 2.0 * streams, p * 2.0 * width, 3.0 * streams)

@@ -21,12 +21,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from nas.attention import Backend
 from nas.encoding import Array, Encoding
-from nas.layers import Backend, Linear, Table
+from nas.layers import Linear, Table
 from nas.protocols import Operator
 from nas.space import Architecture, Choice, SearchSpace
 from nas.types import Workload
-from search_spaces.trunk import DEFAULT_KINDS, Masks, Stack, Trunk, trunk_choices
+from search_spaces.attention import DEFAULT_KINDS, LayerAttention
+from search_spaces.common import norm_parameters
+from search_spaces.stack import Masks, Stack
+from search_spaces.trunk import Trunk, trunk_choices
 
 
 def vision_space(
@@ -37,6 +41,12 @@ def vision_space(
     heads: Sequence[int] = (1, 2, 4),
     ffn: Sequence[int] = (64, 128, 192, 256),
     attention: Sequence[str] = DEFAULT_KINDS,
+    kv_heads: Sequence[int] = (),
+    ffn_kind: Sequence[str] = ("mlp",),
+    rank: Sequence[int] = (),
+    activation: Sequence[str] = ("gelu",),
+    norm_kind: Sequence[str] = ("layer",),
+    sharing: Sequence[str] = ("none",),
     name: str = "vision",
 ) -> SearchSpace:
     """The choices; the default holds about 10^9.7 architectures.
@@ -50,7 +60,10 @@ def vision_space(
     if not sizes.is_nested:
         raise ValueError(f"patch: {sizes.options} are not integers")
     finest_first = Choice("patch", tuple(map(str, sizes.options)))
-    trunk = trunk_choices(width=width, depth=depth, heads=heads, ffn=ffn, attention=attention)
+    trunk = trunk_choices(
+        width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
+        activation=activation, norm_kind=norm_kind, sharing=sharing,
+    )  # fmt: skip
     return SearchSpace(name, (finest_first, *trunk))
 
 
@@ -172,11 +185,16 @@ class VisionFamily:
 
     @functools.cached_property
     def trunk(self) -> Trunk:
-        return Trunk(self.space, self.head_size, self.window)
+        return Trunk(LayerAttention(self.space, self.head_size, self.window, max(self._num_tokens.values())))
 
     @property
     def _patch_sizes(self) -> list[int]:
         return [int(option) for option in self.space.by_name["patch"].options]
+
+    @property
+    def _num_tokens(self) -> dict[int, int]:
+        """By the size of the patches."""
+        return {size: self.num_positions // size ** (len(self.input_shape) - 1) for size in self._patch_sizes}
 
     @property
     def num_positions(self) -> int:
@@ -228,7 +246,7 @@ class VisionFamily:
 
     def operators(self, encoding: Encoding, workload: Workload) -> list[Operator]:
         """Those before the trunk, the head and the trunk's; the sizes that follow from the patch are expectations over it."""
-        counts = {size: self.num_positions // size ** (len(self.input_shape) - 1) for size in self._patch_sizes}
+        counts = self._num_tokens
 
         def expected(value_of: dict[int, float]) -> Array:
             return sum(encoding.probability("patch", str(size)) * float(value) for size, value in value_of.items())
@@ -238,7 +256,7 @@ class VisionFamily:
         values = batch * channels * self.num_positions + 0.0 * width  # an expectation like the others
         tokens = expected(dict(counts))
         weights = width * (expected({size: channels * self.num_positions / n for size, n in counts.items()}) + 1.0 + tokens)
-        pairs_of = {size: self.trunk.pairs_of(n) for size, n in counts.items()}
+        pairs_of = {size: self.trunk.attention.pairs_of(n) for size, n in counts.items()}
         kinds = next(iter(pairs_of.values()))
         pairs = {kind: expected({size: of_size[kind] for size, of_size in pairs_of.items()}) for kind in kinds}
         stream = 4.0 * batch * tokens * width
@@ -252,7 +270,13 @@ class VisionFamily:
                 weights,
                 4.0 * values + 2.0 * stream,
             ),
-            Operator("head", 1.0, 2.0 * batch * width * classes, 4.0 * classes * width, (width + 1.0) * classes + 2.0 * width),
+            Operator(
+                "head",
+                1.0,
+                2.0 * batch * width * classes,
+                4.0 * classes * width,
+                (width + 1.0) * classes + norm_parameters(encoding),
+            ),
             *self.trunk.operators(encoding, batch=batch, tokens=tokens, pairs=pairs),
         ]
 
@@ -260,8 +284,14 @@ class VisionFamily:
 def vision(
     *, input_shape: Sequence[int], num_classes: int, mean: Sequence[float], std: Sequence[float], patch: Sequence[int],
     width: Sequence[int], depth: Sequence[int], heads: Sequence[int], ffn: Sequence[int], attention: Sequence[str],
-    head_size: int, window: int, name: str = "vision",
+    head_size: int, window: int, kv_heads: Sequence[int] = (), ffn_kind: Sequence[str] = ("mlp",), rank: Sequence[int] = (),
+    activation: Sequence[str] = ("gelu",), norm_kind: Sequence[str] = ("layer",), sharing: Sequence[str] = ("none",),
+    name: str = "vision",
 ) -> VisionFamily:  # fmt: skip
     """The family of a space that is given by its options; what a configuration builds. Raises ValueError like its parts."""
-    space = vision_space(patch=patch, width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, name=name)
+    space = vision_space(
+        patch=patch,
+        width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
+        activation=activation, norm_kind=norm_kind, sharing=sharing, name=name,
+    )  # fmt: skip
     return VisionFamily(space, tuple(input_shape), num_classes, tuple(mean), tuple(std), head_size, window)

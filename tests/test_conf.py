@@ -29,10 +29,18 @@ CHOICES = [(group.name, path.stem) for group in GROUPS for path in sorted(group.
 MISSING = {
     ("task", "text_file"): ["task.path=mine.txt"],
     ("task", "csv"): ["task.path=mine.csv", "task.text=text", "task.label=label"],
+    ("task", "text_table"): ["task.path=mine.jsonl", "task.text=text", "task.label=label"],
+    ("task", "number_table"): ["task.path=mine.csv", "task.text=text", "task.number=price"],
+    ("task", "tag_table"): ["task.path=mine.conll", "task.words=1", "task.tags=-1"],
+    ("task", "news"): ["task.path=mine.whl"],
+    ("task", "movie_snippets"): ["task.path=mine.zip"],
+    ("task", "movie_ratings"): ["task.path=mine.zip"],
+    ("task", "bible"): ["task.path=mine.whl"],
     ("task", "images"): ["task.path=folder"],
     ("task", "image_folder"): ["task.path=folder"],
     ("task", "signal"): ["task.path=mine.tar.gz"],
     ("task", "arrays"): ["task.path=mine.npz"],
+    ("experiment", "ratings"): ["task.path=mine.zip"],
     ("experiment", "images"): ["task.path=folder"],
     ("experiment", "signal"): ["task.path=mine.tar.gz"],
     ("init", "pretrained"): ["init.path=checkpoint"],
@@ -106,7 +114,7 @@ def test_the_default_search_builds(tmp_path):
     assert pipeline.family.space.log10_size() >= 9
     assert pipeline.settings == Settings(outer=pipeline.settings.outer)
     made, default = pipeline.settings.outer.make_searcher, Settings().outer.make_searcher
-    assert (made.func, made.keywords) == (default.func, default.keywords)
+    assert (made.func, made.keywords) == (default, {})
     assert replace(pipeline.settings.outer, make_searcher=default) == Settings().outer
 
 

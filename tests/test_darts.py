@@ -248,7 +248,7 @@ def planted(remedy: str) -> tuple[Proposal, list[guards.Health], float]:
     torch.manual_seed(0)
     supernet, task = family.supernet(), NeedsAttention()
     with torch.no_grad():
-        for block in supernet.stack.blocks:
+        for block in supernet.stack.blocks.values():
             block.attention.out.weight *= 3
             block.ffn.down.weight *= 3
     optimizer = torch.optim.AdamW(supernet.parameters(), lr=3e-3)

@@ -3,7 +3,6 @@
 import csv
 import json
 from dataclasses import replace
-from functools import partial
 
 import hydra
 import numpy as np
@@ -16,13 +15,13 @@ from experiments.table_search import TableSearch
 from hardware.recorded import RecordedDevice
 from hardware.tables import load_table
 from nas.projection import BudgetError
-from nas.search import OptunaSearcher
+from nas.searchers.nsga2 import Nsga2
 from search_spaces import hat
 from tests.conftest import command
 from tests.test_conf import ROOT
 
 TABLES = ("hat_raspberrypi4", "hat_xeon", "hat_titanxp_wmt", "hat_titanxp_iwslt")
-QUICK = OuterSettings(make_searcher=partial(OptunaSearcher, sampler="nsga2", population=10), evaluations=30)
+QUICK = OuterSettings(make_searcher=Nsga2, population=10, evaluations=30)
 
 
 @pytest.fixture
@@ -106,6 +105,11 @@ def test_without_a_budget_it_is_half_of_the_largest_networks(make):
     assert results["verdict"]["asked_origin"] == "half of the largest network's latency"
     assert 200 < results["verdict"]["asked_ms"] < 260
     assert set(results["hypervolume_shares"]) == {"search"}
+
+
+def test_what_a_table_does_not_know_is_no_objective(make):
+    with pytest.raises(ValueError, match="weighs parameters against latency"):
+        make(budget_mib=20.0)
 
 
 def test_a_budget_that_no_network_meets_names_the_fastest(make):

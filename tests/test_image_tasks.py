@@ -1,6 +1,7 @@
 """Tasks of images and signals: splits that never mix, batches that hold everything once, files, and errors that help."""
 
 import gzip
+import hashlib
 import io
 import json
 import pickle
@@ -49,7 +50,7 @@ def test_batches_hold_every_example_once(seed):
     assert (targets.tolist() == list(range(100))) == (seed is None)
     assert all(batch.inputs[0].dtype == torch.float32 for batch in batches)
     assert torch.equal(torch.cat([b.inputs[0] for b in batches]), torch.from_numpy(part.x[targets.numpy()].astype(np.float32)))
-    with pytest.raises(ValueError, match="tokens_per_batch: 15 is less than tokens_per_example, 16"):
+    with pytest.raises(ValueError, match="tokens_per_batch: 15 is less than the 16 tokens of an example"):
         part.batches(tokens_per_batch=15, seed=None)
 
 
@@ -230,7 +231,7 @@ def fashion(tmp_path, monkeypatch):
         count = 200 if name.startswith("train") else 50
         array = RNG.integers(0, 256, (count, 28, 28)) if "images" in name else np.arange(count) % 10
         (tmp_path / name).write_bytes(idx(array))
-        monkeypatch.setitem(images.SHA256, name, images.hashlib.sha256((tmp_path / name).read_bytes()).hexdigest())
+        monkeypatch.setitem(images.SHA256, name, hashlib.sha256((tmp_path / name).read_bytes()).hexdigest())
     return tmp_path
 
 
@@ -255,7 +256,7 @@ def test_other_files_than_fashion_mnist_are_refused(fashion, tmp_path):
     for broken in (b"no gzip", content[:-100], gzip.compress(b"\0\0\x08\x03"), gzip.compress(b"\0\0\x0d\x01\0\0\0\x01\0\0\0\0")):
         path.write_bytes(broken)
         with pytest.raises(ValueError, match=r"is not a gzip file|is not an idx file of bytes"):
-            read_idx(path, images.hashlib.sha256(broken).hexdigest())
+            read_idx(path, hashlib.sha256(broken).hexdigest())
 
 
 # Signals

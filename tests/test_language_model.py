@@ -140,7 +140,7 @@ def test_what_cannot_be_learned_is_refused(arguments, said):
 
 
 def test_a_window_longer_than_a_batch_is_refused(task):
-    with pytest.raises(ValueError, match="tokens_per_batch: 8 is less than a window of 16 tokens"):
+    with pytest.raises(ValueError, match="tokens_per_batch: 8 is less than the 16 tokens of an example"):
         next(task.batches("train", tokens_per_batch=8, seed=None))
 
 

@@ -1,9 +1,6 @@
 """Memory: closed formulas beside the liveness of exported files, and both beside what ONNX Runtime asks its arena for."""
 
-import re
 import statistics
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,10 +8,12 @@ import onnx
 import pytest
 import torch
 
+from hardware.arena import activations_mib
 from latency_models import memory
 from latency_models.memory import MIB, buffers, expected_memory, living, memory_of, memory_of_file, optimized, planned, sizes
 from nas.encoding import Encoding
 from nas.export import export_onnx
+from nas.protocols import DeviceError
 from nas.types import Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
 
@@ -22,32 +21,6 @@ FAMILY = EncoderFamily(encoder_space(), vocab_size=500, num_classes=8, max_token
 RNG = np.random.default_rng(0)
 ARCHS = [FAMILY.space.largest(), FAMILY.space.smallest(), *(FAMILY.space.sample(RNG) for _ in range(10))]
 WORKLOADS = (Workload(batch=1, tokens=64), Workload(batch=4, tokens=128))
-
-ARENA = """
-import sys
-import numpy, onnxruntime
-onnxruntime.set_default_logger_severity(1)
-kind = onnxruntime.OrtMemoryInfo("Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT)
-onnxruntime.create_and_register_allocator(kind, onnxruntime.OrtArenaCfg({"arena_extend_strategy": 1}))
-options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = 1
-options.log_severity_level = 3
-options.add_session_config_entry("session.use_env_allocators", "1")
-session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-ones = numpy.ones((int(sys.argv[2]), int(sys.argv[3])), dtype=numpy.int64)
-for _ in range(2):
-    print("RUN", file=sys.stderr, flush=True)
-    session.run(None, {"token_ids": ones, "attention_mask": ones})
-"""
-
-
-def arena_bytes(path, workload):
-    """What ONNX Runtime asks its arena for at the second run: one block for all activations, planned after the first."""
-    words = [sys.executable, "-c", ARENA, str(path), str(workload.batch), str(workload.tokens)]
-    said = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stderr
-    _, _, second = said.split("RUN\n")
-    [asked] = re.findall(r"Extending BFCArena for Cpu.*\(requested\) num_bytes: (\d+)", second)
-    return int(asked)
 
 
 def ones(workload):
@@ -92,13 +65,21 @@ def test_the_arena_of_onnx_runtime_agrees(files):
     errors = []
     for arch, path in files.items():
         plan = memory_of_file(path, ones(WORKLOADS[0])).activations_mib * MIB
-        arena = arena_bytes(path, WORKLOADS[0])
+        arena = activations_mib(path, ones(WORKLOADS[0])) * MIB
         [formula] = memory_of(FAMILY, [arch], WORKLOADS[0])
         errors.append(abs(plan / arena - 1.0))
         assert 0.6 < formula.activations_mib * MIB / arena < 1.02, "the formula is what an allocator without gaps needs"
+        assert formula.upper_mib > formula.weights_mib + arena / MIB
     assert len(errors) >= 10
     assert statistics.median(errors) < 0.03
     assert max(errors) < 0.35
+
+
+def test_a_file_whose_memory_cannot_be_measured_is_named(tmp_path):
+    garbage = tmp_path / "garbage.onnx"
+    garbage.write_bytes(b"no network at all")
+    with pytest.raises(DeviceError, match=r"garbage\.onnx: the memory of this network could not be measured"):
+        activations_mib(garbage, {})
 
 
 def test_a_relaxed_architecture_has_an_expectation_with_a_gradient():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nas.pareto import hypervolume, knee, non_dominated
+from nas.pareto import hypervolume, knee, non_dominated, ranks
 from nas.space import Architecture
 from nas.types import Candidate, Provenance, SearchResult
 
@@ -21,12 +21,27 @@ def test_non_dominated_agrees_with_the_definition(seed, objectives):
     assert front == {tuple(p) for p in costs if not np.any(np.all(costs <= p, axis=1) & np.any(costs < p, axis=1))}
 
 
-def test_hypervolume_agrees_with_monte_carlo():
+@pytest.mark.parametrize("objectives", [1, 2, 3, 4])
+def test_hypervolume_agrees_with_monte_carlo(objectives):
     rng = np.random.default_rng(0)
-    costs = rng.random((20, 2))
-    samples = rng.random((200_000, 2)) * 1.2
-    dominated = np.any(np.all(costs[:, None] <= samples[None], axis=2), axis=0)
-    assert hypervolume(costs, (1.2, 1.2)) == pytest.approx(dominated.mean() * 1.44, abs=0.01)
+    costs = rng.random((12, objectives))
+    samples = rng.random((200_000, objectives)) * 1.2
+    dominated = np.any([np.all(point <= samples, axis=1) for point in costs], axis=0)
+    assert hypervolume(costs, (1.2,) * objectives) == pytest.approx(dominated.mean() * 1.2**objectives, abs=0.01)
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3])
+def test_ranks_are_fronts_that_are_taken_off_one_by_one(objectives):
+    costs = np.random.default_rng(objectives).integers(0, 5, size=(40, objectives)).astype(float)
+    rank = ranks(costs)
+    left = {tuple(point) for point in costs}
+    for front in range(rank.max() + 1):
+        rest = np.array(sorted(left))
+        peeled = {tuple(point) for point in rest[non_dominated(rest)]}
+        assert peeled == {tuple(point) for point in costs[rank == front]}
+        left -= peeled
+    assert not left
+    assert ranks(np.zeros((0, 2))).tolist() == []
 
 
 def test_hypervolume_of_simple_cases():

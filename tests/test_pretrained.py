@@ -21,6 +21,7 @@ from search_spaces.pretrained import sort_by_importance
 from tests.test_bad_input import refused
 
 WIDTH, HEADS, FFN, VOCABULARY, POSITIONS = 32, 4, 48, 60, 20
+GLOBALS = ("activation", "norm_kind", "sharing")
 BERT = {
     "model_type": "bert", "num_hidden_layers": 2, "num_attention_heads": HEADS, "hidden_act": "gelu", "layer_norm_eps": 1e-12,
 }  # fmt: skip
@@ -119,7 +120,7 @@ def write(folder: Path, config, tensors) -> Path:
 def make_family(**changes) -> EncoderFamily:
     sizes = {"width": (16, WIDTH), "depth": (1, 2), "heads": (2, HEADS), "ffn": (16, FFN)}
     facts = {"vocab_size": VOCABULARY, "num_classes": 3, "max_tokens": 12, "head_size": 8, "norm": "post"}
-    sizes |= {name: value for name, value in changes.items() if name in (*sizes, "ffn_kind")}
+    sizes |= {name: value for name, value in changes.items() if name in (*sizes, "ffn_kind", "rank", *GLOBALS)}
     facts |= {name: value for name, value in changes.items() if name in facts}
     return EncoderFamily(encoder_space(**sizes), **facts)
 
@@ -158,14 +159,23 @@ def with_old_names(tensors) -> dict[str, torch.Tensor]:
     return renamed
 
 
+KINDS = {
+    "ffn_kind": ("glu", "mlp", "lowrank", "none"),
+    "rank": (8, WIDTH),
+    "activation": ("gelu", "relu"),
+    "norm_kind": ("layer", "rms"),
+    "sharing": ("none", "pairs", "all"),
+}
+
+
 FORMS = {"bert": (BERT, dict), "bert with a head": (BERT, with_old_names), "distilbert": (DISTILBERT, as_distilbert)}
 
 
-@pytest.mark.parametrize("ffn_kind", [("mlp",), ("glu", "mlp")])
+@pytest.mark.parametrize("kinds", [{}, {"ffn_kind": ("glu", "mlp")}, KINDS], ids=["mlp", "glu", "all"])
 @pytest.mark.parametrize("form", FORMS)
-def test_the_largest_network_is_the_checkpoint(form, ffn_kind, inputs, tmp_path):
+def test_the_largest_network_is_the_checkpoint(form, kinds, inputs, tmp_path):
     config, rename = FORMS[form]
-    family, tensors = make_family(ffn_kind=ffn_kind), bert_tensors()
+    family, tensors = make_family(**kinds), bert_tensors()
     assert isinstance(family, PretrainedFamily)
     supernet = begun(family, write(tmp_path / "model", config, rename(tensors)))
     reference = bert_mean(tensors, *inputs, layers=2, heads=HEADS)
@@ -188,6 +198,20 @@ def test_sorting_does_not_change_what_the_largest_computes(norm, inputs):
     assert all(not torch.equal(moved[name], value) for name, value in supernet.state_dict().items() if name != "classifier.bias")
     supernet.load_state_dict(moved)
     torch.testing.assert_close(supernet(*inputs), before, rtol=1e-10, atol=1e-10)
+
+
+def test_factored_layers_begin_as_the_nearest_of_their_rank(inputs, tmp_path):
+    family = make_family(**KINDS)
+    supernet, space = begun(family, write(tmp_path / "model", BERT, bert_tensors())), family.space
+    picks = {**space.largest().as_dict, "layer1.ffn_kind": "lowrank", "layer2.ffn_kind": "lowrank"}
+    archs = [space.canonical({**picks, "layer1.rank": rank, "layer2.rank": rank}) for rank in (8, WIDTH)]
+    small, whole = (cut_out(family, supernet, arch, Compute()) for arch in archs)
+    torch.testing.assert_close(
+        whole(*inputs), cut_out(family, supernet, space.largest(), Compute())(*inputs), rtol=1e-3, atol=1e-3
+    )
+    up, layer = supernet.stack.layers[0].ffn.up.weight, small.stack.layers[0].ffn.up
+    rest = torch.linalg.svdvals(up)[8:].square().sum().sqrt()
+    torch.testing.assert_close((up - layer.expand @ layer.reduce).norm(), rest, rtol=1e-4, atol=1e-4)
 
 
 def test_what_matters_is_first(tmp_path):
@@ -233,6 +257,9 @@ def test_what_matters_is_first(tmp_path):
         ({"layer_norm_eps": 1e-5}, None, None, {}, "layer_norm_eps: 1e-05 of"),
         ({"model_type": "t5"}, None, None, {}, "model_type 't5' of"),
         ({}, None, None, {"norm": "pre"}, "space.norm: 'pre' is not 'post'"),
+        ({}, None, None, {"activation": ("relu",)}, "space.activation: ('relu',) do not hold 'gelu'"),
+        ({}, None, None, {"sharing": ("all",)}, "space.sharing: ('all',) do not hold 'none'"),
+        ({}, None, None, {"ffn_kind": ("lowrank",), "rank": (8,)}, "space.ffn_kind: ('lowrank',) do not hold 'mlp'"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit(config, name, shape, changes, message, tmp_path):

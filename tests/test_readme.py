@@ -220,11 +220,11 @@ def test_recipe_predictor(small):
 
 
 def test_recipe_strategy(small):
-    load("nas/evolution.py")
-    settings = hydra.utils.instantiate(OmegaConf.create(NAMED["conf/searcher/evolution.yaml"]), _convert_="all")
+    load("nas/searchers/hill.py")
+    settings = hydra.utils.instantiate(OmegaConf.create(NAMED["conf/searcher/hill.yaml"]), _convert_="all")
     space = small.family.space
     searcher = settings.make_searcher(
-        space, objectives=("error",), seed=0, initial=[space.largest()], constraint=None, storage=None
+        space, objectives=("error",), seed=0, initial=[space.largest()], limits={}, storage=None, population=16
     )
     assert isinstance(searcher, Searcher)
     assert searcher.ask() == space.largest()

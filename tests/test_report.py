@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -33,6 +34,7 @@ from experiments.report import (
 )
 from experiments.results import (
     LedgerEntry,
+    MemoryVerdict,
     Network,
     Parity,
     PredictorReport,
@@ -148,6 +150,7 @@ def make_results(*, budget_ms=0.95, trivial=9.9, picked_ms=None, num=4, **change
         parity=Parity(num_examples=256, max_abs_difference=2.1e-6, equal_decisions=1.0, inputs="test split"),
         files=tuple(f"export/{picked.id}/{name}" for name in ("card.md", "labels.json", "model.onnx", "tokenizer.json")),
         hypervolumes=hypervolumes(networks, (budget_ms, 100.0)),
+        error_means="wrong answers",
         hypervolume_reference=(budget_ms, 100.0),
         ledger=(
             LedgerEntry("calibration", 64.2, 61.0, 512.0, 0),
@@ -476,7 +479,7 @@ def test_report_is_written_whole_and_again(tmp_path):
     results, candidates = make_results(), make_candidates()
     (tmp_path / "report.html").write_text("old")
     paths = write_report(results, candidates, tmp_path)
-    assert [p.name for p in paths] == ["pareto.csv", "pareto.png", "results.json", "report.html"]
+    assert [p.name for p in paths] == ["pareto.csv", "pareto.png", "results.json", "trust.json", "report.html"]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in paths)
     assert Results.from_json(json.loads((tmp_path / "results.json").read_text())) == results
     first = {p.name: p.read_bytes() for p in paths}
@@ -661,3 +664,74 @@ def test_a_script_without_glyphs_does_not_stop_a_report():
 def test_pictures_are_the_same_bytes_again():
     first, second = (plots.svg(plots.pareto_figure(make_results(), make_candidates())) for _ in range(2))
     assert first == second
+
+
+# --- more objectives than two
+
+
+def with_memory(**changes):
+    """Memory as a third objective: the slowest network of all needs the least, the others ever more."""
+    results = make_results(**changes)
+    by_time = sorted(results.networks, key=lambda n: -n.latency_ms)
+    mib = {n.id: 1.0 + i for i, n in enumerate(by_time)}
+    networks = tuple(replace(n, predicted={"memory_mib": mib[n.id] - 0.25}, measured={"memory_mib": mib[n.id]}) for n in by_time)
+    memory = MemoryVerdict.of(asked_mib=40.0, predicted_mib=11.0, predicted_upper_mib=12.5, measured_mib=11.25)
+    return replace(results, networks=networks, objectives=("error", "latency_ms", "memory_mib"), memory=memory)
+
+
+def test_the_front_is_over_all_objectives():
+    results = with_memory()
+    slowest = max(results.networks, key=lambda n: n.latency_ms)
+    assert slowest in results.front
+    assert slowest not in front(results.networks) or slowest.error_percent == min(n.error_percent for n in results.networks)
+    costs = np.array([[n.latency_ms, n.error_percent, n.measured["memory_mib"]] for n in results.networks])
+    assert {n.id for n in results.front} == {n.id for n, keep in zip(results.networks, non_dominated(costs), strict=True) if keep}
+    rows = list(csv.DictReader(io.StringIO(pareto_csv(results))))
+    assert {row["id"] for row in rows if row["on_front"] == "true"} == {n.id for n in results.front}
+    for row in rows:
+        assert float(row["measured_memory_mib"]) == float(row["predicted_memory_mib"]) + 0.25
+
+
+def test_the_picture_rings_who_is_on_the_front_by_memory_alone():
+    results = with_memory()
+    alone = [n for n in results.front if n not in front(results.networks)]
+    assert alone
+    figure = plots.pareto_figure(results, make_candidates())
+    [ring] = [line for line in figure.axes[0].lines if line.get_gid() == "front in more"]
+    assert sorted(ring.get_xdata()) == sorted(n.latency_ms for n in alone)
+    assert "on the front for its memory" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_the_page_and_the_terminal_name_the_memory():
+    results = with_memory()
+    html = page(results, make_candidates())
+    for words in ("Memory kept: asked 40", "memory (MiB)", "all of\nlatency, error and memory", "predicted"):
+        assert words.replace("\n", " ") in " ".join(html.replace("\u00a0", " ").split())
+    console = Console(width=160, record=True, file=io.StringIO())
+    for line in summary(results, "run"):
+        console.print(line)
+    said = console.export_text()
+    assert "MiB" in said
+    assert "Memory kept: asked 40 MiB, predicted 11 MiB (at most 12.5), measured 11.25 MiB." in said
+    again = Results.from_json(json.loads(json.dumps(results.to_json())))
+    assert again == results
+
+
+@pytest.mark.parametrize(("measured", "words"), [(44.0, "BROKEN"), (None, "PREDICTED, NOT MEASURED")])
+def test_a_memory_that_is_not_kept_is_said(measured, words):
+    memory = MemoryVerdict.of(asked_mib=40.0, predicted_mib=39.0, predicted_upper_mib=40.0, measured_mib=measured)
+    assert words in memory.sentence
+    results = replace(with_memory(), memory=memory)
+    assert results.kept is (None if measured is None else False)
+    assert memory.sentence in page(results, []).replace("\u00a0", " ")
+
+
+def test_results_of_earlier_versions_load():
+    record = json.loads(json.dumps(make_results().to_json()))
+    for name in ("objectives", "memory", "num_validation", "refined"):
+        del record[name]
+    for network in record["networks"]:
+        del network["predicted"], network["measured"]
+    results = Results.from_json(record)
+    assert results.front == front(results.networks)
+    assert "Memory" not in page(results, [])

@@ -5,25 +5,32 @@ import pytest
 import torch
 from torch import nn
 
-from nas import layers
+from nas import attention
+from nas.attention import _MixedAttention
+from nas.attention_kinds import padding_bias, pattern
 from nas.compute import Compute
 from nas.encoding import Encoding
-from nas.layers import Norm, Width, _MixedAttention, inside_window, padding_bias
+from nas.feed_forward import FeedForwardMasks
+from nas.layers import Norm, Width
 from nas.protocols import Batch
 from nas.supernet import call, cut_out, prefixes, sandwich, sandwich_step, skeleton
+from search_spaces.attention import ATTENTION_KINDS
 from search_spaces.encoder import EncoderFamily, encoder_space
+from search_spaces.stack import LayerMasks
 
 COMPUTE = Compute()
 
 
-KINDS = [("full", "window", "none"), ("full", "window", "linear", "none"), ("linear", "none")]
+KINDS = [("full", "window", "none"), ATTENTION_KINDS, ("linear", "none")]
 
 
 @pytest.fixture(params=[*((kinds, "pre") for kinds in KINDS), *((kinds, "post") for kinds in KINDS[:2])], ids=str)
 def family(request) -> EncoderFamily:
     kinds, norm = request.param
-    gated = ("glu", "mlp") if "linear" in kinds else ("mlp",)
-    space = encoder_space(width=(8, 12, 16), depth=(1, 2, 3), heads=(1, 2), ffn=(8, 16), attention=kinds, ffn_kind=gated)
+    gated, kv_heads = (("glu", "mlp"), (1, 2)) if "linear" in kinds else (("mlp",), ())
+    space = encoder_space(
+        width=(8, 12, 16), depth=(1, 2, 3), heads=(1, 2), kv_heads=kv_heads, ffn=(8, 16), attention=kinds, ffn_kind=gated
+    )
     return EncoderFamily(space, vocab_size=50, num_classes=5, max_tokens=24, head_size=4, window=3, norm=norm)
 
 
@@ -101,32 +108,35 @@ def test_a_post_norm_mixture_is_one_of_what_comes_out_of_the_norm(inputs):
     """Of attention or none: p norm(x + attention(x)) + (1 - p) x."""
     space = encoder_space(width=(16,), depth=(1,), heads=(2,), ffn=(8,), attention=("full", "none"))
     family = EncoderFamily(space, 50, 5, 24, head_size=8, norm="post")
-    [block] = trained(family.supernet()).stack.blocks
+    [block] = trained(family.supernet()).stack.layers
     x, bias, one = torch.randn(2, 3, 16).double(), torch.zeros(2, 1, 1, 3).double(), torch.ones(()).double()
-    masks = [torch.tensor([0.3, 0.0], dtype=torch.float64), torch.ones(16).double(), torch.ones(8).double(), one]
-    mixed = block.relaxed(x, bias, inside_window(3, 1, bias), Width.of(torch.ones(16).double()), *masks, None)
+    ffn = FeedForwardMasks(one, torch.ones(8).double())
+    masks = LayerMasks(torch.tensor([0.3], dtype=torch.float64), torch.ones(16).double(), None, ffn)
+    mixed = block.relaxed(x, bias, bias.new_empty(0, 3, 3), Width.of(torch.ones(16).double()), masks)
     y = 0.3 * block.attention_norm(x + block.attention(x, bias)) + 0.7 * x
     torch.testing.assert_close(mixed, block.ffn_norm(y + block.ffn(y)), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("cache_bytes", [1, 1 << 19])
-def test_mixed_attention_has_the_right_gradient(monkeypatch, cache_bytes):
-    monkeypatch.setattr(layers, "CACHE_BYTES", cache_bytes)
+@pytest.mark.parametrize(("patterns", "top"), [(("window",), 0), (("window", "block", "strided"), 2), ((), 2)])
+def test_mixed_attention_has_the_right_gradient(monkeypatch, cache_bytes, patterns, top):
+    monkeypatch.setattr(attention, "CACHE_BYTES", cache_bytes)
     torch.manual_seed(0)
-    inside = inside_window(5, 1, torch.zeros(1, dtype=torch.float64))
     padding = padding_bias(torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]), torch.float64)
-    arguments = [*torch.randn(3, 2, 2, 5, 3), torch.tensor([0.3, 0.5])]
+    seen = torch.cat([padding.new_empty(0, 5, 5), *(pattern(kind, 5, 2, padding, causal=False)[None] for kind in patterns)])
+    arguments = [*torch.randn(3, 2, 2, 5, 3), torch.tensor([0.3, 0.5, -0.2, 0.7, 0.1])[: 1 + len(patterns) + bool(top)]]
     arguments = [a.double().requires_grad_() for a in arguments]
-    assert torch.autograd.gradcheck(lambda q, k, v, w: _MixedAttention.apply(q, k, v, padding, w, inside), arguments)
-    assert torch.autograd.gradgradcheck(lambda q, k, v, w: _MixedAttention.apply(q, k, v, padding, w, inside), arguments)
+    assert torch.autograd.gradcheck(lambda q, k, v, w: _MixedAttention.apply(q, k, v, padding, w, seen, top), arguments)
+    assert torch.autograd.gradgradcheck(lambda q, k, v, w: _MixedAttention.apply(q, k, v, padding, w, seen, top), arguments)
 
 
 def test_second_derivatives_of_mixed_attention_are_finite_where_a_window_is_all_padding():
     torch.manual_seed(0)
-    inside, padding = inside_window(6, 1, torch.zeros(1)), padding_bias(torch.tensor([[1, 1, 0, 0, 0, 0]]), torch.float32)
+    padding = padding_bias(torch.tensor([[1, 1, 0, 0, 0, 0]]), torch.float32)
+    seen = pattern("window", 6, 1, padding, causal=False)[None]
     q, k, v = (x.requires_grad_() for x in torch.randn(3, 1, 2, 6, 3))
     weights = torch.tensor([0.3, 0.5], requires_grad=True)
-    out = _MixedAttention.apply(q, k, v, padding, weights, inside)
+    out = _MixedAttention.apply(q, k, v, padding, weights, seen, 0)
     gradients = torch.autograd.grad(out.square().sum(), (q, k, v, weights), create_graph=True)
     for second in torch.autograd.grad(sum(g.square().sum() for g in gradients), (q, k, v, weights)):
         assert torch.isfinite(second).all()
@@ -136,7 +146,7 @@ def test_sampled_step_leaves_gradients_in_the_prefix_only(family, inputs):
     supernet = family.supernet()
     arch = family.space.smallest()
     call(supernet, skeleton(family, arch, COMPUTE), inputs).sum().backward()
-    gradient = supernet.stack.blocks[0].ffn.up.weight.grad
+    gradient = supernet.stack.layers[0].ffn.up.weight.grad
     assert torch.any(gradient[:8, :8] != 0)
     assert not torch.any(gradient[8:])
     assert not torch.any(gradient[:, 8:])
@@ -167,7 +177,7 @@ def test_sandwich_step_matches_single_networks(family, inputs):
     archs = sandwich(family.space, np.random.default_rng(0), num_random=2)
     assert len(archs) == 4
     loss = sandwich_step(family, supernet, archs, batch, Task, COMPUTE)
-    together = {n: p.grad.clone() for n, p in supernet.named_parameters()}
+    together = {n: p.grad.clone() for n, p in supernet.named_parameters() if p.grad is not None}
     supernet.zero_grad()
     largest = cut_out(family, supernet, archs[0], COMPUTE).double()
     answers = torch.log_softmax(largest(*inputs).detach(), dim=-1).float()
@@ -176,5 +186,5 @@ def test_sandwich_step_matches_single_networks(family, inputs):
     for arch in archs[1:]:
         outputs = torch.log_softmax(call(supernet, skeleton(family, arch, COMPUTE), inputs).float(), dim=-1)
         torch.nn.functional.kl_div(outputs, answers, reduction="batchmean", log_target=True).backward()
-    for name, parameter in supernet.named_parameters():
-        torch.testing.assert_close(parameter.grad, together[name], rtol=1e-5, atol=1e-7)
+    for name, gradient in together.items():
+        torch.testing.assert_close(dict(supernet.named_parameters())[name].grad, gradient, rtol=1e-5, atol=1e-7)

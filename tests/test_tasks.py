@@ -18,12 +18,14 @@ from omegaconf import OmegaConf
 from tokenizers import Tokenizer
 
 from experiments.tasks import languages
-from experiments.tasks.csv_file import CsvFile
 from experiments.tasks.dataset import DatasetTask
 from experiments.tasks.languages import Languages
+from experiments.tasks.own_text import TextTable
 from experiments.tasks.ragged import PAD_ID, Ragged
-from experiments.tasks.text import TextClassification, comparable, train_tokenizer
+from experiments.tasks.text import TextClassification
+from experiments.tasks.tokenizing import comparable, train_tokenizer
 from nas.protocols import SPLITS
+from tests.test_conf import composed
 
 CONF = Path(__file__).parent.parent / "conf" / "task"
 WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta")
@@ -141,7 +143,11 @@ def test_text_task_answers_the_protocol():
         assert token_ids.max() < task.vocab_size
         assert targets.bincount().tolist() == [20, 20]
     baselines = task.trivial_baselines()
-    assert baselines == {"majority class": 50.0, "character 1-4-grams, logistic regression": 0.0}
+    assert baselines == {
+        "majority class": 50.0,
+        "character 1-4-grams, logistic regression": 0.0,
+        "TF-IDF of words, logistic regression": 0.0,
+    }
 
 
 def test_loss_and_error():
@@ -315,7 +321,7 @@ GOOD_ROWS = [("spam", text) for text in sentences(40, 1)] + [("ham", text) for t
 
 
 def open_csv(path, **changes):
-    return CsvFile(path, **{"text": "body", "label": "kind", "vocab_size": 100} | changes)
+    return TextTable(path, **{"text": "body", "label": "kind", "vocab_size": 100} | changes)
 
 
 def test_csv_splits_are_stratified_and_complete(write):
@@ -359,6 +365,7 @@ def test_csv_reads_what_spreadsheets_write(write):
         ("kind,text\n", r"text: 'body' is not one of the columns \['kind', 'text'\] of .*mails.csv"),
         ("class,body\n", r"label: 'kind' is not one of the columns \['class', 'body'\] of .*mails.csv"),
         ("kind,body,body\n", r"text: 'body' is not one of the columns .*"),
+        ("kind,body\n", "path: .*mails.csv has no rows"),
         ("kind,body\nspam,a\nham,b,c\n", "path: row 3 of .*mails.csv has 3 fields, the header has 2"),
         ("kind,body\n\nspam\n", "path: row 3 of .*mails.csv has 1 fields, the header has 2"),
         ("kind,body\nspam, \n", "path: row 2 of .*mails.csv has nothing in column 'body'"),
@@ -379,7 +386,7 @@ def test_csv_refuses_a_broken_file(write, content, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"label": "body"}, "label: 'body' is the column of the texts too"),
+        ({"label": "body"}, "text: 'body' is the column of label too"),
         ({"separator": "::"}, "separator: '::' is not one character that can stand between fields"),
         ({"test_fraction": 0.0}, "test_fraction: 0.0 is not more than 0 and at most 0.3"),
         ({"validation_fraction": 0.5}, "validation_fraction: 0.5 is not more than 0 and at most 0.3"),
@@ -489,7 +496,7 @@ def test_dataset_refuses_what_it_cannot_learn_from():
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
 def test_yaml_lists_every_argument_with_its_default(path):
-    config = OmegaConf.load(path)
+    config = composed(f"task={path.stem}", "run=unused").task
     module, _, name = config._target_.rpartition(".")
     parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
     defaults = {name: "???" if p.default is p.empty else p.default for name, p in parameters.items()}
@@ -499,6 +506,6 @@ def test_yaml_lists_every_argument_with_its_default(path):
 
 
 def test_csv_yaml_builds(write):
-    config = OmegaConf.load(CONF / "csv.yaml")
+    config = composed("task=csv", "run=unused").task
     task = instantiate(config, path=str(write(csv_text(GOOD_ROWS))), text="body", label="kind")
     assert task.num_examples("train") == 42

@@ -349,6 +349,8 @@ def test_a_calibration_beside_bursts_of_other_work_goes_on(share):
 class Metered(SimulatedDevice):
     """Meters energy, and grows hotter."""
 
+    measures_energy = True
+
     def conditions(self):
         return {"celsius": 40 + len(self.visited)}
 

@@ -87,7 +87,7 @@ class Preset:
 TINY = DartsConfig(steps=2, steps_more=1, tokens_per_batch=128, remedy="none")
 PRESETS = {
     "tiny": Preset(
-        budgets=3, brief=1, seeds=1, supernet_steps=2, tokens_per_batch=128, cost=TINY, options=TINY, max_examples=3000
+        budgets=3, brief=1, seeds=1, supernet_steps=2, tokens_per_batch=256, cost=TINY, options=TINY, max_examples=3000
     ),
     "quick": Preset(),
     "full": Preset(

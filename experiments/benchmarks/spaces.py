@@ -2,7 +2,7 @@
 
 Steps are timed as in `bench supernet`. A *sampled* architecture's step, over views of the supernet's weights, stands against one
 of the same network on its own. Attention: one layer is exported with each kind, in the form that ships, and timed under ONNX
-Runtime at growing numbers of tokens, side by side with full attention.
+Runtime at growing numbers of tokens, side by side with full attention; so is one step of decoding after as many of the past.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,18 +34,32 @@ from experiments.calibration import export_for_timing
 from experiments.progress import Reporter
 from hardware.local_cpu import LocalCpu
 from hardware.timing import measure
+from nas.attention import LOOKS_AHEAD
+from nas.feed_forward import FFN_KINDS
 from nas.protocols import Family
 from nas.supernet import call, cut_out, skeleton
 from nas.types import Workload
+from search_spaces.attention import ATTENTION_KINDS
+from search_spaces.common import NORM_KINDS, SHARING
+from search_spaces.decoder import DecoderFamily, decoder_space
 from search_spaces.encoder import EncoderFamily, encoder_space
-from search_spaces.trunk import ATTENTION_KINDS, FFN_KINDS
 
 KINDS = ATTENTION_KINDS[:-1]
+CAUSAL = tuple(kind for kind in KINDS if kind not in LOOKS_AHEAD)
+LAYER = {"width": (128,), "depth": (1,), "heads": (4,), "kv_heads": (1, 4), "ffn": (256,)}
 FULL = {
     "width": (32, 48, 64, 96, 128, 192, 256), "depth": (1, 2, 3, 4, 6, 8, 10, 12), "heads": (1, 2, 4, 8),
+    "kv_heads": (1, 2, 4, 8),
     "ffn": (64, 128, 192, 256, 384, 512, 768), "attention": ATTENTION_KINDS, "ffn_kind": FFN_KINDS,
+    "rank": (16, 32, 64), "activation": ("gelu", "hardswish", "relu"), "norm_kind": NORM_KINDS, "sharing": SHARING,
 }  # fmt: skip
 """The choices of conf/space/encoder_full.yaml."""
+ALONE = {
+    "attention": ("full",), "ffn_kind": ("mlp",), "rank": (), "activation": ("gelu",), "norm_kind": ("layer",),
+    "sharing": ("none",),
+}  # fmt: skip
+"""Its categorical choices, each without a choice."""
+CATEGORICAL = tuple(name for name in ALONE if name != "rank")
 
 
 @dataclass
@@ -75,21 +89,45 @@ PRESETS = {
 
 def run(words: Words, report: Reporter) -> dict[str, float]:
     preset = PRESETS[words.preset]
-    full = EncoderFamily(encoder_space(name="encoder_full", **FULL), VOCAB_SIZE, NUM_CLASSES, MAX_TOKENS)  # type: ignore[arg-type]
-    batch = random_batch(preset.batch, MAX_TOKENS)
+    full, batch = full_family(*CATEGORICAL), random_batch(preset.batch, MAX_TOKENS)
     figures = {"encoder_log10_size": math.log10(full.space.num_architectures())}
     with threads(1):
         steps = Steps(full, batch, WRITTEN_OUT)
         with report.phase("Relaxed steps of the full space", preset.rounds) as advance:
             figures["full_relaxed_step_ratio"] = steps.ratios(preset.rounds, advance, only=("relaxed",))["relaxed_step_ratio"][0]
         figures["full_peak_memory_ratio"] = steps.peak_memory_ratio()
+        with report.phase("What each categorical choice adds", len(CATEGORICAL)) as advance:
+            figures |= added(preset, on_choice=lambda n: advance(n, ""))
         with report.phase("Steps of sampled architectures", preset.sampled) as advance:
             figures["sampled_step_ratio"] = sampled_step_ratio(default_family(), preset, on_arch=lambda n: advance(n, ""))
     with report.phase("Kinds of attention", len(preset.tokens)) as advance:
         for number, tokens in enumerate(preset.tokens, start=1):
-            figures |= attention_times(tokens, rounds=preset.rounds)
+            figures |= attention_times(tokens, rounds=preset.rounds) | decode_times(tokens, rounds=preset.rounds)
             advance(number, f"{tokens} tokens")
     _show(figures, preset, report)
+    return figures
+
+
+def full_family(*choices: str) -> EncoderFamily:
+    """All sizes of the full space, and these categorical choices."""
+    kept = {*choices, *(("rank",) if "ffn_kind" in choices else ())}
+    chosen = {**FULL, **{name: options for name, options in ALONE.items() if name not in kept}}
+    return EncoderFamily(encoder_space(name="encoder_full", **chosen), VOCAB_SIZE, NUM_CLASSES, MAX_TOKENS)  # type: ignore[arg-type]
+
+
+def added(preset: Preset, *, on_choice: Callable[[int], None]) -> dict[str, float]:
+    """Relaxed steps of all sizes with one categorical choice more: how much larger they are, in time and in peak memory, each
+    relative to the plain step of its own largest network."""
+    batch, found = random_batch(preset.batch, MAX_TOKENS), {}
+    for number, choice in enumerate(("sizes", *CATEGORICAL)):
+        steps = Steps(full_family(choice), batch, WRITTEN_OUT)
+        [(seconds, _)] = steps.ratios(max(1, preset.rounds // 2), lambda *_: None, only=("relaxed",)).values()
+        found[choice] = np.array([seconds, steps.peak_memory_ratio()])
+        on_choice(number)
+    figures = {"sizes_relaxed_step_ratio": float(found["sizes"][0]), "sizes_peak_memory_ratio": float(found["sizes"][1])}
+    for choice in CATEGORICAL:
+        seconds, memory = found[choice] - found["sizes"]
+        figures |= {f"{choice}_adds_to_step_ratio": float(seconds), f"{choice}_adds_to_memory_ratio": float(memory)}
     return figures
 
 
@@ -119,19 +157,33 @@ def sampled_step_ratio(family: Family, preset: Preset, *, on_arch: Callable[[int
 
 
 def attention_times(tokens: int, *, rounds: int) -> dict[str, float]:
-    """Milliseconds of one layer of width 128 with each kind of attention, and relative to full attention."""
-    space = encoder_space(width=(128,), depth=(1,), heads=(4,), ffn=(256,), attention=KINDS)
-    family = EncoderFamily(space, 100, 2, tokens)
-    archs = [
-        space.canonical({"width": 128, "depth": 1, "layer1.attention": k, "layer1.heads": 4, "layer1.ffn": 256}) for k in KINDS
-    ]
-    device, workload = LocalCpu(threads=1), Workload(tokens=tokens)
+    """Milliseconds of one encoder layer with each kind of attention, and relative to full attention."""
+    space = encoder_space(**LAYER, attention=KINDS)  # type: ignore[arg-type]
+    times = _times(EncoderFamily(space, 100, 2, tokens), KINDS, Workload(tokens=tokens), rounds=rounds)
+    ratios = {f"{way}_to_full_{tokens}": ms / times["full"] for way, ms in times.items() if way != "full"}
+    return {**{f"{way}_ms_{tokens}": ms for way, ms in times.items()}, **ratios}
+
+
+def decode_times(past: int, *, rounds: int) -> dict[str, float]:
+    """The same of one decoder layer and one more token after so many of the past."""
+    space = decoder_space(**LAYER, attention=CAUSAL)  # type: ignore[arg-type]
+    workload = Workload(tokens=1, mode="decode", past=past)
+    times = _times(DecoderFamily(space, 100, max_tokens=past + 1, window=8), CAUSAL, workload, rounds=rounds)
+    ratios = {f"decode_{way}_to_full_{past}": ms / times["full"] for way, ms in times.items() if way != "full"}
+    return {**{f"decode_{way}_ms_{past}": ms for way, ms in times.items()}, **ratios}
+
+
+def _times(family: Family, kinds: Sequence[str], workload: Workload, *, rounds: int) -> dict[str, float]:
+    """By kind, and of full attention with one head of keys and values as `shared`."""
+    picks: dict[str, int | str] = {"width": 128, "depth": 1, "layer1.heads": 4, "layer1.ffn": 256}
+    ways: dict[str, dict[str, int | str]] = {kind: {"layer1.attention": kind, "layer1.kv_heads_of_4": 4} for kind in kinds}
+    ways["shared"] = {"layer1.attention": "full", "layer1.kv_heads_of_4": 1}
+    archs = [family.space.canonical({**picks, **way}) for way in ways.values()]
+    device = LocalCpu(threads=1)
     with tempfile.TemporaryDirectory() as folder:
         networks = export_for_timing(family, archs, workload, Path(folder), device=device)
         measurements = measure(device, networks, sentinel=networks[0], workload=workload, rounds=rounds)
-    ms = {kind: m.latency_ms for kind, m in zip(KINDS, measurements, strict=True)}
-    ratios = {f"{kind}_to_full_{tokens}": ms[kind] / ms["full"] for kind in KINDS[1:]}
-    return {**{f"{kind}_ms_{tokens}": value for kind, value in ms.items()}, **ratios}
+    return {way: m.latency_ms for way, m in zip(ways, measurements, strict=True)}
 
 
 def _show(figures: Mapping[str, float], preset: Preset, report: Reporter) -> None:
@@ -145,9 +197,22 @@ def _show(figures: Mapping[str, float], preset: Preset, report: Reporter) -> Non
         missed = figures[key] < target if sign == "≥" else figures[key] > target
         table.add_row(what, f"{figures[key]:.3g}", f"{sign} {target:g}{' missed' if missed else ''}")
     report.console.print(table)
-    table = Table("tokens", *(f"{kind}, ms" for kind in KINDS), "window to full", "linear to full", box=SIMPLE_HEAD)
-    for tokens in preset.tokens:
-        times = [f"{figures[f'{kind}_ms_{tokens}']:.3f}" for kind in KINDS]
-        table.add_row(str(tokens), *times, *(f"{figures[f'{kind}_to_full_{tokens}']:.2f}" for kind in KINDS[1:]))
-    table.title = "One layer of width 128 under ONNX Runtime, one thread"
+    table = Table(
+        "relaxed choice", "step", "peak memory", box=SIMPLE_HEAD, title="Relative to a step of the plain largest network"
+    )
+    table.add_row("all sizes", *(f"{figures[f'sizes_{figure}']:.2f}" for figure in ("relaxed_step_ratio", "peak_memory_ratio")))
+    for choice in CATEGORICAL:
+        gained = (figures[f"{choice}_adds_to_{figure}_ratio"] for figure in ("step", "memory"))
+        table.add_row(f"and {choice}", *(f"{number:+.2f}" for number in gained))
     report.console.print(table)
+    for prefix, kinds, what in (
+        ("", KINDS, "One encoder layer"),
+        ("decode_", CAUSAL, "One decoder layer and one more token, with so many of the past,"),
+    ):
+        table = Table("tokens", "full", *(f"{way} (to full)" for way in (*kinds[1:], "shared")), box=SIMPLE_HEAD)
+        for tokens in preset.tokens:
+            full = f"{figures[f'{prefix}full_ms_{tokens}']:.3f}"
+            ways = [(figures[f"{prefix}{way}_{what}_{tokens}"] for what in ("ms", "to_full")) for way in (*kinds[1:], "shared")]
+            table.add_row(str(tokens), full, *(f"{ms:.3f} ({ratio:.2f})" for ms, ratio in ways))
+        table.title = f"{what} of width 128 under ONNX Runtime, one thread, ms"
+        report.console.print(table)

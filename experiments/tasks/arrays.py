@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.tasks.answers import Classification
 from experiments.tasks.baselines import majority_error, values_error
-from experiments.tasks.classification import Classification
-from experiments.tasks.ragged import check_at_least, check_splits
-from experiments.tasks.splits import check_fractions, stratified
+from experiments.tasks.files import save_labels
+from experiments.tasks.ragged import check_at_least, check_splits, equal_groups
+from experiments.tasks.splits import checked, stratified
 from nas.protocols import SPLITS, Batch
 
 
@@ -34,16 +35,9 @@ class Values:
         return len(self.targets)
 
     def batches(self, *, tokens_per_batch: int, seed: int | None) -> Iterator[Batch]:
-        """Every example once; with a seed shuffled by it alone, with None in the order that was given.
-
-        Raises:
-            ValueError: an example counts as more tokens than a batch.
-        """
-        size = tokens_per_batch // self.tokens_per_example
-        if size < 1:
-            raise ValueError(f"tokens_per_batch: {tokens_per_batch} is less than tokens_per_example, {self.tokens_per_example}")
-        order = np.arange(len(self)) if seed is None else np.random.default_rng(seed).permutation(len(self))
-        return (self._batch(order[start : start + size]) for start in range(0, len(self), size))
+        """See `equal_groups`."""
+        groups = equal_groups(len(self), tokens=self.tokens_per_example, tokens_per_batch=tokens_per_batch, seed=seed)
+        return (self._batch(group) for group in groups)
 
     def _batch(self, indices: np.ndarray) -> Batch:
         import torch
@@ -121,7 +115,7 @@ class ArrayClassification(Classification):
 
     def save_preprocessing(self, folder: Path) -> None:
         """Writes `labels.json`; the file takes raw values."""
-        (folder / "labels.json").write_text(json.dumps(self.labels, ensure_ascii=False, indent=0), encoding="utf-8")
+        save_labels(self.labels, folder)
 
 
 def check_values(name: str, x: np.ndarray) -> None:
@@ -172,8 +166,7 @@ class Arrays(ArrayClassification):
         test_fraction: float = 0.1,
         seed: int = 0,
     ) -> None:
-        fractions = {"architecture": architecture_fraction, "validation": validation_fraction, "test": test_fraction}
-        check_fractions(fractions)
+        fractions = checked(architecture=architecture_fraction, validation=validation_fraction, test=test_fraction)
         path = Path(path)
         x, y = read_arrays(path)
         splits, labels = divided(x, [str(label) for label in y.tolist()], fractions, seed=seed)

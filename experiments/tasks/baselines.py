@@ -21,6 +21,15 @@ def linear_error(train: tuple[Any, np.ndarray], validation: tuple[Any, np.ndarra
     return 100 * (1 - float(model.fit(*train).score(*validation)))
 
 
+def ridge_error(train: tuple[Any, np.ndarray], validation: tuple[Any, np.ndarray]) -> float:
+    """Mean squared error in percent of a ridge regression; sparse features [N, F] with rows of norm 1, and
+    standardised numbers [N]."""
+    from sklearn.linear_model import Ridge
+
+    off = Ridge(alpha=1.0, solver="sparse_cg").fit(*train).predict(validation[0]) - validation[1]
+    return 100 * float(np.mean(off**2))
+
+
 def values_error(train: tuple[np.ndarray, np.ndarray], validation: tuple[np.ndarray, np.ndarray]) -> float:
     """Error in percent of a logistic regression on dense values [N, F] that are about standardised, and classes [N]."""
     from sklearn.exceptions import ConvergenceWarning

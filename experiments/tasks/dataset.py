@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from experiments.tasks.answers import TokenClassification
 from experiments.tasks.baselines import linear_error, majority_error
-from experiments.tasks.classification import TokenClassification
+from experiments.tasks.files import save_labels
 from experiments.tasks.ragged import Ragged, check_at_least, check_splits
 from nas.protocols import SPLITS
 
@@ -102,4 +103,4 @@ class DatasetTask(TokenClassification):
 
     def save_preprocessing(self, folder: Path) -> None:
         """Writes `labels.json`; the token ids are the user's."""
-        (folder / "labels.json").write_text(json.dumps(self.labels, ensure_ascii=False, indent=0), encoding="utf-8")
+        save_labels(self.labels, folder)

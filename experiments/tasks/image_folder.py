@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.tasks.arrays import ArrayClassification, divided
 from experiments.tasks.ragged import check_at_least
-from experiments.tasks.splits import check_fractions
+from experiments.tasks.splits import checked
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 MODES = {"grey": "L", "rgb": "RGB"}
@@ -38,8 +38,7 @@ class ImageFolder(ArrayClassification):
         test_fraction: float = 0.1,
         seed: int = 0,
     ) -> None:
-        fractions = {"architecture": architecture_fraction, "validation": validation_fraction, "test": test_fraction}
-        check_fractions(fractions)
+        fractions = checked(architecture=architecture_fraction, validation=validation_fraction, test=test_fraction)
         if size is not None:
             check_at_least(1, size=size)
         if colours not in MODES:

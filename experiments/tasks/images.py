@@ -7,7 +7,6 @@ Xiao, Rasul and Vollgraf, arXiv:1708.07747; MIT licence, copyright 2017 Zalando 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import math
 import zlib
 from pathlib import Path
@@ -15,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from experiments.tasks.arrays import ArrayClassification, divided
+from experiments.tasks.files import read_pinned
 from experiments.tasks.ragged import check_at_least
-from experiments.tasks.splits import check_fractions
+from experiments.tasks.splits import checked
 
 LABELS = ("T-shirt or top", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 SHA256 = {
@@ -47,8 +47,7 @@ class FashionMnist(ArrayClassification):
         validation_fraction: float = 0.1,
         seed: int = 0,
     ) -> None:
-        fractions = {"architecture": architecture_fraction, "validation": validation_fraction}
-        check_fractions(fractions)
+        fractions = checked(architecture=architecture_fraction, validation=validation_fraction)
         if max_examples is not None:
             check_at_least(1, max_examples=max_examples)
         x, y, test_x, test_y = (read_idx(Path(path) / name, digest) for name, digest in SHA256.items())
@@ -67,11 +66,8 @@ def read_idx(path: Path, sha256: str) -> np.ndarray:
     """Bytes of any shape from a gzipped file in MNIST's format. Raises ValueError: none, or not the file that it should be."""
     if not path.is_file():
         raise ValueError(f"path: {path} is not a file; the four files are in the Debian package dataset-fashion-mnist")
-    raw = path.read_bytes()
-    if (found := hashlib.sha256(raw).hexdigest()) != sha256:
-        raise ValueError(f"path: {path} has the checksum {found[:12]}…, expected is {sha256[:12]}…")
     try:
-        content = gzip.decompress(raw)
+        content = gzip.decompress(read_pinned(path, sha256))
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"path: {path} is not a gzip file ({error})") from error
     num_dimensions = content[3] if content[:3] == b"\0\0\x08" else 0

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from experiments.tasks.answers import Divided
+from experiments.tasks.files import read_text
 from experiments.tasks.languages import DJANGO_VERSION, INSTALL, digest, pinned_django
-from experiments.tasks.ragged import check_at_least
-from experiments.tasks.splits import LARGEST_FRACTION
+from experiments.tasks.ragged import check_at_least, equal_groups
+from experiments.tasks.splits import checked
 from nas.protocols import SPLITS, Batch
 
 if TYPE_CHECKING:
@@ -49,8 +51,19 @@ class Windows:
         """[N, T], the token after each."""
         return self.ids[1 : len(self) * self.size + 1].reshape(-1, self.size)
 
+    def batches(self, *, tokens_per_batch: int, seed: int | None) -> Iterator[Batch]:
+        """See `equal_groups`."""
+        groups = equal_groups(len(self), tokens=self.size, tokens_per_batch=tokens_per_batch, seed=seed)
+        return (self._batch(group) for group in groups)
 
-class LanguageModel:
+    def _batch(self, indices: np.ndarray) -> Batch:
+        import torch
+
+        ids_BT, targets_BT = (torch.from_numpy(rows[indices]) for rows in (self.inputs, self.targets))
+        return Batch((ids_BT, torch.ones_like(ids_BT)), targets_BT)
+
+
+class LanguageModel(Divided):
     """One text as a task; an answer is the next token, at every token of a window.
 
     The splits are blocks of the text one after the other, train first; no window reaches into another block. With 256 words a
@@ -61,16 +74,16 @@ class LanguageModel:
         ValueError: a size or fraction out of bounds, or a text with less than one window in a split.
     """
 
+    error_means = "wrong tokens"
+    _splits: Mapping[str, Windows]
+
     def __init__(
         self, name: str, text: str, *, vocab_size: int = BYTES, max_tokens: int = 128, architecture_fraction: float = 0.1,
         validation_fraction: float = 0.1, test_fraction: float = 0.1,
     ) -> None:  # fmt: skip
         check_at_least(BYTES, vocab_size=vocab_size)
         check_at_least(1, max_tokens=max_tokens)
-        fractions = {"architecture": architecture_fraction, "validation": validation_fraction, "test": test_fraction}
-        for split, fraction in fractions.items():
-            if not 0 < fraction <= LARGEST_FRACTION:
-                raise ValueError(f"{split}_fraction: {fraction} is not more than 0 and at most {LARGEST_FRACTION}")
+        fractions = checked(architecture=architecture_fraction, validation=validation_fraction, test=test_fraction)
         self.name, self.max_tokens = name, max_tokens
         shares = np.array([1 - sum(fractions.values()), *(fractions[split] for split in SPLITS[1:])])
         ends = np.round(np.cumsum(shares) * len(text)).astype(int)
@@ -108,29 +121,6 @@ class LanguageModel:
             f"[batch, sequence, {self.vocab_size}], of the token after each. `tokenizer.json` holds the "
             f"{'256 bytes, each by its own number' if self.vocab_size == BYTES else 'byte-level BPE'}."
         )
-
-    def split(self, split: str) -> Windows:
-        """Raises ValueError for a split that does not exist."""
-        if split not in self._splits:
-            raise ValueError(f"split: {split!r} is not one of {SPLITS}")
-        return self._splits[split]
-
-    def num_examples(self, split: str) -> int:
-        return len(self.split(split))
-
-    def batches(self, split: str, *, tokens_per_batch: int, seed: int | None) -> Iterator[Batch]:
-        """Every window once. Raises ValueError: a window is longer than a batch."""
-        import torch
-
-        windows = self.split(split)
-        if tokens_per_batch < self.max_tokens:
-            raise ValueError(f"tokens_per_batch: {tokens_per_batch} is less than a window of {self.max_tokens} tokens")
-        order = np.arange(len(windows)) if seed is None else np.random.default_rng(seed).permutation(len(windows))
-        step = tokens_per_batch // self.max_tokens
-        for start in range(0, len(order), step):
-            chosen = order[start : start + step]
-            ids_BT, targets_BT = (torch.from_numpy(rows[chosen]) for rows in (windows.inputs, windows.targets))
-            yield Batch((ids_BT, torch.ones_like(ids_BT)), targets_BT)
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy of a token, in nats, of logits [B, T, V] and tokens [B, T]."""
@@ -217,14 +207,8 @@ class TextFile(LanguageModel):
         validation_fraction: float = 0.1, test_fraction: float = 0.1,
     ) -> None:  # fmt: skip
         path = Path(path)
-        if not path.is_file():
-            raise ValueError(f"path: {str(path)!r} is not a file")
-        try:
-            text = path.read_bytes().decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"path: {path} is not UTF-8 text (byte {error.start})") from error
         super().__init__(
-            path.stem, text, vocab_size=vocab_size, max_tokens=max_tokens, architecture_fraction=architecture_fraction,
+            path.stem, read_text(path), vocab_size=vocab_size, max_tokens=max_tokens, architecture_fraction=architecture_fraction,
             validation_fraction=validation_fraction, test_fraction=test_fraction,
         )  # fmt: skip
 
@@ -240,17 +224,23 @@ class PythonSource(LanguageModel):
         self, *, vocab_size: int = BYTES, max_tokens: int = 128, max_characters: int = 2_000_000, held_out: float = 0.05
     ) -> None:
         check_at_least(1, max_characters=max_characters)
+        text = "".join(python_files("python_source"))[:max_characters]
         super().__init__(
-            "python_source", read_sources()[:max_characters], vocab_size=vocab_size, max_tokens=max_tokens,
+            "python_source", text, vocab_size=vocab_size, max_tokens=max_tokens,
             architecture_fraction=held_out, validation_fraction=held_out, test_fraction=held_out,
         )  # fmt: skip
 
 
-def read_sources() -> str:
-    """All files but those of locales, which are copies of each other."""
+def python_files(task: str) -> Iterator[str]:
+    """What is in the Python files of the pinned package, in the order of the hashes of their paths; not those of locales, which
+    are copies of each other.
+
+    Raises:
+        ValueError: django is not installed, or in another version.
+    """
     try:
-        django = pinned_django("python_source")
+        django = pinned_django(task)
     except PackageNotFoundError as error:
-        raise ValueError(f"task: 'python_source' needs django=={DJANGO_VERSION}; {INSTALL}") from error
+        raise ValueError(f"task: {task!r} needs django=={DJANGO_VERSION}; {INSTALL}") from error
     paths = {str(file): file for file in django.files or () if file.suffix == ".py" and "locale" not in file.parts}
-    return "".join(paths[name].read_text(encoding="utf-8") for name in sorted(paths, key=digest))
+    return (paths[name].read_text(encoding="utf-8") for name in sorted(paths, key=digest))

@@ -11,7 +11,8 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from experiments.tasks.ragged import check_at_least
-from experiments.tasks.text import TextClassification, check_sizes, comparable
+from experiments.tasks.text import TextClassification
+from experiments.tasks.tokenizing import check_sizes, comparable
 from nas.protocols import SPLITS
 
 DJANGO_VERSION = "5.2.19"

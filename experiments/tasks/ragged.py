@@ -1,21 +1,18 @@
-"""Sequences of token ids of different lengths with one class each: checks, batches, loss and error of a classification task.
+"""Batches: of sequences of token ids of different lengths, and of examples that are all alike; and checks of what they hold.
 
 Shapes: N examples, B examples of a batch, T tokens of its longest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Self
 
 import numpy as np
 
-from nas.protocols import SPLITS, Batch
-
-if TYPE_CHECKING:
-    pass
+from nas.protocols import IGNORED, SPLITS, Batch
 
 PAD_ID = 0
 POOL_BATCHES = 32  # shuffled examples are sorted by length within pools of about so many batches
@@ -23,22 +20,22 @@ POOL_BATCHES = 32  # shuffled examples are sorted by length within pools of abou
 
 @dataclass(frozen=True, eq=False)
 class Ragged:
-    """`ids` are all sequences in one row, `offsets` [N + 1] where each begins and the last ends, `targets` [N] their classes."""
+    """`ids` are all sequences in one row, `offsets` [N + 1] where each begins and the last ends, `targets` [N] their answers."""
 
     ids: np.ndarray
     offsets: np.ndarray
     targets: np.ndarray
 
     @classmethod
-    def of(cls, sequences: Sequence[Sequence[int] | np.ndarray], targets: Sequence[int]) -> Ragged:
-        """`sequences` are N lists of ids, none of them empty."""
+    def of(cls, sequences: Sequence[Sequence[int] | np.ndarray], targets: Sequence[int] | np.ndarray) -> Self:
+        """`sequences` are N lists of ids, none of them empty; `targets` are classes or, as floats, numbers."""
         lengths = np.fromiter((len(sequence) for sequence in sequences), dtype=np.int64, count=len(sequences))
         assert np.all(lengths > 0), "an empty sequence has no mean over its tokens"
         ids = np.concatenate([np.asarray(sequence, dtype=np.int64) for sequence in sequences])
-        return cls(ids, np.concatenate([[0], np.cumsum(lengths)]), np.asarray(targets, dtype=np.int64))
+        return cls(ids, np.concatenate([[0], np.cumsum(lengths)]), np.asarray(targets))
 
     def __len__(self) -> int:
-        return len(self.targets)
+        return len(self.offsets) - 1
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -94,7 +91,33 @@ class Ragged:
         source_BT = self.offsets[indices][:, None] + np.minimum(position_T, lengths_B1 - 1)
         token_ids_BT = np.where(mask_BT, self.ids[source_BT], PAD_ID)
         inputs = (torch.from_numpy(token_ids_BT), torch.from_numpy(mask_BT.astype(np.int64)))
-        return Batch(inputs, torch.from_numpy(self.targets[indices]))
+        return Batch(inputs, torch.from_numpy(self._targets(indices, source_BT, mask_BT)))
+
+    def _targets(self, indices: np.ndarray, source_BT: np.ndarray, mask_BT: np.ndarray) -> np.ndarray:
+        targets: np.ndarray = self.targets[indices]
+        return targets
+
+
+class RaggedTags(Ragged):
+    """The same with an answer for each token: `targets` are as many as `ids`."""
+
+    def _targets(self, indices: np.ndarray, source_BT: np.ndarray, mask_BT: np.ndarray) -> np.ndarray:
+        return np.where(mask_BT, self.targets[source_BT], IGNORED)
+
+
+def equal_groups(num_examples: int, *, tokens: int, tokens_per_batch: int, seed: int | None) -> Iterator[np.ndarray]:
+    """Indices of examples that all count as so many tokens, batch by batch, each example once.
+
+    With a seed they are shuffled by it alone, with None in order.
+
+    Raises:
+        ValueError: an example counts as more tokens than a batch.
+    """
+    if tokens_per_batch < tokens:
+        raise ValueError(f"tokens_per_batch: {tokens_per_batch} is less than the {tokens} tokens of an example")
+    order = np.arange(num_examples) if seed is None else np.random.default_rng(seed).permutation(num_examples)
+    size = tokens_per_batch // tokens
+    return (order[start : start + size] for start in range(0, num_examples, size))
 
 
 def check_splits(targets: Mapping[str, Sequence[int]], labels: Sequence[str]) -> None:
@@ -103,16 +126,21 @@ def check_splits(targets: Mapping[str, Sequence[int]], labels: Sequence[str]) ->
     Raises:
         ValueError: other splits than the four, an empty one, fewer than 2 classes, or a class that `train` lacks.
     """
-    if set(targets) != set(SPLITS):
-        raise ValueError(f"splits: {tuple(targets)} are not {SPLITS}")
-    for split in SPLITS:
-        if not targets[split]:
-            raise ValueError(f"splits: {split!r} has no examples")
+    check_complete(targets)
     if len(labels) < 2:
         raise ValueError(f"labels: {tuple(labels)} are fewer than 2 classes")
     absent = sorted(set(range(len(labels))) - set(targets["train"]))
     if absent:
         raise ValueError(f"labels: class {labels[absent[0]]!r} has no examples in 'train'")
+
+
+def check_complete(examples: Mapping[str, Sized]) -> None:
+    """Raises ValueError for other splits than the four, or an empty one."""
+    if set(examples) != set(SPLITS):
+        raise ValueError(f"splits: {tuple(examples)} are not {SPLITS}")
+    for split in SPLITS:
+        if not len(examples[split]):
+            raise ValueError(f"splits: {split!r} has no examples")
 
 
 def check_at_least(smallest: int, **values: int) -> None:

@@ -8,7 +8,6 @@ states no licence: look at the original's terms before you use it for more than 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import itertools
 import pickle
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from experiments.tasks.arrays import ArrayClassification
+from experiments.tasks.files import read_pinned
 from experiments.tasks.ragged import check_at_least
 
 SHA256 = "c8cde8076be736417383b4b074461b40c670d642426a818c4253d86a4be5f6e8"
@@ -67,12 +67,7 @@ def windows(values: np.ndarray, activity: np.ndarray, *, length: int, step: int)
 
 def recordings(path: Path) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Person, values [6, T] and activities [T] of each recording."""
-    if not path.is_file():
-        raise ValueError(f"path: {str(path)!r} is not a file")
-    raw = path.read_bytes()
-    if (found := hashlib.sha256(raw).hexdigest()) != SHA256:
-        raise ValueError(f"path: {path} has the checksum {found[:12]}…, expected is {SHA256[:12]}…")
-    with tarfile.open(fileobj=io.BytesIO(raw)) as archive:
+    with tarfile.open(fileobj=io.BytesIO(read_pinned(path, SHA256))) as archive:
         member = archive.extractfile(MEMBER)
         assert member is not None
         tables = OnlyArrays(io.BytesIO(gzip.decompress(member.read())), encoding="latin1", fix_imports=False).load()

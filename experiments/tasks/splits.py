@@ -9,11 +9,12 @@ import numpy as np
 LARGEST_FRACTION = 0.3  # three of these leave something to train on
 
 
-def check_fractions(fractions: Mapping[str, float]) -> None:
-    """Raises ValueError for a split's fraction that is not more than 0 and at most 0.3."""
+def checked(**fractions: float) -> dict[str, float]:
+    """Fractions by split. Raises ValueError for one that is not more than 0 and at most 0.3."""
     for split, fraction in fractions.items():
         if not 0 < fraction <= LARGEST_FRACTION:
             raise ValueError(f"{split}_fraction: {fraction} is not more than 0 and at most {LARGEST_FRACTION}")
+    return fractions
 
 
 def stratified(

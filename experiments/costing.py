@@ -1,0 +1,86 @@
+"""What architectures cost before anybody trains them: the numbers of a candidate beside its error."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from experiments.calibration import Calibration
+from experiments.settings import Settings
+from hardware.timing import HasEnergy
+from latency_models.memory import memory_of
+from nas.encoding import Encoding
+from nas.protocols import Device, Family, LatencyModel
+from nas.space import Architecture
+from nas.types import Measurement, Workload
+
+Costs = dict[str, float]
+
+
+def check_device(objectives: Sequence[str], device: Device) -> None:
+    """Raises ValueError for the objective of energy on a device that does not measure it."""
+    if "energy_mj" in objectives and not (isinstance(device, HasEnergy) and device.measures_energy):
+        raise ValueError(
+            f"objectives: energy_mj is not measured by {device.name}; device=cuda with device.energy_seconds above 0 measures it"
+        )
+
+
+@dataclass(frozen=True)
+class Costing:
+    """Costs of architectures: `latency_ms` and its bound `upper_ms`, and what else is an objective or has a budget."""
+
+    family: Family
+    workload: Workload
+    names: tuple[str, ...]
+    latency: LatencyModel
+    energy: LatencyModel | None = None
+
+    @classmethod
+    def of(cls, settings: Settings, family: Family, workload: Workload, calibration: Calibration) -> Self:
+        """With a model of energy, of the same kind as that of latency, if energy is an objective."""
+        budgets = ("memory_mib",) if settings.budget_mib is not None else ()
+        names = tuple(dict.fromkeys((*settings.objectives, *budgets)))
+        energy = None
+        if "energy_mj" in names:
+            energy = copy.deepcopy(calibration.model).fit(family, [_as_energy(m) for m in calibration.measurements.values()])
+        return cls(family, workload, names, calibration.model, energy)
+
+    def __call__(self, archs: Sequence[Architecture]) -> list[Costs]:
+        """For each architecture. `memory_mib` comes with `upper_mib`; `parameters` are millions."""
+        prediction = self.latency.predict(archs)
+        columns = {"latency_ms": prediction.mean_ms, "upper_ms": prediction.upper_ms}
+        if "memory_mib" in self.names:
+            memory = memory_of(self.family, archs, self.workload)
+            columns["memory_mib"] = np.array([m.peak_mib for m in memory])
+            columns["upper_mib"] = np.array([m.upper_mib for m in memory])
+        if "parameters" in self.names:
+            operators = self.family.operators(Encoding.of(self.family.space, archs), self.workload)
+            total = np.zeros(len(archs)) + sum(operator.parameters for operator in operators)
+            columns["parameters"] = total / 1e6
+        if self.energy is not None:
+            columns["energy_mj"] = self.energy.predict(archs).mean_ms
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+        return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def measured_energy(measurement: Measurement) -> float:
+    """Energy of one run in mJ, the median of its rounds. Raises ValueError if the device did not say it."""
+    energies: Mapping[str, list[float]] = measurement.environment
+    if "energy_mj" not in energies:
+        raise ValueError(
+            f"objectives: energy_mj: {measurement.arch.id} was measured on {measurement.device} without its energy; "
+            f"store=FOLDER, a new one, measures all again"
+        )
+    return float(np.median(energies["energy_mj"]))
+
+
+def _as_energy(measurement: Measurement) -> Measurement:
+    """With mJ in the place of ms, for a latency model that learns what a network takes, whatever the unit."""
+    return dataclasses.replace(
+        measurement, samples_ms=((measured_energy(measurement),),), sentinel_ms=((1.0,),), sentinel_reference_ms=1.0
+    )

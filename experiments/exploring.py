@@ -1,0 +1,203 @@
+"""The outer loop of a run: candidates with inherited weights and predicted costs, and the measurements on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from torch import nn
+
+from experiments.calibration import Calibration, Calibrator
+from experiments.costing import Costing
+from experiments.finishing import EVALUATION_TOKENS
+from experiments.ledger import spent
+from experiments.outcome import Budget, Explored
+from experiments.progress import Reporter
+from experiments.run_directory import RunDirectory, RunError
+from experiments.settings import Settings
+from nas.compute import Compute
+from nas.pareto import ranks
+from nas.protocols import DeviceError, Family, Searcher, Task, UncertainLatencyModel
+from nas.search import search
+from nas.searchers.random import Random
+from nas.space import Architecture
+from nas.supernet import inherited_error
+from nas.types import Candidate, Provenance, pareto_front
+
+CANDIDATES = "candidates.jsonl"
+TITLES = {"search": "Outer loop", "random": "Random search, for comparison", "hand": "Scoring the networks designed by hand"}
+NEAR = 1.1  # times a budget: how far beyond it a network may be predicted and still be worth a measurement
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """Explores one space within a budget; what was scored is read from the run's `candidates.jsonl`."""
+
+    family: Family
+    task: Task
+    supernet: nn.Module
+    compute: Compute
+    calibration: Calibration
+    costing: Costing
+    budget: Budget
+    settings: Settings
+    run: RunDirectory
+    report: Reporter
+
+    def explore(self, initial: Sequence[Architecture], calibrator: Calibrator) -> Explored:
+        """Candidates of the outer loop, of random search within the budgets, and of the networks designed by hand.
+
+        With `searcher.measure`, the latency model is fitted again half way through the outer loop; all numbers are those of the
+        last fit, but for what a strategy was told before.
+        """
+        outer = self.settings.outer
+        refined: Mapping[str, Any] | None = None
+        searcher = self._strategy(initial)
+        if outer.measure:
+            half = max(1, outer.evaluations // 2)
+            refined = self.refine(self._phase("search", searcher, half)[:half], calibrator)
+        by_phase = {"search": self._phase("search", searcher, outer.evaluations)}
+        if outer.baseline:
+            by_phase["random"] = self._phase("random", self._random(), outer.evaluations)
+        by_phase["hand"] = self._by_hand()
+        return Explored({phase: self._priced(found) for phase, found in by_phase.items()}, refined)
+
+    def _strategy(self, initial: Sequence[Architecture]) -> Searcher:
+        self.run.mend("study.journal")
+        for lock in self.run.path.glob("study.journal.lock*"):  # of a killed process: a run has one process at a time
+            lock.unlink()
+        return self.settings.outer.make_searcher(
+            self.family.space, objectives=self.settings.objectives, seed=self.settings.seed, initial=initial,
+            limits=self.budget.limits, storage=JournalStorage(JournalFileBackend(str(self.run / "study.journal"))),
+            population=self.settings.outer.population,
+        )  # fmt: skip
+
+    def _random(self) -> Searcher:
+        def accept(arch: Architecture) -> bool:
+            [costs] = self.costing([arch])
+            return all(costs[name] <= limit for name, limit in self.budget.limits.items())
+
+        return Random(self.family.space, seed=self.settings.seed, accept=accept)
+
+    def _phase(self, phase: str, searcher: Searcher, num: int) -> tuple[Candidate, ...]:
+        """At least `num` candidates of a phase: those that the run has, and new ones up to that number."""
+        known = self._known(phase)
+        if len(known) >= num:
+            return tuple(known)
+        evaluate = self._evaluation(phase)
+        with spent(self.run, TITLES[phase]), self.report.phase(TITLES[phase], num, done=len(known)) as advance:
+            seen = len(known)
+
+            def on_candidate(candidate: Candidate) -> None:
+                nonlocal seen
+                self.run.append(CANDIDATES, candidate.to_json())
+                seen += 1
+                advance(seen, f"error {candidate.objectives['error']:.1f} %")
+
+            return search(searcher, evaluate, num_evaluations=num, known=known, on_candidate=on_candidate).candidates
+
+    def _by_hand(self) -> tuple[Candidate, ...]:
+        known = {candidate.arch.id: candidate for candidate in self._known("hand")}
+        missing = [arch for arch in self.family.hand_designed().values() if arch.id not in known]
+        if missing:
+            evaluate = self._evaluation("hand")
+            with spent(self.run, TITLES["hand"]):
+                for arch in missing:
+                    known[arch.id] = evaluate(arch)
+                    self.run.append(CANDIDATES, known[arch.id].to_json())
+        return tuple(known.values())
+
+    def _evaluation(self, phase: str) -> Callable[[Architecture], Candidate]:
+        batches = self.task.batches("validation", tokens_per_batch=EVALUATION_TOKENS, seed=None)
+        validation = [batch.to(self.compute.device) for batch in batches]
+
+        def evaluate(arch: Architecture) -> Candidate:
+            start = time.perf_counter()
+            error = inherited_error(self.family, self.supernet, arch, validation, self.task, self.compute)
+            [costs] = self.costing([arch])
+            provenance = {"error": Provenance.INHERITED, **dict.fromkeys(costs, Provenance.PREDICTED)}
+            return Candidate(arch, {"error": error, **costs}, provenance, phase, time.perf_counter() - start)
+
+        return evaluate
+
+    def _known(self, phase: str) -> list[Candidate]:
+        """Candidates of the run with the costs that they were found with."""
+        try:
+            candidates = [Candidate.from_json(self.family.space, record) for record in self.run.read_lines(CANDIDATES)]
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{self.run / CANDIDATES}: holds a line that is not a candidate of this space: {error}") from error
+        return [c for c in candidates if c.phase == phase]
+
+    def _priced(self, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+        """With the costs that are predicted now."""
+        if not candidates:
+            return ()
+        costs = self.costing([c.arch for c in candidates])
+        return tuple(replace(c, objectives={**c.objectives, **now}) for c, now in zip(candidates, costs, strict=True))
+
+    # --- hardware in the loop
+
+    def refine(self, candidates: Sequence[Candidate], calibrator: Calibrator) -> Mapping[str, Any]:
+        """Measures those near the front of which the latency model is least certain, and fits it again, in place.
+
+        Returns what that changed: the error of the old predictions, and who joined and left the front. A device that is lost
+        leaves everything as it was.
+        """
+        title = "Measuring near the front"
+        near = self._uncertain_near_front(candidates)
+        if not near:
+            return {"measured": 0}
+        with spent(self.run, title):
+            start = time.perf_counter()
+            try:
+                fresh = calibrator.more([c.arch for c in near], self.calibration)
+            except DeviceError as error:
+                self.report.say(f"{error}; the search goes on without measurements")
+                return {"measured": 0, "lost": str(error)}
+            self.calibration.measurements.update(fresh)
+            self.calibration.model.fit(self.family, list(self.calibration.measurements.values()))
+        before_ms = np.array([c.objectives["latency_ms"] for c in near])
+        measured_ms = np.array([fresh[c.arch.id].latency_ms for c in near])
+        fronts = [self._front(kind) for kind in (candidates, self._priced(candidates))]
+        return {
+            "measured": len(near),
+            "mape_percent_before": 100 * float(np.mean(np.abs(before_ms / measured_ms - 1))),
+            "over_bound_before": int(sum(m > c.objectives["upper_ms"] for c, m in zip(near, measured_ms, strict=True))),
+            "mean_change_percent": 100 * float(np.mean(np.abs(self._changes(candidates)))),
+            "front_before": len(fronts[0]),
+            "joined": sorted(fronts[1] - fronts[0]),
+            "left": sorted(fronts[0] - fronts[1]),
+            "seconds": round(time.perf_counter() - start, 2),
+        }
+
+    def _uncertain_near_front(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """On one of the first two fronts, not far beyond a budget, not measured by the calibration; the most uncertain first."""
+        within = [c for c in candidates if all(c.objectives[n] <= NEAR * limit for n, limit in self.budget.limits.items())]
+        if not within:
+            return []
+        rank = ranks(np.array([[c.objectives[name] for name in self.settings.objectives] for c in within]))
+        near = [c for c, r in zip(within, rank, strict=True) if r < 2 and c.arch.id not in self.calibration.measurements]
+        model = self.calibration.model
+        archs = [c.arch for c in near]
+        if isinstance(model, UncertainLatencyModel):
+            doubt = model.disagreement(archs)
+        else:
+            prediction = model.predict(archs)
+            doubt = prediction.std_ms / prediction.mean_ms
+        return [near[i] for i in np.argsort(-doubt, kind="stable")[: self.settings.outer.measure]]
+
+    def _front(self, candidates: Sequence[Candidate]) -> set[str]:
+        within = [c for c in candidates if self.budget.holds(c)]
+        return {c.arch.id for c in pareto_front(within, *self.settings.objectives)}
+
+    def _changes(self, candidates: Sequence[Candidate]) -> np.ndarray:
+        """Of the predicted latencies, relative."""
+        before = np.array([c.objectives["latency_ms"] for c in candidates])
+        after = np.array([c.objectives["latency_ms"] for c in self._priced(candidates)])
+        changes: np.ndarray = after / before - 1.0
+        return changes

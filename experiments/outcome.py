@@ -1,0 +1,83 @@
+"""What a search finds, phase by phase, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.calibration import Calibration
+from experiments.costing import Costing
+from experiments.finishing import Finisher
+from nas.compute import Compute
+from nas.darts import Proposal
+from nas.space import Architecture
+from nas.types import Candidate, Measurement
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What was asked: in ms, and by whom; in MiB, if so."""
+
+    ms: float
+    origin: str
+    mib: float | None = None
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The numbers of a candidate that must not be exceeded: upper bounds, so that what is picked keeps the budgets."""
+        return {"upper_ms": self.ms, **({"upper_mib": self.mib} if self.mib is not None else {})}
+
+    def holds(self, candidate: Candidate) -> bool:
+        return all(candidate.objectives[name] <= limit for name, limit in self.limits.items())
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """An architecture that is trained on its own and measured: of the "search", of "random" search or designed by "hand"."""
+
+    arch: Architecture
+    role: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What ships, and its measurement after the choice; or why there is none."""
+
+    arch: Architecture
+    measurement: Measurement | None
+    unmeasured: str | None = None
+
+
+@dataclass(frozen=True)
+class Explored:
+    """Candidates of the outer loop and of random search, by "search" and "random", and the networks designed by "hand".
+
+    `refined` says what measurements during the search changed, if there were any.
+    """
+
+    by_phase: Mapping[str, tuple[Candidate, ...]]
+    refined: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything that a search found; `experiments.conclude` makes of it what people read."""
+
+    explored: Explored
+    finalists: tuple[Finalist, ...]
+    measurements: Mapping[str, Measurement]
+    measured_mib: Mapping[str, float]
+    choice: Choice
+    budget: Budget
+    calibration: Calibration
+    proposals: tuple[Proposal, ...]
+    trivial: Mapping[str, float]
+    compute: Compute
+    finisher: Finisher
+    costing: Costing
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        return tuple(c for candidates in self.explored.by_phase.values() for c in candidates)

@@ -1,0 +1,144 @@
+"""From what was explored to what ships: a short-list is trained on its own and measured, and the best within the budgets wins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from experiments.calibration import Calibration, read_measurements
+from experiments.finishing import Finisher
+from experiments.ledger import spent
+from experiments.outcome import Budget, Choice, Explored, Finalist
+from experiments.progress import Reporter
+from experiments.run_directory import RunDirectory
+from experiments.settings import Settings
+from hardware.arena import activations_mib
+from latency_models.memory import memory_of_file
+from nas.export import form_of
+from nas.pareto import hypervolume
+from nas.protocols import DeviceError, Family
+from nas.space import Architecture
+from nas.types import Candidate, Measurement, pareto_front
+
+MEMORY = "memory.json"
+LABELS = {"search": "search", "random": "random search"}
+SHORT_LIST = "short-list"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The end of one run; what is trained, measured and decided is read from the run's files."""
+
+    family: Family
+    finisher: Finisher
+    calibration: Calibration
+    budget: Budget
+    settings: Settings
+    run: RunDirectory
+    report: Reporter
+
+    def finalists(self, explored: Explored) -> list[Finalist]:
+        """The short-lists of both searches and the hand-designed networks; an architecture that comes twice stays the first."""
+        finalists: dict[str, Finalist] = {}
+        objectives = self.settings.objectives
+        for role, label in LABELS.items():
+            within = [c for c in explored.by_phase.get(role, ()) if self.budget.holds(c)]
+            front = pareto_front(within, *sorted(objectives, key=lambda name: name != "latency_ms"))
+            for arch in shortlist(front, self.settings.finish.shortlist, objectives=objectives, budget_ms=self.budget.ms):
+                finalists.setdefault(arch.id, Finalist(arch, role, label))
+        for label, arch in self.family.hand_designed().items():
+            finalists.setdefault(arch.id, Finalist(arch, "hand", label))
+        return list(finalists.values())
+
+    def train(self, finalists: Sequence[Finalist], supernet: nn.Module) -> None:
+        """Cuts out, trains and exports those that are not finished yet."""
+        missing = [f for f in finalists if not self.finisher.is_finished(f.arch)]
+        if not missing:
+            return
+        done = len(finalists) - len(missing)
+        with self.report.phase("Training the short-list", len(finalists), done=done) as advance:
+            for number, finalist in enumerate(missing, done + 1):
+                with spent(self.run, SHORT_LIST, networks_trained=1):
+                    self.finisher.finish(finalist.arch, supernet)
+                error = self.finisher.record(finalist.arch)["error_percent"]
+                advance(number, f"{finalist.label} {finalist.arch.id}: error {error:.1f} %")
+
+    def measure(self, finalists: Sequence[Finalist]) -> tuple[Mapping[str, Measurement], str | None]:
+        """Measurements of the short-list, all or those of an earlier time, and how the device was lost if it was."""
+        archs, rounds = [f.arch for f in finalists], self.settings.finish.rounds
+        with spent(self.run, "measuring the short-list"), self.report.phase("Measuring the short-list", 1):
+            try:
+                reference_ms = self.calibration.sentinel_reference_ms
+                return self.finisher.measure(archs, reference_ms=reference_ms, phase=SHORT_LIST, rounds=rounds), None
+            except DeviceError as error:
+                lost = str(error)
+        self.report.say(f"{lost}; the search goes on with predicted latencies")
+        return read_measurements(self.family, self.run, phase=SHORT_LIST), lost
+
+    def measure_memory(self, finalists: Sequence[Finalist]) -> dict[str, float]:
+        """MiB of each file under ONNX Runtime on this machine, its weights and what it asks its arena for; empty if memory is
+        neither an objective nor has a budget. Where it cannot be measured, the file is missing."""
+        if self.budget.mib is None and "memory_mib" not in self.settings.objectives:
+            return {}
+        known: dict[str, float] = self.run.read_json(MEMORY) if self.run.has(MEMORY) else {}
+        with spent(self.run, "measuring the memory"):
+            for arch in (f.arch for f in finalists if f.arch.id not in known):
+                try:
+                    known[arch.id] = self._memory_mib(arch)
+                except DeviceError as error:
+                    self.report.say(f"{error}; its memory is predicted")
+                self.run.write_json(MEMORY, known)
+        return known
+
+    def _memory_mib(self, arch: Architecture) -> float:
+        workload = self.finisher.workload
+        _, example = form_of(self.family, self.finisher.network(arch), workload)
+        path, inputs = self.finisher.shipped_path(arch, workload.mode), {name: v.numpy() for name, v in example.items()}
+        return memory_of_file(path, inputs).weights_mib + activations_mib(path, inputs)
+
+    def choose(
+        self, finalists: Sequence[Finalist], measurements: Mapping[str, Measurement], measured_mib: Mapping[str, float],
+        lost: str | None,
+    ) -> Choice:  # fmt: skip
+        """The most accurate of all finished networks that also stays within the budgets when it is measured once more.
+
+        Whoever found it: a user wants the best network, and the report says whose it is. The measurement that chose a network
+        flatters it, so the verdict has one of its own. When none holds, the fastest ships and the verdict says that the promise
+        is broken. A network that could not be measured has its predicted upper bound.
+        """
+        archs = [f.arch for f in finalists]
+        upper_ms = self.calibration.model.predict(archs).upper_ms.tolist()
+        ms = {a.id: measurements[a.id].latency_ms if a.id in measurements else u for a, u in zip(archs, upper_ms, strict=True)}
+        by_error = sorted(archs, key=lambda a: (self.finisher.record(a)["error_percent"], ms[a.id]))
+        most_mib = self.budget.mib if self.budget.mib is not None else float("inf")
+        small = [a for a in by_error if measured_mib.get(a.id, 0.0) <= most_mib] or by_error
+        fits = [a for a in small if ms[a.id] <= self.budget.ms]
+        for arch in [*fits, min(small, key=lambda a: ms[a.id])]:
+            if lost is not None:
+                return Choice(arch, None, lost)
+            try:
+                verdict = self.finisher.verdict(arch, reference_ms=self.calibration.sentinel_reference_ms)
+            except DeviceError as error:
+                return Choice(arch, None, str(error))
+            if verdict.latency_ms <= self.budget.ms:
+                break
+        return Choice(arch, verdict)
+
+
+def shortlist(front: Sequence[Candidate], num: int, *, objectives: Sequence[str], budget_ms: float) -> list[Architecture]:
+    """At most `num` of a front: the most accurate one, then always the one that adds most to the hypervolume (greedy subset
+    selection, Guerreiro et al., 2016), up to the budget, 100 % error, and a little more than the front's worst of all else."""
+    costs = np.array([[c.objectives[name] for name in objectives] for c in front]).reshape(-1, len(objectives))
+    known = {"latency_ms": budget_ms, "error": 100.0}
+    reference = [known.get(name) or 1.01 * column.max(initial=0.0) for name, column in zip(objectives, costs.T, strict=True)]
+    chosen: list[int] = []
+    for _ in range(min(num, len(front))):
+        rest = [i for i in range(len(front)) if i not in chosen]
+        if chosen:
+            chosen.append(max(rest, key=lambda i: hypervolume(costs[[*chosen, i]], reference)))
+        else:
+            chosen.append(int(np.argmin(costs[:, list(objectives).index("error")])))
+    return [front[i].arch for i in sorted(chosen)]

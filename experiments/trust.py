@@ -1,0 +1,194 @@
+"""What a run's claims rest on, from its results and candidates alone: `trust.json`, and sentences for the page.
+
+Does the supernet's ranking agree with training? Is the latency model right about the networks that were picked, not only about
+random ones? What did the search gain by each evaluation, beside random search and the networks designed by hand? Which
+networks cannot be told apart?
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from experiments.results import Network, Results, format_ms
+from nas.pareto import hypervolume
+from nas.types import Candidate
+
+RESAMPLES = 1000
+FEWEST = 4  # networks from which a rank correlation is said
+SURE = 1.96  # standard errors: 95 %
+TIES = (
+    "two-proportion intervals at 95 % over the validation examples; unpaired, so they are wide, and of each pair alone: no "
+    "correction for how many pairs there are"
+)
+
+
+def evidence(results: Results, candidates: Sequence[Candidate]) -> dict[str, Any]:
+    """The content of `trust.json`; what cannot be said of this run is None."""
+    return {
+        "seed": results.seed,
+        "rank_correlation": rank_correlation(results, candidates),
+        "predictor_on_picked": predictor_on_picked(results.networks),
+        "hypervolume": hypervolumes_by_cost(results, candidates),
+        "ties": ties(results.networks, results.num_validation),
+        "measured_during_the_search": results.refined,
+        "ledger": [asdict(entry) for entry in results.ledger],
+    }
+
+
+def rank_correlation(results: Results, candidates: Sequence[Candidate]) -> dict[str, Any] | None:
+    """Kendall's tau-b of inherited and retrained errors over the trained networks, and within their faster and slower halves."""
+    inherited = {c.arch.id: c.objectives["error"] for c in candidates}
+    known = sorted((n for n in results.networks if n.id in inherited), key=lambda n: n.latency_ms)
+    if len(known) < FEWEST:
+        return None
+
+    def of(networks: Sequence[Network]) -> dict[str, Any] | None:
+        if len(networks) < FEWEST:
+            return None
+        pairs = np.array([[inherited[n.id], n.error_percent] for n in networks])
+        return {"num": len(networks), **tau_with_interval(pairs, seed=results.seed)}
+
+    middle = len(known) // 2
+    return {"all": of(known), "faster_half": of(known[:middle]), "slower_half": of(known[middle:])}
+
+
+def tau_with_interval(pairs: np.ndarray, *, seed: int) -> dict[str, float | None]:
+    """Kendall's tau-b of the columns [N, 2], and the 95 % percentile interval of a bootstrap over rows; None if all are equal."""
+    signs = np.sign(pairs[:, None] - pairs[None])  # [N, N, 2]
+    rng = np.random.default_rng([seed, 4])
+    draws = rng.integers(len(pairs), size=(RESAMPLES, len(pairs)))
+    taus = np.array([_tau(signs[np.ix_(draw, draw)]) for draw in draws])
+    low, high = np.nanquantile(taus, (0.025, 0.975)) if np.isfinite(taus).any() else (math.nan, math.nan)
+    return {
+        name: float(value) if math.isfinite(value) else None
+        for name, value in (("tau", _tau(signs)), ("low", low), ("high", high))
+    }
+
+
+def _tau(signs: np.ndarray) -> float:
+    """Tau-b from the signs of differences [N, N, 2] (Kendall, 1945); NaN if a column is constant."""
+    one, other = signs[..., 0], signs[..., 1]
+    untied = math.sqrt(np.abs(one).sum() * np.abs(other).sum())
+    return float((one * other).sum()) / untied if untied else math.nan
+
+
+def predictor_on_picked(networks: Sequence[Network]) -> dict[str, float] | None:
+    """How the latency model did on the networks that were trained and measured: picking favours those that it underrates."""
+    measured = [n for n in networks if n.measured_ms is not None]
+    if not measured:
+        return None
+    ratios = np.array([n.latency_ms / n.predicted_ms for n in measured])
+    return {
+        "num": len(measured),
+        "mape_percent": 100 * float(np.mean(np.abs(1 / ratios - 1))),
+        "median_excess_percent": 100 * float(np.median(ratios) - 1),
+        "over_bound": sum(n.latency_ms > n.predicted_upper_ms for n in measured),
+    }
+
+
+def hypervolumes_by_cost(results: Results, candidates: Sequence[Candidate]) -> dict[str, Any]:
+    """Hypervolume in ms times percent after each evaluation, of inherited errors and predicted latencies, and the seconds that
+    the evaluations took until then; the networks designed by hand are one set."""
+    reference = results.hypervolume_reference
+    curves: dict[str, Any] = {"reference": reference, "retrained": dict(results.hypervolumes)}
+    for phase in ("search", "random", "hand"):
+        of_phase = [c for c in candidates if c.phase == phase]
+        costs = np.array([[c.objectives["latency_ms"], c.objectives["error"]] for c in of_phase]).reshape(-1, 2)
+        if phase == "hand":
+            curves[phase] = hypervolume(costs, reference)
+        elif of_phase:
+            curves[phase] = {
+                "after_evaluations": [hypervolume(costs[: i + 1], reference) for i in range(len(costs))],
+                "seconds": np.cumsum([c.seconds for c in of_phase]).round(3).tolist(),
+            }
+    return curves
+
+
+def ties(networks: Sequence[Network], num_validation: int | None) -> dict[str, Any] | None:
+    """Groups of networks by error: in each, nobody can be told apart from its first. None where the examples are not known."""
+    if not num_validation:
+        return None
+    groups: list[list[Network]] = []
+    for network in sorted(networks, key=lambda n: n.error_percent):
+        if groups and not differ(groups[-1][0].error_percent, network.error_percent, num=num_validation):
+            groups[-1].append(network)
+        else:
+            groups.append([network])
+    return {"method": TIES, "num_validation": num_validation, "groups": [[n.id for n in group] for group in groups]}
+
+
+def differ(one_percent: float, other_percent: float, *, num: int) -> bool:
+    """Whether two error rates over so many examples each are significantly different at 95 %."""
+    one, other = one_percent / 100, other_percent / 100
+    error = math.sqrt((one * (1 - one) + other * (1 - other)) / num)
+    return abs(one - other) > SURE * error
+
+
+def sentences(trust: Mapping[str, Any], results: Results) -> list[str]:
+    """What people should know of it, as it came out."""
+    said = [_ranking(trust["rank_correlation"])]
+    if picked := trust["predictor_on_picked"]:
+        said.append(
+            f"On the {picked['num']} networks that were picked, trained and measured, the latency model is off by "
+            f"{picked['mape_percent']:.1f} % (on random ones {results.predictor.mape_percent:.1f} %); measured times differ from "
+            f"predicted ones by {picked['median_excess_percent']:+.1f} % in the median, {picked['over_bound']} exceed a bound."
+        )
+    curves = trust["hypervolume"]
+    if {"search", "random"} <= set(curves):
+        said.append(_gains(curves))
+    if tied := trust["ties"]:
+        first, *others = tied["groups"][0]
+        who = f"{', '.join(others)} cannot be told apart from it" if others else "all others are worse beyond chance"
+        said.append(
+            f"The most accurate network is {first}; {who} (two-proportion intervals over {tied['num_validation']} validation "
+            f"examples)."
+        )
+    if trust["measured_during_the_search"]:
+        said.append(_refined(trust["measured_during_the_search"]))
+    return said
+
+
+def _ranking(ranking: Mapping[str, Any] | None) -> str:
+    if ranking is None or ranking["all"] is None or ranking["all"]["tau"] is None:
+        return "Too few networks were trained to say whether inherited weights rank them as training does."
+    parts = {"all": "of all", "faster_half": "of the faster half", "slower_half": "of the slower half"}
+    words = [
+        f"{figures['tau']:.2f} {part} {figures['num']} ({figures['low']:.2f} to {figures['high']:.2f})"
+        for name, part in parts.items()
+        if (figures := ranking[name]) and figures["tau"] is not None
+    ]
+    doubt = " The ranking is not shown to mean anything." if ranking["all"]["low"] <= 0 else ""
+    return (
+        f"Inherited weights against training, Kendall's tau with its 95 % bootstrap interval over trained networks: "
+        f"{', '.join(words)}.{doubt}"
+    )
+
+
+def _gains(curves: Mapping[str, Any]) -> str:
+    ours, theirs = (curves[phase]["after_evaluations"] for phase in ("search", "random"))
+    best = max(ours[-1], theirs[-1], curves["hand"]) or 1.0
+    num = min(len(ours), len(theirs))
+    points = sorted({max(1, num // 4), max(1, num // 2), num})
+    shares = ", ".join(f"{ours[i - 1] / best:.3f} and {theirs[i - 1] / best:.3f} after {i}" for i in points)
+    ms, percent = curves["reference"]
+    return (
+        f"Hypervolume by evaluations, of inherited errors up to {format_ms(ms)} ms and {percent:.4g} %, as a share of the best: "
+        f"search and random search {shares}; the networks designed by hand {curves['hand'] / best:.3f}. The search chose by "
+        f"these errors, so they flatter it."
+    )
+
+
+def _refined(refined: Mapping[str, Any]) -> str:
+    if not refined["measured"]:
+        return f"Nothing was measured during the search{': ' + refined['lost'] if 'lost' in refined else ''}."
+    return (
+        f"Measured half way through, near the front: {refined['measured']} ({refined['seconds']:.0f} s). The "
+        f"predictions for them were off by {refined['mape_percent_before']:.1f} %, {refined['over_bound_before']} took more than "
+        f"their upper bound. Fitted again, the latency model changed predictions by {refined['mean_change_percent']:.1f} % "
+        f"on average; of {refined['front_before']} on the front {len(refined['left'])} left and {len(refined['joined'])} joined."
+    )

@@ -1,0 +1,50 @@
+"""Uniformly random architectures, none twice: what every other strategy has to beat (Li & Talwalkar, arXiv:1902.07638)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+from optuna.storages import BaseStorage
+
+from nas.protocols import ExhaustedError
+from nas.searchers.study import NO_LIMITS
+from nas.space import Architecture, SearchSpace
+from nas.types import Candidate
+
+DRAWS = 10_000
+
+
+class Random:
+    """Random search over what `accept` lets through; the n-th draw follows from (seed, n).
+
+    It learns nothing and keeps nothing, so of what `StudySearcher` takes it has no use for objectives, limits, storage and
+    population: who goes on with it asks again, and is asked for the same.
+    """
+
+    def __init__(
+        self, space: SearchSpace, *, seed: int, initial: Iterable[Architecture] = (),
+        accept: Callable[[Architecture], bool] = lambda arch: True, objectives: Sequence[str] = (),
+        limits: Mapping[str, float] = NO_LIMITS, storage: BaseStorage | None = None, population: int = 0,
+    ) -> None:  # fmt: skip
+        self.space, self.seed, self.accept = space, seed, accept
+        self._initial = list(initial)
+        self._told: set[str] = set()
+        self._drawn = 0
+
+    def ask(self) -> Architecture:
+        """Raises ExhaustedError when 10,000 draws in a row were known or refused."""
+        if self._initial:
+            return self._initial.pop(0)
+        for _ in range(DRAWS):
+            arch = self.space.sample(np.random.default_rng([self.seed, self._drawn]))
+            self._drawn += 1
+            if arch.id not in self._told and self.accept(arch):
+                return arch
+        raise ExhaustedError(f"the space {self.space.name} has no more architectures to draw after {len(self._told)}")
+
+    def tell(self, candidate: Candidate) -> None:
+        self._told.add(candidate.arch.id)
+
+    def fail(self, arch: Architecture, reason: str) -> None:
+        self._told.add(arch.id)

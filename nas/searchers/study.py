@@ -1,0 +1,168 @@
+"""Architectures as trials of an Optuna study: what the strategies that Optuna brings have in common.
+
+The study lives in memory, and each trial that has ended is written to a storage at once: one record a trial, where Optuna itself
+writes one a parameter. A trial draws from a sampler seeded by (seed, trial number), so a study that is continued in another
+process asks for the same architectures as one that was never stopped, and one that was asked for and never answered is asked for
+again.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from nas.space import Architecture, Choice, Option, SearchSpace
+from nas.types import Candidate
+
+NAME = "search"
+NO_LIMITS: Mapping[str, float] = MappingProxyType({})
+
+
+class StudySearcher(ABC):
+    """A strategy of Optuna's; a subclass says which by its `sampler`.
+
+    Sizes are given to Optuna as indices into their options, so that their order counts; the picks of absent choices are sampled
+    too and dropped.
+
+    Args:
+        initial: architectures to begin with, such as the proposals of a differentiable search.
+        limits: numbers of a candidate that must not be exceeded (Deb's constrained domination, through `Trial.set_constraint`);
+            a violation counts by its share of the limit, so that ms and MiB can be added up.
+        storage: an Optuna storage that keeps the study, or None; a study that it already holds is continued.
+        population: trials before the strategy begins to learn, and those of one generation.
+
+    Raises:
+        ValueError: a population under 2, a limit that is not positive, or a storage that holds a study of another space.
+    """
+
+    def __init__(
+        self, space: SearchSpace, *, objectives: Sequence[str], seed: int, initial: Iterable[Architecture] = (),
+        limits: Mapping[str, float] = NO_LIMITS, storage: BaseStorage | None = None, population: int = 20,
+    ) -> None:  # fmt: skip
+        if population < 2:
+            raise ValueError(f"population: {population} is not at least 2")
+        for name, limit in limits.items():
+            if not limit > 0:
+                raise ValueError(f"limits: {limit} of {name} is not positive")
+        self.space, self.objectives, self.seed, self.population = space, tuple(objectives), seed, population
+        self.limits = dict(limits)
+        self._distributions = {c.name: _distribution(c) for c in space}
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        directions = [optuna.study.StudyDirection.MINIMIZE] * len(self.objectives)
+        self._memory = InMemoryStorage()
+        self.study = optuna.create_study(study_name=NAME, storage=self._memory, directions=directions)
+        self._storage = storage
+        if storage is not None:
+            self._kept = optuna.create_study(study_name=NAME, storage=storage, directions=directions, load_if_exists=True)
+            self._continue(storage)
+        ended = {self._arch(trial).id for trial in self.study.get_trials(deepcopy=False)}
+        self._initial = [arch for arch in initial if arch.id not in ended]
+        self._open: dict[str, list[Trial]] = {}
+
+    @abstractmethod
+    def sampler(self, seed: int) -> BaseSampler:
+        """A fresh sampler, for one trial."""
+
+    def ask(self) -> Architecture:
+        """The next architecture: those to begin with first."""
+        number = len(self.study.get_trials(deepcopy=False))
+        if self._initial:
+            self.study.enqueue_trial(self._params(self._initial.pop(0).as_dict))
+        seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
+        self.study.sampler = _WithinSpace(self.sampler(seed), self._distributions)
+        trial = self.study.ask(self._distributions)
+        arch = self._arch(trial)
+        self._open.setdefault(arch.id, []).append(trial)
+        return arch
+
+    def tell(self, candidate: Candidate) -> None:
+        """Scores what was asked for, or adds what was not."""
+        values = [candidate.objectives[name] for name in self.objectives]
+        excess = {name: candidate.objectives[name] / limit - 1.0 for name, limit in self.limits.items()}
+        waiting = self._open.get(candidate.arch.id)
+        if waiting:
+            trial = waiting.pop(0)
+            for name, value in excess.items():
+                trial.set_constraint(name, value)
+            self._keep(self.study.tell(trial, values))
+        else:
+            added = self._unasked(candidate.arch, values, excess)
+            self.study.add_trial(added)
+            self._keep(added)
+
+    def fail(self, arch: Architecture, reason: str) -> None:
+        for trial in self._open.pop(arch.id, [])[:1]:
+            trial.set_user_attr("reason", reason)
+            self._keep(self.study.tell(trial, state=TrialState.FAIL))
+
+    def _unasked(self, arch: Architecture, values: list[float], excess: Mapping[str, float]) -> FrozenTrial:
+        """A finished trial with a pick for every choice: a study whose trials lack parameters searches only what they share."""
+        picks = self.space.complete(arch, np.random.default_rng(int(arch.id, 16)))
+        return optuna.trial.create_trial(
+            values=values, params=self._params(picks), distributions=self._distributions, constraints=dict(excess)
+        )
+
+    def _continue(self, storage: BaseStorage) -> None:
+        """Takes over what the storage holds: ended trials, and what strategies have written beside them."""
+        known = self._kept.user_attrs.get("space")
+        if known is None:
+            self._kept.set_user_attr("space", self.space.to_json())
+        elif known != self.space.to_json():
+            raise ValueError(f"the study holds a search of the space {known['name']!r} with other choices")
+        self.study.add_trials(trial for trial in self._kept.get_trials(deepcopy=False) if trial.state.is_finished())
+        _copy_attrs(storage, self._memory)
+
+    def _keep(self, trial: FrozenTrial) -> None:
+        if self._storage is not None:
+            self._kept.add_trial(trial)
+            _copy_attrs(self._memory, self._storage)
+
+    def _params(self, picks: Mapping[str, Option]) -> dict[str, Any]:
+        return {name: self.space.by_name[name].index(pick) if isinstance(pick, int) else pick for name, pick in picks.items()}
+
+    def _arch(self, trial: Trial | FrozenTrial) -> Architecture:
+        params = trial.params
+        return self.space.canonical({c.name: c.options[params[c.name]] if c.is_nested else params[c.name] for c in self.space})
+
+
+class _WithinSpace(BaseSampler):
+    """A sampler that is told the space of all trials, which it would else look for in each of them."""
+
+    def __init__(self, sampler: BaseSampler, distributions: Mapping[str, BaseDistribution]) -> None:
+        self._sampler = sampler
+        self._distributions = {name: d for name, d in sorted(distributions.items()) if not d.single()}
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._distributions
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self._sampler.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._sampler.sample_independent(study, trial, param_name, param_distribution)
+
+
+def _distribution(choice: Choice) -> BaseDistribution:
+    return IntDistribution(0, len(choice.options) - 1) if choice.is_nested else CategoricalDistribution(choice.options)
+
+
+def _copy_attrs(source: BaseStorage, target: BaseStorage) -> None:
+    """What samplers note of the whole study, such as the parents of a generation, where the target lacks it."""
+    here, there = (storage.get_study_id_from_name(NAME) for storage in (source, target))
+    known = target.get_study_system_attrs(there)
+    for name, value in source.get_study_system_attrs(here).items():
+        if name not in known:
+            target.set_study_system_attr(there, name, value)

@@ -1,0 +1,244 @@
+"""The attention of a trunk's layers: its choices, its modules, its masks and its costs.
+
+Shapes: B sequences, T tokens, H heads, K channels of a head, G heads of keys and values, W window.
+
+The sparse kinds share one number, the window W (see `nas.attention_kinds`): a query sees W tokens to both sides (`window`), the W
+of its block and the first one (`block`), every W-th (`strided`), the W with the largest scores (`topk`), or W mixtures of all
+(`lowrank`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nas.attention import LOOKS_AHEAD, PATTERNS, Attention, AttentionKind, Backend
+from nas.attention_kinds import pattern
+from nas.encoding import Array, Encoding
+from nas.protocols import Operator
+from nas.space import Architecture, Choice, Condition, SearchSpace
+from search_spaces.common import TINY, Uses, norm_operators
+
+ATTENTION_KINDS = ("full", "window", "block", "strided", "topk", "linear", "lowrank", "none")
+DEFAULT_KINDS = ("full", "window", "none")
+READ_LATE = ("full", "strided", "lowrank")  # kinds that still need the layer's input when most is alive
+
+
+def attention_choices(
+    layer: int, requires: Sequence[Condition], *, attention: Sequence[str], heads: Sequence[int], kv_heads: Sequence[int]
+) -> list[Choice]:
+    """Kind, heads and, where they may be fewer than the heads, heads of keys and values of one layer.
+
+    A number of heads that has a choice of its divisors among `kv_heads` has it by a name of its own, as `layer1.kv_heads_of_4`;
+    without `kv_heads`, or where there is only the number itself, every head has its own keys and values.
+
+    Raises:
+        ValueError: an unknown kind, none but "none", options that a `Choice` refuses, or heads that no `kv_heads` divides.
+    """
+    unknown = [kind for kind in attention if kind not in ATTENTION_KINDS]
+    if unknown:
+        raise ValueError(f"attention: {unknown[0]!r} is not one of {ATTENTION_KINDS}")
+    attending = tuple(kind for kind in attention if kind != "none")
+    if not attending:
+        raise ValueError(f"attention: {tuple(attention)} needs at least one of {ATTENTION_KINDS[:-1]}")
+    ordered = tuple(kind for kind in ATTENTION_KINDS if kind in attention)
+    attends = Condition(f"layer{layer}.attention", attending)
+    choices = [
+        Choice(f"layer{layer}.attention", ordered, tuple(requires)),
+        Choice(f"layer{layer}.heads", tuple(heads), (attends,)),
+    ]
+    for number in choices[1].sizes:
+        allowed = Choice("kv_heads", tuple(kv_heads)).sizes if kv_heads else (number,)
+        divisors = tuple(size for size in allowed if number % size == 0)
+        if not divisors:
+            raise ValueError(f"kv_heads: none of {allowed} divides {number} heads")
+        if divisors != (number,):
+            choices.append(Choice(f"layer{layer}.kv_heads_of_{number}", divisors, (Condition(f"layer{layer}.heads", (number,)),)))
+    return choices
+
+
+@dataclass(frozen=True)
+class LayerAttention:
+    """The attention of the layers of a space whose choices are those of `attention_choices`; all layers have the same.
+
+    Raises:
+        ValueError: a size under 1, or a causal network with a kind that looks at what comes after.
+    """
+
+    space: SearchSpace
+    head_size: int
+    window: int
+    max_tokens: int
+    causal: bool = False
+
+    def __post_init__(self) -> None:
+        for kind in LOOKS_AHEAD:
+            if self.causal and kind in self.kinds:
+                raise ValueError(f"attention: {kind!r} looks at what comes after, a causal network cannot have it")
+        for name in ("head_size", "window"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
+
+    @functools.cached_property
+    def kinds(self) -> tuple[AttentionKind, ...]:
+        """Those that a relaxed layer mixes."""
+        options = self.space.by_name["layer1.attention"].options
+        return tuple(cast(AttentionKind, kind) for kind in options if kind != "none")
+
+    @functools.cached_property
+    def heads(self) -> tuple[int, ...]:
+        return self.space.by_name["layer1.heads"].sizes
+
+    @functools.cached_property
+    def kv_heads(self) -> dict[int, tuple[int, ...]]:
+        """Options by the number of heads, where there is a choice."""
+        names = {number: f"layer1.kv_heads_of_{number}" for number in self.heads}
+        return {number: self.space.by_name[name].sizes for number, name in names.items() if name in self.space.by_name}
+
+    @property
+    def most_kv_heads(self) -> int:
+        return max(self.kv_heads.get(number, (number,))[-1] for number in self.heads)
+
+    def largest(self, width: int) -> Attention:
+        """With every kind and the most heads, so that it holds every shared weight."""
+        return self._module(width, self.heads[-1], self.most_kv_heads, self.kinds, "matmul")
+
+    def module(self, arch: Architecture, layer: int, width: int, backend: Backend) -> Attention | None:
+        """Of one layer of an architecture; None if it does not attend."""
+        kind = arch[f"layer{layer}.attention"]
+        if kind == "none":
+            return None
+        heads = arch.size(f"layer{layer}.heads")
+        kv_heads = arch.size(f"layer{layer}.kv_heads_of_{heads}") if heads in self.kv_heads else heads
+        return self._module(width, heads, kv_heads, (cast(AttentionKind, kind),), backend)
+
+    def _module(self, width: int, heads: int, kv_heads: int, kinds: Sequence[AttentionKind], backend: Backend) -> Attention:
+        return Attention(
+            width, heads, kv_heads=kv_heads, head_size=self.head_size, kinds=kinds, window=self.window,
+            max_tokens=self.max_tokens, backend=backend, causal=self.causal,
+        )  # fmt: skip
+
+    def patterns(self, num_tokens: int, like: Tensor) -> Tensor:
+        """[P, T, T] of the kinds that have one."""
+        found = [pattern(kind, num_tokens, self.window, like, causal=self.causal) for kind in self.kinds if kind in PATTERNS]
+        return torch.stack(found) if found else like.new_empty(0, num_tokens, num_tokens)
+
+    def kv_masks(self, encoding: Encoding, layers: Sequence[int], heads_LC: Tensor) -> Tensor | None:
+        """[layers, H, G]: P(query head h sees head g of the keys and values), given that there is an h; None without a choice.
+
+        Args:
+            layers: their numbers, which count from 1.
+            heads_LC: masks of the heads' channels, P(there is an h).
+        """
+        if not self.kv_heads:
+            return None
+        values = encoding.values
+        total = values.new_zeros(len(heads_LC), self.heads[-1], self.most_kv_heads)
+        for index, number in enumerate(self.heads):
+            is_number_L = torch.stack([values[self.space.offsets[f"layer{layer}.heads"].start + index] for layer in layers])
+            sees = torch.as_tensor(self._sees(number)).to(values)
+            if number in self.kv_heads:
+                choices = [encoding.probabilities(f"layer{layer}.kv_heads_of_{number}") for layer in layers]
+                seen = torch.einsum("lo,ohg->lhg", torch.stack(choices), sees)
+            else:
+                seen = sees
+            total = total + is_number_L[:, None, None] * seen
+        given: Tensor = total / heads_LC[:, :: self.head_size, None].clamp_min(TINY)
+        return given
+
+    def _sees(self, number: int) -> np.ndarray:
+        """[options, H, G] of one number of heads: 1 where query head h sees head g of the keys and values."""
+        head, other = np.arange(self.heads[-1])[:, None], np.arange(self.most_kv_heads)
+        options = self.kv_heads.get(number, (number,))
+        return np.stack([(head < number) & (head % option == other) for option in options]).astype(float)
+
+    def expected_kv_heads(self, encoding: Encoding, layer: str) -> Array:
+        """Given that the layer attends."""
+        if not self.kv_heads:
+            return encoding.expected(f"{layer}.heads")
+        sizes = {n: encoding.expected(f"{layer}.kv_heads_of_{n}") if n in self.kv_heads else float(n) for n in self.heads}
+        return sum(encoding.probability(f"{layer}.heads", number) * size for number, size in sizes.items())
+
+    def pairs_of(self, tokens: int) -> dict[str, float]:
+        """By kind of attention, of one head over so many tokens: the pairs of a query and a key that are computed, or what costs
+        as many products; the floats that are read and written (moved), and those that are alive together (live)."""
+        T, W, K = tokens, self.window, self.head_size
+        blocks = -(-T // W)
+        padded = blocks * W
+        pairs = {
+            "full": T * T,
+            "window": padded * (2 if self.causal else 3) * W,
+            "block": padded * (W + 1) + (not self.causal) * T,
+            "strided": padded * blocks,
+            "topk": (T * T + T * min(W, T)) / 2,  # every score, and values of the largest
+            "linear": T * K,  # keys times values, and queries times that
+            "lowrank": 2 * T * W,  # keys and values into mixtures, and attention to these
+        }
+        moved = {kind: 2.0 * number for kind, number in pairs.items()} | {"topk": 2.0 * T * (T + min(W, T) * K)}
+        live = {
+            "full": T * (T + max(T, 2 * K)),  # scores, and scores again or the values twice
+            "window": 10.0 * padded * K,  # query; keys and values, three times; slices of keys
+            "block": (7.0 * padded + 3.0 * blocks) * K,  # query, keys and values; these with the first token, and what is joined
+            "strided": max(3.0 * padded * K, 2.0 * padded * blocks),  # in classes; or scores twice
+            "topk": max(T * W * (K + 3.0) + T * K, 2.0 * T * T + 2.0 * T * K),  # gathered values; or scores twice
+            "linear": 4.0 * T * K + T,
+            "lowrank": 3.0 * T * K,
+        }
+        return _table(pairs, moved, live)
+
+    def pairs_of_next(self, past: int) -> dict[str, float]:
+        """The same of a single token that sees the kept ones of `past` tokens and itself."""
+        seen, W, K = past + 1, self.window, self.head_size
+        keys = {
+            "full": seen,
+            "window": min(past, W) + 1,
+            "block": past % W + 1 + (past >= W),
+            "strided": past // W + 1,
+            "topk": (seen + min(W, seen)) / 2,
+        }
+        # Alive of a head are its scores twice, and keys and values as they were and with the new one.
+        return _table(keys, {kind: 2.0 * n for kind, n in keys.items()}, {kind: n * (2 + 4 * K) for kind, n in keys.items()})
+
+    def operators(
+        self, encoding: Encoding, layer: str, uses: Uses, width: Array, *, batch: int, tokens: Array, pairs: Mapping[str, Array]
+    ) -> list[Operator]:
+        """Of one block of weights; `pairs` are what `pairs_of` gives, or expectations of it."""
+        all_tokens = batch * tokens
+        heads = encoding.expected(f"{layer}.heads")
+        channels = heads * float(self.head_size)
+        kv_channels = self.expected_kv_heads(encoding, layer) * float(self.head_size)
+        operators = []
+        for kind in self.kinds:
+            p, held = of_kind = uses.times(encoding.probability(f"{layer}.attention", kind))
+            seen, moved, live = (batch * pairs[f"{kind}{what}"] for what in ("", " moved", " live"))
+            shortening = float(self.window * self.max_tokens) if kind == "lowrank" else 0.0
+            operators += [
+                *norm_operators(encoding, "attention", of_kind, all_tokens, width),
+                Operator(
+                    "projections",
+                    p,
+                    p * 4.0 * all_tokens * width * (channels + kv_channels),
+                    p * (8.0 * width * (channels + kv_channels) + 8.0 * all_tokens * (2.0 * width + channels + kv_channels)),
+                    held * (2.0 * width * (channels + kv_channels) + channels + 2.0 * kv_channels + width),
+                ),
+                Operator(
+                    f"attention.{kind}",
+                    p,
+                    p * 4.0 * seen * channels,
+                    p * (heads * 4.0 * moved + 4.0 * shortening),
+                    held * shortening,
+                    held * (heads * 4.0 * live + (8.0 if kind in READ_LATE else 4.0) * all_tokens * width),
+                ),
+            ]
+        return operators
+
+
+def _table(pairs: Mapping[str, float], moved: Mapping[str, float], live: Mapping[str, float]) -> dict[str, float]:
+    beside = {f"{kind} {what}": number for what, of in (("moved", moved), ("live", live)) for kind, number in of.items()}
+    return {**pairs, **beside}

@@ -1,0 +1,117 @@
+"""What holds for all layers of a trunk: the kind of norm, the activation, and which layers have the same weights.
+
+A choice that a space does not have is decided by `DEFAULTS`. Weights belong to a layer, the first that uses them; the others of
+its group are the same block once more, with its heads, its kinds and its sizes. They could have prefixes of them, but then a file
+would hold these prefixes too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from nas.encoding import Array, Encoding
+from nas.feed_forward import ACTIVATIONS
+from nas.layers import Norm, RMSNorm
+from nas.protocols import Operator
+from nas.space import Choice, Option, SearchSpace
+
+NORM_KINDS = ("layer", "rms")
+SHARING = ("none", "pairs", "all")
+"""No layers share, each second one has the weights of the one before (MobileLLM, arXiv:2402.14905), or all have the same (ALBERT,
+arXiv:1909.11942)."""
+DEFAULTS = {"ffn_kind": "mlp", "activation": "gelu", "norm_kind": "layer", "sharing": "none"}
+NormPlace = Literal["pre", "post"]
+NORM_EPS = {"pre": 1e-5, "post": 1e-12}  # of torch, of BERT
+TINY = 1e-6  # what is as good as no probability
+
+
+def common_choices(*, sharing: Sequence[str], activation: Sequence[str], norm_kind: Sequence[str]) -> list[Choice]:
+    """Raises ValueError: unknown kinds, or none."""
+    given = (("sharing", sharing, SHARING), ("activation", activation, ACTIVATIONS), ("norm_kind", norm_kind, NORM_KINDS))
+    return [Choice(name, kinds) for name, options, known in given if (kinds := ordered(name, options, tuple(known)))]
+
+
+def ordered(name: str, given: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
+    """The options of a categorical choice in their order; none if the only one is the default, which makes no choice.
+
+    Raises:
+        ValueError: unknown kinds, or none.
+    """
+    if not given or set(given) - set(known):
+        raise ValueError(f"{name}: {tuple(given)} are not some of {known}")
+    return () if tuple(given) == (DEFAULTS[name],) else tuple(kind for kind in known if kind in given)
+
+
+def options(space: SearchSpace, name: str) -> tuple[Option, ...]:
+    """Those of a choice, or the default alone."""
+    return space.by_name[name].options if name in space.by_name else (DEFAULTS[name.rpartition(".")[2]],)
+
+
+def leader(layer: int, sharing: Option) -> int:
+    """The layer whose weights a layer uses; both count from 1."""
+    return {"none": layer, "pairs": layer - 1 + layer % 2, "all": 1}[str(sharing)]
+
+
+def leaders(space: SearchSpace) -> tuple[int, ...]:
+    """The layers that may have weights, and then choices, of their own."""
+    return tuple(layer for layer in range(1, space.by_name["depth"].largest + 1) if f"layer{layer}.attention" in space.by_name)
+
+
+def leaders_of(space: SearchSpace, layer: int) -> tuple[int, ...]:
+    """The layers whose weights a layer may use."""
+    return tuple(dict.fromkeys(leader(layer, sharing) for sharing in options(space, "sharing")))
+
+
+def users(space: SearchSpace) -> np.ndarray:
+    """[options of `sharing`, layers, leaders]: 1 where a layer uses the weights of a leader."""
+    layers = range(1, space.by_name["depth"].largest + 1)
+    found = [[[leader(n, sharing) == m for m in leaders(space)] for n in layers] for sharing in options(space, "sharing")]
+    return np.array(found, dtype=float)
+
+
+class Uses(NamedTuple):
+    """Of one block of weights, or of a part of it, as expectations."""
+
+    runs: Array  # layers that use it
+    held: Array  # P(one does)
+
+    def times(self, p: Array) -> Uses:
+        return Uses(self.runs * p, self.held * p)
+
+
+def uses(encoding: Encoding, layer: int) -> Uses:
+    """Of the weights of a leader."""
+    space = encoding.space
+
+    def uses_them(other: int) -> Array:
+        kept = [sharing for sharing in options(space, "sharing") if leader(other, sharing) == layer]
+        everyone = len(kept) == len(options(space, "sharing"))
+        return 1.0 if everyone else sum(encoding.probability("sharing", sharing) for sharing in kept)
+
+    others = [n for n in range(layer, space.by_name["depth"].largest + 1) if layer in leaders_of(space, n)]
+    first, *more = (encoding.at_least("depth", other) * uses_them(other) for other in others)
+    return Uses(sum(more, first), first)
+
+
+def make_norm(width: int, place: NormPlace, kind: str) -> Norm | RMSNorm:
+    return Norm(width, eps=NORM_EPS[place]) if kind == "layer" else RMSNorm(width, eps=NORM_EPS[place])
+
+
+def norm_operators(encoding: Encoding, branch: str, of: Uses, tokens: Array, width: Array) -> list[Operator]:
+    """A norm of each kind that the space has; an RMS norm has no bias."""
+    operators = []
+    for kind in options(encoding.space, "norm_kind"):
+        p = of.times(encoding.probability("norm_kind", kind)) if "norm_kind" in encoding.space.by_name else of
+        streams, parameters = 4.0 * tokens * width, (2.0 if kind == "layer" else 1.0) * width
+        name = f"{branch}.norm" if kind == "layer" else f"{branch}.rms.norm"
+        moved = p.runs * 2.0 * streams
+        operators.append(Operator(name, p.runs, moved, moved, p.held * parameters, p.held * 3.0 * streams))
+    return operators
+
+
+def norm_parameters(encoding: Encoding) -> Array:
+    """Expected weights of one norm, as that behind the last layer."""
+    return sum(op.parameters for op in norm_operators(encoding, "last", Uses(1.0, 1.0), 0.0, encoding.expected("width")))

@@ -1,0 +1,156 @@
+"""A stack of transformer layers, as a network and as a supernet under masks.
+
+Shapes: B sequences, T tokens, D width, H heads, C channels of all heads, G heads of keys and values, P patterns. Residual blocks,
+pre-norm or, as in BERT (arXiv:1810.04805), post-norm:
+
+    x -> [x + attention(norm(x)); x + feed-forward(norm(x))] * depth -> norm
+    x -> norm -> [norm(x + attention(x)); norm(x + feed-forward(x))] * depth
+
+Layers may have the same weights. In a supernet where that is a choice, a layer runs once, over the mixture of the weights that it
+may use: a pass over weights for each of them, not one over all tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from nas.attention import Attention, Cache
+from nas.feed_forward import FeedForward, FeedForwardMasks
+from nas.layers import Width, mixed
+from search_spaces.attention import LayerAttention
+from search_spaces.common import TINY, NormPlace, make_norm
+
+
+@dataclass(frozen=True)
+class LayerMasks:
+    """One layer of a relaxed stack."""
+
+    kinds: Tensor  # of attention but none, times P(there is such a layer)
+    heads: Tensor  # [C]
+    kv: Tensor | None  # [H, G]: P(query head h sees head g of the keys and values), where there is a choice
+    ffn: FeedForwardMasks
+
+
+@dataclass(frozen=True)
+class Masks:
+    """A relaxed stack: its active channels, and its layers one by one."""
+
+    width: Width
+    layers: Sequence[LayerMasks]
+    users: Sequence[Tensor] | None = None  # of each layer, P(it uses the weights) of the blocks that it may; None: it has its own
+
+
+Relaxed = tuple[Tensor, Width, LayerMasks]
+"""What `Block.relaxed` takes after the bias."""
+
+
+class Block(nn.Module):
+    """One layer; without attention or without a feed-forward it is the other branch alone."""
+
+    def __init__(
+        self,
+        width: int,
+        attention: Attention | None,
+        ffn: FeedForward | None,
+        *,
+        norm: NormPlace = "pre",
+        norm_kind: str = "layer",
+    ) -> None:
+        super().__init__()
+        if attention is not None:
+            self.attention_norm, self.attention = make_norm(width, norm, norm_kind), attention
+        if ffn is not None:
+            self.ffn_norm, self.ffn = make_norm(width, norm, norm_kind), ffn
+        self.has_attention, self.has_ffn, self.norm = attention is not None, ffn is not None, norm
+
+    def forward(self, x_BTD: Tensor, bias: Tensor, relaxed: Relaxed | None = None) -> Tensor:
+        if relaxed is not None:
+            return self.relaxed(x_BTD, bias, *relaxed)
+        if self.has_attention and self.norm == "post":
+            x_BTD = self.attention_norm(x_BTD + self.attention(x_BTD, bias))
+        elif self.has_attention:
+            x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), bias)
+        return self._fed(x_BTD)
+
+    def _fed(self, x_BTD: Tensor) -> Tensor:
+        if self.has_ffn and self.norm == "post":
+            x_BTD = self.ffn_norm(x_BTD + self.ffn(x_BTD))
+        elif self.has_ffn:
+            x_BTD = x_BTD + self.ffn(self.ffn_norm(x_BTD))
+        return x_BTD
+
+    def cached(self, x_BTD: Tensor, bias: Tensor | None, past: Cache | None) -> tuple[Tensor, Cache | None]:
+        """The same with `Attention.cached`; without attention there is nothing to keep."""
+        present: Cache | None = None
+        if self.has_attention:
+            mixed_BTD, present = self.attention.cached(self.attention_norm(x_BTD), bias, past)
+            x_BTD = x_BTD + mixed_BTD
+        return self._fed(x_BTD), present
+
+    def relaxed(self, x_BTD: Tensor, bias: Tensor, patterns_PTT: Tensor, width: Width, masks: LayerMasks) -> Tensor:
+        """The block under its masks.
+
+        A post-norm branch that is not there takes its norm with it, so a mixture is one of what comes out of the norm:
+        p norm(x + branch) + (1 - p) x, the branch given that it is there.
+        """
+        kinds, heads_C, kv_HG, gate = masks.kinds, masks.heads, masks.kv, masks.ffn.gate
+        if self.norm == "post":
+            attends = kinds.sum()
+            given = kinds / attends.clamp_min(TINY)
+            written = self.attention.relaxed(x_BTD, bias, patterns_PTT, given, heads_C, kv_HG, width)
+            x_BTD = torch.lerp(x_BTD, self.attention_norm.relaxed(width.centre_again(x_BTD + written), width), attends)
+            written = self.ffn.relaxed(x_BTD, masks.ffn.given(gate.clamp_min(TINY)), width)
+            return torch.lerp(x_BTD, self.ffn_norm.relaxed(width.centre_again(x_BTD + written), width), gate)
+        normed = self.attention_norm.relaxed(x_BTD, width)
+        x_BTD = x_BTD + self.attention.relaxed(normed, bias, patterns_PTT, kinds, heads_C, kv_HG, width)
+        return x_BTD + self.ffn.relaxed(self.ffn_norm.relaxed(x_BTD, width), masks.ffn, width)
+
+
+class Stack(nn.Module):
+    """Layers and the last norm, or the first one if they are post-norm; at its largest size and called with `masks` it is every
+    smaller one.
+
+    Args:
+        blocks: weights, by the number of the first layer that uses them; numbers count from 0.
+        users: of each layer the blocks that it may use, which is one but in a supernet where layers may share.
+    """
+
+    def __init__(
+        self, blocks: Mapping[int, Block], users: Sequence[Sequence[int]], width: int, attention: LayerAttention, *,
+        norm: NormPlace = "pre", norm_kind: str = "layer",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.blocks = nn.ModuleDict({str(number): block for number, block in blocks.items()})
+        self.users = [[str(number) for number in numbers] for numbers in users]
+        self.norm = make_norm(width, norm, norm_kind)
+        self.attention, self.norm_first = attention, norm == "post"
+
+    @property
+    def layers(self) -> list[Block]:
+        """Of a network, one after the other; some may be the same."""
+        return [self.blocks[first] for first, *_ in self.users]  # type: ignore[misc]
+
+    def forward(self, x_BTD: Tensor, bias: Tensor, masks: Masks | None = None) -> Tensor:
+        """The normed stream [B, T, D]; `bias` is added to the scores, [B, 1, 1, T] or [B, 1, T, T]."""
+        if masks is None:
+            x_BTD = self.norm(x_BTD) if self.norm_first else x_BTD
+            for block in self.layers:
+                x_BTD = block(x_BTD, bias)
+            result: Tensor = x_BTD if self.norm_first else self.norm(x_BTD)
+            return result
+        patterns_PTT, width = self.attention.patterns(x_BTD.shape[1], bias), masks.width
+        x_BTD = width.centre(x_BTD)
+        x_BTD = self.norm.relaxed(x_BTD, width) if self.norm_first else x_BTD
+        for layer, row in enumerate(masks.layers):
+            blocks = [self.blocks[number] for number in self.users[layer]]
+            arguments = (x_BTD, bias, (patterns_PTT, width, row))
+            if len(blocks) == 1 or masks.users is None:
+                x_BTD = blocks[0](*arguments)
+            else:
+                x_BTD = functional_call(blocks[0], mixed(blocks, masks.users[layer]), arguments)
+        return x_BTD if self.norm_first else self.norm.relaxed(x_BTD, width)

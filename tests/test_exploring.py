@@ -1,0 +1,213 @@
+"""A search with memory as objective and budget, that measures on the way: through the command, and step by step."""
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_module
+
+from experiments.build import build
+from experiments.calibration import Calibration
+from experiments.config import register
+from experiments.costing import Costing, measured_energy
+from experiments.exploring import Explorer
+from experiments.outcome import Budget
+from experiments.progress import Reporter
+from experiments.selecting import shortlist
+from hardware.arena import activations_mib
+from latency_models.additive import AdditiveLatency
+from latency_models.memory import memory_of
+from nas.compute import Compute
+from nas.protocols import DeviceError
+from nas.types import Candidate, Measurement, Provenance, Workload
+from tests.conftest import command
+
+BUDGET_MIB = 0.3
+
+
+@pytest.fixture(scope="module")
+def searched(finished, tmp_path_factory):
+    """Continues the calibration of another run, so that nothing but three networks is measured for it."""
+    run = tmp_path_factory.mktemp("memory") / "run"
+    words = [
+        "experiment=smoke",
+        f"run={run}",
+        f"store={finished.parent / 'store'}",
+        "torch_threads=1",
+        f"budget_mib={BUDGET_MIB}",
+    ]
+    words += [
+        "objectives=[error,latency_ms,memory_mib]",
+        "searcher=regularised_evolution",
+        "searcher.measure=2",
+        "searcher.evaluations=12",
+    ]
+    done = command("search", *words, "budget_ms=100")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Memory kept: asked 0.3 MiB" in done.stdout or "Memory BROKEN: asked 0.3 MiB" in done.stdout
+    return run
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_memory_is_an_objective_and_a_budget(searched):
+    results = json.loads((searched / "results.json").read_text())
+    networks = {n["id"]: n for n in results["networks"]}
+    for n in networks.values():
+        assert n["measured"]["memory_mib"] == pytest.approx(n["predicted"]["memory_mib"], rel=0.15)
+    assert networks[results["picked_id"]]["measured"]["memory_mib"] <= BUDGET_MIB
+    assert results["memory"]["kept"] is True
+    for candidate in lines(searched / "candidates.jsonl"):
+        assert candidate["objectives"]["upper_mib"] > candidate["objectives"]["memory_mib"]
+        if candidate["phase"] == "random":
+            assert candidate["objectives"]["upper_mib"] <= BUDGET_MIB
+    with (searched / "pareto.csv").open() as file:
+        assert all(float(row["measured_memory_mib"]) > 0 for row in csv.DictReader(file))
+
+
+def test_what_is_measured_on_the_way_is_known_and_said(searched):
+    trust = json.loads((searched / "trust.json").read_text())
+    refined = trust["measured_during_the_search"]
+    measured = refined["measured"]
+    assert 1 <= measured <= 2
+    assert np.isfinite(refined["mape_percent_before"])
+    assert f"Measured half way through, near the front: {measured}" in (searched / "report.html").read_text()
+    assert {p for p in trust["hypervolume"] if p in ("search", "random", "hand")} == {"search", "random", "hand"}
+    calibrated = [r["id"] for r in lines(searched / "measurements.jsonl") if r["phase"] == "calibration"]
+    assert len(calibrated) == len(set(calibrated)) == 13 + measured
+    again = command("search", *(searched / ".hydra/overrides.yaml").read_text().replace("- ", "").split())
+    assert again.returncode == 0, again.stderr
+    assert json.loads((searched / "trust.json").read_text())["measured_during_the_search"]["joined"] == refined["joined"]
+    assert len([r for r in lines(searched / "measurements.jsonl") if r["phase"] == "calibration"]) == len(calibrated)
+
+
+# --- parts
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    register()
+    with initialize_config_module("conf", version_base="1.3"):
+        words = ["experiment=smoke", f"run={tmp_path_factory.mktemp('parts') / 'run'}", "searcher.measure=4"]
+        return build(compose("search", overrides=words), report=Reporter(quiet=True))
+
+
+def measurement(arch, milliseconds, **environment):
+    return Measurement(arch, "simulated", Workload(tokens=32), ((milliseconds,),), ((1.0,),), 1.0, environment)
+
+
+def law_ms(pipeline, archs, *, factor=1.0):
+    """What the simulated device takes: all operators cost by their FLOPs, those of the widest networks `factor` times as much."""
+    flops = np.array([memory_of(pipeline.family, [a], pipeline.workload)[0].weights_mib for a in archs])
+    return [float(f * (factor if a.size("width") == 64 else 1.0)) for f, a in zip(flops, archs, strict=True)]
+
+
+@pytest.fixture
+def calibrated(pipeline):
+    rng = np.random.default_rng(0)
+    archs = list({a.id: a for a in (pipeline.family.space.sample(rng) for _ in range(40))}.values())[:12]
+    times = law_ms(pipeline, archs)
+    known = {a.id: measurement(a, t, energy_mj=[3 * t] * 3) for a, t in zip(archs, times, strict=True)}
+    model = AdditiveLatency().fit(pipeline.family, list(known.values()))
+    return Calibration(model, known, 1.0, {}, [])
+
+
+def explorer(pipeline, calibration):
+    costing = Costing.of(pipeline.settings, pipeline.family, pipeline.workload, calibration)
+    supernet = pipeline.family.supernet()
+    return Explorer(
+        pipeline.family, pipeline.task, supernet, Compute("cpu", "float32", "matmul"), calibration, costing, Budget(10.0, "user"),
+        pipeline.settings, pipeline.run, Reporter(quiet=True),
+    )  # fmt: skip
+
+
+class Twice:
+    """Measures that the widest networks take twice what everybody thought."""
+
+    def __init__(self, pipeline) -> None:
+        self.pipeline, self.asked = pipeline, []
+
+    def more(self, archs, calibration):
+        self.asked = list(archs)
+        times = law_ms(self.pipeline, archs, factor=2.0)
+        return {a.id: measurement(a, t, energy_mj=[1.0]) for a, t in zip(archs, times, strict=True)}
+
+
+class Lost:
+    def more(self, archs, calibration):
+        raise DeviceError("simulated: no answer")
+
+
+def scored(pipeline, calibration):
+    rng = np.random.default_rng(1)
+    archs = list({a.id: a for a in (pipeline.family.space.sample(rng) for _ in range(60))}.values())
+    predicted = calibration.model.predict(archs)
+    return [
+        Candidate(
+            a, {"error": 50 / (1 + m), "latency_ms": m, "upper_ms": u},
+            {"error": Provenance.INHERITED, "latency_ms": Provenance.PREDICTED, "upper_ms": Provenance.PREDICTED}, "search",
+        )
+        for a, m, u in zip(archs, predicted.mean_ms.tolist(), predicted.upper_ms.tolist(), strict=True)
+    ]  # fmt: skip
+
+
+def test_measurements_that_contradict_the_model_change_it(pipeline, calibrated):
+    candidates, device = scored(pipeline, calibrated), Twice(pipeline)
+    one = explorer(pipeline, calibrated)
+    before = calibrated.model.predict([c.arch for c in candidates]).mean_ms
+    refined = one.refine(candidates, device)
+    assert refined["measured"] == len(device.asked) == 4
+    assert len(set(device.asked)) == 4
+    measured = law_ms(pipeline, device.asked, factor=2.0)
+    after = calibrated.model.predict(device.asked).mean_ms
+    old = [c.objectives["latency_ms"] for a in device.asked for c in candidates if c.arch == a]
+    assert np.mean(np.abs(after / measured - 1)) < np.mean(np.abs(np.array(old) / measured - 1))
+    assert refined["mape_percent_before"] == pytest.approx(100 * np.mean(np.abs(np.array(old) / measured - 1)))
+    now = calibrated.model.predict([c.arch for c in candidates]).mean_ms
+    assert refined["mean_change_percent"] == pytest.approx(100 * np.mean(np.abs(now / before - 1)))
+
+
+def test_a_device_that_is_lost_changes_nothing(pipeline, calibrated):
+    candidates = scored(pipeline, calibrated)
+    before = calibrated.model.predict([c.arch for c in candidates]).mean_ms
+    refined = explorer(pipeline, calibrated).refine(candidates, Lost())
+    assert refined == {"measured": 0, "lost": "simulated: no answer"}
+    assert np.array_equal(before, calibrated.model.predict([c.arch for c in candidates]).mean_ms)
+
+
+def test_costs_are_those_of_their_units(pipeline, calibrated):
+    settings = replace(pipeline.settings, objectives=("error", "latency_ms", "parameters", "energy_mj"), budget_mib=9.0)
+    costing = Costing.of(settings, pipeline.family, pipeline.workload, calibrated)
+    archs = [pipeline.family.space.smallest(), pipeline.family.space.largest()]
+    for arch, costs in zip(archs, costing(archs), strict=True):
+        assert costs["parameters"] * 1e6 == sum(p.numel() for p in pipeline.family.network(arch).parameters())
+        assert costs["energy_mj"] == pytest.approx(3 * costs["latency_ms"], rel=0.05)
+        assert costs["memory_mib"] == memory_of(pipeline.family, [arch], pipeline.workload)[0].peak_mib
+        assert list(costs) == ["latency_ms", "upper_ms", "memory_mib", "upper_mib", "parameters", "energy_mj"]
+    with pytest.raises(ValueError, match="without its energy; store=FOLDER"):
+        measured_energy(measurement(archs[0], 1.0))
+
+
+def test_a_short_list_spreads_over_all_objectives(pipeline):
+    rng = np.random.default_rng(3)
+    corner = {"error": (1, 9, 9), "latency_ms": (9, 1, 9), "memory_mib": (9, 9, 1)}
+    archs = list({a.id: a for a in (pipeline.family.space.sample(rng) for _ in range(40))}.values())
+    front = [
+        Candidate(arch, {n: float(v[i % 3]) + 0.01 * i for n, v in corner.items()}, dict.fromkeys(corner, Provenance.PREDICTED))
+        for i, arch in enumerate(archs[:9])
+    ]
+    chosen = shortlist(front, 3, objectives=tuple(corner), budget_ms=12.0)
+    assert {archs.index(arch) % 3 for arch in chosen} == {0, 1, 2}
+    assert shortlist([], 3, objectives=tuple(corner), budget_ms=12.0) == []
+
+
+def test_the_arena_is_measured_of_the_file_that_ships(searched):
+    results = json.loads((searched / "results.json").read_text())
+    [path] = (searched / f"export/{results['picked_id']}").glob("model.onnx")
+    inputs = dict.fromkeys(("token_ids", "attention_mask"), np.ones((1, 32), dtype=np.int64))
+    network = next(n for n in results["networks"] if n["id"] == results["picked_id"])
+    assert 0 < activations_mib(path, inputs) < network["measured"]["memory_mib"]

@@ -1,0 +1,91 @@
+"""The evidence of a run: each figure against a case whose answer is known, and what is said when it cannot be known."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.stats import kendalltau
+
+from experiments.trust import differ, evidence, predictor_on_picked, rank_correlation, sentences, tau_with_interval, ties
+from nas.pareto import hypervolume
+from nas.types import Candidate, Provenance
+from tests.test_report import SPACE, make_candidates, make_results
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_tau_is_kendalls(seed):
+    pairs = np.random.default_rng(seed).integers(0, 6, size=(12, 2)).astype(float)
+    known = tau_with_interval(pairs, seed=seed)
+    assert known["tau"] == pytest.approx(kendalltau(*pairs.T).statistic)
+    assert -1 <= known["low"] <= known["tau"] <= known["high"] <= 1
+
+
+def test_the_interval_of_tau_covers_the_truth():
+    """Bivariate normal with correlation 0.7: tau is 2/pi asin(0.7) (Greiner's relation)."""
+    truth, rng = 2 / np.pi * np.arcsin(0.7), np.random.default_rng(0)
+    covered = 0
+    for seed in range(40):
+        x, noise = rng.normal(size=(2, 20))
+        known = tau_with_interval(np.stack([x, 0.7 * x + np.sqrt(1 - 0.49) * noise], axis=1), seed=seed)
+        covered += known["low"] <= truth <= known["high"]
+    assert covered >= 0.85 * 40
+
+
+def test_equal_errors_have_no_ranking():
+    assert tau_with_interval(np.ones((5, 2)), seed=0) == {"tau": None, "low": None, "high": None}
+
+
+def with_inherited(results, errors):
+    archs = [SPACE.canonical(n.arch) for n in results.networks]
+    objectives = [{"error": error, "latency_ms": n.predicted_ms} for error, n in zip(errors, results.networks, strict=True)]
+    provenance = {"error": Provenance.INHERITED, "latency_ms": Provenance.PREDICTED}
+    return [Candidate(arch, o, provenance, phase="search", seconds=0.5) for arch, o in zip(archs, objectives, strict=True)]
+
+
+def test_a_supernet_that_ranks_as_training_does_and_one_that_is_upside_down():
+    results = make_results()
+    errors = np.array([n.error_percent for n in results.networks])
+    for sign in (1, -1):
+        ranking = rank_correlation(results, with_inherited(results, 50 + sign * errors))
+        assert {part: figures["tau"] for part, figures in ranking.items()} == pytest.approx(dict.fromkeys(ranking, sign))
+    said = " ".join(sentences(evidence(results, with_inherited(results, 50 - errors)), results))
+    assert "The ranking is not shown to mean anything" in said
+    few = rank_correlation(results, with_inherited(results, errors)[:3])
+    assert few is None
+    assert "Too few networks" in " ".join(sentences(evidence(results, []), results))
+
+
+def test_picked_networks_that_take_longer_than_predicted():
+    results = make_results()
+    networks = [replace(n, measured_ms=1.25 * n.predicted_ms, measured_high_ms=None) for n in results.networks]
+    known = predictor_on_picked(networks)
+    assert known["mape_percent"] == pytest.approx(20)
+    assert known["median_excess_percent"] == pytest.approx(25)
+    assert known["over_bound"] == known["num"] == len(networks)
+    assert predictor_on_picked([replace(n, measured_ms=None) for n in networks]) is None
+
+
+def test_hypervolume_grows_with_evaluations():
+    results, candidates = make_results(), make_candidates(num=20)
+    curves = evidence(results, candidates)["hypervolume"]
+    for phase in ("search", "random"):
+        curve = curves[phase]["after_evaluations"]
+        assert len(curve) == len(curves[phase]["seconds"]) == 20
+        assert curve == sorted(curve)
+        costs = np.array([[c.objectives["latency_ms"], c.objectives["error"]] for c in candidates if c.phase == phase])
+        assert curve[-1] == hypervolume(costs, results.hypervolume_reference)
+
+
+def test_what_cannot_be_told_apart_is_tied():
+    assert not differ(10.0, 10.5, num=1000)
+    assert differ(10.0, 15.0, num=1000)
+    assert differ(10.0, 10.5, num=100_000)
+    networks = [replace(n, error_percent=e) for n, e in zip(make_results().networks, (10, 10.5, 15, 15.2), strict=False)]
+    groups = ties(networks, 1000)["groups"]
+    assert groups == [[n.id for n in networks[:2]], [n.id for n in networks[2:]]]
+    assert ties(networks, None) is None
+
+
+def test_chance_seldom_tells_equal_networks_apart():
+    wrong = np.random.default_rng(0).binomial(500, 0.1, size=(400, 2))
+    assert np.mean([differ(100 * a / 500, 100 * b / 500, num=500) for a, b in wrong]) < 0.08
