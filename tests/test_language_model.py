@@ -11,8 +11,9 @@ import torch
 from experiments import generate as generation
 from experiments.cli import main
 from experiments.finishing import Finisher
-from experiments.generate import continued, draw, generate
+from experiments.generate import generate
 from experiments.pipeline import Pipeline
+from experiments.predict import continued, draw
 from experiments.settings import FinishSettings, Settings
 from experiments.tasks import language_model
 from experiments.tasks.language_model import LanguageModel, PythonSource, TextFile, byte_tokenizer
