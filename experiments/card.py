@@ -12,7 +12,7 @@ CACHE = """
 `prefill.onnx` takes `token_ids` of prompts of one length and gives `logits` [batch, 1, words] of the next token and, for each
 layer that attends, `present.<layer>.key` and `.value`, float32 [batch, heads, past, head size]. `decode.onnx` takes one token of
 each sequence, `token_ids` and `position_ids`, int64 [batch, 1], and these as `past_key_values.<layer>.key` and `.value`; past may
-be 0. A layer with a window keeps as many tokens as it sees. All three files hold the same weights.
+be 0. A layer with a window keeps as many tokens as it sees.
 """
 FOR_EACH = {"text": '"a text"', "language model": '"a text" --tokens 100', "token ids": '"[3, 1, 4]"', "values": "example.npy"}
 
@@ -116,7 +116,7 @@ def _shared(contract: Mapping[str, Any]) -> list[str]:
     if shared is None:
         return []
     return [
-        f"All networks lie over one file of weights, {shared['stored_bytes']:,} bytes; equal weights are stored once, which "
+        f"All ONNX files lie over one file of weights, {shared['stored_bytes']:,} bytes; equal weights are stored once, which "
         f"saves {shared['shared_percent']:.1f} %. Networks that were trained on their own share little."
     ]
 

@@ -2,8 +2,8 @@
 
 export/<id>/  model.onnx  tokenizer.json  labels.json  predict.py  contract.json  card.md  architecture.json  config.yaml
 
-A decoder ships prefill.onnx and decode.onnx too: the same weights with a cache of keys and values. Several networks lie over one
-file, weights.bin. A folder appears under its name when all of it is there, and takes the place of an earlier export only.
+A decoder ships prefill.onnx and decode.onnx too, with a cache of keys and values, and several networks may ship together: several
+ONNX files lie over one file of weights, weights.bin. A folder appears under its name when all of it is there, and takes the place of an earlier export only.
 """
 
 from __future__ import annotations
@@ -157,21 +157,26 @@ def check_unchanged(folder: Path) -> None:
 def _write(
     finisher: Finisher, shipments: Sequence[Shipment], terms: Terms, folder: Path
 ) -> tuple[list[Files], dict[str, Any] | None]:
-    """The networks' files, and what sharing weights saves where there are several networks."""
-    mode = finisher.workload.mode
-    timed = {s.arch.id: next(iter(s.files)) if mode == "encode" else f"{mode}.onnx" for s in shipments}
-    if len(shipments) == 1:
-        [only] = shipments
-        for name, source in only.files.items():
+    """The networks' files, and what sharing weights saves where there are several files."""
+    mode, several = finisher.workload.mode, len(shipments) > 1
+    named = [{f"{s.arch.id}.{name}" if several else name: path for name, path in s.files.items()} for s in shipments]
+    sources = {name: path for files in named for name, path in files.items()}
+    data: tuple[str, ...] = ()
+    shared = None
+    if terms.kind == "onnx" and len(sources) > 1:
+        data, saved = (WEIGHTS,), share_weights(sources, folder, data=WEIGHTS)
+        shared = {**asdict(saved), "shared_percent": saved.shared_percent}
+    else:
+        for name, source in sources.items():
             shutil.copyfile(source, folder / name)
-        return [Files(tuple(only.files), folder / next(iter(only.files)), folder / timed[only.arch.id])], None
-    renamed = {f"{s.arch.id}.{name}": source for s in shipments for name, source in s.files.items()}
-    shared = share_weights(renamed, folder, data=WEIGHTS)
-    files = []
-    for shipment in shipments:
-        names = [f"{shipment.arch.id}.{name}" for name in shipment.files]
-        files.append(Files((*names, WEIGHTS), folder / names[0], folder / f"{shipment.arch.id}.{timed[shipment.arch.id]}"))
-    return files, {**asdict(shared), "shared_percent": shared.shared_percent}
+    return [
+        Files(
+            (*files, *data),
+            whole=folder / next(iter(files)),
+            timed=folder / next(name for name in files if mode == "encode" or name.endswith(f"{mode}.onnx")),
+        )
+        for files in named
+    ], shared
 
 
 def _test_scores(finisher: Finisher, shipment: Shipment, files: Files, terms: Terms) -> dict[str, Any]:
