@@ -63,10 +63,7 @@ class Words:
 def main(words: Sequence[str]) -> int:
     """Raises ValueError: no such run, nothing that the pick names, a format that cannot be written, or a broken promise."""
     given = parse(Words, words)
-    if given.format not in FORMATS:
-        raise ValueError(f"format: {given.format!r} is not one of {tuple(FORMATS)}")
-    if given.format != "onnx" and given.precision not in (None, "fp32"):
-        raise ValueError(f"precision: {given.precision} goes with format=onnx, other formats are in fp32")
+    limits = limits_of(given)
     run = existing_run(given.run)
     results, _ = load(run)
     picked = picks(results.networks, given.pick)
@@ -76,23 +73,20 @@ def main(words: Sequence[str]) -> int:
         raise RunError(f"run: {run.path} was made from Python; export with experiments.shipping.ship there")
     config = OmegaConf.load(run / ".hydra/config.yaml")
     assert isinstance(config, DictConfig)
+    device, variant = variant_of(config, given)
     report = Reporter()
     pipeline = build(OmegaConf.merge(config, {"run": str(run.path)}), report=report)  # type: ignore[arg-type]
     with run.lock(), tempfile.TemporaryDirectory() as folder:
         pipeline.claim()
-        own = pipeline.finisher(Compute(**run.read_json("compute.json")["chosen"]))
-        device, variant = variant_of(config, own, given)
-        exporter = Exporter(replace(own, device=device), results, given.format, variant, Path(folder))
+        finisher = pipeline.finisher(Compute(**run.read_json("compute.json")["chosen"]))
+        if variant:
+            finisher = replace(finisher, device=device)
+        exporter = Exporter(finisher, results, given.format, variant, Path(folder))
         shipments = [exporter.shipment(network, names) for network, names in picked]
-        tolerances = [tolerance_of(exporter.finisher, s.arch) for s in shipments]
-        limits = Limits(
-            tolerance=given.tolerance if given.tolerance is not None else max(tolerances),
-            max_drop=given.max_drop,
-            budget_ms=budget_of(given),
-        )
+        if given.tolerance is None:
+            limits = replace(limits, tolerance=max(tolerance_of(finisher, s.arch) for s in shipments))
         command = shlex.join(["paretoformer", "export", *words])
-        terms = Terms(command, limits, kind=given.format, variant=variant, replace=given.replace)
-        shipped = ship(exporter.finisher, shipments, terms)
+        shipped = ship(finisher, shipments, Terms(command, limits, kind=given.format, variant=variant, replace=given.replace))
     for facts, (network, _) in zip(shipped.networks, picked, strict=True):
         report.say(f"{facts['id']} ({network.label}): test error {facts['test']['error_percent']:.2f} %. {facts['verdict']}")
     if (shared := shipped.contract["shared_weights"]) is not None:
@@ -112,28 +106,42 @@ def picks(networks: Sequence[Network], rules: str) -> list[tuple[Network, list[s
     return list(found.values())
 
 
-def budget_of(given: Words) -> float:
-    """In ms; infinity if nothing is promised."""
-    if given.budget_ms is not None:
-        return given.budget_ms
+def limits_of(given: Words) -> Limits:
+    """What the words promise; where they name no tolerance, that of the precision comes later. Raises ValueError."""
+    if given.format not in FORMATS:
+        raise ValueError(f"format: {given.format!r} is not one of {tuple(FORMATS)}")
+    if given.format != "onnx" and given.precision not in (None, "fp32"):
+        raise ValueError(f"precision: {given.precision} goes with format=onnx, other formats are in fp32")
     asked = [rule.partition(":")[2].strip() for rule in given.pick.split(",") if rule.strip().startswith("budget:")]
-    return max((float(text.removesuffix("ms")) for text in asked), default=math.inf)
+    budget_ms = max((number("pick", text.removesuffix("ms")) for text in asked), default=math.inf)
+    return Limits(
+        tolerance=math.inf if given.tolerance is None else given.tolerance,
+        max_drop=given.max_drop,
+        budget_ms=budget_ms if given.budget_ms is None else given.budget_ms,
+    )
 
 
-def variant_of(config: DictConfig, own: Finisher, given: Words) -> tuple[Device, str]:
+def number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{name}: {text!r} is not a number like 8ms") from None
+
+
+def variant_of(config: DictConfig, given: Words) -> tuple[Device, str]:
     """What runs the files, and what sets them apart from those of the run's own device, if anything does.
 
     Raises:
         ValueError: a precision that the device does not have, or a format of a runtime that does not time this workload.
     """
     if given.format != "onnx":
-        if own.workload.mode != "encode":
-            raise ValueError(f"format: {given.format} holds networks for whole inputs, this run is timed in {own.workload.mode}")
-        return RUNTIMES[given.format](threads=int(own.device.environment.get("threads", 1))), given.format
+        if config.mode != "encode":
+            raise ValueError(f"format: {given.format} holds networks for whole inputs, this run is timed in {config.mode}")
+        return RUNTIMES[given.format](threads=int(config.device.get("threads", 1))), given.format
     if given.precision is None or given.precision == config.device.get("precision"):
-        return own.device, ""
+        return make(config, "device"), ""
     if "precision" not in config.device:
-        raise ValueError(f"precision: the device {own.device.name} has none to choose")
+        raise ValueError(f"precision: the run's device ({config.device._target_}) has none to choose")
     device: Device = make(OmegaConf.merge(config, {"device": {"precision": given.precision}}), "device")  # type: ignore[arg-type]
     return device, given.precision
 

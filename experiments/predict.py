@@ -50,6 +50,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except Refused as refused:
         print(f"predict.py: {refused}", file=sys.stderr)
         return 2
+    except (KeyError, TypeError) as error:
+        print(f"predict.py: contract.json: is damaged ({error})", file=sys.stderr)
+        return 2
     code = 0
     for number, given in enumerate(map(os.fsencode, options.inputs) if options.inputs else lines(sys.stdin.buffer), 1):
         try:
@@ -82,7 +85,7 @@ def read_contract(folder: Path) -> dict[str, Any]:
         if not contract["files"] or not contract["networks"]:
             raise ValueError("it names no files or no networks")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Refused(f"contract.json: is missing or damaged ({error})") from error
+        raise Refused(f"contract.json: is missing or damaged ({said(error)})") from error
     return contract
 
 

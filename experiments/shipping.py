@@ -3,7 +3,8 @@
 export/<id>/  model.onnx  tokenizer.json  labels.json  predict.py  contract.json  card.md  architecture.json  config.yaml
 
 A decoder ships prefill.onnx and decode.onnx too, with a cache of keys and values, and several networks may ship together: several
-ONNX files lie over one file of weights, weights.bin. A folder appears under its name when all of it is there, and takes the place of an earlier export only.
+ONNX files lie over one file of weights, weights.bin. A folder appears under its name when all of it is there, and takes the place
+of an earlier export only.
 """
 
 from __future__ import annotations
