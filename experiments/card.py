@@ -95,7 +95,7 @@ def _memory(memory: Mapping[str, Any]) -> str:
 def _placement(network: Mapping[str, Any]) -> str:
     run, fallbacks = network["run"], network["fallbacks"]
     fallen = ", ".join(f"{f['operator']} ({f['provider']})" for f in fallbacks)
-    tried = f", the fastest of {len(network['tried'])} ways that were tried" if network["tried"] else ""
+    tried = f", the fastest of {len(network['tried'])} ways that were tried" if network["tried"] else " (where it was exported)"
     return (
         f"{run['provider']}, {run['threads']} thread{'s' * (run['threads'] != 1)}, graph optimisation "
         f"`{run['graph_optimization']}`{tried}; " + (f"fallbacks: {fallen}" if fallen else "no operator falls back")

@@ -25,8 +25,11 @@ def conclude(pipeline: Pipeline, outcome: Outcome, *, command: str, report: Repo
     choice, budget = outcome.choice, outcome.budget
     picked = next(n for n in networks if n.id == choice.arch.id)
     verdict = verdict_of(picked, choice, asked_ms=budget.ms, asked_origin=budget.origin)
-    shipment = Shipment(choice.arch, outcome.finisher.files(choice.arch), choice.measurement, verdict)
-    limits = Limits(tolerance=tolerance_of(outcome.finisher, choice.arch))
+    files = outcome.finisher.files(choice.arch)
+    shipment, limits = (
+        Shipment(choice.arch, files, choice.measurement, verdict),
+        Limits(tolerance=tolerance_of(files["model.onnx"])),
+    )
     shipped = ship(outcome.finisher, [shipment], Terms(command, limits, replace=True))
     results = assemble(pipeline, outcome, networks, verdict, shipped, command=command)
     write_report(results, outcome.candidates, pipeline.run.path)

@@ -21,7 +21,7 @@ from experiments.arguments import parse
 from experiments.build import build, make
 from experiments.calibration import export_for_timing, read_measurements, sentinel_of
 from experiments.conclude import verdict_of
-from experiments.contract import Limits, tolerance_of
+from experiments.contract import TOLERANCE, Limits, tolerance_of
 from experiments.finishing import Finisher
 from experiments.pareto import existing_run, load
 from experiments.pipeline import Choice
@@ -41,7 +41,6 @@ from nas.types import Measurement
 
 RUNTIMES = {"openvino": OpenVino, "pt2": LocalTorch, "torchscript": LocalTorch, "tflite": LiteRt}
 NAMES = {"fast": "fastest_within:100%", "balanced": "knee"}  # what picks of a family are also called
-FP32_TOLERANCE = 1e-4
 
 
 @dataclass
@@ -84,7 +83,8 @@ def main(words: Sequence[str]) -> int:
         exporter = Exporter(finisher, results, given.format, variant, Path(folder))
         shipments = [exporter.shipment(network, names) for network, names in picked]
         if given.tolerance is None:
-            limits = replace(limits, tolerance=max(tolerance_of(finisher, s.arch) for s in shipments))
+            files = [finisher.files(s.arch)["model.onnx"] for s in shipments]
+            limits = replace(limits, tolerance=max(map(tolerance_of, files)))
         command = shlex.join(["paretoformer", "export", *words])
         shipped = ship(finisher, shipments, Terms(command, limits, kind=given.format, variant=variant, replace=given.replace))
     for facts, (network, _) in zip(shipped.networks, picked, strict=True):
@@ -175,7 +175,7 @@ class Exporter:
         folder.mkdir()
         path = folder / f"model{FORMATS[self.kind].suffix}"
         example = self.finisher.family.example_input(self.finisher.workload.encoded)
-        write_as(self.kind, self.finisher.network(arch), [example], path, tolerance=FP32_TOLERANCE)
+        write_as(self.kind, self.finisher.network(arch), [example], path, tolerance=TOLERANCE)
         return {p.name: p for p in sorted(folder.iterdir(), key=lambda p: (p != path, p.name))}
 
     def measured(self, arch: Architecture, files: Mapping[str, Path]) -> Measurement:
