@@ -1,6 +1,7 @@
 """An export is a contract: one folder that stands alone, says what was measured, and is refused when a promise is broken."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -17,14 +19,15 @@ from omegaconf import OmegaConf
 from experiments import shipping
 from experiments.build import build
 from experiments.cli import main
-from experiments.contract import BrokenPromiseError, Limits, checksum
-from experiments.export import Exporter, picks
+from experiments.contract import BrokenPromiseError, Limits, checksum, tolerance_of
+from experiments.export import Exporter, Words, limits_of, picks
 from experiments.predict import Predictor, Refused, chosen
 from experiments.predict import main as predict
 from experiments.progress import Reporter
 from experiments.results import Results, pick
 from experiments.shipping import Terms, check_unchanged, replacing, ship
 from hardware import placement
+from hardware.int8 import write_int8
 from hardware.openvino_device import OpenVino
 from hardware.placement import CPU, Placement, operators, peak_memory, tune
 from nas.compute import Compute
@@ -186,6 +189,20 @@ def test_limits():
     with pytest.raises(ValueError, match=r"max_drop: -1\.0 is not 0 or more"):
         Limits(max_drop=-1.0)
     assert limits.to_json() == {"tolerance": None, "max_drop": 1.0, "budget_ms": None}
+
+
+def test_a_pick_by_budget_promises_it():
+    assert limits_of(Words(run="", pick="budget:8ms")) == Limits(max_drop=1.0, budget_ms=8.0)
+    assert limits_of(Words(run="", pick="budget:8ms", budget_ms=9.0, max_drop=0.5)) == Limits(max_drop=0.5, budget_ms=9.0)
+    assert limits_of(Words(run="", pick="best,knee", tolerance=0.1)) == Limits(max_drop=1.0, tolerance=0.1)
+    with pytest.raises(ValueError, match="pick: 'soon' is not a number like 8ms"):
+        limits_of(Words(run="", pick="budget:soon"))
+
+
+def test_a_quantised_file_is_known_by_its_graph(folder, tmp_path):
+    assert tolerance_of(folder / "model.onnx") == 1e-4
+    write_int8(onnx.load(folder / "model.onnx"), tmp_path / "int8.onnx")
+    assert tolerance_of(tmp_path / "int8.onnx") == math.inf
 
 
 @pytest.mark.parametrize(
