@@ -183,18 +183,20 @@ def files_of(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def input_of(finisher: Finisher, folder: Path) -> dict[str, Any]:
-    """What goes into the file, for `predict.py` and in words."""
+    """What goes into the file and what its answer is, for `predict.py` and in words."""
     task, names = finisher.task, list(finisher.family.example_input(finisher.workload.encoded))
     sizes = task.sizes
+    answer = "tags" if sizes.get("per_token") else "number" if (folder / "target.json").is_file() else "label"
+    said = {"answer": answer, "description": task.interface}
     if "token_ids" not in names:
-        return {"kind": "values", "name": names[0], "shape": list(sizes["input_shape"]), "description": task.interface}
+        return {"kind": "values", "name": names[0], "shape": list(sizes["input_shape"]), **said}
     has_tokenizer = (folder / "tokenizer.json").is_file()
     whole = "language model" if isinstance(finisher.family, GenerativeFamily) else "text"
     return {
         "kind": whole if has_tokenizer else "token ids",
         "max_tokens": task.max_tokens,
         "num_ids": sizes["vocab_size"],
-        "description": task.interface,
+        **said,
     }
 
 

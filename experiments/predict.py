@@ -160,7 +160,8 @@ class Predictor:
         if self.input["kind"] in ("text", "language model"):
             self.tokenizer = read_tokenizer(checked(folder, contract, "tokenizer.json"))
         if self.input["kind"] != "language model":
-            self.labels: list[str] = json.loads(checked(folder, contract, "labels.json").read_text(encoding="utf-8"))
+            name = "target.json" if self.input["answer"] == "number" else "labels.json"
+            self.meaning: Any = json.loads(checked(folder, contract, name).read_text(encoding="utf-8"))
 
     def __call__(self, given: bytes) -> Iterator[dict[str, Any]]:
         if self.input["kind"] == "text":
@@ -171,15 +172,21 @@ class Predictor:
             yield self.of_ids(given)
         else:
             for values in self.examples(given):
-                yield self.labelled(self.logits({self.input["name"]: values[None]}))
+                yield self.meant(self.logits({self.input["name"]: values[None]}))
 
     def of_text(self, given: bytes) -> dict[str, Any]:
-        text = text_of(given)
-        encoding = self.tokenizer.encode(text)
-        if not text.strip() or not encoding.ids:
+        words, tagged = text_of(given).split(), self.input["answer"] == "tags"
+        encoding = self.tokenizer.encode(words, is_pretokenized=True) if tagged else self.tokenizer.encode(text_of(given))
+        if not words or not encoding.ids:
             raise Refused("is empty")
-        answer = self.labelled(self.logits(tokens(encoding.ids)))
+        logits = self.logits(tokens(encoding.ids))
+        answer = self.tags(logits, words, encoding.word_ids) if tagged else self.meant(logits)
         return {**answer, "tokens": len(encoding.ids), "cut": bool(encoding.overflowing)}
+
+    def tags(self, logits: np.ndarray, words: Sequence[str], word_ids: Sequence[int | None]) -> dict[str, Any]:
+        """The tag of each word, which its first token says."""
+        first = {word: token for token, word in reversed(list(enumerate(word_ids))) if word is not None}
+        return {"tags": [[words[word], self.meaning[int(logits[token].argmax())]] for word, token in sorted(first.items())]}
 
     def of_ids(self, given: bytes) -> dict[str, Any]:
         ids, most, below = array_of(given), self.input["max_tokens"], self.input["num_ids"]
@@ -187,7 +194,7 @@ class Predictor:
             raise Refused(f"is {ids.dtype} of shape {ids.shape}, and not a row of 1 to {most} token ids")
         if ids.min() < 0 or ids.max() >= below:
             raise Refused(f"holds the token id {ids[(ids < 0) | (ids >= below)][0]}, which is not in 0 to {below - 1}")
-        return self.labelled(self.logits(tokens(ids.tolist())))
+        return self.meant(self.logits(tokens(ids.tolist())))
 
     def continuation(self, given: bytes) -> dict[str, Any]:
         longest = self.input["max_tokens"]
@@ -220,11 +227,14 @@ class Predictor:
             raise Refused(f"is refused by ONNX Runtime ({said(error)})") from error
         return answer
 
-    def labelled(self, logits: np.ndarray) -> dict[str, Any]:
+    def meant(self, logits: np.ndarray) -> dict[str, Any]:
+        """The number, or the most probable labels."""
+        if self.input["answer"] == "number":
+            return {"number": round(self.meaning["mean"] + self.meaning["std"] * float(logits[0]), 6)}
         weights = np.exp(logits.astype(np.float64) - logits.max())
         shares = weights / weights.sum()
         best = np.argsort(-shares, kind="stable")[: self.options.top]
-        ranked = [{"label": self.labels[i], "probability": round(float(shares[i]), 6)} for i in best]
+        ranked = [{"label": self.meaning[i], "probability": round(float(shares[i]), 6)} for i in best]
         return ranked[0] if len(ranked) == 1 else {**ranked[0], "top": ranked}
 
 

@@ -15,6 +15,7 @@ import onnxruntime
 import pytest
 import torch
 from omegaconf import OmegaConf
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from experiments import shipping
 from experiments.build import build
@@ -334,6 +335,7 @@ def tiny_folder(folder: Path, network: torch.nn.Module, example: dict[str, torch
     """As much of an export as `predict.py` reads."""
     export_onnx(network, example, folder / "model.onnx")
     (folder / "labels.json").write_text('["no", "yes"]')
+    given = {"answer": "label", **given}
     facts = {
         "id": "n", "names": [], "files": ["model.onnx"], "answers": "model.onnx", "validation_error_percent": 1.0,
         "latency_ms": None, "run": {"provider": "ElsewhereExecutionProvider", "threads": 1, "graph_optimization": "all"},
@@ -398,6 +400,46 @@ def test_a_picture_is_read_where_pillow_is_installed(tmp_path):
     red, green, broken = answers(predictor, *(str(tmp_path / f"{n}.png").encode() for n in ("red", "green", "broken")))
     assert (red, green) == ("yes", "no")
     assert broken.startswith("cannot be read as a picture")
+
+
+class Counts(torch.nn.Module):
+    """Of each token: how far it is above 2, and below."""
+
+    def forward(self, token_ids, attention_mask):
+        above = ((token_ids - 2) * attention_mask).float()
+        return torch.stack([-above, above], dim=2)
+
+
+@pytest.fixture
+def words(tmp_path) -> Path:
+    """A folder with a tokenizer of words: a is 1, b is 2, and "low" two tokens, 3 and 4."""
+    tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "b": 2, "l": 3, "##ow": 4}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.enable_truncation(4)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path
+
+
+def test_tags_are_answered_word_by_word(words):
+    ids = torch.ones(1, 3, dtype=torch.int64)
+    given = {"kind": "text", "answer": "tags", "max_tokens": 4, "num_ids": 5}
+    predictor = Predictor(tiny_folder(words, Counts(), {"token_ids": ids, "attention_mask": ids}, **given), Options())
+    assert list(predictor(b"a low  b")) == [{"tags": [["a", "no"], ["low", "yes"], ["b", "no"]], "tokens": 4, "cut": False}]
+    assert list(predictor(b"a a a a low")) == [{"tags": [["a", "no"]] * 4, "tokens": 4, "cut": True}]
+    with pytest.raises(Refused, match="is empty"):
+        next(predictor(b"  "))
+
+
+def test_a_number_is_answered_in_its_unit(words):
+    class Mean(torch.nn.Module):
+        def forward(self, token_ids, attention_mask):
+            return (token_ids * attention_mask).float().mean(dim=1, keepdim=True)
+
+    ids = torch.ones(1, 3, dtype=torch.int64)
+    (words / "target.json").write_text('{"unit": "euros", "mean": 10.0, "std": 4.0}')
+    given = {"kind": "text", "answer": "number", "max_tokens": 4, "num_ids": 5}
+    predictor = Predictor(tiny_folder(words, Mean(), {"token_ids": ids, "attention_mask": ids}, **given), Options())
+    assert list(predictor(b"a b b a")) == [{"number": 16.0, "tokens": 4, "cut": False}]
 
 
 def test_token_ids_are_answered_without_a_tokenizer(tmp_path):
