@@ -60,6 +60,7 @@ def assemble(
         ledger=tuple(LedgerEntry(phase, **entry) for phase, entry in ledger.items()),
         notes=_notes(outcome, shipped),
         command=command,
+        stages=outcome.stages,
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     )
 

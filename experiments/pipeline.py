@@ -25,16 +25,19 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from experiments.calibration import Calibration, Calibrator, read_measurements
-from experiments.finishing import EVALUATION_TOKENS, Finisher, shortlist
+from experiments.finishing import Finisher, shortlist
 from experiments.ledger import spent
 from experiments.progress import Reporter
+from experiments.results import StageReport
 from experiments.run_directory import RunDirectory, RunError
 from experiments.settings import Settings
+from experiments.stages import Stages, check_stages
 from experiments.table_calibration import TableCalibrator
 from hardware.recorded import RecordedDevice
 from hardware.store import MeasurementStore
 from nas.compute import Compute, choose_compute
 from nas.darts import BudgetError, Darts, Proposal
+from nas.finish.teaching import EVALUATION_TOKENS, School
 from nas.protocols import (
     Batch,
     Device,
@@ -95,6 +98,7 @@ class Outcome:
     trivial: Mapping[str, float]
     compute: Compute
     finisher: Finisher
+    stages: tuple[StageReport, ...]
 
 
 class Pipeline:
@@ -117,6 +121,7 @@ class Pipeline:
         if self.workload.mode != "encode" and not isinstance(family, GenerativeFamily):
             raise ValueError(f"mode: {settings.mode!r} is for spaces of decoders; {family.space.name} answers for whole inputs")
         family.example_input(self.workload)  # refuses a workload that the family cannot take
+        check_stages(settings.stages, task=task, family=family, device=device)
         self.pretrained = self._pretrained()
         self.run = RunDirectory(directory)
 
@@ -134,7 +139,8 @@ class Pipeline:
 
     def identity(self) -> dict[str, Any]:
         """What makes a directory this run's and no other's."""
-        settings = json.dumps(dataclasses.asdict(self.settings), sort_keys=True, default=repr)
+        without = dataclasses.replace(self.settings, stages={})  # they may come later, and know themselves what they were
+        settings = json.dumps(dataclasses.asdict(without), sort_keys=True, default=repr)
         return {
             "space": self.family.space.name,
             "space signature": self.family.signature,
@@ -178,17 +184,20 @@ class Pipeline:
         finisher = self.finisher(compute)
         self._finish(finisher, finalists, supernet)
         measurements, lost = self._measure(finisher, finalists, calibration)
+        choice = self._choose(finisher, finalists, measurements, calibration, budget, lost)
+        choice, stages = self._stages(finisher, finalists, measurements, calibration, choice)
         return Outcome(
             candidates=tuple(c for candidates in explored.values() for c in candidates),
             finalists=tuple(finalists),
             measurements=measurements,
-            choice=self._choose(finisher, finalists, measurements, calibration, budget, lost),
+            choice=choice,
             budget=budget,
             calibration=calibration,
             proposals=tuple(proposals),
             trivial=trivial,
             compute=compute,
             finisher=finisher,
+            stages=tuple(stages),
         )
 
     def finisher(self, compute: Compute) -> Finisher:
@@ -412,7 +421,7 @@ class Pipeline:
         with spent(self.run, "measuring the short-list"), self.report.phase("Measuring the short-list", 1):
             try:
                 reference_ms = calibration.sentinel_reference_ms
-                return finisher.measure(archs, reference_ms=reference_ms, phase=phase, rounds=rounds), None
+                return finisher.measure(archs, reference_ms=reference_ms, phase=phase, rounds=rounds, tag=""), None
             except DeviceError as error:
                 lost = str(error)
         self.report.say(f"{lost}; the search goes on with predicted latencies")
@@ -437,12 +446,48 @@ class Pipeline:
             if lost is not None:
                 return Choice(arch, None, lost)
             try:
-                verdict = finisher.verdict(arch, reference_ms=calibration.sentinel_reference_ms)
+                verdict = finisher.verdict(arch, reference_ms=calibration.sentinel_reference_ms, tag="")
             except DeviceError as error:
                 return Choice(arch, None, str(error))
             if verdict.latency_ms <= budget.ms:
                 break
         return Choice(arch, verdict)
+
+    def _stages(
+        self, finisher: Finisher, finalists: list[Finalist], measurements: Mapping[str, Measurement], calibration: Calibration,
+        choice: Choice,
+    ) -> tuple[Choice, list[StageReport]]:  # fmt: skip
+        """Takes what ships through the stages; if one of them is kept, the verdict is measured anew."""
+        if choice.measurement is None and self.settings.stages:
+            self.report.say(f"{choice.unmeasured}; stages are left out, nothing could be said for them")
+            return choice, []
+        finished = [
+            Candidate(
+                f.arch,
+                objectives={
+                    "error": finisher.record(f.arch)["error_percent"],
+                    "latency_ms": measurements[f.arch.id].latency_ms,
+                },
+                provenance={"error": Provenance.RETRAINED, "latency_ms": Provenance.MEASURED},
+            )
+            for f in finalists
+            if f.arch.id in measurements
+        ]
+
+        def teachers(name: str) -> list[nn.Module]:
+            largest = [self.family.space.largest()]
+            archs = [c.arch for c in pareto_front(finished, "latency_ms", "error")] if name == "front" else largest
+            return [finisher.to_train(arch, tag="") for arch in archs]
+
+        school = School(
+            self.task, finisher.compute, self.settings.seed, self.family.space, choice.arch, teachers,
+            lambda archs: calibration.model.predict(archs).mean_ms.tolist(),
+        )  # fmt: skip
+        reference_ms = calibration.sentinel_reference_ms
+        reports = Stages(finisher, self.settings.stages, school, reference_ms, self.report).run()
+        if any(report.kept for report in reports):
+            choice = dataclasses.replace(choice, measurement=finisher.verdict(choice.arch, reference_ms=reference_ms))
+        return choice, reports
 
     def _checkpoint(self, name: str, compute: Compute) -> dict[str, Any] | None:
         """What `_save_checkpoint` wrote, or None. Raises RunError for a damaged file."""
