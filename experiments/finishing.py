@@ -63,10 +63,14 @@ class Finisher:
 
     def name(self, arch: Architecture, tag: str | None = None) -> str:
         """How a network's files begin, from the run's directory."""
-        if tag is None:
-            stages = f"{FOLDER}/{arch.id}.stages.json"
-            tag = self.run.read_json(stages)["ships"] if self.run.has(stages) else ""
+        tag = self.stages(arch)["ships"] if tag is None else tag
         return f"{FOLDER}/{arch.id}{tag and '.' + tag}"
+
+    def stages(self, arch: Architecture) -> dict[str, Any]:
+        """Which stage's files ship ("" if none's), and the records of all `stages` that the network went through."""
+        name = f"{FOLDER}/{arch.id}.stages.json"
+        record: dict[str, Any] = self.run.read_json(name) if self.run.has(name) else {"ships": "", "stages": []}
+        return record
 
     def steps(self, arch: Architecture) -> int:
         """Steps that cost as many FLOPs as `train.steps` of the largest network, at most `most_steps`. A step is three times a
@@ -187,7 +191,7 @@ class Finisher:
         metrics = dict(self.task.metrics(sums)) if isinstance(self.task, TaskWithMetrics) else {}
         return {"error_percent": 100.0 * wrong / total, "metrics": metrics, "loss": loss / total}
 
-    def parity(self, arch: Architecture, *, num_examples: int = 256) -> dict[str, Any]:
+    def parity(self, arch: Architecture, *, num_examples: int = 256, tag: str | None = None) -> dict[str, Any]:
         """How the file's answers agree with the network's on at least so many real test inputs (their labels are not read)."""
         inputs, total = [], 0
         for batch in self.task.batches("test", tokens_per_batch=2048, seed=self.seed):
@@ -195,7 +199,7 @@ class Finisher:
             total += len(batch.targets)
             if total >= num_examples:
                 break
-        difference, equal, total = compare(self.network(arch), self.shipped_path(arch), inputs)
+        difference, equal, total = compare(self.network(arch, tag=tag), self.shipped_path(arch, tag=tag), inputs)
         return {"num_examples": total, "max_abs_difference": difference, "equal_decisions": equal / total, "inputs": "test split"}
 
     def onnx_path(self, arch: Architecture, mode: str = "encode", *, tag: str | None = None) -> Path:

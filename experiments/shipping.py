@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ A transformer for `{task.name}`, found by paretoformer in the space `{finisher.f
 ## Input and output
 
 {task.interface}
-{cache}
+{cache}{stages_section(finisher.stages(arch)["stages"])}
 ## Architecture
 
 ```json
@@ -137,3 +137,10 @@ A transformer for `{task.name}`, found by paretoformer in the space `{finisher.f
 
     {command}
 """
+
+
+def stages_section(records: Sequence[Mapping[str, Any]]) -> str:
+    """What the network went through after its training, in Markdown; nothing if there was nothing."""
+    if not records:
+        return ""
+    return "\n## Stages after the training\n\n" + "".join(f"- {r['name']}: {r['sentence']}\n" for r in records)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -21,10 +22,12 @@ from typing import Any
 import numpy as np
 import onnx
 
+from experiments.calibration import MEASUREMENTS
 from experiments.finishing import FOLDER, Finisher
 from experiments.ledger import spent
 from experiments.progress import Reporter
 from experiments.results import StageFigures, StageReport, format_ms
+from hardware.quality import uncertainty
 from hardware.timing import Exported
 from nas.export import format_of
 from nas.finish.precision import blocks, quantised
@@ -34,8 +37,9 @@ from nas.finish.stage import Stage
 from nas.finish.teaching import School
 from nas.protocols import Device, DeviceError, Family, GenerativeFamily, Task
 from nas.space import Architecture
+from nas.types import Measurement
 
-LEAST_SPEEDUP = 1.02  # what is closer to 1 is noise
+LEAST_SPEEDUP = 1.02  # what is closer to 1 is not worth a point
 
 
 @dataclass(frozen=True)
@@ -101,11 +105,15 @@ class Stages:
     def _judge(self, name: str, before: str, identity: str, facts: dict[str, Any]) -> StageReport:
         tags = {"before": before, "after": name}
         times: dict[str, float | None] = dict.fromkeys(tags)
-        lost = ""
+        error_of_ratio, lost = math.nan, ""
         try:
             with tempfile.TemporaryDirectory() as folder:
                 files = [self.finisher.exported(self.arch, Path(folder), tag=tag) for tag in tags.values()]
-                times = dict(zip(tags, self._times(files), strict=True))
+                measured = dict(zip(tags, self._measured(files), strict=True))
+            for when, measurement in measured.items():
+                self._run.append(MEASUREMENTS, {"phase": f"stage {name} {when}", **measurement.to_json()})
+                times[when] = measurement.latency_ms
+            error_of_ratio = uncertainty(measured["after"], beside=measured["before"])
         except DeviceError as error:
             lost = str(error)
         figures = {
@@ -117,12 +125,13 @@ class Stages:
             )
             for when, tag in tags.items()
         }
-        kept, sentence = judged(**figures, most_points_lost=self.finisher.settings.most_points_lost, lost=lost)
+        limit = self.finisher.settings.most_points_lost
+        kept, sentence = judged(**figures, error_of_ratio=error_of_ratio, most_points_lost=limit, lost=lost)
         return StageReport(name, kept, sentence, **figures, facts=facts, identity=identity)
 
-    def _times(self, files: Sequence[Exported]) -> list[float]:
+    def _measured(self, files: Sequence[Exported]) -> list[Measurement]:
         rounds = 2 * self.finisher.settings.rounds
-        return [m.latency_ms for m in self.finisher.measure_files(files, reference_ms=self.reference_ms, rounds=rounds)]
+        return self.finisher.measure_files(files, reference_ms=self.reference_ms, rounds=rounds)
 
     def _quantise(self, stage: Quantise, before: str, name: str) -> dict[str, Any]:
         """Puts the quantisation of every form in its place; which blocks stayed as they were."""
@@ -155,7 +164,7 @@ class Stages:
         names = list(blocks(onnx.load(whole), stage.kind))
         alone = [write("encode", folder / f"{i}.onnx", [b for b in names if b != block]) for i, block in enumerate(names)]
         inputs = self.finisher.exported(self.arch, folder, tag=name).inputs
-        first_ms, *ms = self._times([Exported(self.arch, path, inputs) for path in (whole, *alone)])
+        first_ms, *ms = [m.latency_ms for m in self._measured([Exported(self.arch, path, inputs) for path in (whole, *alone)])]
         first, *losses = [self.finisher.scores_of(path, "architecture")["loss"] for path in (whole, *alone)]
         added = {block: loss - first for block, loss in zip(names, losses, strict=True)}
         saved_ms = {block: first_ms - own for block, own in zip(names, ms, strict=True)}
@@ -180,20 +189,28 @@ class Stages:
         return feeds
 
 
-def judged(before: StageFigures, after: StageFigures, *, most_points_lost: float, lost: str) -> tuple[bool, str]:
-    """Whether a stage's file takes the place of the one before it, and why in words."""
+def judged(
+    before: StageFigures, after: StageFigures, *, error_of_ratio: float, most_points_lost: float, lost: str
+) -> tuple[bool, str]:  # fmt: skip
+    """Whether a stage's file takes the place of the one before it, and why in words.
+
+    Args:
+        error_of_ratio: relative standard error of the ratio of the latencies; faster is what is so by twice that.
+        lost: how the device was lost, if it was.
+    """
     points = after.error_percent - before.error_percent
     errors = f"error {before.error_percent:.2f} % before, {after.error_percent:.2f} % after"
     if before.latency_ms is None or after.latency_ms is None:
         return False, f"NOT MEASURED, so it does not ship ({lost}); {errors}"
     speedup = before.latency_ms / after.latency_ms
     first, last = (format_ms(figures.latency_ms) for figures in (before, after))
-    words = f"{first} ms before, {last} ms after ({speedup:.2f} times as fast); {errors}"
+    words = f"{first} ms before, {last} ms after ({speedup:.2f} ± {error_of_ratio * speedup:.2f} times as fast); {errors}"
     if points > most_points_lost:
         return False, f"does not ship, it loses {points:.2f} points and {most_points_lost:g} are allowed: {words}"
-    if speedup >= LEAST_SPEEDUP:
+    margin = max(LEAST_SPEEDUP, 1 + 2 * error_of_ratio)
+    if speedup >= margin:
         return True, f"ships, it is faster: {words}"
-    if speedup > 1 / LEAST_SPEEDUP and points < 0:
+    if speedup > 1 / margin and points < 0:
         return True, f"ships, it is more accurate, and NOT FASTER: {words}"
     return False, f"does not ship, it is NOT FASTER: {words}"
 

@@ -51,8 +51,8 @@ def test_peak_memory_is_the_same_every_time():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], r"bench: '' is not one of \('supernet', 'first_light', 'latency', 'spaces'\)"),
-        (["supernets"], r"bench: 'supernets' is not one of \('supernet', 'first_light', 'latency', 'spaces'\)"),
+        ([], r"bench: '' is not one of \('supernet', 'first_light', 'latency', 'spaces', 'ship'\)"),
+        (["supernets"], r"bench: 'supernets' is not one of \('supernet', 'first_light', 'latency', 'spaces', 'ship'\)"),
         (["supernet", "preset=huge"], r"preset: 'huge' is not one of \('tiny', 'quick', 'full'\)"),
         (["first_light", "preset=huge"], r"preset: 'huge' is not one of \('quick', 'full'\)"),
         (["supernet", "rounds=3"], r"'rounds=3' is not one of preset=…, out=…"),

@@ -20,8 +20,9 @@ from hardware.local_cpu import LocalCpu
 from latency_models.additive import AdditiveLatency
 from nas.compute import Compute
 from nas.export import export_onnx, form_of
+from nas.finish.teaching import Lesson, teach
 from nas.protocols import SPLITS, TaskWithMetrics
-from nas.training import TrainConfig, fine_tune
+from nas.training import TrainConfig
 from nas.types import Workload
 from search_spaces.decoder import DecoderFamily, decoder_space
 from search_spaces.encoder import EncoderFamily, encoder_space
@@ -179,7 +180,8 @@ def exported(task, family, tmp_path_factory):
     torch.manual_seed(0)
     picks = {"width": 32, "depth": 2, "layer1.attention": "window", "layer2.attention": "full"}
     network = family.network(family.space.canonical({**family.space.largest().as_dict, **picks}), backend="blocks")
-    fine_tune(network, task, TrainConfig(steps=60, tokens_per_batch=1024, learning_rate=5e-3), compute=Compute(), seed=0)
+    config = TrainConfig(steps=60, tokens_per_batch=1024, learning_rate=5e-3)
+    teach(network, task, config, Lesson(), compute=Compute(), seed=0)
     export_onnx(*form_of(family, network, Workload(1, 1, "decode", T - 1)), folder / "decode.onnx")
     task.save_preprocessing(folder)
     return network.eval(), folder

@@ -88,7 +88,7 @@ class Prune:
 
 
 def cubic(progress: float, *, begin: float, end: float, final: float) -> float:
-    """Sparsity at a share of the training: final * (1 - (1 - t)^3), t from 0 at `begin` to 1 at `end` (arXiv:1710.01878, eq. 1)."""
+    """Sparsity at a share of the training: final * (1 - (1 - t)^3), t from 0 at `begin` to 1 at `end` (arXiv:1710.01878)."""
     t = min(1.0, max(0.0, (progress - begin) / (end - begin)))
     return final * (1.0 - (1.0 - t) ** 3)
 

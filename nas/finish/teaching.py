@@ -62,10 +62,12 @@ class Lesson:
             weights = getattr(self, name)
             if len(weights) != 2 or min(weights) < 0:
                 raise ValueError(f"{name}: {list(weights)} is not a first and a last weight, both at least 0")
+            object.__setattr__(self, name, tuple(weights))
+        object.__setattr__(self, "match", tuple(self.match))
         check("teacher", self.teacher, TEACHERS)
         for match in self.match:
             check("match", match, MATCHES)
-        if self.teacher == "front" and tuple(self.match) != ("answers",):
+        if self.teacher == "front" and self.match != ("answers",):
             raise ValueError(f"match: {list(self.match)} of several teachers is not ['answers']")
         if self.temperature <= 0:
             raise ValueError(f"temperature: {self.temperature} is not positive")
