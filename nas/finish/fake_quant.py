@@ -54,8 +54,6 @@ class Rounding:
         return found
 
     def linear(self, layer: nn.Linear, x: Tensor) -> Tensor:
-        if x.ndim < 3:  # a matrix: exported as Gemm, which dynamic int8 leaves alone
-            return F.linear(x, layer.weight, layer.bias)
         weight = round_weight(layer.weight)
         self.errors.append((layer.weight - weight.detach()).square().sum() / layer.weight.detach().square().sum().clamp_min(TINY))
         return F.linear(round_input(x), weight, layer.bias)
@@ -68,7 +66,7 @@ def _embedding(layer: nn.Embedding, ids: Tensor) -> Tensor:
 
 @contextmanager
 def rounding(network: nn.Module) -> Iterator[Rounding]:
-    """Inside the block, the network's linear maps of sequences and its embeddings round."""
+    """Inside the block, the network's linear maps and embeddings round."""
     state, changed = Rounding(), []
     for module in network.modules():
         if isinstance(module, nn.Linear):

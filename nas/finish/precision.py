@@ -28,7 +28,7 @@ import onnx
 
 KINDS = ("dynamic", "static", "fp16", "int4")
 CALIBRATIONS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
-OPERATORS = {"dynamic": ("MatMul", "Gather"), "static": ("MatMul", "Gemm", "Gather"), "fp16": (), "int4": ("MatMul",)}
+OPERATORS = {"dynamic": ("MatMul", "Gemm", "Gather"), "static": ("MatMul", "Gemm", "Gather"), "fp16": (), "int4": ("MatMul",)}
 BLOCK = re.compile(r"^(/.*\.\d+/[^/]+)/")  # of a node's name: /stack/blocks.0/attention
 
 Feeds = Sequence[Mapping[str, np.ndarray]]
@@ -54,6 +54,7 @@ def quantised(
     result: onnx.ModelProto
     del model.graph.value_info[:]  # shapes that an exporter wrote down contradict those of the quantised operators
     excluded = [name for block in keep for name in blocks(model, kind)[block]]
+    excluded += [f"{name}_MatMul" for name in excluded]  # what dynamic quantisation makes of a Gemm
     with tempfile.TemporaryDirectory() as folder, _quiet():
         path = Path(folder) / "model.onnx"
         if kind == "dynamic":
