@@ -2,6 +2,7 @@
 
 import math
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ from nas.compute import Compute
 from nas.export import export_onnx, open_session
 from nas.finish.cut import Cut, cuttable, importance, smaller
 from nas.finish.fake_quant import round_input, round_weight, rounding
-from nas.finish.losses import hidden_states, recorded, relations, soft_labels
+from nas.finish.losses import hidden_states, matched, recorded, relations, soft_labels
 from nas.finish.low_rank import LowRank, truncated
 from nas.finish.precision import CALIBRATIONS, KINDS, blocks, quantised
 from nas.finish.prune import PATTERNS, SCORES, Prune, cubic, keeps, kept, masked, matrices
@@ -34,7 +35,7 @@ class Sum:
     """Which of three classes do the tokens name most often?"""
 
     name = "sum"
-    sizes = {"vocab_size": 20, "num_classes": 3, "max_tokens": 8}
+    sizes: ClassVar = {"vocab_size": 20, "num_classes": 3, "max_tokens": 8}
     loss = staticmethod(F.cross_entropy)
 
     def batches(self, split, *, tokens_per_batch, seed):
@@ -210,14 +211,11 @@ def test_the_moving_average_takes_the_place_of_the_weights_also_after_a_stop():
     torch.manual_seed(0)
     first = Trainer(nn.Linear(3, 1), config, lambda n: gradient(first.module, n))
 
-    class Stop(Exception):
-        pass
-
     def stop(step, _):
         if step == 3:
-            raise Stop
+            raise InterruptedError
 
-    with pytest.raises(Stop):
+    with pytest.raises(InterruptedError):
         first.run(on_step=stop)
     again = Trainer(module, config, lambda n: gradient(module, n))
     again.load_state_dict(first.state_dict())
@@ -270,7 +268,9 @@ def test_quantisation_aware_training_comes_closer_to_the_grid(family, network):
     assert not any("forward" in vars(module) for module in network.modules())
 
 
-@pytest.mark.parametrize(("kind", "calibration"), [(k, c) for k in KINDS for c in (CALIBRATIONS if k == "static" else ["minmax"])])
+@pytest.mark.parametrize(
+    ("kind", "calibration"), [(k, c) for k in KINDS for c in (CALIBRATIONS if k == "static" else ["minmax"])]
+)
 def test_every_kind_gives_a_model_that_answers_alike(family, network, tmp_path, kind, calibration):
     model, feed = exported(family, network, tmp_path / "float.onnx")
     [expected] = open_session(tmp_path / "float.onnx").run(None, feed)
@@ -414,7 +414,5 @@ def test_a_cut_wants_whole_matrices(family, network):
 def test_a_network_whose_tokens_are_others_cannot_be_matched(family):
     student = SimpleNamespace(hidden=torch.zeros(1, 4, 2), qkv={})
     teacher = SimpleNamespace(hidden=torch.zeros(1, 9, 2), qkv={})
-    from nas.finish.losses import matched
-
     with pytest.raises(ValueError, match="match: the student sees 4 tokens and the teacher 9"):
         matched(["hidden"], student, teacher, nn.Identity(), [])
