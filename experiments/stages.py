@@ -27,6 +27,7 @@ from experiments.finishing import FOLDER, Finisher
 from experiments.ledger import spent
 from experiments.progress import Reporter
 from experiments.results import StageFigures, StageReport, format_ms
+from experiments.run_directory import RunDirectory
 from hardware.quality import uncertainty
 from hardware.timing import Exported
 from nas.export import format_of
@@ -68,7 +69,8 @@ class Stages:
             if record.get("identity") != identity:
                 with spent(self._run, f"stage {name}", networks_trained=1), self.report.phase(f"Stage {name}", 1):
                     record = self._one(name, stage, ships, identity).to_json()
-                self._run.write_json(known, record)
+                if record["after"]["latency_ms"] is not None:  # else it is done again when the device is there
+                    self._run.write_json(known, record)
             reports.append(StageReport.from_json(record))
             ships = name if reports[-1].kept else ships
             self.report.say(f"{name}: {reports[-1].sentence}")
@@ -82,7 +84,7 @@ class Stages:
         return self.school.arch
 
     @property
-    def _run(self) -> Any:
+    def _run(self) -> RunDirectory:
         return self.finisher.run
 
     def _one(self, name: str, stage: Stage, before: str, identity: str) -> StageReport:

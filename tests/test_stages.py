@@ -142,9 +142,12 @@ def test_what_is_not_faster_is_said_so_and_does_not_ship(family, tmp_path):
 
 
 def test_a_device_that_is_lost_leaves_what_was_there(family, tmp_path):
-    [report] = through(finisher_of(family, tmp_path, Scale(lost=True)), {"quantise": Quantise(aware=False)})
+    stages = {"quantise": Quantise(aware=False)}
+    [report] = through(finisher_of(family, tmp_path, Scale(lost=True)), stages)
     assert not report.kept
     assert "NOT MEASURED, so it does not ship (the scale is gone)" in report.sentence
+    [report] = through(finisher_of(family, tmp_path), stages)
+    assert report.kept, "it is measured when the device is there"
 
 
 @pytest.mark.parametrize("allowed", [2, 0])

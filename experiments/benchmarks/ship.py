@@ -218,7 +218,7 @@ def _rows(pipeline: Pipeline, finisher: Finisher, name: str, arch: Architecture,
     def flops(archs: Sequence[Architecture]) -> list[float]:
         encoding = Encoding.of(family.space, list(archs))
         total = sum(operator.flops + np.zeros(len(archs)) for operator in family.operators(encoding, workload.encoded))
-        return np.asarray(total).tolist()
+        return list(map(float, np.asarray(total)))
 
     largest = family.space.largest()
     school = School(
