@@ -1,4 +1,4 @@
-"""The main job: calibrate, train the supernet, propose, explore, finish a short-list, and choose what ships.
+"""The main job: calibrate, train the supernet, propose, explore, finish a short-list, choose what ships and take it further.
 
 Each phase writes what it found into the run's directory and reads it back when the run is continued, so a run that is stopped at
 any moment goes on where it was: same seed and same measurements, same weights, proposals and trials.
