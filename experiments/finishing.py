@@ -66,6 +66,12 @@ class Finisher:
         tag = self.stages(arch)["ships"] if tag is None else tag
         return f"{FOLDER}/{arch.id}{tag and '.' + tag}"
 
+    def label(self, arch: Architecture, tag: str | None = None) -> str:
+        """What tells the files of an architecture apart: its id, and after a stage that stage with all that went before."""
+        name = self.name(arch, tag)
+        own = Path(name).name
+        return own if own == arch.id else f"{own} {self.run.read_json(f'{name}.json')['identity']}"
+
     def stages(self, arch: Architecture) -> dict[str, Any]:
         """Which stage's files ship ("" if none's), and the records of all `stages` that the network went through."""
         name = f"{FOLDER}/{arch.id}.stages.json"
@@ -166,10 +172,7 @@ class Finisher:
 
     def verdict(self, arch: Architecture, *, reference_ms: float | None, tag: str | None = None) -> Measurement:
         """One more measurement of a finished network, with twice the rounds."""
-        name, rounds = Path(self.name(arch, tag)).name, 2 * self.settings.rounds
-        phase = f"verdict {name}"
-        if name != arch.id:
-            phase += f" {self.run.read_json(f'{FOLDER}/{name}.json')['identity']}"
+        phase, rounds = f"verdict {self.label(arch, tag)}", 2 * self.settings.rounds
         return self.measure([arch], reference_ms=reference_ms, phase=phase, rounds=rounds, tag=tag)[arch.id]
 
     def file_scores(self, arch: Architecture, split: str, *, tag: str | None = None) -> dict[str, Any]:

@@ -62,13 +62,14 @@ def ship(finisher: Finisher, arch: Architecture, measurement: Measurement | None
     if run.has(".hydra/config.yaml"):
         shutil.copyfile(run / ".hydra/config.yaml", folder / "config.yaml")
     tests = run.read_json(TEST) if run.has(TEST) else {}
-    if arch.id not in tests:
-        tests[arch.id] = finisher.file_scores(arch, "test")
+    label = finisher.label(arch)
+    if label not in tests:
+        tests[label] = finisher.file_scores(arch, "test")
         run.write_json(TEST, tests)
     shipped = Shipped(
         folder=folder,
-        test_error_percent=tests[arch.id]["error_percent"],
-        test_metrics=tests[arch.id]["metrics"],
+        test_error_percent=tests[label]["error_percent"],
+        test_metrics=tests[label]["metrics"],
         num_test_reads=len(tests),
         parity=parity,
         file_bytes=(folder / "model.onnx").stat().st_size,

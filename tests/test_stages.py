@@ -92,6 +92,8 @@ def test_what_is_faster_takes_its_place(family, tmp_path):
     before, after = (operators(finisher.onnx_path(arch, tag=tag))["MatMulInteger"] for tag in ("", None))
     assert before == 0 < after
     assert finisher.verdict(arch, reference_ms=None).latency_ms < finisher.verdict(arch, reference_ms=None, tag="").latency_ms
+    assert finisher.label(arch, "") == arch.id
+    assert finisher.label(arch) == f"{arch.id}.quantise {quantise.identity}"
     assert finisher.parity(arch, num_examples=8)["max_abs_difference"] > 0
     phases = [json.loads(line)["phase"] for line in (tmp_path / "measurements.jsonl").read_text().splitlines()]
     assert {"stage low_rank before", "stage quantise after"} <= set(phases)
