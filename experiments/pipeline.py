@@ -408,8 +408,9 @@ class Pipeline:
         done = len(finalists) - len(missing)
         with self.report.phase("Training the short-list", len(finalists), done=done) as advance:
             for number, finalist in enumerate(missing, done + 1):
-                with spent(self.run, "short-list", networks_trained=1):
-                    finisher.finish(finalist.arch, supernet)
+                if not finisher.is_finished(finalist.arch):  # the largest may have been, to teach
+                    with spent(self.run, "short-list", networks_trained=1):
+                        finisher.finish(finalist.arch, supernet)
                 error = finisher.record(finalist.arch)["error_percent"]
                 advance(number, f"{finalist.label} {finalist.arch.id}: error {error:.1f} %")
 
