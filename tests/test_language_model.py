@@ -13,6 +13,7 @@ from experiments.cli import main
 from experiments.finishing import Finisher
 from experiments.generate import continued, draw, generate
 from experiments.pipeline import Pipeline
+from experiments.run_directory import RunDirectory
 from experiments.settings import FinishSettings, Settings
 from experiments.tasks import language_model
 from experiments.tasks.language_model import LanguageModel, PythonSource, TextFile, byte_tokenizer
@@ -266,7 +267,7 @@ def test_the_command_s_faults(exported, capsys, words, said):
 def test_a_file_s_scores_are_those_of_the_network(task, family, exported, tmp_path):
     network, _ = exported
     unused = cast(Any, SimpleNamespace())
-    run: Any = tmp_path
+    run = RunDirectory(tmp_path)
     finisher = Finisher(family, task, unused, Workload(1, 1, "decode", 7), Compute(), FinishSettings(), 0, run)
     arch = family.space.largest()
     (tmp_path / "shortlist").mkdir()
