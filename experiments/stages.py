@@ -197,7 +197,7 @@ def judged(
     """Whether a stage's file takes the place of the one before it, and why in words.
 
     Args:
-        error_of_ratio: relative standard error of the ratio of the latencies; faster is what is so by twice that.
+        error_of_ratio: relative standard error of the ratio of the latencies; faster is what is so by three times that.
         lost: how the device was lost, if it was.
     """
     points = after.error_percent - before.error_percent
@@ -209,7 +209,7 @@ def judged(
     words = f"{first} ms before, {last} ms after ({speedup:.2f} ± {error_of_ratio * speedup:.2f} times as fast); {errors}"
     if points > most_points_lost:
         return False, f"does not ship, it loses {points:.2f} points and {most_points_lost:g} are allowed: {words}"
-    margin = max(LEAST_SPEEDUP, 1 + 2 * error_of_ratio)
+    margin = max(LEAST_SPEEDUP, 1 + 3 * error_of_ratio)
     if speedup >= margin:
         return True, f"ships, it is faster: {words}"
     if speedup > 1 / margin and points < 0:
@@ -230,5 +230,5 @@ def check_stages(stages: Mapping[str, Stage], *, task: Task, family: Family, dev
             raise ValueError(f"stages.quantise: the device {device.name} does not run ONNX files in float32")
         if quantise.kind == "static" and isinstance(family, GenerativeFamily):
             raise ValueError("stages.quantise.kind: 'static' is not for decoders; allowed are 'dynamic', 'fp16' and 'int4'")
-    if "num_classes" not in task.sizes and any(stage.lesson.class_weights for stage in stages.values()):
+    if task.sizes.get("num_classes", 0) < 2 and any(stage.lesson.class_weights for stage in stages.values()):
         raise ValueError(f"class_weights: the task {task.name} has no classes")

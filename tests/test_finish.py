@@ -22,7 +22,7 @@ from nas.finish.prune import PATTERNS, SCORES, Prune, cubic, keeps, kept, masked
 from nas.finish.quantise import Quantise, order
 from nas.finish.shapes import linear_layers, with_weights
 from nas.finish.teaching import Lesson, School, teach
-from nas.protocols import Batch
+from nas.protocols import IGNORED, Batch
 from nas.supernet import state_of
 from nas.training import TrainConfig, Trainer
 from nas.types import Workload
@@ -72,11 +72,20 @@ def exported(family, network, path):
 
 
 def test_soft_labels_are_hintons():
-    student, teachers = torch.randn(5, 4), torch.randn(2, 5, 4)
+    student, teachers, asked = torch.randn(5, 4), torch.randn(2, 5, 4), torch.zeros(5, dtype=torch.int64)
     p = (np.exp(teachers.numpy() / 3) / np.exp(teachers.numpy() / 3).sum(-1, keepdims=True)).mean(0)
     q = np.exp(student.numpy() / 3) / np.exp(student.numpy() / 3).sum(-1, keepdims=True)
-    assert float(soft_labels(student, list(teachers), 3.0)) == pytest.approx(9 * (p * np.log(p / q)).sum() / 5, rel=1e-4)
-    assert float(soft_labels(student, [student], 2.0)) == pytest.approx(0, abs=1e-6)
+    assert float(soft_labels(student, list(teachers), asked, 3.0)) == pytest.approx(9 * (p * np.log(p / q)).sum() / 5, rel=1e-4)
+    assert float(soft_labels(student, [student], asked, 2.0)) == pytest.approx(0, abs=1e-6)
+
+
+def test_answers_that_nobody_asks_for_and_numbers():
+    student, teacher, some = torch.randn(2, 3, 4), torch.randn(2, 3, 4), torch.tensor([[1, 0, IGNORED], [IGNORED] * 3])
+    whole = torch.zeros(1, 2, dtype=torch.int64)
+    expected = soft_labels(student[:1, :2], [teacher[:1, :2]], whole, 2.0)
+    torch.testing.assert_close(soft_labels(student, [teacher], some, 2.0), expected)
+    numbers = soft_labels(torch.tensor([[1.0], [2.0]]), [torch.tensor([[2.0], [2.0]]), torch.tensor([[4.0], [2.0]])], whole, 2.0)
+    assert float(numbers) == 2.0
 
 
 def test_relations_compare_tokens_and_not_widths():

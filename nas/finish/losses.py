@@ -15,17 +15,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas.layers import Attention, Norm
+from nas.protocols import IGNORED
 
 MATCHES = ("answers", "hidden", "relations")
 
 
-def soft_labels(logits: Tensor, teachers: Sequence[Tensor], temperature: float) -> Tensor:
-    """T^2 KL(teacher || student) of softened answers, [..., classes] each; several teachers answer with their mean probability
-    (Hinton et al., arXiv:1503.02531)."""
+def soft_labels(logits: Tensor, teachers: Sequence[Tensor], targets: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(teacher || student) of softened answers, [..., classes] each, where targets ask for one; several teachers answer with
+    their mean probability (Hinton et al., arXiv:1503.02531). Of numbers, which are single logits, the mean squared difference."""
+    if logits.shape[-1] == 1:
+        return F.mse_loss(logits.float(), torch.stack([t.float() for t in teachers]).mean(dim=0))
     probabilities = torch.stack([F.softmax(t.float() / temperature, dim=-1) for t in teachers]).mean(dim=0)
     student = F.log_softmax(logits.float() / temperature, dim=-1)
-    divergence = F.kl_div(student, probabilities, reduction="sum") / probabilities[..., 0].numel()
-    return temperature**2 * divergence
+    each = F.kl_div(student, probabilities, reduction="none").sum(dim=-1)
+    asked = (targets != IGNORED).to(each.dtype)
+    return temperature**2 * (each * asked).sum() / asked.sum()
 
 
 def hidden_states(student_BTD: Tensor, teacher_BTE: Tensor, mask_BT: Tensor) -> Tensor:

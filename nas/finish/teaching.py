@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from nas.compute import Compute
 from nas.finish.losses import MATCHES, Recorded, matched, recorded, soft_labels
 from nas.finish.precision import check
-from nas.protocols import Batch, Task
+from nas.protocols import IGNORED, Batch, Task
 from nas.space import Architecture, SearchSpace
 from nas.supernet import error_percent, state_of
 from nas.training import TrainConfig, Trainer, stream
@@ -145,7 +145,9 @@ def teach(
                 if teachers and beta:
                     with torch.no_grad():
                         answers = [teacher(*batch.inputs) for teacher in teachers]
-                    learned = soft_labels(outputs, answers, lesson.temperature) if "answers" in lesson.match else 0.0
+                    learned = (
+                        soft_labels(outputs, answers, batch.targets, lesson.temperature) if "answers" in lesson.match else 0.0
+                    )
                     if inside:
                         learned = learned + matched(inside, student, theirs[0], projection, batch.inputs)
                     loss = loss + beta * learned
@@ -209,10 +211,11 @@ def _projection(network: nn.Module, teachers: Sequence[nn.Module], task: Task, c
 
 def _balanced(task: Task, train: TrainConfig, compute: Compute) -> Callable[[Tensor, Tensor], Tensor]:
     """Cross-entropy in which each class weighs the inverse of its share of `train`."""
-    classes = task.sizes.get("num_classes")
-    if classes is None:
+    classes = task.sizes.get("num_classes", 0)
+    if classes < 2:
         raise ValueError(f"class_weights: the task {task.name} has no classes")
     read = task.batches("train", tokens_per_batch=EVALUATION_TOKENS, seed=None)
-    counts = torch.stack([torch.bincount(batch.targets, minlength=classes) for batch in read]).sum(dim=0)
+    targets = (batch.targets[batch.targets != IGNORED] for batch in read)
+    counts = torch.stack([torch.bincount(asked, minlength=classes) for asked in targets]).sum(dim=0)
     weights = (counts.sum() / (classes * counts)).to(compute.device)
-    return lambda outputs, targets: F.cross_entropy(outputs.float(), targets, weight=weights)
+    return lambda outputs, targets: F.cross_entropy(outputs.float().flatten(0, -2), targets.flatten(), weight=weights)
