@@ -21,8 +21,8 @@ MATCHES = ("answers", "hidden", "relations")
 
 
 def soft_labels(logits: Tensor, teachers: Sequence[Tensor], targets: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(teacher || student) of softened answers, [..., classes] each, where targets ask for one; several teachers answer with
-    their mean probability (Hinton et al., arXiv:1503.02531). Of numbers, which are single logits, the mean squared difference."""
+    """T^2 KL(teacher || student) of softened answers, [..., classes] each, where targets ask for one; several teachers answer
+    with their mean probability (Hinton et al., arXiv:1503.02531). Of numbers, single logits, the mean squared difference."""
     if logits.shape[-1] == 1:
         return F.mse_loss(logits.float(), torch.stack([t.float() for t in teachers]).mean(dim=0))
     probabilities = torch.stack([F.softmax(t.float() / temperature, dim=-1) for t in teachers]).mean(dim=0)
