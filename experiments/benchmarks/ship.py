@@ -117,10 +117,14 @@ class Trial:
     parity_equal_decisions: float
 
     def speedup_at(self, points: float) -> float:
-        """The largest network's time to that of the fastest file that loses at most so many points against it."""
+        """The largest network's time to that of the fastest file that ships and loses at most so many points against it."""
         largest, *_ = self.latency_ms
         files = [(self.latency_ms[name], error) for name, error in self.alone.items()]
-        files += [(self.latency_ms[row.network] / row.speedup, self.alone[row.network] + row.points_lost) for row in self.rows]
+        files += [
+            (self.latency_ms[row.network] / row.speedup, self.alone[row.network] + row.points_lost)
+            for row in self.rows
+            if row.ships
+        ]
         return self.latency_ms[largest] / min(ms for ms, error in files if error <= self.alone[largest] + points)
 
 
