@@ -9,6 +9,7 @@ import torch
 from experiments.build import build, family_of_task
 from experiments.finishing import Finisher
 from experiments.progress import Reporter
+from experiments.run_directory import RunDirectory
 from experiments.settings import FinishSettings
 from experiments.tasks.answers import Regression, Tagging
 from experiments.tasks.tagging import TextTagging
@@ -261,7 +262,8 @@ def test_it_is_learned_and_the_file_scores_as_the_network(task, tmp_path):
     batches = list(task.batches("test", tokens_per_batch=1000, seed=None))
     error = error_percent(network.eval(), batches, task, COMPUTE)
     assert error < (5 if isinstance(task, Tagging) else 40)
-    finisher = Finisher(family, task, None, Workload(tokens=12), COMPUTE, FinishSettings(), 0, tmp_path)  # type: ignore[arg-type]
+    run = RunDirectory(tmp_path)
+    finisher = Finisher(family, task, None, Workload(tokens=12), COMPUTE, FinishSettings(), 0, run)  # type: ignore[arg-type]
     arch = family.space.largest()
     (tmp_path / "shortlist").mkdir()
     export_onnx(network, family.example_input(Workload(tokens=12)), finisher.onnx_path(arch))
