@@ -29,6 +29,7 @@ def card(contract: Mapping[str, Any]) -> str:
         *(_network(contract, network) for network in networks),
         f"Promised: {contract['promised']}.",
         *_reads(contract),
+        *(_stages(network) for network in networks if network["stages"]),
         *_shared(contract),
         "## Use",
         _use(contract),
@@ -109,6 +110,11 @@ def _file(facts: Mapping[str, Any]) -> str:
 def _reads(contract: Mapping[str, Any]) -> list[str]:
     reads = contract["num_test_reads"]
     return [] if reads == 1 else [f"The test split has been read for {reads} networks of this run."]
+
+
+def _stages(network: Mapping[str, Any]) -> str:
+    lines = [f"- {stage['name']}: {stage['sentence']}" for stage in network["stages"]]
+    return "\n".join([f"## Stages of {network['id']} after the training", "", *lines])
 
 
 def _shared(contract: Mapping[str, Any]) -> list[str]:

@@ -75,6 +75,7 @@ def assemble(
         memory=_memory(outcome),
         num_validation=pipeline.task.num_examples("validation"),
         refined=outcome.explored.refined,
+        stages=outcome.stages,
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     )
 

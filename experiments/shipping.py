@@ -106,7 +106,8 @@ def ship(finisher: Finisher, shipments: Sequence[Shipment], terms: Terms) -> Shi
             for s, f in zip(shipments, files, strict=True)
         ]
         networks = [
-            _facts(s, f, proof, _test_scores(finisher, s, f, terms)) for s, f, proof in zip(shipments, files, proofs, strict=True)
+            _facts(finisher, s, f, proof, _test_scores(finisher, s, f, terms))
+            for s, f, proof in zip(shipments, files, proofs, strict=True)
         ]
         contract = _contract(finisher, networks, shared, terms, part)
         (part / "card.md").write_text(card(contract), encoding="utf-8")
@@ -194,7 +195,9 @@ def _test_scores(finisher: Finisher, shipment: Shipment, files: Files, terms: Te
     return {name: value for name, value in tests[key].items() if name != "sha256"}
 
 
-def _facts(shipment: Shipment, files: Files, proof: Mapping[str, Any], test: Mapping[str, Any]) -> dict[str, Any]:
+def _facts(
+    finisher: Finisher, shipment: Shipment, files: Files, proof: Mapping[str, Any], test: Mapping[str, Any]
+) -> dict[str, Any]:
     verdict, names = shipment.verdict, files.names
     return {
         "id": shipment.arch.id,
@@ -208,6 +211,7 @@ def _facts(shipment: Shipment, files: Files, proof: Mapping[str, Any], test: Map
         "predicted_upper_ms": verdict.predicted_upper_ms,
         "kept": verdict.kept,
         "verdict": verdict.sentence,
+        "stages": finisher.stages(shipment.arch)["stages"],
         "test": dict(test),
         **proof,
     }

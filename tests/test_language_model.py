@@ -26,8 +26,9 @@ from hardware.local_cpu import LocalCpu
 from latency_models.additive import AdditiveLatency
 from nas.compute import Compute
 from nas.export import export_onnx, form_of
+from nas.finish.teaching import Lesson, teach
 from nas.protocols import SPLITS, TaskWithMetrics
-from nas.training import TrainConfig, fine_tune
+from nas.training import TrainConfig
 from nas.types import Workload
 from search_spaces.decoder import DecoderFamily, decoder_space
 from search_spaces.encoder import EncoderFamily, encoder_space
@@ -187,7 +188,8 @@ def exported(task, family, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     torch.manual_seed(0)
     network = family.network(family.space.canonical({**family.space.largest().as_dict, **PICKS}), backend="blocks")
-    fine_tune(network, task, TrainConfig(steps=60, tokens_per_batch=1024, learning_rate=5e-3), compute=Compute(), seed=0)
+    config = TrainConfig(steps=60, tokens_per_batch=1024, learning_rate=5e-3)
+    teach(network, task, config, Lesson(), compute=Compute(), seed=0)
     export_onnx(*form_of(family, network, Workload(1, 1, "decode", T - 1)), folder / "decode.onnx")
     task.save_preprocessing(folder)
     return network.eval(), folder
@@ -272,7 +274,7 @@ def test_the_command_s_faults(exported, capsys, words, said):
 def test_a_file_s_scores_are_those_of_the_network(task, family, exported, tmp_path):
     network, _ = exported
     unused = cast(Any, SimpleNamespace())
-    run: Any = tmp_path
+    run = RunDirectory(tmp_path)
     finisher = Finisher(family, task, unused, Workload(1, 1, "decode", 7), Compute(), FinishSettings(), 0, run)
     arch = family.space.largest()
     (tmp_path / "shortlist").mkdir()

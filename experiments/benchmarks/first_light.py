@@ -37,7 +37,6 @@ from experiments.build import build
 from experiments.calibration import CHUNK, export_for_timing, quality, read_measurements, sentinel_of
 from experiments.conclude import conclude
 from experiments.config import register
-from experiments.finishing import EVALUATION_TOKENS
 from experiments.pipeline import Pipeline
 from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory
@@ -45,6 +44,7 @@ from hardware.store import MeasurementStore, sentinel_reference
 from hardware.timing import Exported, measure
 from nas.darts import discretise
 from nas.export import open_session
+from nas.finish.teaching import EVALUATION_TOKENS
 from nas.pareto import hypervolume
 from nas.protocols import Task
 from nas.space import Architecture, Option, SearchSpace
