@@ -20,6 +20,7 @@ BENCHMARKS = {
     "latency": "experiments.benchmarks.latency",
     "spaces": "experiments.benchmarks.spaces",
     "ship": "experiments.benchmarks.ship",
+    "darts": "experiments.benchmarks.darts",
 }
 WIDTH = 130  # of a table where there is no terminal
 DIGITS = 4  # significant ones of every figure

@@ -29,7 +29,7 @@ def card(contract: Mapping[str, Any]) -> str:
         *(_network(contract, network) for network in networks),
         f"Promised: {contract['promised']}.",
         *_reads(contract),
-        *(_stages(network) for network in networks if network["stages"]),
+        *(stages_of(network) for network in networks if network["stages"]),
         *_shared(contract),
         "## Use",
         _use(contract),
@@ -112,7 +112,8 @@ def _reads(contract: Mapping[str, Any]) -> list[str]:
     return [] if reads == 1 else [f"The test split has been read for {reads} networks of this run."]
 
 
-def _stages(network: Mapping[str, Any]) -> str:
+def stages_of(network: Mapping[str, Any]) -> str:
+    """What a network went through after its training."""
     lines = [f"- {stage['name']}: {stage['sentence']}" for stage in network["stages"]]
     return "\n".join([f"## Stages of {network['id']} after the training", "", *lines])
 

@@ -12,9 +12,9 @@ from experiments.costing import Costs, measured_energy
 from experiments.ledger import NAME as LEDGER
 from experiments.objectives import further
 from experiments.outcome import Choice, Finalist, Outcome
-from experiments.pipeline import Pipeline
+from experiments.pipeline import HEALTH, Pipeline
 from experiments.progress import Reporter
-from experiments.report import summary, write_report
+from experiments.report import health_sentence, summary, write_report
 from experiments.results import LedgerEntry, MemoryVerdict, Network, Parity, PredictorReport, Results, Verdict, hypervolumes
 from experiments.shipping import Shipment, Shipped, Terms, ship
 from nas.types import Measurement
@@ -69,13 +69,14 @@ def assemble(
         hypervolume_reference=reference,
         error_means=pipeline.task.error_means,
         ledger=tuple(LedgerEntry(phase, **entry) for phase, entry in ledger.items()),
-        notes=_notes(outcome, shipped),
+        notes=_notes(pipeline, outcome, shipped),
         command=command,
         objectives=pipeline.settings.objectives,
         memory=_memory(outcome),
         num_validation=pipeline.task.num_examples("validation"),
         refined=outcome.explored.refined,
         stages=outcome.stages,
+        alarms=tuple(p.alarm_sentence for p in outcome.proposals if p.alarm),
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     )
 
@@ -154,7 +155,7 @@ def _describe(pipeline: Pipeline) -> str:
     return ", ".join(str(word) for word in words if word)
 
 
-def _notes(outcome: Outcome, shipped: Shipped) -> tuple[str, ...]:
+def _notes(pipeline: Pipeline, outcome: Outcome, shipped: Shipped) -> tuple[str, ...]:
     """What a reader should know to judge the numbers."""
     notes = [f"Networks were trained on {outcome.compute}."]
     if (measurement := outcome.choice.measurement) is not None:
@@ -169,6 +170,8 @@ def _notes(outcome: Outcome, shipped: Shipped) -> tuple[str, ...]:
     if metrics := shipped.networks[0]["test"]["metrics"]:
         said = ", ".join(f"{value:.3f} {name}" for name, value in metrics.items())
         notes.append(f"The exported file on the test split: {said}.")
+    if health := health_sentence(pipeline.run.read_lines(HEALTH)):
+        notes.append(health)
     for p in outcome.proposals:
         notes.append(
             f"The differentiable search proposed {p.arch.id} for {p.budget_ms:.3f} ms: predicted {p.predicted_ms:.3f} ms "

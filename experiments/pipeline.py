@@ -37,7 +37,8 @@ from hardware.recorded import RecordedDevice
 from hardware.store import MeasurementStore
 from latency_models.memory import memory_of
 from nas.compute import Compute, choose_compute
-from nas.darts import BudgetError, Darts, Proposal
+from nas.darts import Darts, Proposal
+from nas.projection import BudgetError
 from nas.protocols import (
     Device,
     DifferentiableLatencyModel,
@@ -51,6 +52,8 @@ from nas.space import Architecture
 from nas.supernet import state_of
 from nas.training import supernet_trainer
 from nas.types import Workload
+
+HEALTH = "darts.jsonl"  # what the guards of the differentiable search saw
 
 
 class Pipeline:
@@ -279,6 +282,7 @@ class Pipeline:
         if state is not None:
             proposals = [Proposal.from_json(self.family.space, record) for record in json.loads(state["proposals"])]
             darts.load_state_dict(state)
+        self._keep_health(until=darts.num_steps)
         steps = [config.steps] + [config.steps_more] * (len(budgets) - 1)
         title = "Differentiable search"
         with self.report.phase(title, sum(steps), done=darts.num_steps) as advance, spent(self.run, title, networks_trained=1):
@@ -287,14 +291,23 @@ class Pipeline:
                 proposal = darts.propose(
                     budgets[number],
                     steps=steps[number],
-                    on_step=lambda _, loss, words=words: advance(darts.num_steps, f"{words} {loss:.3f}"),  # type: ignore[misc]
+                    on_step=lambda _, loss, words=words: advance(min(darts.num_steps, sum(steps)), f"{words} {loss:.3f}"),  # type: ignore[misc]
+                    on_check=lambda health: self.run.append(HEALTH, health.to_json()),
                 )
+                if proposal.alarm:
+                    self.report.say(f"Differentiable search: {proposal.alarm_sentence}")
                 proposals.append(proposal)
                 records = json.dumps([p.to_json() for p in proposals])
                 self._save_checkpoint("darts.ckpt", {**darts.state_dict(), "proposals": records})
         self.run.write_json("proposals.json", [p.to_json() for p in proposals])
         (self.run / "darts.ckpt").unlink(missing_ok=True)
         return proposals
+
+    def _keep_health(self, *, until: int) -> None:
+        """Drops what a stopped process wrote of steps that are done again."""
+        kept = [record for record in self.run.read_lines(HEALTH) if record["step"] <= until]
+        with self.run.replacing(HEALTH) as path:
+            path.write_text("".join(json.dumps(record) + "\n" for record in kept))
 
     def _checkpoint(self, name: str, compute: Compute) -> dict[str, Any] | None:
         """What `_save_checkpoint` wrote, or None. Raises RunError for a damaged file."""

@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
@@ -90,7 +92,9 @@ def page(results: Results, candidates: Sequence[Candidate]) -> str:
         objective_words=objective_words(results.objectives),
         comparisons=compare_at_equal_time(results),
         trivial_sentence=trivial_sentence(results),
-        warnings=[trivial_sentence(results)] * trivial_wins(results) + [s for s in (beaten_sentence(results),) if s],
+        warnings=[trivial_sentence(results)] * trivial_wins(results)
+        + [s for s in (beaten_sentence(results),) if s]
+        + [f"Differentiable search: {alarm}" for alarm in results.alarms],
         search_sentences=search_sentences(results),
         trust_sentence=trust_sentence(results.predictor),
         evidence=sentences(evidence(results, candidates), results),
@@ -254,6 +258,22 @@ def trust_sentence(predictor: PredictorReport) -> str:
     )
 
 
+def health_sentence(checks: Sequence[Mapping[str, Any]]) -> str:
+    """How the differentiable search went, from what `nas.guards.Health` wrote; empty if it wrote nothing."""
+    if not checks:
+        return ""
+    first, last = checks[0], checks[-1]
+    entropy = [fmean(check["entropy"].values()) for check in (first, last)]
+    alarms = sum(bool(check["alarm"]) for check in checks)
+    return (
+        f"The differentiable search was looked at {len(checks)} times. Mean entropy of its choices {entropy[0]:.2f} at first and "
+        f"{entropy[1]:.2f} in the end, share of what can be skipped and is {first['skip_share']:.2f} and "
+        f"{last['skip_share']:.2f}, largest eigenvalue of the loss's Hessian in the logits {first['sharpness']:.2g} and "
+        f"{last['sharpness']:.2g}; loss on the architecture split at most "
+        f"{max(check['gap'] for check in checks):.3f} above that on the training split; its alarm tripped {alarms} times."
+    )
+
+
 def cost_sentence(results: Results) -> str:
     """What the run cost in all."""
     ledger = results.ledger
@@ -302,6 +322,7 @@ def summary(results: Results, folder: Path | str) -> list[Table | Text]:
         *([Text(results.memory.sentence, style=f"bold {TONES[results.memory.kept]}")] if results.memory else []),
         Text(trivial_sentence(results), style="yellow" if trivial_wins(results) else ""),
         *([Text(beaten, style="yellow")] if (beaten := beaten_sentence(results)) else []),
+        *(Text(f"Differentiable search: {alarm}", style="yellow") for alarm in results.alarms),
         Text(f"Written to {folder}: {', '.join((*FILES, *_folders(results.files)))}"),
     ]
 

@@ -283,8 +283,8 @@ class Results:
 
     `interval` says in words what the measured intervals are, `hypervolumes` holds one area a role up to `hypervolume_reference`
     (ms, error in percent), `error_means` what an error is the percentage of, `files` what ships, by paths relative to the run
-    directory. `memory` is None without such a budget, `num_validation` are the examples behind a validation error, and
-    `refined` is what measurements during the search changed.
+    directory. `memory` is None without such a budget, `num_validation` are the examples behind a validation error, `refined` is
+    what measurements during the search changed, and `alarms` say where the differentiable search collapsed and what was done.
 
     Raises:
         ValueError: a repeated network, a picked network that is none of them, or a number that is not finite.
@@ -317,6 +317,7 @@ class Results:
     num_validation: int | None = None
     refined: Mapping[str, Any] | None = field(default=None, hash=False)
     stages: tuple[StageReport, ...] = ()
+    alarms: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         ids = [n.id for n in self.networks]
@@ -381,6 +382,7 @@ class Results:
             "notes": tuple(record["notes"]),
             "objectives": tuple(record.get("objectives", PLANE)),
             "memory": _build(MemoryVerdict, record["memory"]) if record.get("memory") else None,
+            "alarms": tuple(record.get("alarms", ())),
         }
         return _build(cls, {**record, **parts})
 

@@ -33,8 +33,8 @@ from hardware.tables import TABLES
 from latency_models.drift import no_signal
 from latency_models.intervals import Bounded, pick
 from latency_models.physical import PhysicalRegressor
-from nas.darts import BudgetError
 from nas.pareto import hypervolume
+from nas.projection import BudgetError
 from nas.protocols import Device, Searcher
 from nas.search import search
 from nas.searchers.random import Random

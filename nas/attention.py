@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -26,6 +25,7 @@ from nas.attention_kinds import (
     topk_attention,
 )
 from nas.layers import Linear, Width
+from nas.twice import again
 
 Backend = Literal["matmul", "fused", "blocks"]
 """How attention is computed, never what: `matmul` writes it out (fastest in bfloat16 on a CPU, and what masks need), `fused`
@@ -53,8 +53,7 @@ class _MixedAttention(torch.autograd.Function):
     All kinds are one attention P whose probabilities are scaled: kind k has P M_k / s_k, where M_k is 1 for what it sees and s_k
     the sum of P M_k. So the probabilities of the sum are P C, C = sum_k w_k M_k / s_k, and with G the gradient of the loss by
     them, d_k = sum(G P M_k) / s_k is the one by a weight (of a query) and P (G C - sum_k d_k w_k M_k / s_k) the one by a score.
-    Only P is kept, so the peak memory is that of one plain attention. A query that sees nothing but padding gives zero. First
-    derivatives only.
+    Only P is kept, so the peak memory is that of one plain attention. A query that sees nothing but padding gives zero.
     """
 
     @staticmethod
@@ -78,13 +77,15 @@ class _MixedAttention(torch.autograd.Function):
                     torch.sum(part, dim=-1, keepdim=True, out=total).clamp_min_(1e-30)
                     mixed.addcmul_(part, weight / total)
                 out[rows] = mixed.to(v.dtype) @ v[rows]
-            ctx.save_for_backward(q, k, v, weights, patterns_PTT, probs, totals, least)
+            ctx.save_for_backward(q, k, v, bias, weights, patterns_PTT, probs, totals, least)
+            ctx.top = top
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, weights, patterns_PTT, all_probs, totals, least = ctx.saved_tensors
+        q, k, v, bias, weights, patterns_PTT, all_probs, totals, least = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return again(_mixed_plainly, (q, k, v, bias, weights, patterns_PTT, ctx.top), ctx.needs_input_grad, grad)
         of_full, *of_others = weights.tolist()
         B, H, T, _ = q.shape
         with torch.autocast(grad.device.type, enabled=False):
@@ -114,6 +115,22 @@ def _seen(probs: Tensor, least: Tensor | None, patterns_PTT: Tensor, rows: slice
     yield from patterns_PTT
     if least is not None:
         yield (probs[rows] >= least[rows]).to(probs.dtype)
+
+
+def _mixed_plainly(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, weights: Tensor, patterns_PTT: Tensor, top: int
+) -> Tensor:  # fmt: skip
+    """What `_MixedAttention` computes, in operations that have all derivatives."""
+    with torch.autocast(q.device.type, enabled=False):
+        scores = (q @ k.transpose(-1, -2)).to(patterns_PTT.dtype) + bias
+        probs = torch.softmax(scores, dim=-1)
+        known = probs.detach()
+        least = known.topk(min(top, probs.shape[-1]), dim=-1)[0].amin(dim=-1, keepdim=True) if top else None
+        mixed = weights[0] * probs
+        for weight, seen in zip(weights[1:], _seen(known, least, patterns_PTT, slice(None)), strict=True):
+            reached = (known * seen).sum(dim=-1, keepdim=True) > 0
+            mixed = mixed + weight * reached * torch.softmax(scores + (1.0 - seen) * BLOCKED, dim=-1)
+        return mixed.to(v.dtype) @ v
 
 
 AttentionKind = Literal["full", "window", "block", "strided", "topk", "linear", "lowrank"]

@@ -1,32 +1,52 @@
 """Differentiable architecture search under a latency budget.
 
-First-order DARTS (Liu et al., arXiv:1806.09055, eq. 7 with xi = 0) over the entangled supernet: the weights learn on the training
-split, the architecture's logits on a split of their own, and both see the relaxed architecture softmax(logits / temperature). The
-budget is a constraint, not a weight to guess: an augmented Lagrangian drives the expected latency under it (Nocedal & Wright,
-section 17.4, for one inequality). What comes out is discrete and within the budget, by projection and not by hope.
+DARTS (Liu et al., arXiv:1806.09055, algorithm 1) over the entangled supernet: the weights learn on the training split, the
+architecture's logits on a split of their own, and both see the architecture that `nas.relaxations` makes of the logits. With
+`unroll_rate` 0 the logits' gradient is that of first order (eq. 7 with xi = 0); otherwise it goes, exactly, through one step of
+gradient descent of that rate on the weights (eq. 6; the paper's eq. 8 approximates it by finite differences).
+
+The budget is a constraint, not a weight to guess: an augmented Lagrangian drives the expected latency under it (Nocedal & Wright,
+section 17.4, for one inequality), and what comes out is discrete and within the budget by projection (`nas.projection`). Expected
+latency is multilinear, so that of the mean probabilities is the mean over draws, however the relaxation draws.
+
+`nas.guards` looks after the search. Its options against collapse:
+
+- `beta_decay` adds the log-sum-exp of each choice's logits to their loss (beta-DARTS, arXiv:2203.01665, eq. 15), more and more of
+  it, which holds logits together;
+- `discretisation="perturbation"` ranks options not by logits but by the loss of the relaxed network with the option alone in its
+  choice (DARTS-PT, arXiv:2108.04392, whose measure is an option's absence, which says little where sizes share weights).
+
+An auxiliary skip with decay (DARTS-, arXiv:2009.01027) has nothing to add here: the residual stream is a skip of weight one
+beside every branch.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from nas import guards
 from nas.compute import Compute
 from nas.encoding import Encoding
+from nas.guards import Health
+from nas.projection import discretise
 from nas.protocols import Batch, DifferentiableLatencyModel, Family, Task
+from nas.relaxations import RELAXATIONS, Relaxation, cooled, relax
 from nas.space import Architecture, SearchSpace
 from nas.training import TrainingError, stream
 
-
-class BudgetError(ValueError):
-    """No architecture of the space meets the budget; names the fastest and its time."""
+Discretisation = Literal["probability", "perturbation"]
+Remedy = Literal["none", "beta_decay", "perturbation"]
+BETA_DECAY = 1.0  # weight of the remedy of that name
+SMALLER = 4  # what sharpness is measured on: this part of a batch
 
 
 @dataclass(frozen=True)
@@ -34,32 +54,42 @@ class DartsConfig:
     """Steps of one search and how fast things move.
 
     `steps` are for the first budget, `steps_more` for each further one, which starts from the logits and weights of the one
-    before. The temperature falls geometrically from `temperature[0]` to `temperature[1]` in every search.
+    before. The temperature falls geometrically from `temperature[0]` to `temperature[1]` in every search. Every `check_every`
+    steps the guards look. When their alarm trips, the search for that budget begins again with even logits and the `remedy`:
+    `beta_decay`, or `perturbation`, which trains the weights under even probabilities and then chooses by perturbation.
+
+    Raises:
+        ValueError: a value outside its range.
     """
 
     steps: int = 30
-    steps_more: int = 10
+    steps_more: int = 6
     tokens_per_batch: int = 2048
     logit_rate: float = 0.1
     weight_rate: float = 5e-4
     temperature: tuple[float, float] = (1.0, 0.4)
     penalty: float = 5.0
+    relaxation: Relaxation = "softmax"
+    unroll_rate: float = 0.0
+    beta_decay: float = 0.0
+    discretisation: Discretisation = "probability"
+    remedy: Remedy = "perturbation"
+    check_every: int = 5
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "temperature", tuple(self.temperature))
-        for name in ("steps", "steps_more", "tokens_per_batch", "logit_rate", "penalty"):
+        for name in ("steps", "steps_more", "tokens_per_batch", "logit_rate", "penalty", "check_every"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is not positive")
+        for name in ("unroll_rate", "beta_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is negative")
         if len(self.temperature) != 2 or min(self.temperature) <= 0:
             raise ValueError(f"temperature: {self.temperature} is not a pair of positive numbers")
-
-
-def relax(space: SearchSpace, logits_E: Tensor, *, temperature: float = 1.0) -> Encoding:
-    """Softmax over the options of each choice; the logits of all choices are one vector [E]."""
-    sizes = torch.tensor([len(choice.options) for choice in space], device=logits_E.device)
-    is_option = torch.arange(int(sizes.max()), device=logits_E.device) < sizes[:, None]  # one row for each choice
-    rows = logits_E.new_full(is_option.shape, -math.inf).masked_scatter(is_option, logits_E / temperature)
-    return Encoding(space, torch.softmax(rows, dim=1)[is_option])
+        allowed = {"relaxation": RELAXATIONS, "discretisation": get_args(Discretisation), "remedy": get_args(Remedy)}
+        for name, options in allowed.items():
+            if getattr(self, name) not in options:
+                raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {options}")
 
 
 @dataclass(frozen=True)
@@ -73,6 +103,16 @@ class Proposal:
     relaxed_ms: float  # expected latency of the relaxed architecture at the end
     entropy: float  # mean over choices, 0 (decided) to 1 (uniform)
     loss: float  # of the relaxed architecture on the architecture split, mean of the last ten batches
+    alarm: str = ""  # what the guards found wrong at first, in words
+    remedy: str = ""  # what was done about it
+
+    @property
+    def alarm_sentence(self) -> str:
+        """What was wrong and what was done, or nothing."""
+        if not self.alarm:
+            return ""
+        done = f"it began again with the remedy {self.remedy!r}" if self.remedy else "nothing was done about it"
+        return f"For {self.budget_ms:.3f} ms it collapsed: {self.alarm}; {done}."
 
     def to_json(self) -> dict[str, Any]:
         return {**self.__dict__, "arch": self.arch.to_json()}
@@ -92,46 +132,46 @@ class Darts:
         self.family, self.space, self.latency_model, self.task = family, family.space, latency_model, task
         self.config, self.compute = config, compute
         self.supernet = copy.deepcopy(supernet)
-        self.logits = nn.Parameter(torch.zeros(self.space.encoding_size, device=compute.device))
+        self.logits = nn.Parameter(torch.empty(self.space.encoding_size, device=compute.device))
         self.weight_optimizer = torch.optim.AdamW(self.supernet.parameters(), lr=config.weight_rate, fused=True)
-        self.logit_optimizer = torch.optim.Adam([self.logits], lr=config.logit_rate, betas=(0.5, 0.999))
-        self.multiplier = 0.0
+        self.remedy = ""
         self.num_steps, self.seed = 0, seed
+        self._even_logits()
         self._open_streams()
 
     def propose(
-        self, budget_ms: float, *, steps: int, on_step: Callable[[int, float], None] = lambda step, loss: None
-    ) -> Proposal:
-        """Searches on from where the last budget ended.
+        self, budget_ms: float, *, steps: int, on_step: Callable[[int, float], None] = lambda step, loss: None,
+        on_check: Callable[[Health], None] = lambda health: None,
+    ) -> Proposal:  # fmt: skip
+        """Searches on from where the last budget ended, and anew if the guards' alarm trips.
 
         Raises:
             TrainingError: the loss is not finite.
             BudgetError: no architecture meets the budget.
         """
-        target_ms = budget_ms / self.latency_model.upper_factor()
-        start, end = self.config.temperature
-        losses: list[float] = []
-        encoding = relax(self.space, self.logits.detach(), temperature=end)
-        for step in range(steps):
-            temperature = start * (end / start) ** (step / max(1, steps - 1))
-            self._weight_step(temperature)
-            loss, encoding = self._logit_step(temperature, target_ms)
-            losses.append(loss)
-            if not math.isfinite(loss):
-                raise TrainingError(f"the loss of the differentiable search is {loss} at step {step}")
-            self.num_steps += 1
-            on_step(step + 1, loss)
-        probabilities = encoding.values.detach().double().cpu().numpy()
-        arch = discretise(self.space, probabilities, self.latency_model, budget_ms)
+        can_help = self.config.remedy != "none" and not self.remedy
+        losses, alarm = self._search(budget_ms, steps, on_step, on_check, until_alarm=can_help)
+        remedy = self.config.remedy if alarm and can_help else ""
+        if remedy:
+            self.remedy = remedy
+            self._even_logits()
+            losses, _ = self._search(budget_ms, steps, on_step, on_check, until_alarm=False)
+        encoding = self._encoding(self.config.temperature[1])
+        probabilities = encoding.values.double().cpu().numpy()
+        by_loss = "perturbation" in (self.config.discretisation, self.remedy)
+        log_p = -self._option_losses(encoding) if by_loss else np.log(np.clip(probabilities, 1e-9, 1.0))
+        arch = discretise(self.space, log_p, self.latency_model, budget_ms)
         prediction = self.latency_model.predict([arch])
         return Proposal(
             arch=arch,
             budget_ms=budget_ms,
             predicted_ms=float(prediction.mean_ms[0]),
             upper_ms=float(prediction.upper_ms[0]),
-            relaxed_ms=float(self.latency_model.expected_ms(Encoding(self.space, encoding.values.detach().double().cpu()))),
-            entropy=mean_entropy(self.space, probabilities),
+            relaxed_ms=self._expected_ms(encoding).item(),
+            entropy=guards.mean(guards.entropies(self.space, probabilities)),
             loss=float(np.mean(losses[-10:])),
+            alarm=alarm,
+            remedy=remedy,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -141,6 +181,7 @@ class Darts:
             "weight_optimizer": self.weight_optimizer.state_dict(),
             "logit_optimizer": self.logit_optimizer.state_dict(),
             "multiplier": self.multiplier,
+            "remedy": self.remedy,
             "num_steps": self.num_steps,
         }
 
@@ -149,8 +190,13 @@ class Darts:
         self.logits.data.copy_(state["logits"])
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
         self.logit_optimizer.load_state_dict(state["logit_optimizer"])
-        self.multiplier, self.num_steps = state["multiplier"], state["num_steps"]
+        self.multiplier, self.remedy, self.num_steps = state["multiplier"], state["remedy"], state["num_steps"]
         self._open_streams()
+
+    def _even_logits(self) -> None:
+        self.logits.data.zero_()
+        self.logit_optimizer = torch.optim.Adam([self.logits], lr=self.config.logit_rate, betas=(0.5, 0.999))
+        self.multiplier = 0.0
 
     def _open_streams(self) -> None:
         self._train, self._architecture = (
@@ -158,85 +204,108 @@ class Darts:
             for split in ("train", "architecture")
         )
 
-    def _loss(self, batches: Iterator[Batch], temperature: float, *, detach: bool) -> tuple[Tensor, Encoding]:
-        batch = next(batches).to(self.compute.device)
-        encoding = relax(self.space, self.logits.detach() if detach else self.logits, temperature=temperature)
-        with self.compute.autocast():
-            outputs = self.supernet(*batch.inputs, masks=self.family.masks(encoding))
-            return self.task.loss(outputs, batch.targets), encoding
+    def _search(
+        self, budget_ms: float, steps: int, on_step: Callable[[int, float], None], on_check: Callable[[Health], None], *,
+        until_alarm: bool,
+    ) -> tuple[list[float], str]:  # fmt: skip
+        """The losses of the steps on the architecture split, and the last alarm, which may have ended them."""
+        target_ms = budget_ms / self.latency_model.upper_factor()
+        losses: list[float] = []
+        gaps: list[float] = []
+        alarm = ""
+        for step in range(steps):
+            done = step / max(1, steps - 1)
+            temperature = cooled(self.config.temperature, done)
+            train, self._batch = (next(batches).to(self.compute.device) for batches in (self._train, self._architecture))
+            losses.append(self._logit_step(train, self._batch, temperature, target_ms, done))
+            gaps.append(losses[-1] - self._weight_step(train, temperature))
+            if not math.isfinite(losses[-1]):
+                raise TrainingError(f"the loss of the differentiable search is {losses[-1]} at step {step}")
+            self.num_steps += 1
+            on_step(step + 1, losses[-1])
+            if (step + 1) % self.config.check_every == 0 or step + 1 == steps:
+                health = self._check(budget_ms, target_ms, temperature, float(np.mean(gaps)))
+                on_check(health)
+                gaps, alarm = [], health.alarm
+                if alarm and until_alarm:
+                    break
+        return losses, alarm
 
-    def _weight_step(self, temperature: float) -> None:
+    def _check(self, budget_ms: float, target_ms: float, temperature: float, gap: float) -> Health:
+        encoding = self._encoding(temperature)
+        skipped, used = guards.skip_share(encoding), self._expected_ms(encoding).item() / target_ms
+        size = -(-len(self._batch.targets) // SMALLER)
+        part = Batch(tuple(x[:size] for x in self._batch.inputs), self._batch.targets[:size])
+        loss = self._loss(part, relax(self.space, self.logits, temperature=temperature, kind=self.config.relaxation))
+        return Health(
+            step=self.num_steps,
+            budget_ms=budget_ms,
+            entropy=guards.entropies(self.space, encoding.values.double().cpu().numpy()),
+            skip_share=skipped,
+            used=used,
+            gap=gap,
+            sharpness=guards.sharpness(loss, self.logits, seed=(self.seed, self.num_steps)),
+            alarm=guards.alarm(skip_share=skipped, used=used),
+        )
+
+    def _encoding(self, temperature: float) -> Encoding:
+        """The mean probabilities of the options, without a gradient."""
+        return relax(self.space, self.logits.detach(), temperature=temperature, kind=self.config.relaxation)
+
+    def _drawn(self, logits_E: Tensor, temperature: float, number: int) -> Encoding:
+        """What the networks of this step see; each draw of a step has a number."""
+        seed = (self.seed, self.num_steps, number)
+        return relax(self.space, logits_E, temperature=temperature, kind=self.config.relaxation, seed=seed)
+
+    def _loss(self, batch: Batch, encoding: Encoding, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        with self.compute.autocast():
+            masks = {"masks": self.family.masks(encoding)}
+            outputs = functional_call(self.supernet, dict(weights or {}), batch.inputs, masks)
+            return self.task.loss(outputs, batch.targets)
+
+    def _expected_ms(self, encoding: Encoding) -> Tensor:
+        return self.latency_model.expected_ms(Encoding(self.space, encoding.values.double().cpu()))
+
+    def _weight_step(self, batch: Batch, temperature: float) -> float:
         self.weight_optimizer.zero_grad(set_to_none=True)
-        loss, _ = self._loss(self._train, temperature, detach=True)
+        loss = self._loss(batch, self._drawn(self.logits.detach(), temperature, 0))
         loss.backward()
         nn.utils.clip_grad_norm_(self.supernet.parameters(), 1.0)
         self.weight_optimizer.step()
+        return float(loss.detach())
 
-    def _logit_step(self, temperature: float, target_ms: float) -> tuple[float, Encoding]:
-        loss, encoding = self._loss(self._architecture, temperature, detach=False)
-        excess = self.latency_model.expected_ms(Encoding(self.space, encoding.values.double().cpu())) / target_ms - 1.0
+    def _logit_step(self, train: Batch, batch: Batch, temperature: float, target_ms: float, done: float) -> float:
+        if self.remedy == "perturbation":
+            with torch.no_grad():
+                return float(self._loss(batch, self._encoding(temperature)))
+        weights = self._unrolled(train, temperature) if self.config.unroll_rate else None
+        loss = self._loss(batch, self._drawn(self.logits, temperature, 1), weights)
+        mean = relax(self.space, self.logits, temperature=temperature, kind=self.config.relaxation)
         penalty = self.config.penalty
-        pull = torch.clamp(self.multiplier + penalty * excess, min=0.0)
+        pull = torch.clamp(self.multiplier + penalty * (self._expected_ms(mean) / target_ms - 1.0), min=0.0)
         total = loss + (pull.square() - self.multiplier**2) / (2 * penalty)
+        if beta := BETA_DECAY if self.remedy == "beta_decay" else self.config.beta_decay:
+            total = total + beta * done * torch.stack([self.logits[s].logsumexp(0) for s in self.space.offsets.values()]).mean()
         (self.logits.grad,) = torch.autograd.grad(total, [self.logits])
         self.logit_optimizer.step()
         self.multiplier = float(pull.detach())
-        return float(loss.detach()), encoding
+        return float(loss.detach())
 
+    def _unrolled(self, train: Batch, temperature: float) -> dict[str, Tensor]:
+        """The weights after one step of gradient descent, as a function of the logits."""
+        weights = dict(self.supernet.named_parameters())
+        loss = self._loss(train, self._drawn(self.logits, temperature, 0))
+        gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
+        return {n: w - self.config.unroll_rate * g for (n, w), g in zip(weights.items(), gradients, strict=True)}
 
-def mean_entropy(space: SearchSpace, probabilities_E: np.ndarray) -> float:
-    """Entropy of each choice over that of a uniform one, averaged over choices with more than one option."""
-    entropies = []
-    for choice in space:
-        p = probabilities_E[space.offsets[choice.name]]
-        if len(p) > 1:
-            entropies.append(-np.sum(p * np.log(np.clip(p, 1e-12, 1.0))) / math.log(len(p)))
-    return float(np.mean(entropies))
-
-
-def discretise(space: SearchSpace, probabilities_E: np.ndarray, latency_model: Any, budget_ms: float) -> Architecture:
-    """The most probable architecture, projected on the budget: its upper bound is at most `budget_ms`.
-
-    Over the budget, the pick changes that gives up the least log-probability for each millisecond saved. Under it, the slack is
-    spent on the larger options (a size, attention where there was none) that give up the least log-probability.
-
-    Raises:
-        BudgetError: even the fastest neighbour of every step is over the budget.
-    """
-    log_p = np.log(np.clip(probabilities_E, 1e-9, 1.0))
-    picks = {c.name: c.options[int(np.argmax(probabilities_E[space.offsets[c.name]]))] for c in space}
-
-    def upper(candidates: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        return np.asarray(latency_model.predict([space.canonical(p) for p in candidates]).upper_ms)
-
-    def neighbours(*, grow: bool = False) -> tuple[list[dict[str, Any]], np.ndarray]:
-        """Picks that differ in one present choice, and the log-probability that each gives up."""
-        found, costs = [], []
-        present = space.canonical(picks)
-        for choice in (c for c in space if c.name in present):
-            offset, now = space.offsets[choice.name].start, choice.index(picks[choice.name])
-            for index, option in enumerate(choice.options):
-                larger = index > now if choice.is_nested else index < now  # kinds stand from the most to the least capable
-                if index != now and (larger or not grow):
-                    found.append({**picks, choice.name: option})
-                    costs.append(log_p[offset + now] - log_p[offset + index])
-        return found, np.array(costs)
-
-    current = upper([picks])[0]
-    while current > budget_ms * (1 + 1e-9):  # sums of another order differ in the last digits
-        found, costs = neighbours()
-        times = upper(found)
-        faster = times < current - 1e-9
-        if not faster.any():
-            raise BudgetError(f"budget_ms: {budget_ms:.4g} is below the fastest network reached, {current:.4g} ms (upper bound)")
-        price = np.where(faster, np.maximum(costs, 1e-6) / np.maximum(current - times, 1e-9), np.inf)
-        best = int(np.argmin(price))
-        picks, current = found[best], times[best]
-    while True:
-        found, costs = neighbours(grow=True)
-        times = upper(found)
-        fits = (times <= budget_ms) & (times > current + 1e-9)
-        if not fits.any():
-            return space.canonical(picks)
-        best = int(np.argmin(np.where(fits, costs, np.inf)))
-        picks, current = found[best], times[best]
+    @torch.no_grad()
+    def _option_losses(self, encoding: Encoding) -> np.ndarray:
+        """Loss on the last batch of the relaxed architecture with each option alone in its choice, [E]."""
+        losses = []
+        for part in self.space.offsets.values():
+            for index in range(part.start, part.stop):
+                values = encoding.values.clone()
+                values[part] = 0.0
+                values[index] = 1.0
+                losses.append(float(self._loss(self._batch, Encoding(self.space, values))))
+        return np.array(losses)

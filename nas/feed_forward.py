@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from nas.layers import Linear, Width
+from nas.twice import again
 
 aten = torch.ops.aten
 Into = Callable[..., Any]
@@ -137,7 +137,7 @@ class FeedForward(nn.Module):
 
 
 class _MixedActivation(torch.autograd.Function):
-    """sum_k w_k activation_k(x), which keeps x alone for the backward pass, like one activation. First derivatives only."""
+    """sum_k w_k activation_k(x), which keeps x alone for the backward pass, like one activation."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Tensor, names: tuple[str, ...]) -> Tensor:
@@ -150,9 +150,10 @@ class _MixedActivation(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weights = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return again(_mixed_plainly, (x, weights, ctx.names), ctx.needs_input_grad, grad)
         grad, grad_weights = grad.contiguous(), torch.zeros_like(weights)
         total, part = torch.zeros_like(x), torch.empty_like(x)
         for k, (name, weight) in enumerate(zip(ctx.names, weights.tolist(), strict=True)):
@@ -163,3 +164,7 @@ class _MixedActivation(torch.autograd.Function):
                 value(x, part)
                 grad_weights[k] = torch.dot(grad.flatten(), part.flatten())
         return total, grad_weights, None
+
+
+def _mixed_plainly(x: Tensor, weights: Tensor, names: tuple[str, ...]) -> Tensor:
+    return sum((w * ACTIVATIONS[name][0](x) for w, name in zip(weights, names, strict=True)), torch.zeros_like(x))

@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from nas.twice import again
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def mixed(modules: Sequence[nn.Module], weights: Tensor) -> dict[str, Tensor]:
 
 
 class _MixedWeights(torch.autograd.Function):
-    """Of K lists of tensors, one after the other, the mixed list. First derivatives only."""
+    """Of K lists of tensors, one after the other, the mixed list."""
 
     @staticmethod
     def forward(ctx: Any, weights_K: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -80,14 +81,21 @@ class _MixedWeights(torch.autograd.Function):
         return tuple(results)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         weights_K, *tensors = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return again(_mixed_plainly, ctx.saved_tensors, ctx.needs_input_grad, *grads)
         shares, grad_weights = weights_K.tolist(), torch.zeros_like(weights_K)
         if ctx.needs_input_grad[0]:
             for i, tensor in enumerate(tensors):
                 grad_weights[i // len(grads)] += torch.dot(grads[i % len(grads)].flatten(), tensor.flatten())
         return grad_weights, *(grad * share for share in shares for grad in grads)
+
+
+def _mixed_plainly(weights_K: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    step = len(tensors) // len(weights_K)
+    lists = (tensors[k * step : (k + 1) * step] for k in range(len(weights_K)))
+    return tuple(sum(w * t for w, t in zip(weights_K, row, strict=True)) for row in zip(*lists, strict=True))
 
 
 class Linear(nn.Linear):
@@ -139,24 +147,30 @@ def _rms_norm(x_BTD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> Te
 
 class _RMSNorm(torch.autograd.Function):
     """x / sqrt(mean(x^2) + eps) * weight + bias, which keeps x alone for the backward pass: that of a layer norm whose mean is 0
-    by decree, and what the gradient of its mean takes off too much. First derivatives only."""
+    by decree, and what the gradient of its mean takes off too much."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, scale, weight_D, bias_D)
+        ctx.eps = eps
         return torch.mul(x, scale).mul_(weight_D).add_(bias_D)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, weight_D, bias_D = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return again(_rms_plainly, (x, weight_D, bias_D, ctx.eps), ctx.needs_input_grad, grad)
         needed, shape = [True, True, True], list(weight_D.shape)
         backward = torch.ops.aten.native_layer_norm_backward
         below, of_weight, of_bias = backward(grad, x, shape, torch.zeros_like(scale), scale, weight_D, bias_D, needed)
         mean = (grad @ weight_D).div_(len(weight_D))[..., None]
         return below.add_(mean * scale), of_weight, of_bias, None
+
+
+def _rms_plainly(x: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * weight_D + bias_D
 
 
 class Table(nn.Embedding):

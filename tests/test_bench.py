@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from experiments import bench
-from experiments.benchmarks import do_it_yourself, spaces, supernet
+from experiments.benchmarks import darts, do_it_yourself, spaces, supernet
 from experiments.benchmarks.first_light import Fronts, Point, same_layers
 from experiments.benchmarks.ship import Row, Trial, summary
 from experiments.tasks.languages import Languages
@@ -53,8 +53,8 @@ def test_peak_memory_is_the_same_every_time():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], r"bench: '' is not one of \('supernet', 'first_light', 'latency', 'spaces', 'ship'\)"),
-        (["supernets"], r"bench: 'supernets' is not one of \('supernet', 'first_light', 'latency', 'spaces', 'ship'\)"),
+        ([], r"bench: '' is not one of \('supernet', 'first_light', 'latency', 'spaces', 'ship', 'darts'\)"),
+        (["supernets"], r"bench: 'supernets' is not one of \('supernet', 'first_light', 'latency', 'spaces', 'ship', 'darts'\)"),
         (["supernet", "preset=huge"], r"preset: 'huge' is not one of \('tiny', 'quick', 'full'\)"),
         (["first_light", "preset=huge"], r"preset: 'huge' is not one of \('quick', 'full'\)"),
         (["supernet", "rounds=3"], r"'rounds=3' is not one of preset=…, out=…"),
@@ -160,3 +160,15 @@ def test_ship_ends_with_its_figures(capsys):
     assert {"int8_speedup", "int8_points_lost", "speedup_at_minus_one_point", "parity_max_abs"} <= set(figures)
     assert figures["parity_max_abs"] < 1e-4
     assert figures["parity_equal_decisions"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_darts_ends_with_its_figures(capsys):
+    assert bench.main(["darts", "preset=tiny"]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["budget_hit_percent"] == 100.0
+    assert figures["cost_ratio_ten_to_one"] > 1
+    compared = (*darts.OPTIONS, "even", "random", "random_best")
+    assert {f"error_percent_{name}" for name in compared} <= set(figures)
+    assert min(figures[f"points_to_best_{name}"] for name in darts.OPTIONS) == 0

@@ -1,5 +1,6 @@
-"""The differentiable search: relaxation, budget and projection, resume."""
+"""The differentiable search: relaxations, second order, budget and projection, guards, resume."""
 
+import itertools
 import math
 
 import numpy as np
@@ -7,9 +8,15 @@ import pytest
 import torch
 
 from latency_models.additive import AdditiveLatency
+from nas import guards
 from nas.compute import Compute
-from nas.darts import BudgetError, Darts, DartsConfig, Proposal, discretise, mean_entropy, relax
+from nas.darts import Darts, DartsConfig, Proposal
+from nas.encoding import Encoding
+from nas.projection import USED, BudgetError, discretise
 from nas.protocols import Batch
+from nas.relaxations import RELAXATIONS, cooled, relax
+from nas.supernet import call, skeleton
+from nas.training import stream
 from nas.types import Measurement, Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
 from tests.test_latency import FAMILY as BIG
@@ -50,9 +57,9 @@ def latency():
     )
 
 
-def darts(latency, seed: int = 0) -> Darts:
+def darts(latency, seed: int = 0, **changes) -> Darts:
     torch.manual_seed(0)
-    config = DartsConfig(steps=12, steps_more=6, logit_rate=0.3)
+    config = DartsConfig(steps=12, steps_more=6, logit_rate=0.3, **changes)
     return Darts(FAMILY, FAMILY.supernet(), latency, Task(), config, compute=Compute(), seed=seed)
 
 
@@ -65,11 +72,30 @@ def test_relaxation_is_one_distribution_for_each_choice():
         torch.testing.assert_close(part, torch.softmax(logits[FAMILY.space.offsets[choice.name]] / 0.5, dim=0))
 
 
+@pytest.mark.parametrize("kind", RELAXATIONS)
+def test_draws_are_distributions_with_the_mean_that_is_said_and_a_gradient(kind):
+    logits = torch.randn(FAMILY.space.encoding_size, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    values = [relax(FAMILY.space, logits, kind=kind, seed=(1, number)).values for number in range(3000)]
+    assert torch.equal(relax(FAMILY.space, logits, kind=kind, seed=(1, 0)).values, values[0])
+    for part in FAMILY.space.offsets.values():
+        torch.testing.assert_close(values[0][part].sum(), torch.tensor(1.0))
+    drawn = torch.stack(values).detach()
+    torch.testing.assert_close(drawn.mean(0), relax(FAMILY.space, logits.detach(), kind=kind).values, rtol=0, atol=0.04)
+    assert (kind == "gumbel") == bool(((drawn < 1e-6) | (drawn > 1 - 1e-6)).all())
+    (gradient,) = torch.autograd.grad((values[0] * torch.randn(len(logits))).sum(), [logits])
+    for choice in FAMILY.space:
+        assert torch.any(gradient[FAMILY.space.offsets[choice.name]] != 0), choice.name
+
+
+def test_the_temperature_falls_geometrically():
+    assert [cooled((1.0, 0.25), done) for done in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.5, 0.25])
+
+
 def test_entropy_is_one_when_undecided_and_zero_when_decided():
     uniform = np.concatenate([np.full(len(c.options), 1 / len(c.options)) for c in FAMILY.space])
-    assert mean_entropy(FAMILY.space, uniform) == pytest.approx(1.0)
+    assert guards.mean(guards.entropies(FAMILY.space, uniform)) == pytest.approx(1.0)
     decided = np.concatenate([np.eye(len(c.options))[0] for c in FAMILY.space])
-    assert mean_entropy(FAMILY.space, decided) == pytest.approx(0.0, abs=1e-6)
+    assert guards.mean(guards.entropies(FAMILY.space, decided)) == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -80,7 +106,7 @@ def test_what_comes_out_is_within_the_budget_and_uses_it(seed):
     probabilities = np.concatenate([rng.dirichlet(np.ones(len(c.options))) for c in BIG.space])
     ends = model.predict([BIG.space.smallest(), BIG.space.largest()])
     budget = float(math.exp(rng.uniform(*np.log([ends.upper_ms[0] * 1.05, ends.upper_ms[1]]))))
-    arch = discretise(BIG.space, probabilities, model, budget)
+    arch = discretise(BIG.space, np.log(probabilities), model, budget)
     upper = model.predict([arch]).upper_ms[0]
     assert upper <= budget
     for choice in BIG.space:
@@ -91,10 +117,45 @@ def test_what_comes_out_is_within_the_budget_and_uses_it(seed):
                 assert grown > budget or grown <= upper or choice.name == "depth"
 
 
+def test_budgets_spread_over_the_space_are_used():
+    """40 budgets from the fastest network's time to the largest's, and random probabilities, decided and undecided in turn."""
+    model = AdditiveLatency().fit(BIG, measurements(44, noise=0.03))
+    ends = model.predict([BIG.space.smallest(), BIG.space.largest()]).upper_ms
+    rng, used = np.random.default_rng(0), []
+    for budget, concentration in zip(np.geomspace(*ends, 40), itertools.cycle([0.1, 1.0, 10.0]), strict=False):
+        p = np.concatenate([rng.dirichlet(np.full(len(c.options), concentration)) for c in BIG.space])
+        arch = discretise(BIG.space, np.log(np.clip(p, 1e-9, 1.0)), model, float(budget))
+        used.append(model.predict([arch]).upper_ms[0] / budget)
+    assert max(used) <= 1 + 1e-9
+    assert np.mean([use >= USED for use in used]) >= 0.95
+
+
+def test_the_projection_is_close_to_the_most_probable_architecture_that_fits(latency):
+    """All architectures of a small space are known: what is given up is that of the best one, or of one near it."""
+    space = FAMILY.space
+    rng = np.random.default_rng(0)
+    archs = list({a.id: a for a in (space.sample(rng) for _ in range(8000))}.values())
+    upper_ms = latency.predict(archs).upper_ms
+
+    def given_up(arch, log_p):
+        parts = {c.name: log_p[space.offsets[c.name]] for c in space}
+        return sum(parts[n].max() - parts[n][space.by_name[n].index(pick)] for n, pick in arch.picks)
+
+    lost = []
+    for _ in range(20):
+        log_p = np.log(np.concatenate([rng.dirichlet(np.ones(len(c.options))) for c in space]))
+        budget = float(rng.uniform(*np.quantile(upper_ms, (0.2, 1.0))))
+        arch = discretise(space, log_p, latency, budget)
+        use = latency.predict([arch]).upper_ms[0] / budget
+        as_full = [a for a, u in zip(archs, upper_ms, strict=True) if min(use, USED) * budget - 1e-9 <= u <= budget]
+        lost.append(given_up(arch, log_p) - min(given_up(a, log_p) for a in as_full))
+    assert np.median(lost) <= 0.5
+
+
 def test_a_budget_that_nothing_meets_is_named(latency):
     uniform = np.concatenate([np.full(len(c.options), 1 / len(c.options)) for c in FAMILY.space])
     with pytest.raises(BudgetError, match=r"budget_ms: 0.01 is below the fastest network reached, 0\.\d+ ms"):
-        discretise(FAMILY.space, uniform, latency, 0.01)
+        discretise(FAMILY.space, np.log(uniform), latency, 0.01)
 
 
 def test_a_smaller_budget_gives_a_faster_network(latency):
@@ -105,6 +166,120 @@ def test_a_smaller_budget_gives_a_faster_network(latency):
     assert narrow.upper_ms <= 0.4
     assert narrow.predicted_ms < wide.predicted_ms
     assert narrow.relaxed_ms < wide.relaxed_ms
+
+
+def test_the_unrolled_gradient_is_that_of_the_loss_after_a_step(latency):
+    search = darts(latency, unroll_rate=0.5)
+    search.supernet.double()
+    train, held_out = list(Task().batches("train", tokens_per_batch=1, seed=0))[:2]
+    direction = torch.randn(FAMILY.space.encoding_size, dtype=torch.float64)
+    direction[FAMILY.space.offsets["width"]] = 0.0  # the norms' epsilon follows the width without a gradient
+    search.logits = torch.nn.Parameter(torch.randn(FAMILY.space.encoding_size, dtype=torch.float64))
+
+    def loss() -> torch.Tensor:
+        weights = search._unrolled(train, 1.0)
+        return search._loss(held_out, search._drawn(search.logits, 1.0, 1), weights)
+
+    (gradient,) = torch.autograd.grad(loss(), [search.logits])
+    there, back = [], []
+    for sign, found in ((1, there), (-1, back)):
+        search.logits.data += sign * 1e-5 * direction
+        found.append(loss().item())
+        search.logits.data -= sign * 1e-5 * direction
+    assert (gradient @ direction).item() == pytest.approx((there[0] - back[0]) / 2e-5, rel=1e-5)
+    first_order = search._loss(
+        held_out, search._drawn(search.logits, 1.0, 1), {n: w.detach() for n, w in search._unrolled(train, 1.0).items()}
+    )
+    (without,) = torch.autograd.grad(first_order, [search.logits])
+    assert (gradient - without).norm() > 1e-3 * gradient.norm(), "the second order adds something"
+
+
+def test_sharpness_is_the_largest_eigenvalue():
+    torch.manual_seed(0)
+    basis, _ = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64))
+    hessian = basis @ torch.diag(torch.tensor([1.0, -8.0, 2.0, 0.5, 0.0, -1.0], dtype=torch.float64)) @ basis.T
+    logits = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    assert guards.sharpness(logits @ hessian @ logits / 2, logits, seed=(0,)) == pytest.approx(-8.0, rel=0.02)
+
+
+def test_skips_are_the_options_that_leave_least():
+    skipped = guards.skips(FAMILY.space)
+    assert skipped["depth"] == (1,)
+    assert skipped["layer3.attention"] == ("none",)
+    assert set(skipped) == {"depth", *(f"layer{layer}.attention" for layer in (1, 2, 3))}
+    for arch, share in ((FAMILY.space.largest(), 0.0), (FAMILY.space.smallest(), 1.0)):
+        assert guards.skip_share(Encoding(FAMILY.space, FAMILY.space.encode([arch])[0])) == pytest.approx(share)
+
+
+def test_an_alarm_wants_skips_and_an_unused_budget():
+    assert guards.alarm(skip_share=0.9, used=0.5).startswith("90 % of what can be skipped is skipped, though only 50 %")
+    assert not guards.alarm(skip_share=0.9, used=0.9)
+    assert not guards.alarm(skip_share=0.5, used=0.5)
+
+
+class NeedsAttention(Task):
+    """Which token stands behind the marker? In half of the examples that token is also the most frequent one."""
+
+    def batches(self, split, *, tokens_per_batch, seed):
+        rng = np.random.default_rng([seed, len(split)])
+        rows = np.arange(64)
+        for _ in range(8):
+            ids, place = rng.integers(4, 12, size=(64, 8)), rng.integers(2, 6, size=64)
+            targets, easy = ids[rows, place + 1].copy(), rng.random(64) < 0.5
+            ids[np.ix_(easy, [0, 7])] = targets[easy, None]
+            ids[rows, place] = 3
+            yield Batch((torch.as_tensor(ids), torch.ones(64, 8, dtype=torch.int64)), torch.as_tensor(targets - 4))
+
+
+def planted(remedy: str) -> tuple[Proposal, list[guards.Health], float]:
+    """A supernet whose smallest network alone is trained, so that every other one is worse at first; the proposal for a budget
+    that allows attention or large feed-forwards, the guards' record, and the proposal's loss with the search's weights."""
+    options = {"width": (16,), "depth": (1, 2, 3), "heads": (1,), "ffn": (8, 64, 128), "attention": ("full", "none")}
+    family = EncoderFamily(encoder_space(**options), vocab_size=24, num_classes=8, max_tokens=8, head_size=8)
+    archs = {a.id: a for a in (family.space.sample(np.random.default_rng(s)) for s in range(60))}.values()
+
+    def invented_ms(arch) -> float:
+        layers = [f"layer{layer}" for layer in range(1, arch.size("depth") + 1)]
+        return 0.1 + sum(0.1 + 0.002 * arch.size(f"{n}.ffn") + 0.1 * (arch[f"{n}.attention"] == "full") for n in layers)
+
+    model = AdditiveLatency().fit(
+        family, [Measurement(a, "d", Workload(tokens=8), ((invented_ms(a),),), ((1.0,),), 1.0, {}) for a in archs]
+    )
+    torch.manual_seed(0)
+    supernet, task = family.supernet(), NeedsAttention()
+    with torch.no_grad():
+        for block in supernet.stack.blocks:
+            block.attention.out.weight *= 3
+            block.ffn.down.weight *= 3
+    optimizer = torch.optim.AdamW(supernet.parameters(), lr=3e-3)
+    smallest = skeleton(family, family.space.smallest(), Compute())
+    for batch in itertools.islice(stream(task, "train", tokens_per_batch=512, seed=0), 60):
+        optimizer.zero_grad()
+        task.loss(call(supernet, smallest, batch.inputs), batch.targets).backward()
+        optimizer.step()
+    config = DartsConfig(steps=50, logit_rate=0.3, weight_rate=3e-3, tokens_per_batch=512, check_every=10, remedy=remedy)
+    search = Darts(family, supernet, model, task, config, compute=Compute(), seed=0)
+    checks: list[guards.Health] = []
+    proposal = search.propose(0.55, steps=config.steps, on_check=checks.append)
+    batches = list(task.batches("validation", tokens_per_batch=512, seed=0))
+    network = skeleton(family, proposal.arch, Compute())
+    with torch.no_grad():
+        losses = [task.loss(call(search.supernet, network, b.inputs), b.targets).item() for b in batches]
+    return proposal, checks, float(np.mean(losses))
+
+
+def test_a_planted_collapse_trips_the_alarm_and_recovers():
+    collapsed, checks, loss_before = planted("none")
+    assert collapsed.alarm
+    assert not collapsed.remedy
+    assert "nothing was done about it" in collapsed.alarm_sentence
+    assert checks[-1].skip_share > 0.9
+    recovered, checks, loss = planted("perturbation")
+    assert (recovered.alarm != "", recovered.remedy) == (True, "perturbation")
+    assert "it began again with the remedy 'perturbation'" in recovered.alarm_sentence
+    assert [bool(check.alarm) for check in checks] == [True] + [False] * 5
+    assert recovered.arch["layer1.attention"] == "full"
+    assert loss < loss_before - 0.2
 
 
 def test_proposals_survive_json(latency):
@@ -121,13 +296,14 @@ def test_it_leaves_the_supernet_alone(latency):
         torch.testing.assert_close(parameter, before[name], rtol=0, atol=0)
 
 
-def test_a_search_that_goes_on_equals_one_that_was_not_stopped(latency):
-    whole = darts(latency)
+@pytest.mark.parametrize("changes", [{}, {"relaxation": "dirichlet", "discretisation": "perturbation"}])
+def test_a_search_that_goes_on_equals_one_that_was_not_stopped(latency, changes):
+    whole = darts(latency, **changes)
     first, second = whole.propose(0.9, steps=6), whole.propose(0.5, steps=5)
-    cut = darts(latency)
+    cut = darts(latency, **changes)
     assert cut.propose(0.9, steps=6) == first
     state = cut.state_dict()
-    again = darts(latency)
+    again = darts(latency, **changes)
     again.load_state_dict(state)
     assert again.propose(0.5, steps=5) == second
     torch.testing.assert_close(again.logits, whole.logits, rtol=0, atol=0)
@@ -135,7 +311,13 @@ def test_a_search_that_goes_on_equals_one_that_was_not_stopped(latency):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"steps": 0}, "steps: 0 is not positive"), ({"temperature": (1.0, 0.0)}, "is not a pair of positive numbers")],
+    [
+        ({"steps": 0}, "steps: 0 is not positive"),
+        ({"temperature": (1.0, 0.0)}, "is not a pair of positive numbers"),
+        ({"unroll_rate": -1.0}, "unroll_rate: -1.0 is negative"),
+        ({"relaxation": "hard"}, r"relaxation: 'hard' is not one of \('softmax', 'gumbel', 'dirichlet'\)"),
+        ({"remedy": "hope"}, r"remedy: 'hope' is not one of \('none', 'beta_decay', 'perturbation'\)"),
+    ],
 )
 def test_bad_configs(arguments, message):
     with pytest.raises(ValueError, match=message):

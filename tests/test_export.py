@@ -28,11 +28,11 @@ from experiments.progress import Reporter
 from experiments.results import Results, pick
 from experiments.shipping import Terms, check_unchanged, replacing, ship
 from hardware import placement
-from hardware.int8 import write_int8
 from hardware.openvino_device import OpenVino
 from hardware.placement import CPU, Placement, operators, peak_memory, tune
 from nas.compute import Compute
 from nas.export import export_onnx, open_session
+from nas.finish.precision import quantised
 from nas.shared_weights import share_weights
 
 
@@ -202,7 +202,7 @@ def test_a_pick_by_budget_promises_it():
 
 def test_a_quantised_file_is_known_by_its_graph(folder, tmp_path):
     assert tolerance_of(folder / "model.onnx") == 1e-4
-    write_int8(onnx.load(folder / "model.onnx"), tmp_path / "int8.onnx")
+    onnx.save(quantised(onnx.load(folder / "model.onnx"), "dynamic"), tmp_path / "int8.onnx")
     assert tolerance_of(tmp_path / "int8.onnx") == math.inf
 
 

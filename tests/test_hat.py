@@ -14,7 +14,7 @@ from experiments.settings import OuterSettings, Settings
 from experiments.table_search import TableSearch
 from hardware.recorded import RecordedDevice
 from hardware.tables import load_table
-from nas.darts import BudgetError
+from nas.projection import BudgetError
 from nas.searchers.nsga2 import Nsga2
 from search_spaces import hat
 from tests.conftest import command

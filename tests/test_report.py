@@ -23,6 +23,7 @@ from experiments.report import (
     beaten_sentence,
     compare_at_equal_time,
     front_table,
+    health_sentence,
     page,
     pareto_csv,
     search_sentences,
@@ -203,6 +204,12 @@ class Page(HTMLParser):
 def test_results_survive_json():
     results = make_results()
     assert Results.from_json(json.loads(json.dumps(results.to_json(), allow_nan=False))) == results
+
+
+def test_results_of_an_earlier_release_are_read():
+    record = make_results().to_json()
+    del record["alarms"]
+    assert Results.from_json(record) == make_results()
 
 
 def test_results_without_intervals_and_rank_survive_json():
@@ -417,6 +424,22 @@ def test_summary_ends_with_the_facts(tmp_path):
     flat = " ".join(said.split())
     for words in (results.picked_id, results.verdict.sentence, trivial_sentence(results), "runs/x", "report.html", "export/"):
         assert words in flat
+
+
+def test_a_collapse_of_the_differentiable_search_is_said_so():
+    results = make_results(alarms=("For 0.950 ms it collapsed: all is skipped; it began again with the remedy 'perturbation'.",))
+    said = "Differentiable search: For 0.950 ms it collapsed: all is skipped; it began again with the remedy 'perturbation'."
+    assert said in " ".join(printed(*summary(results, "runs/x")).split())
+    assert said in " ".join(Page(page(results, [])).text.replace("\u00a0", " ").split())
+
+
+def test_the_guards_record_in_a_sentence():
+    check = {"entropy": {"a": 1.0, "b": 0.5}, "skip_share": 0.5, "sharpness": 0.1, "gap": 0.02, "alarm": ""}
+    checks = [check, {**check, "entropy": {"a": 0.0, "b": 0.5}, "skip_share": 0.9, "sharpness": 2.5, "alarm": "all is skipped"}]
+    words = health_sentence(checks)
+    for part in ("2 times", "0.75 at first and 0.25", "0.50 and 0.90", "0.1 and 2.5", "0.020 above", "tripped 1 times"):
+        assert part in words
+    assert health_sentence([]) == ""
 
 
 def test_a_label_with_markup_is_printed_as_it_is():

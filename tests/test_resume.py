@@ -76,7 +76,7 @@ def test_killed_in_every_phase(whole, tmp_path):
     done = command(*words(cut))
     assert done.returncode == 0, done.stderr
 
-    for name in ("supernet.safetensors", "proposals.json"):
+    for name in ("supernet.safetensors", "proposals.json", "darts.jsonl"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
     for name in ("id", "phase", "objectives"):
         of_whole, of_cut = ([c[name] for c in lines(run / "candidates.jsonl")] for run in (whole, cut))

@@ -10,12 +10,12 @@ import onnx
 import pytest
 import torch
 
+from experiments.card import stages_of
 from experiments.finishing import FOLDER, Finisher
 from experiments.progress import Reporter
 from experiments.results import StageFigures, StageReport
 from experiments.run_directory import RunDirectory
 from experiments.settings import FinishSettings, Settings
-from experiments.shipping import stages_section
 from experiments.stages import Stages, check_stages, judged
 from nas.compute import Compute
 from nas.finish.distil import Distil
@@ -97,7 +97,7 @@ def test_what_is_faster_takes_its_place(family, tmp_path):
     assert finisher.parity(arch, num_examples=8)["max_abs_difference"] > 0
     phases = [json.loads(line)["phase"] for line in (tmp_path / "measurements.jsonl").read_text().splitlines()]
     assert {"stage low_rank before", "stage quantise after"} <= set(phases)
-    section = stages_section(finisher.stages(arch)["stages"])
+    section = stages_of({"id": arch.id, "stages": finisher.stages(arch)["stages"]})
     assert section.count("\n- ") == 1 + 1
     assert quantise.sentence in section
 

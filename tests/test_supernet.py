@@ -125,10 +125,21 @@ def test_mixed_attention_has_the_right_gradient(monkeypatch, cache_bytes, patter
     padding = padding_bias(torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]), torch.float64)
     seen = torch.cat([padding.new_empty(0, 5, 5), *(pattern(kind, 5, 2, padding, causal=False)[None] for kind in patterns)])
     arguments = [*torch.randn(3, 2, 2, 5, 3), torch.tensor([0.3, 0.5, -0.2, 0.7, 0.1])[: 1 + len(patterns) + bool(top)]]
-    assert torch.autograd.gradcheck(
-        lambda q, k, v, w: _MixedAttention.apply(q, k, v, padding, w, seen, top),
-        [a.double().requires_grad_() for a in arguments],
-    )
+    arguments = [a.double().requires_grad_() for a in arguments]
+    assert torch.autograd.gradcheck(lambda q, k, v, w: _MixedAttention.apply(q, k, v, padding, w, seen, top), arguments)
+    assert torch.autograd.gradgradcheck(lambda q, k, v, w: _MixedAttention.apply(q, k, v, padding, w, seen, top), arguments)
+
+
+def test_second_derivatives_of_mixed_attention_are_finite_where_a_window_is_all_padding():
+    torch.manual_seed(0)
+    padding = padding_bias(torch.tensor([[1, 1, 0, 0, 0, 0]]), torch.float32)
+    inside = pattern("window", 6, 1, padding, causal=False)[None]
+    q, k, v = (x.requires_grad_() for x in torch.randn(3, 1, 2, 6, 3))
+    weights = torch.tensor([0.3, 0.5], requires_grad=True)
+    out = _MixedAttention.apply(q, k, v, padding, weights, inside, 0)
+    gradients = torch.autograd.grad(out.square().sum(), (q, k, v, weights), create_graph=True)
+    for second in torch.autograd.grad(sum(g.square().sum() for g in gradients), (q, k, v, weights)):
+        assert torch.isfinite(second).all()
 
 
 def test_sampled_step_leaves_gradients_in_the_prefix_only(family, inputs):

@@ -31,9 +31,9 @@ from torch.nn import functional as F
 from experiments.progress import Advance, Reporter
 from latency_models.additive import AdditiveLatency
 from nas.compute import Compute, choose_compute
-from nas.darts import relax
 from nas.encoding import Encoding
 from nas.protocols import Batch, Family, Task
+from nas.relaxations import relax
 from nas.supernet import sandwich, sandwich_step
 from nas.types import Measurement, Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
