@@ -19,6 +19,7 @@ BENCHMARKS = {
     "first_light": "experiments.benchmarks.first_light",
     "latency": "experiments.benchmarks.latency",
     "spaces": "experiments.benchmarks.spaces",
+    "ship": "experiments.benchmarks.ship",
     "darts": "experiments.benchmarks.darts",
 }
 WIDTH = 130  # of a table where there is no terminal

@@ -46,6 +46,7 @@ def make_settings(config: DictConfig) -> Settings:
         darts=make(config, "darts"),
         outer=make(config, "searcher"),
         finish=make(config, "finish"),
+        stages=make(config, "stages"),
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "search": ("experiments.search", "search a network for a task, a device and a budget"),
     "pareto": ("experiments.pareto", "show a finished run again: run=DIR"),
-    "export": ("experiments.export", "export another network of a run: run=DIR pick=knee"),
+    "export": ("experiments.export", "export another network of a run: run=DIR pick=knee precision=int8"),
     "space": ("experiments.space", "show what a search space holds and costs: space=encoder"),
     "generate": ("experiments.generate", "go on with a text, by an exported decoder: export=DIR prompt=TEXT tokens=100"),
     "devices": ("experiments.devices", "list the devices: those that measure and those that were recorded"),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
+from experiments.contract import Limits, tolerance_of
 from experiments.costing import Costs, measured_energy
 from experiments.ledger import NAME as LEDGER
 from experiments.objectives import further
@@ -15,7 +16,7 @@ from experiments.pipeline import HEALTH, Pipeline
 from experiments.progress import Reporter
 from experiments.report import health_sentence, summary, write_report
 from experiments.results import LedgerEntry, MemoryVerdict, Network, Parity, PredictorReport, Results, Verdict, hypervolumes
-from experiments.shipping import Shipped, ship
+from experiments.shipping import Shipment, Shipped, Terms, ship
 from nas.types import Measurement
 
 INTERVAL = "the quietest to the noisiest visit, drift removed"
@@ -28,7 +29,12 @@ def conclude(pipeline: Pipeline, outcome: Outcome, *, command: str, report: Repo
     choice, budget = outcome.choice, outcome.budget
     picked = next(n for n in networks if n.id == choice.arch.id)
     verdict = verdict_of(picked, choice, asked_ms=budget.ms, asked_origin=budget.origin)
-    shipped = ship(outcome.finisher, choice.arch, choice.measurement, verdict, command=command)
+    files = outcome.finisher.files(choice.arch)
+    shipment, limits = (
+        Shipment(choice.arch, files, choice.measurement, verdict),
+        Limits(tolerance=tolerance_of(files["model.onnx"])),
+    )
+    shipped = ship(outcome.finisher, [shipment], Terms(command, limits, replace=True))
     results = assemble(pipeline, outcome, networks, verdict, shipped, command=command)
     write_report(results, outcome.candidates, pipeline.run.path)
     for line in summary(results, pipeline.run.path):
@@ -40,6 +46,7 @@ def assemble(
     pipeline: Pipeline, outcome: Outcome, networks: tuple[Network, ...], verdict: Verdict, shipped: Shipped, *, command: str
 ) -> Results:
     """The results of a run as plain data."""
+    facts = shipped.networks[0]
     ledger: dict[str, Any] = pipeline.run.read_json(LEDGER)
     reference = (outcome.budget.ms, 100.0)
     return Results(
@@ -55,8 +62,8 @@ def assemble(
         verdict=verdict,
         predictor=PredictorReport.of(outcome.calibration.quality, outcome.calibration.held_out),
         trivial_baselines=dict(outcome.trivial),
-        test_error_percent=shipped.test_error_percent,
-        parity=Parity(**{name: shipped.parity[name] for name in Parity.__dataclass_fields__}),
+        test_error_percent=facts["test"]["error_percent"],
+        parity=Parity(**{name: facts["parity"][name] for name in Parity.__dataclass_fields__}),
         files=tuple(str(p.relative_to(pipeline.run.path)) for p in sorted(shipped.folder.iterdir())),
         hypervolumes=hypervolumes(networks, reference),
         hypervolume_reference=reference,
@@ -68,6 +75,7 @@ def assemble(
         memory=_memory(outcome),
         num_validation=pipeline.task.num_examples("validation"),
         refined=outcome.explored.refined,
+        stages=outcome.stages,
         alarms=tuple(p.alarm_sentence for p in outcome.proposals if p.alarm),
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     )
@@ -159,8 +167,8 @@ def _notes(pipeline: Pipeline, outcome: Outcome, shipped: Shipped) -> tuple[str,
     if unmeasured := len(outcome.finalists) - len(outcome.measurements):
         notes.append(f"{unmeasured} of {len(outcome.finalists)} networks could not be measured; their latencies are predicted.")
     notes.append("Validation errors chose the network, so they flatter it; the test split was read once, by the exported file.")
-    if shipped.test_metrics:
-        said = ", ".join(f"{value:.3f} {name}" for name, value in shipped.test_metrics.items())
+    if metrics := shipped.networks[0]["test"]["metrics"]:
+        said = ", ".join(f"{value:.3f} {name}" for name, value in metrics.items())
         notes.append(f"The exported file on the test split: {said}.")
     if health := health_sentence(pipeline.run.read_lines(HEALTH)):
         notes.append(health)

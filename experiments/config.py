@@ -34,6 +34,7 @@ class SearchConfig:
     darts: Any = field(default_factory=dict)
     searcher: Any = field(default_factory=dict)
     finish: Any = field(default_factory=dict)
+    stages: Any = field(default_factory=dict)
     experiment: Any = None
 
 

@@ -14,13 +14,13 @@ from torch import nn
 
 from experiments.calibration import Calibration, Calibrator
 from experiments.costing import Costing
-from experiments.finishing import EVALUATION_TOKENS
 from experiments.ledger import spent
 from experiments.outcome import Budget, Explored
 from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory, RunError
 from experiments.settings import Settings
 from nas.compute import Compute
+from nas.finish.teaching import EVALUATION_TOKENS
 from nas.pareto import ranks
 from nas.protocols import DeviceError, Family, Searcher, Task, UncertainLatencyModel
 from nas.search import search

@@ -1,25 +1,46 @@
-"""`paretoformer export run=DIR pick=knee`: exports another network of a finished run, and measures what ships once more."""
+"""`paretoformer export run=DIR pick=knee`: exports another network of a finished run, and measures what ships once more.
+
+paretoformer export run=DIR pick=best precision=int8 max_drop=0.5      as int8, unless it loses more than 0.5 points
+paretoformer export run=DIR pick=budget:8ms                            refused if it takes more than 8 ms when it is measured
+paretoformer export run=DIR pick=fast,balanced,best                    a family over one file of weights
+paretoformer export run=DIR pick=knee format=openvino                  or pt2, torchscript, tflite
+"""
 
 from __future__ import annotations
 
+import math
 import shlex
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from experiments.arguments import parse
-from experiments.build import build
-from experiments.calibration import read_measurements
+from experiments.build import build, make
+from experiments.calibration import export_for_timing, read_measurements, sentinel_of
 from experiments.conclude import verdict_of
+from experiments.contract import TOLERANCE, Limits, tolerance_of
+from experiments.finishing import Finisher
 from experiments.outcome import Choice
 from experiments.pareto import existing_run, load
 from experiments.progress import Reporter
-from experiments.results import pick
+from experiments.results import Network, Results, pick
 from experiments.run_directory import RunError
-from experiments.shipping import ship
+from experiments.shipping import Shipment, Terms, ship
+from hardware.litert import LiteRt
+from hardware.local_torch import LocalTorch
+from hardware.openvino_device import OpenVino
+from hardware.timing import Exported, measure
 from nas.compute import Compute
-from nas.protocols import DeviceError
+from nas.export import FORMATS, form_of, write_as
+from nas.protocols import Device, DeviceError
+from nas.space import Architecture
+from nas.types import Measurement
+
+RUNTIMES = {"openvino": OpenVino, "pt2": LocalTorch, "torchscript": LocalTorch, "tflite": LiteRt}
+NAMES = {"fast": "fastest_within:100%", "balanced": "knee"}  # what picks of a family are also called
 
 
 @dataclass
@@ -27,35 +48,147 @@ class Words:
     """What the command takes."""
 
     run: str = MISSING  # the directory of a finished run
-    pick: str = "knee"  # knee, best, fastest_within:1.5%, budget:8ms, or the beginning of an id
+    pick: str = (
+        "knee"  # fast, balanced, knee, best, fastest_within:1.5%, budget:8ms, or the beginning of an id; several by commas
+    )
+    format: str = "onnx"  # onnx, openvino, pt2, torchscript or tflite
+    precision: str | None = None  # of the run's device, if it has any: fp32, int8, …; by default the run's
+    tolerance: float | None = None  # of outputs against torch's; 1e-4 in fp32, else no limit
+    max_drop: float = 1.0  # points of validation error that the file may lose against the torch network
+    budget_ms: float | None = None  # by default that of pick=budget:8ms, else no limit
+    replace: bool = False  # a folder that is there and was changed
 
 
 def main(words: Sequence[str]) -> int:
-    """Raises ValueError: no such run, or nothing that the pick names."""
+    """Raises ValueError: no such run, nothing that the pick names, a format that cannot be written, or a broken promise."""
     given = parse(Words, words)
+    limits = limits_of(given)
     run = existing_run(given.run)
     results, _ = load(run)
-    network = pick(results.networks, given.pick)
+    picked = picks(results.networks, given.pick)
+    if len(picked) > 1 and given.format != "onnx":
+        raise ValueError(f"pick: several networks share one file of weights in format=onnx alone, not in {given.format}")
     if not run.has(".hydra/config.yaml"):
         raise RunError(f"run: {run.path} was made from Python; export with experiments.shipping.ship there")
     config = OmegaConf.load(run / ".hydra/config.yaml")
     assert isinstance(config, DictConfig)
+    device, variant = variant_of(config, given)
     report = Reporter()
     pipeline = build(OmegaConf.merge(config, {"run": str(run.path)}), report=report)  # type: ignore[arg-type]
-    with run.lock():
+    with run.lock(), tempfile.TemporaryDirectory() as folder:
         pipeline.claim()
         finisher = pipeline.finisher(Compute(**run.read_json("compute.json")["chosen"]))
-        arch = pipeline.family.space.canonical(network.arch)
-        known = read_measurements(pipeline.family, run, phase="calibration")
-        reference_ms = next((m.sentinel_reference_ms for m in known.values()), None)
-        try:
-            choice = Choice(arch, finisher.verdict(arch, reference_ms=reference_ms))
-        except DeviceError as error:
-            choice = Choice(arch, None, str(error))
-        verdict = verdict_of(network, choice, asked_ms=results.verdict.asked_ms, asked_origin=results.verdict.asked_origin)
-        command = shlex.join(["paretoformer", "export", *(f"{name}={value}" for name, value in asdict(given).items())])
-        shipped = ship(finisher, arch, choice.measurement, verdict, command=command)
-    report.say(f"{arch.id} ({network.label}): test error {shipped.test_error_percent:.2f} %. {verdict.sentence}")
+        if variant:
+            finisher = replace(finisher, device=device)
+        exporter = Exporter(finisher, results, given.format, variant, Path(folder))
+        shipments = [exporter.shipment(network, names) for network, names in picked]
+        if given.tolerance is None:
+            files = [finisher.files(s.arch)["model.onnx"] for s in shipments]
+            limits = replace(limits, tolerance=max(map(tolerance_of, files)))
+        command = shlex.join(["paretoformer", "export", *words])
+        shipped = ship(finisher, shipments, Terms(command, limits, kind=given.format, variant=variant, replace=given.replace))
+    for facts, (network, _) in zip(shipped.networks, picked, strict=True):
+        report.say(f"{facts['id']} ({network.label}): test error {facts['test']['error_percent']:.2f} %. {facts['verdict']}")
+    if (shared := shipped.contract["shared_weights"]) is not None:
+        mib = shared["stored_bytes"] / 2**20
+        report.say(f"{len(shipments)} networks over {mib:.2f} MiB of weights; sharing saves {shared['shared_percent']:.1f} %")
     for path in sorted(shipped.folder.iterdir()):
         report.say(f"  {path}")
     return 0
+
+
+def picks(networks: Sequence[Network], rules: str) -> list[tuple[Network, list[str]]]:
+    """Each network that is named, once, with what it is called. Raises ValueError like `experiments.results.pick`."""
+    found: dict[str, tuple[Network, list[str]]] = {}
+    for rule in (rule.strip() for rule in rules.split(",")):
+        network = pick(networks, NAMES.get(rule, rule))
+        found.setdefault(network.id, (network, []))[1].append(rule)
+    return list(found.values())
+
+
+def limits_of(given: Words) -> Limits:
+    """What the words promise; where they name no tolerance, that of the precision comes later. Raises ValueError."""
+    if given.format not in FORMATS:
+        raise ValueError(f"format: {given.format!r} is not one of {tuple(FORMATS)}")
+    if given.format != "onnx" and given.precision not in (None, "fp32"):
+        raise ValueError(f"precision: {given.precision} goes with format=onnx, other formats are in fp32")
+    asked = [rule.partition(":")[2].strip() for rule in given.pick.split(",") if rule.strip().startswith("budget:")]
+    budget_ms = max((number("pick", text.removesuffix("ms")) for text in asked), default=math.inf)
+    return Limits(
+        tolerance=math.inf if given.tolerance is None else given.tolerance,
+        max_drop=given.max_drop,
+        budget_ms=budget_ms if given.budget_ms is None else given.budget_ms,
+    )
+
+
+def number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{name}: {text!r} is not a number like 8ms") from None
+
+
+def variant_of(config: DictConfig, given: Words) -> tuple[Device, str]:
+    """What runs the files, and what sets them apart from those of the run's own device, if anything does.
+
+    Raises:
+        ValueError: a precision that the device does not have, or a format of a runtime that does not time this workload.
+    """
+    if given.format != "onnx":
+        if config.mode != "encode":
+            raise ValueError(f"format: {given.format} holds networks for whole inputs, this run is timed in {config.mode}")
+        return RUNTIMES[given.format](threads=int(config.device.get("threads", 1))), given.format
+    if given.precision is None or given.precision == config.device.get("precision"):
+        return make(config, "device"), ""
+    if "precision" not in config.device:
+        raise ValueError(f"precision: the run's device ({config.device._target_}) has none to choose")
+    device: Device = make(OmegaConf.merge(config, {"device": {"precision": given.precision}}), "device")  # type: ignore[arg-type]
+    return device, given.precision
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """From networks of a run to what is shipped of them, measured once more."""
+
+    finisher: Finisher
+    results: Results
+    kind: str
+    variant: str
+    folder: Path
+
+    def shipment(self, network: Network, names: Sequence[str]) -> Shipment:
+        arch = self.finisher.family.space.canonical(network.arch)
+        files = self.finisher.files(arch) if self.kind == "onnx" else self.converted(arch)
+        try:
+            choice = Choice(arch, self.measured(arch, files))
+        except DeviceError as error:
+            choice = Choice(arch, None, str(error))
+        asked = self.results.verdict
+        verdict = verdict_of(network, choice, asked_ms=asked.asked_ms, asked_origin=asked.asked_origin)
+        if self.variant:
+            verdict = replace(verdict, sentence=f"{verdict.sentence} The prediction is that of the run's own device.")
+        return Shipment(arch, files, choice.measurement, verdict, tuple(name for name in names if not arch.id.startswith(name)))
+
+    def converted(self, arch: Architecture) -> Mapping[str, Path]:
+        """The files of the network for whole inputs in another format than ONNX, the one that is opened first."""
+        folder = self.folder / arch.id
+        folder.mkdir()
+        path = folder / f"model{FORMATS[self.kind].suffix}"
+        example = self.finisher.family.example_input(self.finisher.workload.encoded)
+        write_as(self.kind, self.finisher.network(arch), [example], path, tolerance=TOLERANCE)
+        return {p.name: p for p in sorted(folder.iterdir(), key=lambda p: (p != path, p.name))}
+
+    def measured(self, arch: Architecture, files: Mapping[str, Path]) -> Measurement:
+        """With twice the rounds of the short-list; once in a run for what its own device runs."""
+        finisher = self.finisher
+        family, workload, device = finisher.family, finisher.workload, finisher.device
+        if not self.variant:
+            known = read_measurements(family, finisher.run, phase="calibration")
+            reference_ms = next((m.sentinel_reference_ms for m in known.values()), None)
+            return finisher.verdict(arch, reference_ms=reference_ms)
+        [sentinel] = export_for_timing(family, [sentinel_of(family)], workload, self.folder, device=device)
+        path = finisher.onnx_path(arch, workload.mode) if self.kind == "onnx" else next(iter(files.values()))
+        _, example = form_of(family, finisher.network(arch), workload)
+        inputs = {name: value.numpy() for name, value in example.items()}
+        rounds = 2 * finisher.settings.rounds
+        return measure(device, [Exported(arch, path, inputs)], sentinel=sentinel, workload=workload, rounds=rounds)[0]

@@ -20,22 +20,28 @@ from experiments.calibration import MEASUREMENTS, export_for_timing, read_measur
 from experiments.run_directory import RunDirectory
 from experiments.settings import FinishSettings
 from hardware.timing import Exported, HasDeployment, measure
+from nas.attention import Backend
 from nas.compute import Compute
 from nas.encoding import Encoding
-from nas.export import compare, export_for, export_onnx, form_of, format_of, open_session
+from nas.export import ExportReport, compare, export_for, export_onnx, form_of, format_of, open_session
+from nas.finish.shapes import with_weights
+from nas.finish.teaching import EVALUATION_TOKENS, Lesson, teach
 from nas.protocols import Batch, Device, Family, GenerativeFamily, Task, TaskWithMetrics
 from nas.space import Architecture
 from nas.supernet import cut_out, error_percent, state_of
-from nas.training import fine_tune, shrink_and_perturb
+from nas.training import shrink_and_perturb
 from nas.types import MODES, Measurement, Workload
 
-EVALUATION_TOKENS = 8192  # tokens a batch where nothing is trained
 FOLDER = "shortlist"
 
 
 @dataclass(frozen=True)
 class Finisher:
-    """Trains, exports and scores stand-alone networks of one run; what is finished is read from its files."""
+    """Trains, exports and scores stand-alone networks of one run; what is finished is read from its files.
+
+    A network that ships may have gone through stages after its training (see `experiments.stages`). The files of each stage have
+    its name as their `tag`, those of the training alone the empty one; `None` is whatever ships.
+    """
 
     family: Family
     task: Task
@@ -50,35 +56,63 @@ class Finisher:
         return self.run.has(f"{FOLDER}/{arch.id}.json")
 
     def record(self, arch: Architecture) -> dict[str, Any]:
-        """Facts of a finished network: validation error in percent, parameters, seconds, export report."""
+        """Facts of a trained network: validation error in percent, parameters, seconds, export report."""
         facts: dict[str, Any] = self.run.read_json(f"{FOLDER}/{arch.id}.json")
         return facts
 
+    def name(self, arch: Architecture, tag: str | None = None) -> str:
+        """How a network's files begin, from the run's directory."""
+        tag = self.stages(arch)["ships"] if tag is None else tag
+        return f"{FOLDER}/{arch.id}{tag and '.' + tag}"
+
+    def label(self, arch: Architecture, tag: str | None = None) -> str:
+        """What tells the files of an architecture apart: its id, and after a stage that stage with all that went before."""
+        name = self.name(arch, tag)
+        own = Path(name).name
+        return own if own == arch.id else f"{own} {self.run.read_json(f'{name}.json')['identity']}"
+
+    def stages(self, arch: Architecture) -> dict[str, Any]:
+        """Which stage's files ship ("" if none's), and the records of all `stages` that the network went through."""
+        name = f"{FOLDER}/{arch.id}.stages.json"
+        record: dict[str, Any] = self.run.read_json(name) if self.run.has(name) else {"ships": "", "stages": []}
+        return record
+
     def steps(self, arch: Architecture) -> int:
-        """Steps that cost as many FLOPs as `train.steps` of the largest network, at most `most_steps`."""
+        """Steps that cost as many FLOPs as `train.steps` of the largest network, at most `most_steps`. A step is three times a
+        forward pass, and one of the teacher where there is one."""
         encoding = Encoding.of(self.family.space, [self.family.space.largest(), arch])
         largest, own = sum(operator.flops + np.zeros(2) for operator in self.family.operators(encoding, self.workload.encoded))
-        return min(self.settings.most_steps, int(self.settings.train.steps * largest / own))
+        teaching = largest if self._lesson(arch).needs_teacher else 0.0
+        return min(self.settings.most_steps, int(self.settings.train.steps * largest / (own + teaching / 3)))
+
+    def _lesson(self, arch: Architecture) -> Lesson:
+        """The largest network has no teacher."""
+        lesson = self.settings.lesson
+        return dataclasses.replace(lesson, beta=(0.0, 0.0)) if arch == self.family.space.largest() else lesson
 
     def finish(self, arch: Architecture, supernet: nn.Module) -> None:
-        """Cuts out, trains, exports and scores on the validation split; writes `shortlist/<id>.{safetensors,onnx,json}`."""
+        """Cuts out, trains, exports and scores on the validation split; writes `shortlist/<id>.{safetensors,onnx,json}`.
+
+        If its lesson needs a teacher, the largest network is finished first.
+        """
+        lesson, teachers = self._lesson(arch), []
+        if lesson.needs_teacher:
+            if not self.is_finished(self.family.space.largest()):
+                self.finish(self.family.space.largest(), supernet)
+            teachers = [self.to_train(self.family.space.largest(), tag="")]
         start = time.perf_counter()
         torch.manual_seed(self.seed)
         fresh = self.family.network(arch)
         network = cut_out(self.family, supernet, arch, self.compute)
         shrink_and_perturb(network, fresh, inherit=self.settings.inherit)
         config = dataclasses.replace(self.settings.train, steps=self.steps(arch))
-        fine_tune(network, self.task, config, compute=self.compute, seed=self.seed)
-        with self.run.replacing(f"{FOLDER}/{arch.id}.safetensors") as path:
-            save_file(state_of(network), path)
-        deployed = self.network(arch)
-        example = self.family.example_input(self.workload)
-        report = export_onnx(deployed, example, self.onnx_path(arch))
-        if self.shipped_path(arch) == self.onnx_path(arch):
+        teach(network, self.task, config, lesson, teachers=teachers, compute=self.compute, seed=self.seed)
+        report = self.export(arch, network, tag="")
+        if self.shipped_path(arch, tag="") == self.onnx_path(arch, tag=""):
             batches = list(self.task.batches("validation", tokens_per_batch=EVALUATION_TOKENS, seed=None))
             error = error_percent(network.eval(), [b.to(self.compute.device) for b in batches], self.task, self.compute)
         else:
-            error = self.file_scores(arch, "validation")["error_percent"]
+            error = self.file_scores(arch, "validation", tag="")["error_percent"]
         seconds = round(time.perf_counter() - start, 2)
         facts = {
             "arch": arch.to_json(), "error_percent": error, "train_steps": config.steps, "train_seconds": seconds,
@@ -86,63 +120,80 @@ class Finisher:
         }  # fmt: skip
         self.run.write_json(f"{FOLDER}/{arch.id}.json", facts)
 
-    def network(self, arch: Architecture) -> nn.Module:
-        """The finished network in the form that is exported, in float32 on the CPU."""
-        network = self.family.network(arch, backend="blocks")
-        network.load_state_dict(load_file(self.run / f"{FOLDER}/{arch.id}.safetensors"))
-        return network.eval()
+    def export(self, arch: Architecture, network: nn.Module, *, tag: str) -> ExportReport:
+        """Writes a trained network's weights and its file."""
+        with self.run.replacing(f"{self.name(arch, tag)}.safetensors") as path:
+            save_file(state_of(network), path)
+        example = self.family.example_input(self.workload)
+        return export_onnx(self.network(arch, tag=tag), example, self.onnx_path(arch, tag=tag))
+
+    def network(self, arch: Architecture, *, tag: str | None = None, backend: Backend = "blocks") -> nn.Module:
+        """A finished network, by default in the form that is exported, in float32 on the CPU."""
+        state = load_file(self.run / f"{self.name(arch, tag)}.safetensors")
+        return with_weights(self.family.network(arch, backend=backend), state).eval()
+
+    def to_train(self, arch: Architecture, *, tag: str | None = None) -> nn.Module:
+        """The same in the form that is trained, on the device that trains."""
+        return self.network(arch, tag=tag, backend=self.compute.backend).to(self.compute.device)
 
     def measure(
-        self, archs: Sequence[Architecture], *, reference_ms: float | None, phase: str, rounds: int
+        self, archs: Sequence[Architecture], *, reference_ms: float | None, phase: str, rounds: int, tag: str | None = None
     ) -> dict[str, Measurement]:
         """Times the finished files beside the sentinel, expressed in its `reference_ms`; what this phase has measured is read."""
         have = read_measurements(self.family, self.run, phase=phase)
         missing = [a for a in archs if a.id not in have]
         if missing:
             with tempfile.TemporaryDirectory() as folder:
-                networks = [self._exported(a, Path(folder)) for a in missing]
-                [sentinel] = export_for_timing(
-                    self.family, [sentinel_of(self.family)], self.workload, Path(folder), device=self.device
-                )
-                fresh = measure(
-                    self.device, networks, sentinel=sentinel, workload=self.workload, rounds=rounds,
-                    sentinel_reference_ms=reference_ms,
-                )  # fmt: skip
+                networks = [self.exported(a, Path(folder), tag=tag) for a in missing]
+                fresh = self.measure_files(networks, reference_ms=reference_ms, rounds=rounds)
             for measurement in fresh:
                 have[measurement.arch.id] = measurement
                 self.run.append(MEASUREMENTS, {"phase": phase, **measurement.to_json()})
         return have
 
-    def _exported(self, arch: Architecture, folder: Path) -> Exported:
+    def measure_files(self, networks: Sequence[Exported], *, reference_ms: float | None, rounds: int) -> list[Measurement]:
+        """Times any files of this family's networks side by side, with the sentinel between them. Raises DeviceError."""
+        with tempfile.TemporaryDirectory() as folder:
+            sentinel = sentinel_of(self.family)
+            [timed] = export_for_timing(self.family, [sentinel], self.workload, Path(folder), device=self.device)
+            return measure(
+                self.device, networks, sentinel=timed, workload=self.workload, rounds=rounds, sentinel_reference_ms=reference_ms
+            )
+
+    def exported(self, arch: Architecture, folder: Path, *, tag: str | None = None) -> Exported:
         """The file that ships, or the same network in the other format that the device runs."""
-        form, example = form_of(self.family, self.network(arch), self.workload)
+        form, example = form_of(self.family, self.network(arch, tag=tag), self.workload)
         if format_of(self.device) == "onnx":
-            path = self.onnx_path(arch, self.workload.mode)
+            path = self.onnx_path(arch, self.workload.mode, tag=tag)
         else:
-            path = export_for(self.device, form, example, folder / f"finished-{arch.id}")
+            path = export_for(self.device, form, example, folder / Path(self.name(arch, tag)).name)
         return Exported(arch, path, {name: value.numpy() for name, value in example.items()})
 
-    def verdict(self, arch: Architecture, *, reference_ms: float | None) -> Measurement:
+    def verdict(self, arch: Architecture, *, reference_ms: float | None, tag: str | None = None) -> Measurement:
         """One more measurement of a finished network, with twice the rounds."""
-        phase, rounds = f"verdict {arch.id}", 2 * self.settings.rounds
-        return self.measure([arch], reference_ms=reference_ms, phase=phase, rounds=rounds)[arch.id]
+        phase, rounds = f"verdict {self.label(arch, tag)}", 2 * self.settings.rounds
+        return self.measure([arch], reference_ms=reference_ms, phase=phase, rounds=rounds, tag=tag)[arch.id]
 
-    def file_scores(self, arch: Architecture, split: str) -> dict[str, Any]:
+    def file_scores(self, arch: Architecture, split: str, *, tag: str | None = None) -> dict[str, Any]:
         """`error_percent` and the task's own `metrics` of the file that ships itself, run by ONNX Runtime over a split."""
-        session = open_session(self.shipped_path(arch), threads=torch.get_num_threads())
-        wrong, total = 0.0, 0
+        return self.scores_of(self.shipped_path(arch, tag=tag), split)
+
+    def scores_of(self, path: Path, split: str) -> dict[str, Any]:
+        """The same of any file of such a network; and its mean `loss`."""
+        session = open_session(path, threads=torch.get_num_threads())
+        wrong, loss, total = 0.0, 0.0, 0
         sums: Counter[str] = Counter()
         for batch in self.task.batches(split, tokens_per_batch=EVALUATION_TOKENS, seed=None):
-            feed = {name: value.numpy() for name, value in self._named(batch).items()}
-            outputs = torch.from_numpy(session.run(None, feed)[0])
+            outputs = torch.from_numpy(session.run(None, self.feed(batch))[0])
             wrong += self.task.error(outputs, batch.targets)
+            loss += float(self.task.loss(outputs, batch.targets)) * len(batch.targets)
             total += len(batch.targets)
             if isinstance(self.task, TaskWithMetrics):
                 sums.update(self.task.totals(outputs, batch.targets))
         metrics = dict(self.task.metrics(sums)) if isinstance(self.task, TaskWithMetrics) else {}
-        return {"error_percent": 100.0 * wrong / total, "metrics": metrics}
+        return {"error_percent": 100.0 * wrong / total, "metrics": metrics, "loss": loss / total}
 
-    def parity(self, arch: Architecture, *, num_examples: int = 256) -> dict[str, Any]:
+    def parity(self, arch: Architecture, *, num_examples: int = 256, tag: str | None = None) -> dict[str, Any]:
         """How the file's answers agree with the network's on at least so many real test inputs (their labels are not read)."""
         inputs, total = [], 0
         for batch in self.task.batches("test", tokens_per_batch=2048, seed=self.seed):
@@ -150,30 +201,39 @@ class Finisher:
             total += len(batch.targets)
             if total >= num_examples:
                 break
-        difference, equal, total = compare(self.network(arch), self.shipped_path(arch), inputs)
+        difference, equal, total = compare(self.network(arch, tag=tag), self.shipped_path(arch, tag=tag), inputs)
         return {"num_examples": total, "max_abs_difference": difference, "equal_decisions": equal / total, "inputs": "test split"}
 
-    def onnx_path(self, arch: Architecture, mode: str = "encode") -> Path:
+    def onnx_path(self, arch: Architecture, mode: str = "encode", *, tag: str | None = None) -> Path:
         """The file of a finished network; for another mode than `encode` it is written when it is first asked for."""
+        name = self.name(arch, tag)
         if mode == "encode":
-            return self.run / f"{FOLDER}/{arch.id}.onnx"
-        path = self.run / f"{FOLDER}/{arch.id}.{mode}.onnx"
+            return self.run / f"{name}.onnx"
+        path = self.run / f"{name}.{mode}.onnx"
         if not path.is_file():
             whole = self.workload.encoded
             tokens, past = (whole.tokens, 0) if mode == "prefill" else (1, whole.tokens - 1)
             workload = Workload(whole.batch, tokens, mode, past)
-            export_onnx(*form_of(self.family, self.network(arch), workload), path)
+            export_onnx(*form_of(self.family, self.network(arch, tag=tag), workload), path)
         return path
 
-    def files(self, arch: Architecture) -> dict[str, Path]:
-        """What ships, by its names there; the first answers for whole inputs."""
-        others = MODES[1:] if isinstance(self.family, GenerativeFamily) else ()
-        return {"model.onnx": self.shipped_path(arch), **{f"{mode}.onnx": self.shipped_path(arch, mode) for mode in others}}
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The forms that ship; the first answers for whole inputs."""
+        return MODES if isinstance(self.family, GenerativeFamily) else MODES[:1]
 
-    def shipped_path(self, arch: Architecture, mode: str = "encode") -> Path:
+    def files(self, arch: Architecture) -> dict[str, Path]:
+        """What ships, by its names there."""
+        return {f"{'model' if mode == 'encode' else mode}.onnx": self.shipped_path(arch, mode) for mode in self.modes}
+
+    def shipped_path(self, arch: Architecture, mode: str = "encode", *, tag: str | None = None) -> Path:
         """The file that the device really runs, of those that are ONNX: the exported one, or its quantisation."""
-        path = self.onnx_path(arch, mode)
+        path = self.onnx_path(arch, mode, tag=tag)
         return self.device.deployed(path) if isinstance(self.device, HasDeployment) else path
+
+    def feed(self, batch: Batch) -> dict[str, np.ndarray]:
+        """A batch's inputs as the file takes them."""
+        return {name: value.numpy() for name, value in self._named(batch).items()}
 
     def _named(self, batch: Batch) -> dict[str, torch.Tensor]:
         return dict(zip(self.family.example_input(self.workload), batch.inputs, strict=True))

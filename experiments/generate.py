@@ -5,16 +5,15 @@ Only the exported folder is used: `decode.onnx`, run by ONNX Runtime, and `token
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import onnxruntime
 from omegaconf import MISSING
 from tokenizers import Tokenizer
 
 from experiments.arguments import parse
+from experiments.predict import CPU, Decoder, continued, open_session
 
 PROMPT = "prompt="
 
@@ -54,55 +53,7 @@ def generate(folder: Path, prompt: str, tokens: int, *, temperature: float = 0.0
     ids: list[int] = tokenizer.encode(prompt).ids
     if not ids:
         raise ValueError(f"{PROMPT}…: {prompt!r} has no token to go on from")
-    answers = continued(ExportedDecoder(folder / "decode.onnx"), ids, longest=longest, temperature=temperature, seed=seed)
+    session = open_session(folder / "decode.onnx", {"provider": CPU, "threads": 1, "graph_optimization": "all"})
+    answers = continued(Decoder(session), ids, longest=longest, temperature=temperature, seed=seed)
     text: str = tokenizer.decode([*ids, *(next(answers) for _ in range(tokens))])
     return text
-
-
-def continued(decoder: ExportedDecoder, ids: Sequence[int], *, longest: int, temperature: float, seed: int) -> Iterator[int]:
-    """Endless next tokens. When all positions are taken, the later half of the text is read again from the first position on."""
-    rng = np.random.default_rng(seed)
-    text, unread = list(ids), list(ids)[-longest:]
-    while True:
-        if decoder.position + len(unread) > longest:
-            decoder.forget()
-            unread = text[-max(1, longest // 2) :]
-        for token in unread:
-            logits = decoder.read(token)
-        token = draw(logits, temperature, rng)
-        text.append(token)
-        unread = [token]
-        yield token
-
-
-def draw(logits: np.ndarray, temperature: float, rng: np.random.Generator) -> int:
-    """A token by its probability, the logits divided by the temperature, or the most probable one."""
-    if temperature == 0:
-        return int(logits.argmax())
-    weights = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
-    return int(rng.choice(len(weights), p=weights / weights.sum()))
-
-
-class ExportedDecoder:
-    """A `decode.onnx` with its cache, for one sequence."""
-
-    def __init__(self, path: Path) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self.caches = [node for node in self.session.get_inputs() if node.name.startswith("past_key_values.")]
-        self.forget()
-
-    def forget(self) -> None:
-        """Begins a text."""
-        self.position = 0
-        self.past = [np.zeros((1, node.shape[1], 0, node.shape[3]), np.float32) for node in self.caches]
-
-    def read(self, token: int) -> np.ndarray:
-        """Reads the next token; logits of the one after it, [words]."""
-        feed = {"token_ids": np.array([[token]]), "position_ids": np.array([[self.position]])}
-        feed.update(zip((node.name for node in self.caches), self.past, strict=True))
-        logits, *self.past = self.session.run(None, feed)
-        self.position += 1
-        answer: np.ndarray = logits[0, 0]
-        return answer

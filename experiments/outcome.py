@@ -9,6 +9,7 @@ from typing import Any
 from experiments.calibration import Calibration
 from experiments.costing import Costing
 from experiments.finishing import Finisher
+from experiments.results import StageReport
 from nas.compute import Compute
 from nas.darts import Proposal
 from nas.space import Architecture
@@ -77,6 +78,7 @@ class Outcome:
     compute: Compute
     finisher: Finisher
     costing: Costing
+    stages: tuple[StageReport, ...]
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:

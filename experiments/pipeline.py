@@ -1,4 +1,4 @@
-"""The main job: calibrate, train the supernet, propose, explore, finish a short-list, and choose what ships.
+"""The main job: calibrate, train the supernet, propose, explore, finish a short-list, choose what ships and take it further.
 
 Each phase writes what it found into the run's directory and reads it back when the run is continued, so a run that is stopped at
 any moment goes on where it was: same seed and same measurements, same weights, proposals and trials.
@@ -31,6 +31,7 @@ from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory, RunError
 from experiments.selecting import Selection
 from experiments.settings import Settings
+from experiments.stages import check_stages
 from experiments.table_calibration import TableCalibrator
 from hardware.recorded import RecordedDevice
 from hardware.store import MeasurementStore
@@ -79,6 +80,7 @@ class Pipeline:
         if settings.outer.measure and isinstance(device, RecordedDevice):
             raise ValueError(f"searcher.measure: {device.name} is a table, nothing can be measured on it")
         self._check_memory()
+        check_stages(settings.stages, task=task, family=family, device=device)
         self.pretrained = self._pretrained()
         self.run = RunDirectory(directory)
 
@@ -109,7 +111,8 @@ class Pipeline:
 
     def identity(self) -> dict[str, Any]:
         """What makes a directory this run's and no other's."""
-        settings = json.dumps(dataclasses.asdict(self.settings), sort_keys=True, default=repr)
+        without = dataclasses.replace(self.settings, stages={})  # they may come later, and know themselves what they were
+        settings = json.dumps(dataclasses.asdict(without), sort_keys=True, default=repr)
         return {
             "space": self.family.space.name,
             "space signature": self.family.signature,
@@ -157,12 +160,14 @@ class Pipeline:
         selection.train(finalists, supernet)
         measurements, lost = selection.measure(finalists)
         measured_mib = selection.measure_memory(finalists)
+        choice = selection.choose(finalists, measurements, measured_mib, lost)
+        choice, stages = selection.finish(choice, finalists, measurements)
         return Outcome(
             explored=explored,
             finalists=tuple(finalists),
             measurements=measurements,
             measured_mib=measured_mib,
-            choice=selection.choose(finalists, measurements, measured_mib, lost),
+            choice=choice,
             budget=budget,
             calibration=calibration,
             proposals=tuple(proposals),
@@ -170,6 +175,7 @@ class Pipeline:
             compute=compute,
             finisher=selection.finisher,
             costing=costing,
+            stages=tuple(stages),
         )
 
     def finisher(self, compute: Compute) -> Finisher:

@@ -236,6 +236,37 @@ class Parity:
 
 
 @dataclass(frozen=True)
+class StageFigures:
+    """A file before or after a stage: validation error, measured latency (None if the device was lost), size."""
+
+    error_percent: float
+    latency_ms: float | None
+    file_bytes: int
+    num_parameters: int
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What a stage did to the network that ships, and whether it is in it. `facts` are the stage's own."""
+
+    name: str
+    kept: bool
+    sentence: str
+    before: StageFigures
+    after: StageFigures
+    facts: Mapping[str, Any] = field(hash=False)
+    identity: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> StageReport:
+        figures = {when: _build(StageFigures, record[when]) for when in ("before", "after")}
+        return _build(cls, {**record, **figures})
+
+
+@dataclass(frozen=True)
 class LedgerEntry:
     """What one phase cost."""
 
@@ -252,9 +283,8 @@ class Results:
 
     `interval` says in words what the measured intervals are, `hypervolumes` holds one area a role up to `hypervolume_reference`
     (ms, error in percent), `error_means` what an error is the percentage of, `files` what ships, by paths relative to the run
-    directory. `memory` is None without such a budget, `num_validation` are the examples behind a validation error, and
-    `refined` is what measurements during the search changed. `alarms` say
-    where the differentiable search collapsed and what was done about it.
+    directory. `memory` is None without such a budget, `num_validation` are the examples behind a validation error, `refined` is
+    what measurements during the search changed, and `alarms` say where the differentiable search collapsed and what was done.
 
     Raises:
         ValueError: a repeated network, a picked network that is none of them, or a number that is not finite.
@@ -286,6 +316,7 @@ class Results:
     memory: MemoryVerdict | None = None
     num_validation: int | None = None
     refined: Mapping[str, Any] | None = field(default=None, hash=False)
+    stages: tuple[StageReport, ...] = ()
     alarms: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -333,7 +364,7 @@ class Results:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Results:
         """Raises ValueError, with its name, for a part that is missing or unknown."""
-        record = {"error_means": "wrong answers", **record}  # all that it could be, before it was said
+        record = {"error_means": "wrong answers", "stages": [], **record}  # what runs of before do not say
         _require_names(cls, record)
         predictor = record["predictor"]
         parts = {
@@ -344,6 +375,7 @@ class Results:
                 PredictorReport, {**predictor, "held_out": tuple(_build(HeldOut, h) for h in predictor["held_out"])}
             ),
             "parity": _build(Parity, record["parity"]),
+            "stages": tuple(StageReport.from_json(stage) for stage in record["stages"]),
             "ledger": tuple(_build(LedgerEntry, entry) for entry in record["ledger"]),
             "hypervolume_reference": tuple(record["hypervolume_reference"]),
             "files": tuple(record["files"]),

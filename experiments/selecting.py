@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
@@ -13,15 +13,18 @@ from experiments.finishing import Finisher
 from experiments.ledger import spent
 from experiments.outcome import Budget, Choice, Explored, Finalist
 from experiments.progress import Reporter
+from experiments.results import StageReport
 from experiments.run_directory import RunDirectory
 from experiments.settings import Settings
+from experiments.stages import Stages
 from hardware.arena import activations_mib
 from latency_models.memory import memory_of_file
 from nas.export import form_of
+from nas.finish.teaching import School
 from nas.pareto import hypervolume
 from nas.protocols import DeviceError, Family
 from nas.space import Architecture
-from nas.types import Candidate, Measurement, pareto_front
+from nas.types import Candidate, Measurement, Provenance, pareto_front
 
 MEMORY = "memory.json"
 LABELS = {"search": "search", "random": "random search"}
@@ -61,8 +64,9 @@ class Selection:
         done = len(finalists) - len(missing)
         with self.report.phase("Training the short-list", len(finalists), done=done) as advance:
             for number, finalist in enumerate(missing, done + 1):
-                with spent(self.run, SHORT_LIST, networks_trained=1):
-                    self.finisher.finish(finalist.arch, supernet)
+                if not self.finisher.is_finished(finalist.arch):  # the largest may have been, to teach
+                    with spent(self.run, SHORT_LIST, networks_trained=1):
+                        self.finisher.finish(finalist.arch, supernet)
                 error = self.finisher.record(finalist.arch)["error_percent"]
                 advance(number, f"{finalist.label} {finalist.arch.id}: error {error:.1f} %")
 
@@ -72,7 +76,7 @@ class Selection:
         with spent(self.run, "measuring the short-list"), self.report.phase("Measuring the short-list", 1):
             try:
                 reference_ms = self.calibration.sentinel_reference_ms
-                return self.finisher.measure(archs, reference_ms=reference_ms, phase=SHORT_LIST, rounds=rounds), None
+                return self.finisher.measure(archs, reference_ms=reference_ms, phase=SHORT_LIST, rounds=rounds, tag=""), None
             except DeviceError as error:
                 lost = str(error)
         self.report.say(f"{lost}; the search goes on with predicted latencies")
@@ -95,8 +99,8 @@ class Selection:
 
     def _memory_mib(self, arch: Architecture) -> float:
         workload = self.finisher.workload
-        _, example = form_of(self.family, self.finisher.network(arch), workload)
-        path, inputs = self.finisher.shipped_path(arch, workload.mode), {name: v.numpy() for name, v in example.items()}
+        _, example = form_of(self.family, self.finisher.network(arch, tag=""), workload)
+        path, inputs = self.finisher.shipped_path(arch, workload.mode, tag=""), {name: v.numpy() for name, v in example.items()}
         return memory_of_file(path, inputs).weights_mib + activations_mib(path, inputs)
 
     def choose(
@@ -120,12 +124,50 @@ class Selection:
             if lost is not None:
                 return Choice(arch, None, lost)
             try:
-                verdict = self.finisher.verdict(arch, reference_ms=self.calibration.sentinel_reference_ms)
+                verdict = self.finisher.verdict(arch, reference_ms=self.calibration.sentinel_reference_ms, tag="")
             except DeviceError as error:
                 return Choice(arch, None, str(error))
             if verdict.latency_ms <= self.budget.ms:
                 break
         return Choice(arch, verdict)
+
+    def finish(
+        self, choice: Choice, finalists: Sequence[Finalist], measurements: Mapping[str, Measurement]
+    ) -> tuple[Choice, list[StageReport]]:
+        """Takes what ships through the stages; if one of them is kept, the verdict is measured anew."""
+        stages = self.settings.stages
+        if choice.measurement is None and stages:
+            self.report.say(f"{choice.unmeasured}; stages are left out, nothing could be said for them")
+            return choice, []
+
+        def teachers(name: str) -> list[nn.Module]:
+            archs = self._front(finalists, measurements) if name == "front" else [self.family.space.largest()]
+            return [self.finisher.to_train(arch, tag="") for arch in archs]
+
+        school = School(
+            self.finisher.task, self.finisher.compute, self.settings.seed, self.family.space, choice.arch, teachers,
+            lambda archs: self.calibration.model.predict(archs).mean_ms.tolist(),
+        )  # fmt: skip
+        reference_ms = self.calibration.sentinel_reference_ms
+        reports = Stages(self.finisher, stages, school, reference_ms, self.report).run()
+        if any(report.kept for report in reports):
+            choice = replace(choice, measurement=self.finisher.verdict(choice.arch, reference_ms=reference_ms))
+        return choice, reports
+
+    def _front(self, finalists: Sequence[Finalist], measurements: Mapping[str, Measurement]) -> list[Architecture]:
+        """The finished networks that no other beats in measured latency and error."""
+        finished = [
+            Candidate(
+                arch,
+                objectives={
+                    "error": self.finisher.record(arch)["error_percent"], "latency_ms": measurements[arch.id].latency_ms,
+                },
+                provenance={"error": Provenance.RETRAINED, "latency_ms": Provenance.MEASURED},
+            )
+            for arch in (f.arch for f in finalists)
+            if arch.id in measurements
+        ]  # fmt: skip
+        return [c.arch for c in pareto_front(finished, "latency_ms", "error")]
 
 
 def shortlist(front: Sequence[Candidate], num: int, *, objectives: Sequence[str], budget_ms: float) -> list[Architecture]:

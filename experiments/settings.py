@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from experiments.objectives import check_objectives
 from nas.darts import DartsConfig
+from nas.finish.stage import STAGES, Stage
+from nas.finish.teaching import Lesson
 from nas.protocols import Searcher
 from nas.searchers.tpe import Tpe
 from nas.training import TrainConfig
@@ -81,6 +83,8 @@ class FinishSettings:
         most_steps: however small the network is.
         inherit: share of the inherited weights in those that training begins with; the rest is fresh.
         rounds: visits to each network.
+        lesson: what they learn; a teacher can only be the largest network.
+        most_points_lost: of validation error, that a stage may cost what ships.
     """
 
     shortlist: int = 3
@@ -88,9 +92,15 @@ class FinishSettings:
     most_steps: int = 350
     inherit: float = 0.3
     rounds: int = 6
+    lesson: Lesson = field(default_factory=Lesson)
+    most_points_lost: float = 0.5
 
     def __post_init__(self) -> None:
         _positive(self, "shortlist", "most_steps", "rounds")
+        if self.lesson.teacher != "largest":
+            raise ValueError(f"lesson.teacher: {self.lesson.teacher!r} is not 'largest'; the others come after the short-list")
+        if self.most_points_lost < 0:
+            raise ValueError(f"most_points_lost: {self.most_points_lost} is negative")
         if not 0 <= self.inherit <= 1:
             raise ValueError(f"inherit: {self.inherit} is not in [0, 1]")
 
@@ -107,9 +117,10 @@ class Settings:
         torch_threads: threads that training uses.
         train_on: a torch device, or "auto" for CUDA where there is one.
         checkpoint_seconds: how much supernet training a kill may cost.
+        stages: what the network that ships goes through, by the names of `STAGES` and in their order.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value outside its range, or stages in another order.
     """
 
     seed: int = 0
@@ -128,6 +139,7 @@ class Settings:
     darts: DartsConfig = field(default_factory=DartsConfig)
     outer: OuterSettings = field(default_factory=OuterSettings)
     finish: FinishSettings = field(default_factory=FinishSettings)
+    stages: Mapping[str, Stage] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _positive(self, "batch", "torch_threads")
@@ -138,6 +150,8 @@ class Settings:
             if budget is not None and not budget > 0:
                 raise ValueError(f"{name}: {budget} is not positive")
         check_objectives(self.objectives)
+        if list(self.stages) != [name for name in STAGES if name in self.stages]:
+            raise ValueError(f"stages: {list(self.stages)} are not in the order of {list(STAGES)}")
         if self.checkpoint_seconds < 0:
             raise ValueError(f"checkpoint_seconds: {self.checkpoint_seconds} is negative")
         if self.train_on != "auto" and self.train_on.split(":")[0] not in ("cpu", "cuda"):

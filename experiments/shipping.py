@@ -1,139 +1,247 @@
 """The folder that ships: one ONNX file, and what is needed to use it, to trust it and to make it again.
 
-export/<id>/  model.onnx  tokenizer.json  labels.json  parity.json  architecture.json  config.yaml  card.md
+export/<id>/  model.onnx  tokenizer.json  labels.json  predict.py  contract.json  card.md  architecture.json  config.yaml
 
-A decoder ships prefill.onnx and decode.onnx too: the same weights with a cache of keys and values, as `paretoformer generate`
-uses them.
+A decoder ships prefill.onnx and decode.onnx too, with a cache of keys and values, and several networks may ship together: several
+ONNX files lie over one file of weights, weights.bin. A folder appears under its name when all of it is there, and takes the place
+of an earlier export only.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from experiments import predict
+from experiments.card import card
+from experiments.contract import Files, Limits, checksum, files_of, input_of, promised, proven, scores, versions
 from experiments.finishing import Finisher
-from experiments.results import Verdict, format_ms
-from latency_models.memory import memory_of_file
-from nas.protocols import GenerativeFamily
+from experiments.results import Verdict
+from experiments.run_directory import RunError
+from nas.export import FORMATS
+from nas.shared_weights import share_weights
 from nas.space import Architecture
 from nas.types import Measurement
 
 TEST = "test.json"
-CACHE = """
-`prefill.onnx` takes `token_ids` of prompts of one length and gives `logits` [batch, 1, words] of the next token and, for each
-layer that attends, `present.<layer>.key` and `.value`, float32 [batch, heads, past, head size]. `decode.onnx` takes one token of
-each sequence, `token_ids` and `position_ids`, int64 [batch, 1], and these as `past_key_values.<layer>.key` and `.value`; past may
-be 0. A layer with a window keeps as many tokens as it sees. All three files hold the same weights.
-"""
+CONTRACT = "contract.json"
+WEIGHTS = "weights.bin"
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """One finished network to ship: its files by the names that they get, the one that answers for whole inputs first, its
+    measurement and verdict, and what it is called beside its id."""
+
+    arch: Architecture
+    files: Mapping[str, Path]
+    measurement: Measurement | None
+    verdict: Verdict
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How networks ship.
+
+    Args:
+        command: makes the same folder again.
+        limits: what is promised.
+        kind: one of `nas.export.FORMATS`.
+        variant: what sets the files apart from those that the run's device runs ("int8", "openvino"), or nothing.
+        replace: also takes the place of a folder that is no export, or was changed.
+    """
+
+    command: str
+    limits: Limits = field(default_factory=Limits)
+    kind: str = "onnx"
+    variant: str = ""
+    replace: bool = False
 
 
 @dataclass(frozen=True)
 class Shipped:
-    """Facts of an exported network; errors in percent."""
+    """The folder, and the facts of its networks as they are in `contract.json`."""
 
     folder: Path
-    test_error_percent: float
-    test_metrics: Mapping[str, float]
-    num_test_reads: int
-    parity: Mapping[str, Any]
-    file_bytes: int
+    contract: Mapping[str, Any]
+
+    @property
+    def networks(self) -> Sequence[Mapping[str, Any]]:
+        facts: Sequence[Mapping[str, Any]] = self.contract["networks"]
+        return facts
 
 
-def ship(finisher: Finisher, arch: Architecture, measurement: Measurement | None, verdict: Verdict, *, command: str) -> Shipped:
-    """Writes the folder of a finished network; the file in it is the one that was measured, if it was.
+def ship(finisher: Finisher, shipments: Sequence[Shipment], terms: Terms) -> Shipped:
+    """Writes the folder of finished networks; a file in it is the one that was measured, if it was.
 
-    The test split is read once for each network that ships, by the exported file itself; `num_test_reads` counts the networks.
+    The test split is read once for each file that ships, by that file; `num_test_reads` counts them.
+
+    Raises:
+        BrokenPromiseError: a network is over a limit. ExportError, ValueError: the format cannot be written.
+        RunError: the folder holds what no export wrote.
     """
+    run, ids = finisher.run, [s.arch.id for s in shipments]
+    name = ".".join(["+".join(ids), *([terms.variant] if terms.variant else [])])
+    folder = run / f"export/{name}"
+    with replacing(folder, even_if_changed=terms.replace) as part:
+        files, shared = _write(finisher, shipments, terms, part)
+        finisher.task.save_preprocessing(part)
+        if terms.kind == "onnx":
+            shutil.copyfile(predict.__file__, part / "predict.py")
+        _write_json(
+            part / "architecture.json",
+            {"space": finisher.family.space.to_json(), "networks": {s.arch.id: s.arch.to_json() for s in shipments}},
+        )
+        if run.has(".hydra/config.yaml"):
+            shutil.copyfile(run / ".hydra/config.yaml", part / "config.yaml")
+        proofs = [
+            proven(finisher, s.arch, f, s.measurement, kind=terms.kind, limits=terms.limits)
+            for s, f in zip(shipments, files, strict=True)
+        ]
+        networks = [
+            _facts(finisher, s, f, proof, _test_scores(finisher, s, f, terms))
+            for s, f, proof in zip(shipments, files, proofs, strict=True)
+        ]
+        contract = _contract(finisher, networks, shared, terms, part)
+        (part / "card.md").write_text(card(contract), encoding="utf-8")
+        contract["files"] = files_of(part)
+        _write_json(part / CONTRACT, contract)
+    return Shipped(folder, contract)
+
+
+@contextmanager
+def replacing(folder: Path, *, even_if_changed: bool) -> Iterator[Path]:
+    """A folder to write into; it takes the place of `folder` when the block ends well, and leaves nothing when it does not.
+
+    Raises:
+        RunError: `folder` is there and is not what an export left, unless `even_if_changed`.
+    """
+    if not even_if_changed:
+        check_unchanged(folder)
+    part, old = (folder.with_name(f".{folder.name}.{word}") for word in ("part", "old"))
+    for leftover in (part, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        for path in part.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        if folder.is_dir():
+            os.replace(folder, old)
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def check_unchanged(folder: Path) -> None:
+    """Raises RunError for a folder that holds more or other than an export left there."""
+    if not folder.exists():
+        return
+    advice = "move it away, or replace=true replaces it"
+    try:
+        known = json.loads((folder / CONTRACT).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RunError(f"export: {folder} exists and has no {CONTRACT} of an export; {advice}") from None
+    for path in sorted(folder.iterdir()):
+        if path.name != CONTRACT and not (path.is_file() and known.get(path.name, {}).get("sha256") == checksum(path)):
+            raise RunError(f"export: {folder} holds {path.name}, which is not as an export left it; {advice}")
+
+
+def _write(
+    finisher: Finisher, shipments: Sequence[Shipment], terms: Terms, folder: Path
+) -> tuple[list[Files], dict[str, Any] | None]:
+    """The networks' files, and what sharing weights saves where there are several files."""
+    mode, several = finisher.workload.mode, len(shipments) > 1
+    named = [{f"{s.arch.id}.{name}" if several else name: path for name, path in s.files.items()} for s in shipments]
+    sources = {name: path for files in named for name, path in files.items()}
+    data: tuple[str, ...] = ()
+    shared = None
+    if terms.kind == "onnx" and len(sources) > 1:
+        data, saved = (WEIGHTS,), share_weights(sources, folder, data=WEIGHTS)
+        shared = {**asdict(saved), "shared_percent": saved.shared_percent}
+    else:
+        for name, source in sources.items():
+            shutil.copyfile(source, folder / name)
+    return [
+        Files(
+            (*files, *data),
+            whole=folder / next(iter(files)),
+            timed=folder / next(name for name in files if mode == "encode" or name.endswith(f"{mode}.onnx")),
+        )
+        for files in named
+    ], shared
+
+
+def _test_scores(finisher: Finisher, shipment: Shipment, files: Files, terms: Terms) -> dict[str, Any]:
+    """Of the file itself, from the first time that these weights in this form shipped."""
     run = finisher.run
-    folder = run / f"export/{arch.id}"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, source in finisher.files(arch).items():
-        with run.replacing(f"export/{arch.id}/{name}") as path:
-            shutil.copyfile(source, path)
-    finisher.task.save_preprocessing(folder)
-    parity = {**finisher.record(arch)["export"], **finisher.parity(arch), "path": "model.onnx"}
-    run.write_json(f"export/{arch.id}/parity.json", parity)
-    run.write_json(f"export/{arch.id}/architecture.json", {"space": finisher.family.space.to_json(), "picks": arch.to_json()})
-    if run.has(".hydra/config.yaml"):
-        shutil.copyfile(run / ".hydra/config.yaml", folder / "config.yaml")
-    tests = run.read_json(TEST) if run.has(TEST) else {}
-    if arch.id not in tests:
-        tests[arch.id] = finisher.file_scores(arch, "test")
+    tests: dict[str, Any] = run.read_json(TEST) if run.has(TEST) else {}
+    key = ".".join([shipment.arch.id, *([terms.variant] if terms.variant else [])])
+    source = checksum(next(iter(shipment.files.values())))
+    if tests.get(key, {}).get("sha256") != source:
+        names = tuple(finisher.family.example_input(finisher.workload.encoded))
+        found = scores(finisher, FORMATS[terms.kind].open(files.whole), names, "test")
+        tests[key] = {**found, "sha256": source}
         run.write_json(TEST, tests)
-    shipped = Shipped(
-        folder=folder,
-        test_error_percent=tests[arch.id]["error_percent"],
-        test_metrics=tests[arch.id]["metrics"],
-        num_test_reads=len(tests),
-        parity=parity,
-        file_bytes=(folder / "model.onnx").stat().st_size,
-    )
-    with run.replacing(f"export/{arch.id}/card.md") as path:
-        path.write_text(card(finisher, arch, measurement, verdict, shipped, command=command))
-    return shipped
+    return {name: value for name, value in tests[key].items() if name != "sha256"}
 
 
-def card(
-    finisher: Finisher, arch: Architecture, measurement: Measurement | None, verdict: Verdict, shipped: Shipped, *, command: str
-) -> str:
-    """The model card, in Markdown."""
-    record, device, task, workload = finisher.record(arch), finisher.device, finisher.task, finisher.workload
-    digest = hashlib.sha256((shipped.folder / "model.onnx").read_bytes()).hexdigest()
-    environment: Mapping[str, Any] = {}
-    times = f"NOT MEASURED; predicted {format_ms(verdict.predicted_ms)} ms, at most {format_ms(verdict.predicted_upper_ms)} ms"
-    if measurement is not None:
-        environment = measurement.environment
-        p50, p90 = (measurement.percentile_ms(p) for p in (50, 90))
-        times = f"{measurement.latency_ms:.3f} ms in quiet moments (p50 {p50:.3f} ms, p90 {p90:.3f} ms of all calls)"
-    within = {True: "within it", False: "NOT within it", None: "not known to be within it"}[verdict.kept]
-    again = (
-        "" if shipped.num_test_reads == 1 else f" The test split has been read for {shipped.num_test_reads} networks of this run."
-    )
-    parity = f"{100 * shipped.parity['equal_decisions']:.2f} % of {shipped.parity['num_examples']} test inputs"
-    example = finisher.family.example_input(workload.encoded)
-    memory = memory_of_file(shipped.folder / "model.onnx", {name: value.numpy() for name, value in example.items()})
-    metrics = "".join(f"\n| {name} on the test split | {value:.3f} |" for name, value in shipped.test_metrics.items())
-    timed = "this file" if workload.mode == "encode" else f"`{workload.mode}.onnx`"
-    cache = CACHE if isinstance(finisher.family, GenerativeFamily) else ""
-    facts = "\n".join(f"- {name}: {value}" for name, value in environment.items())
-    return f"""# {task.name}: network {arch.id}
+def _facts(
+    finisher: Finisher, shipment: Shipment, files: Files, proof: Mapping[str, Any], test: Mapping[str, Any]
+) -> dict[str, Any]:
+    verdict, names = shipment.verdict, files.names
+    return {
+        "id": shipment.arch.id,
+        "names": list(shipment.names),
+        "architecture": shipment.arch.to_json(),
+        "files": list(names),
+        "answers": next((name for name in names if name.endswith("decode.onnx")), files.whole.name),
+        "timed": files.timed.name,
+        "asked_ms": verdict.asked_ms,
+        "predicted_ms": verdict.predicted_ms,
+        "predicted_upper_ms": verdict.predicted_upper_ms,
+        "kept": verdict.kept,
+        "verdict": verdict.sentence,
+        "stages": finisher.stages(shipment.arch)["stages"],
+        "test": dict(test),
+        **proof,
+    }
 
-A transformer for `{task.name}`, found by paretoformer in the space `{finisher.family.space.name}`.
 
-| what | value |
-|---|---|
-| error ({task.error_means}) on the test split, by this file | {shipped.test_error_percent:.2f} % |{metrics}
-| error on the validation split, which chose it | {record["error_percent"]:.2f} % |
-| latency of {timed} on {device.name} | {times} |
-| budget | {verdict.asked_ms:.3f} ms: {within} |
-| workload | {workload.words} |
-| parameters | {record["export"]["num_parameters"]:,} |
-| memory as ONNX Runtime places it | weights {memory.weights_mib:.2f} MiB, activations {memory.activations_mib:.2f} MiB |
-| file | {shipped.file_bytes:,} bytes, sha256 `{digest}` |
-| answers equal to the torch network's | {parity} |
-| largest difference of a logit | {shipped.parity["max_abs_difference"]:.1e} |
-{again}
+def _contract(
+    finisher: Finisher, networks: list[dict[str, Any]], shared: dict[str, Any] | None, terms: Terms, folder: Path
+) -> dict[str, Any]:
+    run = finisher.run
+    return {
+        "format": terms.kind,
+        "task": finisher.task.name,
+        "error_means": finisher.task.error_means,
+        "space": finisher.family.space.name,
+        "device": finisher.device.name,
+        "device_environment": dict(finisher.device.environment),
+        "workload": finisher.workload.words,
+        "seed": finisher.seed,
+        "config": "config.yaml" if (folder / "config.yaml").is_file() else None,
+        "command": terms.command,
+        "versions": versions(),
+        "limits": terms.limits.to_json(),
+        "promised": promised(terms.limits),
+        "num_test_reads": len(run.read_json(TEST)),
+        "input": input_of(finisher, folder),
+        "shared_weights": shared,
+        "networks": networks,
+        "files": files_of(folder),
+    }
 
-## Input and output
 
-{task.interface}
-{cache}
-## Architecture
-
-```json
-{json.dumps(arch.to_json(), indent=1)}
-```
-
-## Measured with
-
-{facts or "Nothing: " + str(verdict.sentence)}
-
-## Made again by
-
-    {command}
-"""
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

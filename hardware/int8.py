@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import logging
 import os
 from pathlib import Path
 
 import onnx
 
 from hardware.local import own_folder
+from nas.finish.precision import quantised
 
 
 class Int8Files:
@@ -25,19 +25,7 @@ class Int8Files:
         content = onnx_path.read_bytes()
         path = self.folder / f"{hashlib.sha256(content).hexdigest()}.onnx"
         if not path.is_file():
-            write_int8(onnx.load_from_string(content), path)
+            unfinished = path.with_name(path.name + ".part")
+            onnx.save(quantised(onnx.load_from_string(content), "dynamic"), unfinished)
+            os.replace(unfinished, path)
         return path
-
-
-def write_int8(model: onnx.ModelProto, path: Path) -> None:
-    """Writes the model with int8 weights and activations that are quantised as they come (ONNX Runtime's `quantize_dynamic`)."""
-    from onnxruntime.quantization import quantize_dynamic  # slow to import, and only int8 needs it
-
-    del model.graph.value_info[:]  # shapes that an exporter wrote down contradict those of the quantised operators
-    unfinished = path.with_name(path.name + ".part")
-    logging.disable(logging.WARNING)  # it advises a pre-processing that changes nothing here
-    try:
-        quantize_dynamic(model, unfinished)
-    finally:
-        logging.disable(logging.NOTSET)
-    os.replace(unfinished, path)

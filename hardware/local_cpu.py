@@ -13,16 +13,10 @@ import onnxruntime
 from hardware import environment
 from hardware.int8 import Int8Files
 from hardware.local import check_option, check_threads, describe, refusals
+from hardware.placement import CPU, LEVELS, Placement
 from hardware.visit import Visit, wall
 
-PROVIDER = "CPUExecutionProvider"
 PRECISIONS = ("fp32", "int8")
-LEVELS = {
-    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
-    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-    "none": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
-}
 
 
 class LocalCpu:
@@ -62,7 +56,7 @@ class LocalCpu:
         """The stable facts that a time depends on."""
         return describe(
             "onnxruntime", onnxruntime.__version__, threads=self.threads, precision=self.precision,
-            provider=PROVIDER, graph_optimization=self.graph_optimization,
+            provider=CPU, graph_optimization=self.graph_optimization,
         )  # fmt: skip
 
     @property
@@ -80,22 +74,10 @@ class LocalCpu:
             DeviceError: there is no such file, or ONNX Runtime refuses the file or the inputs, or runs out of memory.
         """
         with refusals(onnx_path, "ONNX Runtime"):
-            session, feed = (
-                onnxruntime.InferenceSession(self.deployed(onnx_path), self._options(), providers=[PROVIDER]),
-                dict(inputs),
-            )
+            placement = Placement(CPU, self.threads, self.graph_optimization)
+            session, feed = placement.open(self.deployed(onnx_path)), dict(inputs)
             return self.visit.times(wall(lambda: session.run(None, feed)))
 
     def deployed(self, onnx_path: Path) -> Path:
         """The file that really runs: the given one, or its quantisation."""
         return onnx_path if self.precision == "fp32" else self._int8.of(onnx_path)
-
-    def _options(self) -> onnxruntime.SessionOptions:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        options.graph_optimization_level = LEVELS[self.graph_optimization]
-        options.log_severity_level = 4  # errors are raised as well
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        return options

@@ -61,7 +61,7 @@ class LocalTorch:
         return environment.conditions()
 
     def run(self, path: Path, inputs: Mapping[str, np.ndarray]) -> tuple[float, ...]:
-        """One visit to a TorchScript file: raw wall times in ms, in the order in which they were taken.
+        """One visit to a TorchScript or .pt2 file: raw wall times in ms, in the order in which they were taken.
 
         Raises:
             DeviceError: there is no such file, or torch refuses the file or the inputs, or runs out of memory.
@@ -73,13 +73,16 @@ class LocalTorch:
             return self.visit.times(wall(lambda: module(*tensors)))
 
 
-def load(path: Path, *, to: str = "cpu") -> tuple[torch.jit.ScriptModule, list[str]]:
-    """A network from a file that `nas.export` wrote, and the names of its inputs in their order.
+def load(path: Path, *, to: str = "cpu") -> tuple[Any, list[str]]:
+    """A network from a TorchScript or .pt2 file that `nas.export` wrote, and the names of its inputs in their order.
 
     Raises:
-        ValueError: it is a TorchScript file, but says no names.
+        ValueError: it is such a file, but says no names.
     """
     extra = {"inputs.json": ""}
+    if path.suffix == ".pt2":
+        program = torch.export.load(path, extra_files=extra)
+        return program.module(), json.loads(extra["inputs.json"])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`torch.jit", category=DeprecationWarning)
         module = torch.jit.load(path, map_location=to, _extra_files=extra)
@@ -90,7 +93,7 @@ def load(path: Path, *, to: str = "cpu") -> tuple[torch.jit.ScriptModule, list[s
     return module.eval(), json.loads(extra["inputs.json"])
 
 
-def warm_up(module: torch.jit.ScriptModule, tensors: list[torch.Tensor]) -> None:
+def warm_up(module: Any, tensors: list[torch.Tensor]) -> None:
     """The two slow runs: TorchScript observes the first, and compiles for the shapes that it saw in the second."""
     for _ in range(2):
         module(*tensors)

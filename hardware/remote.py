@@ -25,7 +25,8 @@ from hardware.answers import environment_of, samples_of, shown
 from hardware.environment import fingerprint
 from hardware.int8 import Int8Files
 from hardware.local import check_option, refusals
-from hardware.local_cpu import LEVELS, PRECISIONS
+from hardware.local_cpu import PRECISIONS
+from hardware.placement import LEVELS
 from hardware.talk import MAX_OUTPUT, Ended, Talk
 from hardware.visit import Visit
 from nas.protocols import DeviceError

@@ -96,7 +96,8 @@ def optimized(path: Path) -> onnx.ModelProto:
         options = _options()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
-        onnxruntime.InferenceSession(str(path), options, providers=PROVIDERS)
+        whole = onnx.load(path).SerializeToString()  # with weights that lie in another file
+        onnxruntime.InferenceSession(whole, options, providers=PROVIDERS)
         return onnx.load(options.optimized_model_filepath)
 
 

@@ -24,7 +24,8 @@ from nas.attention_kinds import (
     strided_attention,
     topk_attention,
 )
-from nas.layers import Linear, Width, differentiate_again
+from nas.layers import Linear, Width
+from nas.twice import again
 
 Backend = Literal["matmul", "fused", "blocks"]
 """How attention is computed, never what: `matmul` writes it out (fastest in bfloat16 on a CPU, and what masks need), `fused`
@@ -45,20 +46,6 @@ def _blocks(rows: int, row_bytes: int, device: torch.device) -> list[slice]:
     return [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
 
 
-def _mixed_plainly(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, weights: Tensor, patterns_PTT: Tensor, top: int) -> Tensor:
-    """What `_MixedAttention` computes, in operations that have all derivatives."""
-    with torch.autocast(q.device.type, enabled=False):
-        scores = (q @ k.transpose(-1, -2)).to(patterns_PTT.dtype) + bias
-        probs = torch.softmax(scores, dim=-1)
-        fixed = probs.detach()
-        least = fixed.topk(min(top, fixed.shape[-1]), dim=-1, sorted=False)[0].amin(dim=-1, keepdim=True) if top else None
-        mixed = weights[0] * probs
-        for seen, weight in zip(_seen(fixed, least, patterns_PTT, slice(None)), weights[1:], strict=True):
-            reached = (fixed * seen).sum(dim=-1, keepdim=True) > 0
-            mixed = mixed + weight * torch.softmax(scores + (1.0 - seen) * BLOCKED, dim=-1) * reached
-        return mixed.to(v.dtype) @ v
-
-
 class _MixedAttention(torch.autograd.Function):
     """A weighted sum, for weights that may be anything, of full attention, of attention inside each of some patterns and, unless
     `top` is 0, of attention to the `top` largest scores; of a scaled q.
@@ -67,7 +54,6 @@ class _MixedAttention(torch.autograd.Function):
     the sum of P M_k. So the probabilities of the sum are P C, C = sum_k w_k M_k / s_k, and with G the gradient of the loss by
     them, d_k = sum(G P M_k) / s_k is the one by a weight (of a query) and P (G C - sum_k d_k w_k M_k / s_k) the one by a score.
     Only P is kept, so the peak memory is that of one plain attention. A query that sees nothing but padding gives zero.
-    Where the backward pass itself is to be differentiated, it is all written out plainly and computed again.
     """
 
     @staticmethod
@@ -99,7 +85,7 @@ class _MixedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, bias, weights, patterns_PTT, all_probs, totals, least = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return differentiate_again(_mixed_plainly, ctx, (q, k, v, bias, weights, patterns_PTT, ctx.top), (grad,))
+            return again(_mixed_plainly, (q, k, v, bias, weights, patterns_PTT, ctx.top), ctx.needs_input_grad, grad)
         of_full, *of_others = weights.tolist()
         B, H, T, _ = q.shape
         with torch.autocast(grad.device.type, enabled=False):
@@ -129,6 +115,22 @@ def _seen(probs: Tensor, least: Tensor | None, patterns_PTT: Tensor, rows: slice
     yield from patterns_PTT
     if least is not None:
         yield (probs[rows] >= least[rows]).to(probs.dtype)
+
+
+def _mixed_plainly(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, weights: Tensor, patterns_PTT: Tensor, top: int
+) -> Tensor:  # fmt: skip
+    """What `_MixedAttention` computes, in operations that have all derivatives."""
+    with torch.autocast(q.device.type, enabled=False):
+        scores = (q @ k.transpose(-1, -2)).to(patterns_PTT.dtype) + bias
+        probs = torch.softmax(scores, dim=-1)
+        known = probs.detach()
+        least = known.topk(min(top, probs.shape[-1]), dim=-1)[0].amin(dim=-1, keepdim=True) if top else None
+        mixed = weights[0] * probs
+        for weight, seen in zip(weights[1:], _seen(known, least, patterns_PTT, slice(None)), strict=True):
+            reached = (known * seen).sum(dim=-1, keepdim=True) > 0
+            mixed = mixed + weight * reached * torch.softmax(scores + (1.0 - seen) * BLOCKED, dim=-1)
+        return mixed.to(v.dtype) @ v
 
 
 AttentionKind = Literal["full", "window", "block", "strided", "topk", "linear", "lowrank"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -66,7 +67,7 @@ def export_onnx(
     Raises:
         ExportError: outputs differ by more than the tolerance; the file is not left behind.
     """
-    difference, equal, total = _write(FORMATS["onnx"], network, [example, *check_on], path, tolerance)
+    difference, equal, total = write_as("onnx", network, [example, *check_on], path, tolerance=tolerance)
     return ExportReport(
         path=path.name,
         num_examples=total,
@@ -88,9 +89,9 @@ def export_for(device: Device, network: nn.Module, example: Mapping[str, Tensor]
         ExportError: as `export_onnx`, or the converter refuses the network.
         ValueError: the format's converter is not installed.
     """
-    chosen = FORMATS[format_of(device)]
-    path = path.with_name(path.name + chosen.suffix)
-    _write(chosen, network, [example], path, tolerance)
+    kind = format_of(device)
+    path = path.with_name(path.name + FORMATS[kind].suffix)
+    write_as(kind, network, [example], path, tolerance=tolerance)
     return path
 
 
@@ -106,10 +107,22 @@ def format_of(device: Device) -> str:
     return getattr(device, "format", "onnx")
 
 
-def compare(network: nn.Module, path: Path, inputs: Sequence[Mapping[str, Tensor]]) -> tuple[float, float, int]:
-    """Largest absolute difference between network and ONNX file, number of equal decisions, number of examples; an example with
-    many decisions counts by the share of them that is equal."""
-    return _compare(network, _open_onnx(path), inputs)
+def compare(
+    network: nn.Module, path: Path, inputs: Sequence[Mapping[str, Tensor]], *, kind: str = "onnx"
+) -> tuple[float, float, int]:
+    """Largest absolute difference between network and file, number of equal decisions, number of examples; an example with many
+    decisions counts by the share of them that is equal."""
+    answer = FORMATS[kind].open(path)
+    difference, equal, total = 0.0, 0.0, 0
+    for example in inputs:
+        with torch.no_grad():
+            expected = _arrays(network(*example.values()))
+        actual = answer(example)
+        difference = max(difference, *(float(np.abs(a - b).max(initial=0)) for a, b in zip(actual, expected, strict=False)))
+        same = equal_decisions(actual[0], expected[0])
+        equal += len(same) * float(same.mean())
+        total += len(same)
+    return difference, equal, total
 
 
 def open_session(path: Path, *, threads: int = 1) -> onnxruntime.InferenceSession:
@@ -133,34 +146,27 @@ class Format:
     open: Callable[[Path], Answer]
 
 
-def _write(
-    chosen: Format, network: nn.Module, examples: Sequence[Mapping[str, Tensor]], path: Path, tolerance: float
+def write_as(
+    kind: str, network: nn.Module, examples: Sequence[Mapping[str, Tensor]], path: Path, *, tolerance: float
 ) -> tuple[float, float, int]:
-    """Writes a file, made with the first example and compared on all, where nothing was if it differs."""
-    network = network.eval().cpu().float()
-    unfinished = path.with_name(path.name + ".part")
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", message="Constant folding", category=UserWarning)
-        chosen.write(network, examples[0], unfinished)
-    difference, equal, total = _compare(network, chosen.open(unfinished), examples)
-    if not difference <= tolerance:
-        unfinished.unlink()
-        raise ExportError(f"{path.name}: outputs differ by {difference:.2e} from the network's, allowed are {tolerance:.2e}")
-    os.replace(unfinished, path)
-    return difference, equal, total
+    """Writes a file of one of the `FORMATS`, made with the first example and compared on all (see `compare`).
 
-
-def _compare(network: nn.Module, answer: Answer, inputs: Sequence[Mapping[str, Tensor]]) -> tuple[float, float, int]:
-    difference, equal, total = 0.0, 0.0, 0
-    for example in inputs:
-        with torch.no_grad():
-            expected = _arrays(network(*example.values()))
-        actual = answer(example)
-        difference = max(difference, *(float(np.abs(a - b).max(initial=0)) for a, b in zip(actual, expected, strict=False)))
-        same = equal_decisions(actual[0], expected[0])
-        equal += len(same) * float(same.mean())
-        total += len(same)
+    Raises:
+        ExportError: outputs differ by more than the tolerance, or the converter refuses the network; nothing is left behind.
+        ValueError: the format's converter is not installed.
+    """
+    chosen, network = FORMATS[kind], network.eval().cpu().float()
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+        unfinished = Path(folder) / path.name
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", message="Constant folding", category=UserWarning)
+            chosen.write(network, examples[0], unfinished)
+        difference, equal, total = compare(network, unfinished, examples, kind=kind)
+        if not difference <= tolerance:
+            raise ExportError(f"{path.name}: outputs differ by {difference:.2e} from the network's, allowed are {tolerance:.2e}")
+        for part in sorted(Path(folder).iterdir(), key=lambda part: part.name == path.name):  # what the file refers to first
+            os.replace(part, path.with_name(part.name))
     return difference, equal, total
 
 
@@ -177,8 +183,7 @@ def _arrays(outputs: Tensor | Sequence[Tensor]) -> list[np.ndarray]:
 
 
 def _write_onnx(network: nn.Module, example: Mapping[str, Tensor], path: Path) -> None:
-    rows = {name: {0: "batch", 1: "sequence"} if value.ndim == 2 else {0: "batch"} for name, value in example.items()}
-    axes: dict[str, Any] = rows | {"logits": {0: "batch"}}
+    axes: dict[str, Any] = _axes(example) | {"logits": {0: "batch"}}
     if isinstance(network, NamesAxes):
         axes = {name: dict(dynamic) for name, dynamic in network.dynamic_axes.items()}
     # The TorchScript exporter: its graphs run as fast as the newer one's, and it takes 0.3 s a network where that takes 9 s.
@@ -189,8 +194,13 @@ def _write_onnx(network: nn.Module, example: Mapping[str, Tensor], path: Path) -
     )  # fmt: skip
 
 
+def _axes(example: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
+    """Dynamic axes of inputs whose network does not name them."""
+    return {name: {0: "batch", 1: "sequence"} if value.ndim == 2 else {0: "batch"} for name, value in example.items()}
+
+
 def _open_onnx(path: Path) -> Answer:
-    session = open_session(path)
+    session = open_session(path, threads=torch.get_num_threads())
     return lambda inputs: list(session.run(None, {name: value.numpy() for name, value in inputs.items()}))
 
 
@@ -256,8 +266,58 @@ def _open_tflite(path: Path) -> Answer:
     return answer
 
 
+def _write_openvino(network: nn.Module, example: Mapping[str, Tensor], path: Path) -> None:
+    """The graph at `path`, the weights beside it in a .bin file."""
+    openvino = _openvino()
+    onnx_path = path.with_suffix(".onnx")
+    _write_onnx(network, example, onnx_path)
+    openvino.save_model(openvino.convert_model(onnx_path), path, compress_to_fp16=False)
+    onnx_path.unlink()
+
+
+def _open_openvino(path: Path) -> Answer:
+    core = _openvino().Core()
+    model = core.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})  # else it may take bfloat16
+    return lambda inputs: list(model({name: value.numpy() for name, value in inputs.items()}).to_tuple())
+
+
+def _openvino() -> Any:
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise ValueError("openvino is not installed: pip install 'paretoformer[openvino]'") from error
+    return openvino
+
+
+def _write_pt2(network: nn.Module, example: Mapping[str, Tensor], path: Path) -> None:
+    axes = network.dynamic_axes if isinstance(network, NamesAxes) else _axes(example)
+    dynamic = tuple(dict.fromkeys(axes[name], torch.export.Dim.AUTO) for name in example)
+    two = tuple(torch.cat([value, value]) for value in example.values())  # of one alone it would make a fixed size
+    try:
+        program = torch.export.export(network, two, dynamic_shapes=dynamic)
+    except Exception as error:  # a compiler's: many kinds
+        raise ExportError(f"{path.name}: torch.export cannot trace the network: {error}") from error
+    torch.export.save(program, path, extra_files={"inputs.json": json.dumps(list(example))})
+
+
+def _open_pt2(path: Path) -> Answer:
+    network = torch.export.load(path).module()
+
+    def answer(inputs: Mapping[str, Tensor]) -> list[np.ndarray]:
+        try:
+            with torch.no_grad():
+                return _arrays(network(*inputs.values()))
+        except AssertionError as error:  # a guard: of networks with windows, torch.export fixes sizes
+            shapes = {name: tuple(value.shape) for name, value in inputs.items()}
+            raise ExportError(f"{path.name}: torch.export made a network that does not take {shapes} ({error})") from error
+
+    return answer
+
+
 FORMATS = {
     "onnx": Format(".onnx", _write_onnx, _open_onnx),
+    "openvino": Format(".xml", _write_openvino, _open_openvino),
+    "pt2": Format(".pt2", _write_pt2, _open_pt2),
     "torchscript": Format(".pt", _write_torchscript, _open_torchscript),
     "tflite": Format(".tflite", _write_tflite, _open_tflite),
 }

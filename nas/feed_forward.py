@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas.layers import Linear, Width, differentiate_again
+from nas.layers import Linear, Width
+from nas.twice import again
 
 aten = torch.ops.aten
 Into = Callable[..., Any]
@@ -135,10 +136,6 @@ class FeedForward(nn.Module):
         return _MixedActivation.apply(x_BTF, weights, self.activations)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _mixed_activation_plainly(x: Tensor, weights: Tensor, names: tuple[str, ...]) -> Tensor:
-    return torch.stack([weight * ACTIVATIONS[name][0](x) for name, weight in zip(names, weights, strict=True)]).sum(dim=0)
-
-
 class _MixedActivation(torch.autograd.Function):
     """sum_k w_k activation_k(x), which keeps x alone for the backward pass, like one activation."""
 
@@ -156,7 +153,7 @@ class _MixedActivation(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weights = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return differentiate_again(_mixed_activation_plainly, ctx, (x, weights, ctx.names), (grad,))
+            return again(_mixed_plainly, (x, weights, ctx.names), ctx.needs_input_grad, grad)
         grad, grad_weights = grad.contiguous(), torch.zeros_like(weights)
         total, part = torch.zeros_like(x), torch.empty_like(x)
         for k, (name, weight) in enumerate(zip(ctx.names, weights.tolist(), strict=True)):
@@ -167,3 +164,7 @@ class _MixedActivation(torch.autograd.Function):
                 value(x, part)
                 grad_weights[k] = torch.dot(grad.flatten(), part.flatten())
         return total, grad_weights, None
+
+
+def _mixed_plainly(x: Tensor, weights: Tensor, names: tuple[str, ...]) -> Tensor:
+    return sum((w * ACTIVATIONS[name][0](x) for w, name in zip(weights, names, strict=True)), torch.zeros_like(x))

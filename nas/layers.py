@@ -14,13 +14,15 @@ zero, and the variances differ by a known factor: the ordinary layer norm reads 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from nas.twice import again
 
 
 @dataclass(frozen=True)
@@ -54,17 +56,6 @@ class Width:
         return F.linear(x_BTC, weight_DC, (bias_D - self.share @ bias_D) * self.mask)
 
 
-def differentiate_again(
-    plainly: Callable[..., Tensor | tuple[Tensor, ...]], ctx: Any, inputs: Sequence[Any], grads: Sequence[Tensor]
-) -> tuple[Tensor | None, ...]:
-    """What a backward pass returns that is itself to be differentiated: the gradients of `plainly`, in operations that have all
-    derivatives, computed anew."""
-    wanted = [x for x, needed in zip(inputs, ctx.needs_input_grad, strict=True) if needed]
-    outputs = plainly(*inputs)
-    found = iter(torch.autograd.grad(outputs, wanted, grads if isinstance(outputs, tuple) else grads[0], create_graph=True))
-    return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
-
-
 def mixed(modules: Sequence[nn.Module], weights: Tensor) -> dict[str, Tensor]:
     """Parameters by name, sum_k w_k parameters_k of modules of one shape: with one-hot weights, those of one of them.
 
@@ -73,11 +64,6 @@ def mixed(modules: Sequence[nn.Module], weights: Tensor) -> dict[str, Tensor]:
     parameters = [dict(module.named_parameters()) for module in modules]
     found = _MixedWeights.apply(weights, *(p for one in parameters for p in one.values()))  # type: ignore[no-untyped-call]
     return dict(zip(parameters[0], found, strict=True))
-
-
-def _mixed_weights_plainly(weights_K: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-    step = len(tensors) // len(weights_K)
-    return tuple(sum(w * t for w, t in zip(weights_K, tensors[i::step], strict=True)) for i in range(step))
 
 
 class _MixedWeights(torch.autograd.Function):
@@ -98,12 +84,18 @@ class _MixedWeights(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         weights_K, *tensors = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return differentiate_again(_mixed_weights_plainly, ctx, (weights_K, *tensors), grads)
+            return again(_mixed_plainly, ctx.saved_tensors, ctx.needs_input_grad, *grads)
         shares, grad_weights = weights_K.tolist(), torch.zeros_like(weights_K)
         if ctx.needs_input_grad[0]:
             for i, tensor in enumerate(tensors):
                 grad_weights[i // len(grads)] += torch.dot(grads[i % len(grads)].flatten(), tensor.flatten())
         return grad_weights, *(grad * share for share in shares for grad in grads)
+
+
+def _mixed_plainly(weights_K: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    step = len(tensors) // len(weights_K)
+    lists = (tensors[k * step : (k + 1) * step] for k in range(len(weights_K)))
+    return tuple(sum(w * t for w, t in zip(weights_K, row, strict=True)) for row in zip(*lists, strict=True))
 
 
 class Linear(nn.Linear):
@@ -153,10 +145,6 @@ def _rms_norm(x_BTD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> Te
     return normed
 
 
-def _rms_norm_plainly(x: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
-    return x * (x.square().mean(dim=-1, keepdim=True) + eps).rsqrt() * weight_D + bias_D
-
-
 class _RMSNorm(torch.autograd.Function):
     """x / sqrt(mean(x^2) + eps) * weight + bias, which keeps x alone for the backward pass: that of a layer norm whose mean is 0
     by decree, and what the gradient of its mean takes off too much."""
@@ -173,12 +161,16 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, weight_D, bias_D = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return differentiate_again(_rms_norm_plainly, ctx, (x, weight_D, bias_D, ctx.eps), (grad,))
+            return again(_rms_plainly, (x, weight_D, bias_D, ctx.eps), ctx.needs_input_grad, grad)
         needed, shape = [True, True, True], list(weight_D.shape)
         backward = torch.ops.aten.native_layer_norm_backward
         below, of_weight, of_bias = backward(grad, x, shape, torch.zeros_like(scale), scale, weight_D, bias_D, needed)
         mean = (grad @ weight_D).div_(len(weight_D))[..., None]
         return below.add_(mean * scale), of_weight, of_bias, None
+
+
+def _rms_plainly(x: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * weight_D + bias_D
 
 
 class Table(nn.Embedding):

@@ -28,6 +28,10 @@ class TrainingError(RuntimeError):
 class TrainConfig:
     """AdamW with a linear warm-up and a cosine decay to zero.
 
+    Args:
+        accumulate: batches whose gradients make one step.
+        ema: how much of the moving average of the weights stays at each step; it takes their place at the end. 0: no average.
+
     Raises:
         ValueError: a value outside its range.
     """
@@ -38,13 +42,17 @@ class TrainConfig:
     weight_decay: float = 0.01
     warmup_fraction: float = 0.05
     clip_norm: float = 1.0
+    accumulate: int = 1
+    ema: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "tokens_per_batch", "learning_rate", "clip_norm"):
+        for name in ("steps", "tokens_per_batch", "learning_rate", "clip_norm", "accumulate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is not positive")
         if not 0 <= self.warmup_fraction < 1:
             raise ValueError(f"warmup_fraction: {self.warmup_fraction} is not in [0, 1)")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema: {self.ema} is not in [0, 1)")
 
     def rate(self, step: int) -> float:
         """Learning rate of a step counted from 0."""
@@ -80,41 +88,69 @@ def make_optimizer(parameters: Iterator[nn.Parameter], config: TrainConfig) -> t
 
 
 class Trainer:
-    """Steps of one module under one config; `gradient(step)` adds to the gradients and returns the loss."""
+    """Steps of one module under one config; `gradient(number)` adds to the gradients what one batch says and returns its loss.
+
+    Batches are counted from 0; a step takes `config.accumulate` of them.
+    """
 
     def __init__(self, module: nn.Module, config: TrainConfig, gradient: Callable[[int], float]) -> None:
         self.module, self.config, self.gradient = module, config, gradient
         self.optimizer = make_optimizer(module.parameters(), config)
         self.step = 0
+        self.average = [p.detach().clone() for p in module.parameters()] if config.ema else []
 
-    def run(self, *, on_step: Callable[[int, float], None] = lambda step, loss: None) -> None:
-        """Trains from the current step to the last; `on_step` gets the number of finished steps and the loss.
+    def run(
+        self, *, on_step: Callable[[int, float], None] = lambda step, loss: None,
+        enough: Callable[[int], bool] = lambda step: False,
+    ) -> None:  # fmt: skip
+        """Trains from the current step to the last, or until `enough` says so of the number of finished steps, which `on_step`
+        gets with the loss.
 
         Raises:
             TrainingError: the loss is not finite.
         """
         self.module.train()
+        batches = range(self.config.accumulate)
         while self.step < self.config.steps:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config.rate(self.step)
             self.optimizer.zero_grad(set_to_none=True)
-            loss = self.gradient(self.step)
+            loss = sum(self.gradient(self.step * len(batches) + number) for number in batches) / len(batches)
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"the loss is {loss} at step {self.step}; a lower learning rate than {self.config.learning_rate} may help"
                 )
+            if len(batches) > 1:
+                torch._foreach_div_([p.grad for p in self.module.parameters() if p.grad is not None], len(batches))
             nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
             self.optimizer.step()
             self.step += 1
+            with torch.no_grad():
+                for mean, parameter in zip(self.average, self.module.parameters(), strict=False):
+                    mean.lerp_(parameter, 1 - min(self.config.ema, self.step / (self.step + 9)))  # it forgets the start soon
             on_step(self.step, loss)
+            if enough(self.step):
+                break
+        if self.average:
+            self.swap()
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchanges the weights and their moving average, if there is one."""
+        for mean, parameter in zip(self.average, self.module.parameters(), strict=False):
+            weight = parameter.clone()
+            parameter.copy_(mean)
+            mean.copy_(weight)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
+        state = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
+        return {**state, "average": self.average}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
+        self.average = list(state.get("average", []))
 
 
 def supernet_trainer(
@@ -124,10 +160,10 @@ def supernet_trainer(
     """Sandwich training of a supernet (see `nas.supernet.sandwich_step`), from a state or from the start."""
     batches: list[Iterator[Batch]] = []
 
-    def gradient(step: int) -> float:
+    def gradient(number: int) -> float:
         if not batches:
-            batches.append(stream(task, "train", tokens_per_batch=config.tokens_per_batch, seed=seed, start=step))
-        archs = sandwich(family.space, np.random.default_rng([seed, step]), num_random=num_random)
+            batches.append(stream(task, "train", tokens_per_batch=config.tokens_per_batch, seed=seed, start=number))
+        archs = sandwich(family.space, np.random.default_rng([seed, number]), num_random=num_random)
         return sandwich_step(family, supernet, archs, next(batches[0]).to(compute.device), task, compute)
 
     trainer = Trainer(supernet, config, gradient)
@@ -145,20 +181,3 @@ def shrink_and_perturb(network: nn.Module, fresh: nn.Module, *, inherit: float) 
     """
     for weight, start in zip(network.parameters(), fresh.parameters(), strict=True):
         weight.lerp_(start.to(weight.device), 1 - inherit)
-
-
-def fine_tune(
-    network: nn.Module, task: Task, config: TrainConfig, *, compute: Compute, seed: int,
-    on_step: Callable[[int, float], None] = lambda step, loss: None,
-) -> None:  # fmt: skip
-    """Trains a stand-alone network in place, from the targets."""
-    batches = stream(task, "train", tokens_per_batch=config.tokens_per_batch, seed=seed)
-
-    def gradient(_: int) -> float:
-        batch = next(batches).to(compute.device)
-        with compute.autocast():
-            loss = task.loss(network(*batch.inputs), batch.targets)
-        loss.backward()
-        return float(loss.detach())
-
-    Trainer(network, config, gradient).run(on_step=on_step)

@@ -1,5 +1,6 @@
 """The benchmarks: what they print for programs, what they refuse, and that the reference to beat is a sound one."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -11,6 +12,7 @@ from omegaconf import OmegaConf
 from experiments import bench
 from experiments.benchmarks import darts, do_it_yourself, spaces, supernet
 from experiments.benchmarks.first_light import Fronts, Point, same_layers
+from experiments.benchmarks.ship import Row, Trial, summary
 from experiments.tasks.languages import Languages
 from nas.export import open_session
 from search_spaces.encoder import encoder_space
@@ -51,8 +53,8 @@ def test_peak_memory_is_the_same_every_time():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], r"bench: '' is not one of \('supernet', 'first_light', 'latency', 'spaces', 'darts'\)"),
-        (["supernets"], r"bench: 'supernets' is not one of \('supernet', 'first_light', 'latency', 'spaces', 'darts'\)"),
+        ([], r"bench: '' is not one of \('supernet', 'first_light', 'latency', 'spaces', 'ship', 'darts'\)"),
+        (["supernets"], r"bench: 'supernets' is not one of \('supernet', 'first_light', 'latency', 'spaces', 'ship', 'darts'\)"),
         (["supernet", "preset=huge"], r"preset: 'huge' is not one of \('tiny', 'quick', 'full'\)"),
         (["first_light", "preset=huge"], r"preset: 'huge' is not one of \('quick', 'full'\)"),
         (["supernet", "rounds=3"], r"'rounds=3' is not one of preset=…, out=…"),
@@ -130,6 +132,34 @@ def test_spaces_says_what_searching_costs_and_times_every_kind(capsys):
     assert all(f"{choice}_adds_to_{of}_ratio" in figures for choice in spaces.CATEGORICAL for of in ("step", "memory"))
     configured = OmegaConf.load(Path(__file__).parent.parent / "conf/space/encoder_full.yaml")
     assert {name: tuple(configured[name]) for name in spaces.FULL} == spaces.FULL
+
+
+def test_ship_counts_only_files_that_lose_at_most_a_point():
+    rows = (
+        Row("largest", "int8", 2.0, 0.9, 0.3, True),
+        Row("largest", "trained_on", 1.0, -0.1, 1.0, False),
+        Row("small", "int8", 1.25, 0.4, 0.4, True),
+        Row("small", "cut", 5.0, 3.0, 0.5, False),
+    )
+    trial = Trial("task", 0, {"largest": 8.0, "small": 1.0}, {"largest": 10.0, "small": 10.5}, {"small": 10.2}, rows, 1e-6, 1.0)
+    assert trial.speedup_at(1.0) == pytest.approx(8 * 1.25)
+    assert trial.speedup_at(0.5) == pytest.approx(8)
+    assert trial.speedup_at(0.0) == pytest.approx(1)
+    figures = summary([trial, dataclasses.replace(trial, rows=(dataclasses.replace(rows[0], speedup=0.5), *rows[1:]))])
+    assert figures["int8_speedup"] == pytest.approx(1.0), "the geometric mean of 2 and 0.5"
+    assert figures["int8_points_lost"] == pytest.approx(0.9)
+    assert figures["int8_points_lost_to_trained_on"] == pytest.approx(1.0)
+    assert (figures["distilled_better"], figures["distilled_cases"]) == (2, 2)
+    assert figures["parity_max_abs"] == 1e-6
+
+
+@pytest.mark.slow
+def test_ship_ends_with_its_figures(capsys):
+    assert bench.main(["ship", "preset=tiny"]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {"int8_speedup", "int8_points_lost", "speedup_at_minus_one_point", "parity_max_abs"} <= set(figures)
+    assert figures["parity_max_abs"] < 1e-4
+    assert figures["parity_equal_decisions"] == 1
 
 
 @pytest.mark.slow

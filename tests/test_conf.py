@@ -52,7 +52,7 @@ MISSING = {
 SIZES = {  # what a family may ask of a task, and then the tokens of its workload
     "vocab_size": 60, "num_classes": 3, "max_tokens": 16, "input_shape": (2, 28, 28), "mean": (0.0, 1.0), "std": (1.0, 2.0),
 }  # fmt: skip
-VARIANTS = {"pooled", "costs", "path", "unroll_rate"}  # what tells the choices of one constructor apart
+VARIANTS = {"pooled", "costs", "path", "lesson", "unroll_rate"}  # what tells the choices of one constructor apart
 
 
 def composed(*overrides: str):
@@ -74,6 +74,7 @@ def test_every_component_builds_with_the_constructor_s_defaults(group, name, req
     if name == "recorded":
         request.getfixturevalue("recorded")
     node = composed(f"{group}={name}", "run=unused", *MISSING.get((group, name), []))[group]
+    node = node[name] if group == "stages" else node
     built = hydra.utils.instantiate(node, _convert_="all")
     target = built.func if isinstance(built, partial) else type(built)
     defaults = {n: p.default for n, p in inspect.signature(target).parameters.items() if p.default is not inspect.Parameter.empty}

@@ -9,6 +9,7 @@ import torch
 from experiments.build import build, family_of_task
 from experiments.finishing import Finisher
 from experiments.progress import Reporter
+from experiments.run_directory import RunDirectory
 from experiments.settings import FinishSettings
 from experiments.tasks.answers import Regression, Tagging
 from experiments.tasks.tagging import TextTagging
@@ -16,9 +17,10 @@ from experiments.tasks.text import TextRegression
 from nas.compute import Compute
 from nas.encoding import Encoding
 from nas.export import ExportError, compare, export_onnx
+from nas.finish.teaching import Lesson, teach
 from nas.protocols import IGNORED, SPLITS, TaskWithMetrics
 from nas.supernet import cut_out, distance, error_percent, sandwich, sandwich_step
-from nas.training import TrainConfig, fine_tune
+from nas.training import TrainConfig
 from nas.types import Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
 from tests.test_conf import composed
@@ -255,11 +257,13 @@ def test_it_is_learned_and_the_file_scores_as_the_network(task, tmp_path):
     family = family_of(task)
     torch.manual_seed(0)
     network = family.network(family.space.largest())
-    fine_tune(network, task, TrainConfig(150, tokens_per_batch=300, learning_rate=0.01), compute=COMPUTE, seed=0)
+    config = TrainConfig(150, tokens_per_batch=300, learning_rate=0.01)
+    teach(network, task, config, Lesson(), compute=COMPUTE, seed=0)
     batches = list(task.batches("test", tokens_per_batch=1000, seed=None))
     error = error_percent(network.eval(), batches, task, COMPUTE)
     assert error < (5 if isinstance(task, Tagging) else 40)
-    finisher = Finisher(family, task, None, Workload(tokens=12), COMPUTE, FinishSettings(), 0, tmp_path)  # type: ignore[arg-type]
+    run = RunDirectory(tmp_path)
+    finisher = Finisher(family, task, None, Workload(tokens=12), COMPUTE, FinishSettings(), 0, run)  # type: ignore[arg-type]
     arch = family.space.largest()
     (tmp_path / "shortlist").mkdir()
     export_onnx(network, family.example_input(Workload(tokens=12)), finisher.onnx_path(arch))

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from experiments.build import build
+from experiments.contract import input_of
 from experiments.progress import Reporter
 from experiments.tasks import images, signals
 from experiments.tasks.arrays import ArrayClassification, Arrays, Values
@@ -20,6 +21,7 @@ from experiments.tasks.digits import Digits
 from experiments.tasks.image_folder import ImageFolder
 from experiments.tasks.images import FashionMnist, read_idx
 from experiments.tasks.signals import HumanActivity, OnlyArrays, windows
+from nas.compute import Compute
 from nas.export import export_onnx, open_session
 from nas.protocols import SPLITS
 from nas.types import Workload
@@ -79,6 +81,12 @@ def test_the_file_takes_raw_values(digits, tmp_path):
     [logits] = open_session(tmp_path / "m.onnx").run(None, {"image": raw})
     with torch.no_grad():
         np.testing.assert_allclose(logits, network(torch.from_numpy(raw)).numpy(), atol=1e-5)
+
+
+def test_the_contract_says_what_goes_in(digits, tmp_path):
+    made = pipeline(tmp_path, "task=digits", "space=vision_tiny")
+    given = input_of(made.finisher(Compute()), tmp_path)
+    assert given == {"kind": "values", "name": "image", "shape": [1, 8, 8], "description": digits.interface}
 
 
 def pipeline(tmp_path, *words):

@@ -7,21 +7,28 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from experiments import generate as generation
 from experiments.cli import main
+from experiments.contract import Limits
 from experiments.finishing import Finisher
-from experiments.generate import continued, draw, generate
+from experiments.generate import generate
 from experiments.pipeline import Pipeline
+from experiments.predict import Predictor, Refused, continued, draw
+from experiments.results import Verdict
+from experiments.run_directory import RunDirectory
 from experiments.settings import FinishSettings, Settings
+from experiments.shipping import Shipment, Terms, ship
 from experiments.tasks import language_model
 from experiments.tasks.language_model import LanguageModel, PythonSource, TextFile, byte_tokenizer
 from hardware.local_cpu import LocalCpu
 from latency_models.additive import AdditiveLatency
 from nas.compute import Compute
 from nas.export import export_onnx, form_of
+from nas.finish.teaching import Lesson, teach
 from nas.protocols import SPLITS, TaskWithMetrics
-from nas.training import TrainConfig, fine_tune
+from nas.training import TrainConfig
 from nas.types import Workload
 from search_spaces.decoder import DecoderFamily, decoder_space
 from search_spaces.encoder import EncoderFamily, encoder_space
@@ -166,6 +173,9 @@ def _not_installed(_: str) -> None:
     raise language_model.PackageNotFoundError("django")
 
 
+PICKS = {"width": 32, "depth": 2, "layer1.attention": "window", "layer2.attention": "full"}
+
+
 @pytest.fixture(scope="module")
 def family(task) -> DecoderFamily:
     space = decoder_space(width=(16, 32), depth=(1, 2), heads=(1, 2), ffn=(32,))
@@ -177,9 +187,9 @@ def exported(task, family, tmp_path_factory):
     """A network that has learned a little, and its folder."""
     folder = tmp_path_factory.mktemp("exported")
     torch.manual_seed(0)
-    picks = {"width": 32, "depth": 2, "layer1.attention": "window", "layer2.attention": "full"}
-    network = family.network(family.space.canonical({**family.space.largest().as_dict, **picks}), backend="blocks")
-    fine_tune(network, task, TrainConfig(steps=60, tokens_per_batch=1024, learning_rate=5e-3), compute=Compute(), seed=0)
+    network = family.network(family.space.canonical({**family.space.largest().as_dict, **PICKS}), backend="blocks")
+    config = TrainConfig(steps=60, tokens_per_batch=1024, learning_rate=5e-3)
+    teach(network, task, config, Lesson(), compute=Compute(), seed=0)
     export_onnx(*form_of(family, network, Workload(1, 1, "decode", T - 1)), folder / "decode.onnx")
     task.save_preprocessing(folder)
     return network.eval(), folder
@@ -264,7 +274,7 @@ def test_the_command_s_faults(exported, capsys, words, said):
 def test_a_file_s_scores_are_those_of_the_network(task, family, exported, tmp_path):
     network, _ = exported
     unused = cast(Any, SimpleNamespace())
-    run: Any = tmp_path
+    run = RunDirectory(tmp_path)
     finisher = Finisher(family, task, unused, Workload(1, 1, "decode", 7), Compute(), FinishSettings(), 0, run)
     arch = family.space.largest()
     (tmp_path / "shortlist").mkdir()
@@ -278,6 +288,30 @@ def test_a_file_s_scores_are_those_of_the_network(task, family, exported, tmp_pa
     assert scores["error_percent"] == pytest.approx(100 * wrong / task.num_examples("test"))
     assert scores["metrics"]["bits per byte"] == pytest.approx(nats / math.log(2), rel=1e-4)
     assert scores["metrics"]["bits per byte"] < 3, "it has learned a little"
+
+
+def test_a_decoder_ships_over_one_file_of_weights(task, family, exported, tmp_path):
+    network, _ = exported
+    run, workload = RunDirectory(tmp_path / "run"), Workload(1, 1, "decode", T - 1)
+    finisher = Finisher(family, task, LocalCpu(), workload, Compute(), FinishSettings(), 0, run)
+    arch = family.space.canonical({**family.space.largest().as_dict, **PICKS})
+    with run.replacing(f"shortlist/{arch.id}.safetensors") as path:
+        save_file(network.state_dict(), path)
+    export_onnx(network, family.example_input(workload.encoded), finisher.onnx_path(arch))
+    verdict = Verdict.of(asked_ms=1.0, asked_origin="user", predicted_ms=1.0, predicted_upper_ms=1.0)
+    shipped = ship(finisher, [Shipment(arch, finisher.files(arch), None, verdict)], Terms("again", Limits(tolerance=1e-4)))
+    assert shipped.contract["shared_weights"]["shared_percent"] == pytest.approx(66.7, abs=2)
+    [facts] = shipped.networks
+    assert facts["timed"] == facts["answers"] == "decode.onnx"
+    assert facts["files"] == ["model.onnx", "prefill.onnx", "decode.onnx", "weights.bin"]
+    assert facts["test"]["metrics"]["bits per byte"] < 3
+    predictor = Predictor(shipped.folder, SimpleNamespace(within=None, network=None, tokens=T, temperature=0.0, seed=0))
+    for prompt in ("def n", "def name_1(x):\n    return 1 * x  # more than a window\n"):
+        [answer] = predictor(prompt.encode())
+        assert answer["text"] == generate(shipped.folder, prompt, T)
+        assert answer["cut"] == (len(prompt) > T)
+    with pytest.raises(Refused, match="there is no token to go on from"):
+        list(predictor(b""))
 
 
 def test_only_decoders_are_timed_token_by_token(task, tmp_path):

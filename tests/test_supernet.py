@@ -133,10 +133,10 @@ def test_mixed_attention_has_the_right_gradient(monkeypatch, cache_bytes, patter
 def test_second_derivatives_of_mixed_attention_are_finite_where_a_window_is_all_padding():
     torch.manual_seed(0)
     padding = padding_bias(torch.tensor([[1, 1, 0, 0, 0, 0]]), torch.float32)
-    seen = pattern("window", 6, 1, padding, causal=False)[None]
+    inside = pattern("window", 6, 1, padding, causal=False)[None]
     q, k, v = (x.requires_grad_() for x in torch.randn(3, 1, 2, 6, 3))
     weights = torch.tensor([0.3, 0.5], requires_grad=True)
-    out = _MixedAttention.apply(q, k, v, padding, weights, seen, 0)
+    out = _MixedAttention.apply(q, k, v, padding, weights, inside, 0)
     gradients = torch.autograd.grad(out.square().sum(), (q, k, v, weights), create_graph=True)
     for second in torch.autograd.grad(sum(g.square().sum() for g in gradients), (q, k, v, weights)):
         assert torch.isfinite(second).all()

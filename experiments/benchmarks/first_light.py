@@ -37,13 +37,13 @@ from experiments.build import build
 from experiments.calibration import CHUNK, export_for_timing, quality, read_measurements, sentinel_of
 from experiments.conclude import conclude
 from experiments.config import register
-from experiments.finishing import EVALUATION_TOKENS
 from experiments.pipeline import Pipeline
 from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory
 from hardware.store import MeasurementStore, sentinel_reference
 from hardware.timing import Exported, measure
 from nas.export import open_session
+from nas.finish.teaching import EVALUATION_TOKENS
 from nas.pareto import hypervolume
 from nas.projection import discretise
 from nas.protocols import Task

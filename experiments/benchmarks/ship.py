@@ -1,0 +1,294 @@
+"""What finishing does to a network: its speed on this machine's CPU and its test error, before and after each stage.
+
+For each task and seed the hand-designed networks and some random ones are trained alone for equal FLOPs, and again with a teacher
+for equal FLOPs, the teacher's passes counted. The largest network and the fastest of the others then go through each stage on its
+own. Files are timed in turn, their errors are of the test split, and a stage that is not faster is in the figures as it came out.
+
+A stage that trains also trains on: `trained_on` is the float network after as many steps as the quantised one learned, and
+`int8_points_lost_to_trained_on` compares with that.
+
+With `directory=`, everything trained and measured stays there, and a benchmark that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from experiments.build import build
+from experiments.composing import composed
+from experiments.finishing import FOLDER, Finisher
+from experiments.pipeline import Pipeline
+from experiments.progress import Reporter
+from experiments.run_directory import RunDirectory
+from experiments.stages import Stages
+from nas.compute import Compute, choose_compute
+from nas.encoding import Encoding
+from nas.finish.cut import Cut
+from nas.finish.distil import Distil
+from nas.finish.low_rank import LowRank
+from nas.finish.prune import Prune
+from nas.finish.quantise import Quantise
+from nas.finish.stage import Stage
+from nas.finish.teaching import Lesson, School
+from nas.protocols import DeviceError, GenerativeFamily
+from nas.space import Architecture
+from nas.training import TrainConfig
+
+POINT = 1.0  # of test error that a faster network may lose against the largest
+NUM_PARITY = 1000  # test inputs that every float file is compared on
+
+
+@dataclass
+class Words:
+    """What the benchmark takes."""
+
+    preset: str = "quick"  # quick or full (tiny shows only that it runs)
+    out: str | None = None  # a file for the figures
+    directory: str | None = None  # where everything stays; null: a temporary one
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Tasks by name, with overrides of the main job's configuration; seeds; steps of a stage; random networks of each task."""
+
+    tasks: Mapping[str, tuple[str, ...]]
+    seeds: tuple[int, ...]
+    steps: int
+    num_random: int
+
+
+TINY = ("space=encoder_tiny", "task.vocab_size=1000", "task.max_tokens=32", "task.max_examples=3000")
+DIGITS = ("task=digits", "space=vision_tiny", "finish.train.steps=300", "finish.most_steps=900")
+PRESETS = {
+    "tiny": Preset({"languages": (*TINY, "finish.train.steps=4", "finish.most_steps=6", "finish.rounds=2")}, (0,), 4, 0),
+    "quick": Preset(
+        {
+            "languages": ("task.max_examples=20000", "space.depth=[1,2,3,4]", "finish.train.steps=200", "finish.most_steps=600"),
+            "digits": DIGITS,
+        },
+        (0,), 80, 1,
+    ),
+    "full": Preset(
+        {
+            "languages": ("finish.train.steps=600", "finish.most_steps=2000"),
+            "digits": DIGITS,
+            "python_source": ("experiment=code", "mode=encode", "past=0"),
+        },
+        (0, 1, 2), 200, 2,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """A stage of one network: how many times as fast it became, points of test error lost, size to the size before."""
+
+    network: str
+    stage: str
+    speedup: float
+    points_lost: float
+    size_ratio: float
+    ships: bool
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One task and seed; errors are of the test split, in percent, by the networks' names, the largest first."""
+
+    task: str
+    seed: int
+    latency_ms: dict[str, float]
+    alone: dict[str, float]
+    distilled: dict[str, float]
+    rows: tuple[Row, ...]
+    parity_max_abs: float
+    parity_equal_decisions: float
+
+    def speedup_at(self, points: float) -> float:
+        """The largest network's time to that of the fastest file that ships and loses at most so many points against it."""
+        largest, *_ = self.latency_ms
+        files = [(self.latency_ms[name], error) for name, error in self.alone.items()]
+        files += [
+            (self.latency_ms[row.network] / row.speedup, self.alone[row.network] + row.points_lost)
+            for row in self.rows
+            if row.ships
+        ]
+        return self.latency_ms[largest] / min(ms for ms, error in files if error <= self.alone[largest] + points)
+
+
+def run(words: Words, report: Reporter) -> dict[str, float]:
+    preset = PRESETS[words.preset]
+    with contextlib.ExitStack() as stack:
+        folder = Path(words.directory or stack.enter_context(tempfile.TemporaryDirectory())) / words.preset
+        trials = [
+            trial(name, overrides, seed, preset, folder / f"{name}-{seed}", report)
+            for name, overrides in preset.tasks.items()
+            for seed in preset.seeds
+        ]
+    for found in trials:
+        _show(found, report)
+    return summary(trials)
+
+
+def stages_of(steps: int, *, static: bool) -> dict[str, Stage]:
+    """Each stage that is tried, by its name in the figures."""
+    train = TrainConfig(steps=steps, learning_rate=1e-3)
+    aware = TrainConfig(steps=steps, learning_rate=5e-4)
+    stages: dict[str, Stage] = {
+        "trained_on": Distil(train=aware, lesson=Lesson()),
+        "int8": Quantise(train=aware),
+        "int8_untrained": Quantise(aware=False, mixed=False),
+        "fp16": Quantise(aware=False, mixed=False, kind="fp16"),
+        "pruned": Prune(train=train),
+        "pruned_2_4": Prune(train=train, pattern="2:4"),
+        "low_rank": LowRank(train=train),
+        "cut": Cut(train=train),
+    }
+    return {**stages, "int8_static": Quantise(aware=False, mixed=False, kind="static")} if static else stages
+
+
+def trial(task: str, overrides: Sequence[str], seed: int, preset: Preset, folder: Path, report: Reporter) -> Trial:
+    """Trains, measures and finishes, or goes on with it."""
+    report.say(f"{task}, seed {seed}")
+    folder.mkdir(parents=True, exist_ok=True)
+    pipeline = build(composed(*overrides, f"seed={seed}", f"run={folder / 'alone'}"), report=report)
+    torch.set_num_threads(pipeline.settings.torch_threads)
+    space = pipeline.family.space
+    rng = np.random.default_rng(seed)
+    networks = dict(pipeline.family.hand_designed())
+    networks |= {f"random {i + 1}": space.sample(rng) for i in range(preset.num_random)}
+    alone = _finisher(pipeline, folder / "alone", beta=0.0)
+    taught = _finisher(pipeline, folder / "taught", beta=1.0)
+    with report.phase("Training alone, and with a teacher", 2 * len(networks) - 1) as advance:
+        for number, arch in enumerate(networks.values()):
+            _train(alone, arch, seed)
+            if number:
+                _train(taught, arch, seed)
+            else:  # the largest network is the teacher
+                for path in (alone.run / FOLDER).glob(f"{arch.id}.*"):
+                    shutil.copy(path, taught.run / FOLDER)
+            advance(2 * number + 1, "")
+    archs = list(networks.values())
+    with report.phase("Measuring", 1):
+        times = alone.measure(archs, reference_ms=None, phase="alone", rounds=alone.settings.rounds, tag="")
+    latency_ms = {name: times[arch.id].latency_ms for name, arch in networks.items()}
+    largest, *others = networks
+    fastest = min(others, key=latency_ms.__getitem__)
+    rows = [row for name in (largest, fastest) for row in _rows(pipeline, alone, name, networks[name], preset, report)]
+    parities = [alone.parity(arch, num_examples=NUM_PARITY, tag="") for arch in archs]
+    return Trial(
+        task, seed, latency_ms,
+        alone={name: _test_error(alone, arch) for name, arch in networks.items()},
+        distilled={name: _test_error(taught, networks[name]) for name in others},
+        rows=tuple(rows),
+        parity_max_abs=max(parity["max_abs_difference"] for parity in parities),
+        parity_equal_decisions=min(parity["equal_decisions"] for parity in parities),
+    )  # fmt: skip
+
+
+def _finisher(pipeline: Pipeline, folder: Path, *, beta: float) -> Finisher:
+    """That of a run of its own, whose networks begin with fresh weights."""
+    run = RunDirectory(folder)
+    (run / FOLDER).mkdir(exist_ok=True)
+    if not run.has("compute.json"):
+        batch = next(iter(pipeline.task.batches("train", tokens_per_batch=2048, seed=0)))
+        run.write_json("compute.json", asdict(choose_compute(pipeline.family, pipeline.task, batch)[0]))
+    settings = dataclasses.replace(pipeline.settings.finish, inherit=0.0, lesson=Lesson(beta=(beta, beta)))
+    return dataclasses.replace(pipeline.finisher(Compute(**run.read_json("compute.json"))), settings=settings, run=run)
+
+
+def _train(finisher: Finisher, arch: Architecture, seed: int) -> None:
+    if not finisher.is_finished(arch):
+        torch.manual_seed(seed)
+        finisher.finish(arch, finisher.family.supernet())
+
+
+def _rows(pipeline: Pipeline, finisher: Finisher, name: str, arch: Architecture, preset: Preset, report: Reporter) -> list[Row]:
+    """Every stage on its own; a cut goes by FLOPs, no latency model is fitted here."""
+    family, workload = pipeline.family, pipeline.workload
+
+    def flops(archs: Sequence[Architecture]) -> list[float]:
+        encoding = Encoding.of(family.space, list(archs))
+        total = sum(operator.flops + np.zeros(len(archs)) for operator in family.operators(encoding, workload.encoded))
+        return list(map(float, np.asarray(total)))
+
+    largest = family.space.largest()
+    school = School(
+        finisher.task, finisher.compute, finisher.seed, family.space, arch, lambda _: [finisher.to_train(largest, tag="")], flops
+    )
+    rows = []
+    before = finisher.onnx_path(arch, tag="")
+    error = finisher.scores_of(before, "test")["error_percent"]
+    for stage_name, stage in stages_of(preset.steps, static=not isinstance(family, GenerativeFamily)).items():
+        [found] = Stages(finisher, {stage_name: stage}, school, None, report).run()
+        if found.before.latency_ms is None or found.after.latency_ms is None:
+            raise DeviceError(found.sentence)
+        after = finisher.scores_of(finisher.onnx_path(arch, tag=stage_name), "test")["error_percent"]
+        speedup, size = found.before.latency_ms / found.after.latency_ms, found.after.file_bytes / found.before.file_bytes
+        rows.append(Row(name, stage_name, speedup, after - error, size, found.kept))
+    return rows
+
+
+def _test_error(finisher: Finisher, arch: Architecture) -> float:
+    return float(finisher.file_scores(arch, "test", tag="")["error_percent"])
+
+
+def summary(trials: Sequence[Trial]) -> dict[str, float]:
+    """Geometric means of ratios and means of points over tasks and seeds; of the stages, those of the largest networks."""
+    rows = [(t, row) for t in trials for row in t.rows]
+    of_largest = [row for t, row in rows if row.network == next(iter(t.latency_ms))]
+    figures: dict[str, float] = {}
+    for stage in dict.fromkeys(row.stage for row in of_largest):
+        of_stage = [row for row in of_largest if row.stage == stage]
+        figures[f"{stage}_speedup"] = _geometric([row.speedup for row in of_stage])
+        figures[f"{stage}_points_lost"] = float(np.mean([row.points_lost for row in of_stage]))
+    of_others = [row for t, row in rows if row.network != next(iter(t.latency_ms))]
+    int8 = [row for row in of_largest if row.stage == "int8"]
+    distilled = [(t.alone[name], error) for t in trials for name, error in t.distilled.items()]
+    return {
+        "int8_speedup": figures.pop("int8_speedup"),
+        "int8_points_lost": figures.pop("int8_points_lost"),
+        "speedup_at_minus_one_point": _geometric([t.speedup_at(POINT) for t in trials]),
+        "parity_max_abs": max(t.parity_max_abs for t in trials),
+        "parity_equal_decisions": min(t.parity_equal_decisions for t in trials),
+        "int8_size_ratio": _geometric([row.size_ratio for row in int8]),
+        "int8_points_lost_worst": max(row.points_lost for row in int8),
+        "int8_points_lost_to_trained_on": float(np.mean([r.points_lost for r in int8])) - figures["trained_on_points_lost"],
+        "int8_speedup_of_fastest": _geometric([row.speedup for row in of_others if row.stage == "int8"]),
+        "distilled_better": sum(taught < alone for alone, taught in distilled),
+        "distilled_cases": len(distilled),
+        "distilled_points_gained": float(np.mean([alone - taught for alone, taught in distilled])),
+        **figures,
+        "num_trials": len(trials),
+    }
+
+
+def _geometric(ratios: Sequence[float]) -> float:
+    return math.exp(float(np.mean(np.log(ratios))))
+
+
+def _show(trial: Trial, report: Reporter) -> None:
+    table = Table("network", "ms", "error %", "taught %", box=SIMPLE_HEAD, title=f"{trial.task}, seed {trial.seed}: test errors")
+    for name, ms in trial.latency_ms.items():
+        taught = f"{trial.distilled[name]:.2f}" if name in trial.distilled else ""
+        table.add_row(name, f"{ms:.3f}", f"{trial.alone[name]:.2f}", taught)
+    report.console.print(table)
+    headings = ("network", "stage", "times as fast", "points lost", "size ratio", "")
+    table = Table(*headings, box=SIMPLE_HEAD, title=f"{trial.task}, seed {trial.seed}: stages")
+    for row in trial.rows:
+        figures = (f"{row.speedup:.2f}", f"{row.points_lost:+.2f}", f"{row.size_ratio:.2f}")
+        table.add_row(row.network, row.stage, *figures, "ships" if row.ships else "does not ship")
+    report.console.print(table)
+    report.say(f"{trial.speedup_at(POINT):.2f} times as fast as the largest network for at most one point")

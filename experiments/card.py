@@ -1,0 +1,140 @@
+"""The model card of an exported folder, in Markdown, from its contract."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.results import format_ms
+
+CACHE = """
+`prefill.onnx` takes `token_ids` of prompts of one length and gives `logits` [batch, 1, words] of the next token and, for each
+layer that attends, `present.<layer>.key` and `.value`, float32 [batch, heads, past, head size]. `decode.onnx` takes one token of
+each sequence, `token_ids` and `position_ids`, int64 [batch, 1], and these as `past_key_values.<layer>.key` and `.value`; past may
+be 0. A layer with a window keeps as many tokens as it sees.
+"""
+FOR_EACH = {"text": '"a text"', "language model": '"a text" --tokens 100', "token ids": '"[3, 1, 4]"', "values": "example.npy"}
+
+
+def card(contract: Mapping[str, Any]) -> str:
+    """What the contract says, for a reader."""
+    networks: Sequence[Mapping[str, Any]] = contract["networks"]
+    names = ", ".join(n["id"] for n in networks)
+    title = f"network {names}" if len(networks) == 1 else f"a family of {len(networks)} networks"
+    parts = [
+        f"# {contract['task']}: {title}",
+        f"{'A transformer' if len(networks) == 1 else 'Transformers'} for `{contract['task']}`, found by paretoformer in the "
+        f"space `{contract['space']}`. Everything here is in `contract.json`, for programs.",
+        *(_network(contract, network) for network in networks),
+        f"Promised: {contract['promised']}.",
+        *_reads(contract),
+        *(stages_of(network) for network in networks if network["stages"]),
+        *_shared(contract),
+        "## Use",
+        _use(contract),
+        "## Input and output",
+        contract["input"]["description"] + (CACHE if any("decode.onnx" in n["files"] for n in networks) else ""),
+        "## Measured with",
+        _environment(networks[0]) or f"Nothing: {networks[0]['verdict']}",
+        "## Made again by",
+        f"    {contract['command']}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _network(contract: Mapping[str, Any], network: Mapping[str, Any]) -> str:
+    parity, test, memory = network["parity"], network["test"], network.get("memory")
+    rows = [
+        (f"error ({contract['error_means']}) on the test split, by this file", f"{test['error_percent']:.2f} %"),
+        *((f"{name} on the test split", f"{value:.3f}") for name, value in test["metrics"].items()),
+        ("error on the validation split, which chose it", f"{network['validation_error_percent']:.2f} %"),
+        ("the same of the torch network", f"{network['torch_validation_error_percent']:.2f} %"),
+        (f"latency of {_timed(network)} on {contract['device']}", _latency(network)),
+        ("budget", f"{network['asked_ms']:.3f} ms: {_within(network['kept'])}"),
+        ("workload", contract["workload"]),
+        ("parameters", f"{network['num_parameters']:,}"),
+        *([("memory as ONNX Runtime places it", _memory(memory))] if memory else []),
+        *([("who runs it", _placement(network))] if "run" in network else []),
+        *((f"file `{name}`", _file(contract["files"][name])) for name in network["files"]),
+        (
+            "answers equal to the torch network's",
+            f"{100 * parity['equal_decisions']:.2f} % of {parity['num_examples']} test inputs",
+        ),
+        ("largest difference of a logit", f"{parity['max_abs_difference']:.1e}"),
+    ]
+    table = ["| what | value |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)]
+    architecture = json.dumps(network["architecture"])
+    head = f"## {network['id']}" + (f" ({', '.join(network['names'])})" if network["names"] else "")
+    return "\n".join([head, "", *table, "", f"Architecture: `{architecture}`"])
+
+
+def _timed(network: Mapping[str, Any]) -> str:
+    return "this file" if network["timed"] == network["files"][0] else f"`{network['timed']}`"
+
+
+def _latency(network: Mapping[str, Any]) -> str:
+    ms = network["latency_ms"]
+    if ms is None:
+        predicted, upper = (format_ms(network[name]) for name in ("predicted_ms", "predicted_upper_ms"))
+        return f"NOT MEASURED; predicted {predicted} ms, at most {upper} ms"
+    return (
+        f"{ms['quiet']:.3f} ms in quiet moments (p50 {ms['p50']:.3f} ms, p90 {ms['p90']:.3f}, p99 {ms['p99']:.3f} of all calls)"
+    )
+
+
+def _within(kept: bool | None) -> str:
+    return {True: "within it", False: "NOT within it", None: "not known to be within it"}[kept]
+
+
+def _memory(memory: Mapping[str, Any]) -> str:
+    placed = f"weights {memory['weights_mib']:.2f} MiB, activations {memory['activations_mib']:.2f} MiB"
+    peak = memory["peak"]
+    return f"{placed}; a process that answers once peaks at {peak['process_mib']:.0f} MiB" if peak else placed
+
+
+def _placement(network: Mapping[str, Any]) -> str:
+    run, fallbacks = network["run"], network["fallbacks"]
+    fallen = ", ".join(f"{f['operator']} ({f['provider']})" for f in fallbacks)
+    tried = f", the fastest of {len(network['tried'])} ways that were tried" if network["tried"] else " (where it was exported)"
+    return (
+        f"{run['provider']}, {run['threads']} thread{'s' * (run['threads'] != 1)}, graph optimisation "
+        f"`{run['graph_optimization']}`{tried}; " + (f"fallbacks: {fallen}" if fallen else "no operator falls back")
+    )
+
+
+def _file(facts: Mapping[str, Any]) -> str:
+    return f"{facts['bytes']:,} bytes, sha256 `{facts['sha256']}`"
+
+
+def _reads(contract: Mapping[str, Any]) -> list[str]:
+    reads = contract["num_test_reads"]
+    return [] if reads == 1 else [f"The test split has been read for {reads} networks of this run."]
+
+
+def stages_of(network: Mapping[str, Any]) -> str:
+    """What a network went through after its training."""
+    lines = [f"- {stage['name']}: {stage['sentence']}" for stage in network["stages"]]
+    return "\n".join([f"## Stages of {network['id']} after the training", "", *lines])
+
+
+def _shared(contract: Mapping[str, Any]) -> list[str]:
+    shared = contract["shared_weights"]
+    if shared is None:
+        return []
+    return [
+        f"All ONNX files lie over one file of weights, {shared['stored_bytes']:,} bytes; equal weights are stored once, which "
+        f"saves {shared['shared_percent']:.1f} %. Networks that were trained on their own share little."
+    ]
+
+
+def _use(contract: Mapping[str, Any]) -> str:
+    if contract["format"] != "onnx":
+        return f"The file is in the format `{contract['format']}`; its runtime opens it."
+    example = f"    python predict.py {FOR_EACH[contract['input']['kind']]}"
+    more = "\n    python predict.py --within 8ms …        the best network that fits" if len(contract["networks"]) > 1 else ""
+    return f"{example}{more}\n    python predict.py --help\n\nIt compares every file that it opens with its checksum first."
+
+
+def _environment(network: Mapping[str, Any]) -> str:
+    return "\n".join(f"- {name}: {value}" for name, value in network["environment"].items())

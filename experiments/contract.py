@@ -1,0 +1,222 @@
+"""What an exported file is proven to do: its answers against torch's, its errors, its time and memory, and who runs what.
+
+Limits are checked before the test split is read: what breaks a promise does not ship.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+from experiments.finishing import Finisher
+from experiments.results import format_ms
+from hardware.local_cpu import LocalCpu
+from hardware.placement import CPU, Placement, Trial, operators, peak_memory, tune
+from latency_models.memory import memory_of_file
+from nas.export import FORMATS, Answer, compare, form_of
+from nas.protocols import GenerativeFamily, TaskWithMetrics
+from nas.space import Architecture
+from nas.types import Measurement
+
+PARITY_EXAMPLES = 1000
+TOLERANCE = 1e-4  # of an output in fp32
+TOKENS_PER_BATCH = 8192
+HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+PACKAGES = ("paretoformer", "torch", "onnx", "onnxruntime", "numpy", "tokenizers")
+
+
+class BrokenPromiseError(ValueError):
+    """What would be exported does not do what is promised; nothing was written."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is promised of an exported file; infinity promises nothing.
+
+    Args:
+        tolerance: largest absolute difference of an output from the torch network's, on real inputs.
+        max_drop: points of validation error that the file may lose against the torch network.
+        budget_ms: latency that must not be exceeded when it is measured.
+    """
+
+    tolerance: float = math.inf
+    max_drop: float = math.inf
+    budget_ms: float = math.inf
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value >= 0:
+                raise ValueError(f"{name}: {value} is not 0 or more")
+
+    def check(self, name: str, **found: float | None) -> None:
+        """Raises BrokenPromiseError for the first value that is over its limit, or that is not known where there is one."""
+        for limit, value in found.items():
+            allowed = getattr(self, limit)
+            if value is None and allowed < math.inf:
+                raise BrokenPromiseError(f"{limit}: {name} was not measured, {allowed:.4g} is promised; nothing was written")
+            if value is not None and not value <= allowed:
+                raise BrokenPromiseError(
+                    f"{limit}: {name} has {value:.4g}, promised is at most {allowed:.4g}; nothing was written"
+                )
+
+    def to_json(self) -> dict[str, float | None]:
+        return {name: value if value < math.inf else None for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of one network in the folder: all by their names, the one that answers for whole inputs, and the one that is
+    timed."""
+
+    names: tuple[str, ...]
+    whole: Path
+    timed: Path
+
+
+def tolerance_of(path: Path) -> float:
+    """How far the outputs of an ONNX file may lie from torch's: as far as an fp32 file's; of another precision there is no limit,
+    its error on the validation split counts."""
+    graph = onnx.load(path, load_external_data=False).graph
+    is_quantised = any(word in node.op_type for node in graph.node for word in ("Quantize", "Integer", "QLinear", "NBits"))
+    is_half = any(tensor.data_type in HALF for tensor in graph.initializer)
+    return math.inf if is_quantised or is_half else TOLERANCE
+
+
+def proven(
+    finisher: Finisher, arch: Architecture, files: Files, measurement: Measurement | None, *, kind: str, limits: Limits
+) -> dict[str, Any]:
+    """The facts of an exported network, all but the test split's. Raises BrokenPromiseError."""
+    network, names = finisher.network(arch), tuple(finisher.family.example_input(finisher.workload.encoded))
+    difference, equal, total = compare(network, files.whole, real_inputs(finisher, names), kind=kind)
+    parity = {"num_examples": total, "max_abs_difference": difference, "equal_decisions": equal / total, "inputs": "test split"}
+    limits.check(arch.id, tolerance=difference)
+    error = scores(finisher, FORMATS[kind].open(files.whole), names, "validation")["error_percent"]
+    torch_error = scores(finisher, lambda inputs: [network(*inputs.values()).numpy()], names, "validation")["error_percent"]
+    limits.check(arch.id, max_drop=error - torch_error)
+    limits.check(arch.id, budget_ms=None if measurement is None else measurement.latency_ms)
+    return {
+        "parity": parity,
+        "validation_error_percent": error,
+        "torch_validation_error_percent": torch_error,
+        "latency_ms": latency_of(measurement),
+        "environment": dict(measurement.environment) if measurement else {},
+        **(placed(finisher, arch, files.timed) if kind == "onnx" else {}),
+        "num_parameters": sum(p.numel() for p in network.parameters()),
+    }
+
+
+def placed(finisher: Finisher, arch: Architecture, path: Path) -> dict[str, Any]:
+    """How ONNX Runtime should open the timed file, and what it does with it: on the device if that is this machine's CPU, else as
+    the device was told, with operators and memory as they are on this machine's CPU."""
+    _, example = form_of(finisher.family, finisher.network(arch), finisher.workload)
+    inputs = {name: value.numpy() for name, value in example.items()}
+    facts = finisher.device.environment
+    own = Placement(CPU, int(facts.get("threads", 1)), str(facts.get("graph_optimization", "all")))
+    trials: list[Trial] = []
+    run = own
+    if isinstance(finisher.device, LocalCpu):
+        run, trials = tune(path, inputs, own, tolerance=TOLERANCE)
+    ran = operators(path, inputs, run)
+    planned = memory_of_file(path, inputs)
+    return {
+        "run": asdict(run),
+        "tried": [trial.to_json() for trial in trials],
+        "operators": ran,
+        "fallbacks": [o for o in ran if o["provider"] != run.provider],
+        "memory": {**asdict(planned), "peak": peak_memory(path, inputs, run)},
+    }
+
+
+def real_inputs(finisher: Finisher, names: Sequence[str]) -> list[dict[str, torch.Tensor]]:
+    """Of the test split, without its labels."""
+    inputs, total = [], 0
+    for batch in finisher.task.batches("test", tokens_per_batch=2048, seed=finisher.seed):
+        inputs.append(dict(zip(names, batch.inputs, strict=True)))
+        total += len(batch.targets)
+        if total >= PARITY_EXAMPLES:
+            break
+    return inputs
+
+
+def scores(finisher: Finisher, answer: Answer, names: Sequence[str], split: str) -> dict[str, Any]:
+    """`error_percent` and the task's own `metrics` of a file, over a split."""
+    task, wrong, total = finisher.task, 0.0, 0
+    sums: Counter[str] = Counter()
+    for batch in task.batches(split, tokens_per_batch=TOKENS_PER_BATCH, seed=None):
+        with torch.no_grad():
+            outputs = torch.from_numpy(answer(dict(zip(names, batch.inputs, strict=True)))[0])
+        wrong += task.error(outputs, batch.targets)
+        total += len(batch.targets)
+        if isinstance(task, TaskWithMetrics):
+            sums.update(task.totals(outputs, batch.targets))
+    metrics = dict(task.metrics(sums)) if isinstance(task, TaskWithMetrics) else {}
+    return {"error_percent": 100.0 * wrong / total, "metrics": metrics, "num_examples": total}
+
+
+def latency_of(measurement: Measurement | None) -> dict[str, float] | None:
+    """In ms: `quiet`, which the verdict is about, and percentiles of all calls."""
+    if measurement is None:
+        return None
+    percentiles = {f"p{p}": measurement.percentile_ms(p) for p in (50, 90, 99)}
+    return {"quiet": measurement.latency_ms, **percentiles, "num_calls": len(measurement.wall_ms)}
+
+
+def checksum(path: Path) -> str:
+    """SHA-256, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and checksum of everything in a folder."""
+    return {p.name: {"bytes": p.stat().st_size, "sha256": checksum(p)} for p in sorted(folder.iterdir())}
+
+
+def input_of(finisher: Finisher, folder: Path) -> dict[str, Any]:
+    """What goes into the file and what its answer is, for `predict.py` and in words."""
+    task, names = finisher.task, list(finisher.family.example_input(finisher.workload.encoded))
+    sizes = task.sizes
+    answer = "tags" if sizes.get("per_token") else "number" if (folder / "target.json").is_file() else "label"
+    said = {"answer": answer, "description": task.interface}
+    if "token_ids" not in names:
+        return {"kind": "values", "name": names[0], "shape": list(sizes["input_shape"]), **said}
+    has_tokenizer = (folder / "tokenizer.json").is_file()
+    whole = "language model" if isinstance(finisher.family, GenerativeFamily) else "text"
+    return {
+        "kind": whole if has_tokenizer else "token ids",
+        "max_tokens": task.max_tokens,
+        "num_ids": sizes["vocab_size"],
+        **said,
+    }
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from its source
+            found[name] = "not installed"
+    return found
+
+
+def promised(limits: Limits) -> str:
+    """In words, or that nothing is."""
+    words = []
+    if limits.tolerance < math.inf:
+        words.append(f"outputs differ by at most {limits.tolerance:.0e} from torch's")
+    if limits.max_drop < math.inf:
+        words.append(f"at most {limits.max_drop:g} points of validation error are lost")
+    if limits.budget_ms < math.inf:
+        words.append(f"it takes at most {format_ms(limits.budget_ms)} ms")
+    return "; ".join(words) or "nothing beyond the figures here"

@@ -1,0 +1,349 @@
+#!/usr/bin/env python3
+"""Answers by the exported network beside this file, one JSON line an input. Needs onnxruntime, numpy and, for texts, tokenizers.
+
+    python predict.py "a text" "another one"       python predict.py < texts.txt        texts: UTF-8, one a line
+    python predict.py picture.npy                   python predict.py < arrays.jsonl     images, signals, token ids: JSON arrays
+    python predict.py "def " --tokens 100           language models: the text goes on
+
+contract.json says which file answers, how it is opened and what it was measured to do. Every file is compared with its checksum
+first. An input that cannot be answered has a line with its "error", and the exit code is 1; it is 2 if nothing can be answered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+CPU = "CPUExecutionProvider"
+LEVELS = {"all": "ORT_ENABLE_ALL", "extended": "ORT_ENABLE_EXTENDED", "basic": "ORT_ENABLE_BASIC", "none": "ORT_DISABLE_ALL"}
+PICTURES = (".png", ".jpg", ".jpeg")
+
+
+class Refused(ValueError):  # noqa: N818 - what is said to a person
+    """What is wrong with an input, or with the folder, in words."""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("inputs", nargs="*", metavar="INPUT", help="what is answered; without any, the lines of stdin")
+    parser.add_argument("--within", metavar="8ms", help="the most accurate network that nine in ten times took at most so long")
+    parser.add_argument("--network", metavar="NAME", help="one of the networks by its name or id")
+    parser.add_argument("--top", type=int, default=1, help="how many classes are named (1)")
+    parser.add_argument("--tokens", type=int, default=100, help="language models: how many tokens are added (100)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="language models: 0 takes the most probable token (0)")
+    parser.add_argument("--seed", type=int, default=0, help="language models: of the tokens that are drawn (0)")
+    options = parser.parse_args(words)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8")
+    try:
+        check_options(options)
+        answers = Predictor(Path(__file__).resolve().parent, options)
+    except Refused as refused:
+        print(f"predict.py: {refused}", file=sys.stderr)
+        return 2
+    except (KeyError, TypeError) as error:
+        print(f"predict.py: contract.json: is damaged ({error})", file=sys.stderr)
+        return 2
+    code = 0
+    for number, given in enumerate(map(os.fsencode, options.inputs) if options.inputs else lines(sys.stdin.buffer), 1):
+        try:
+            for answer in answers(given):
+                print(json.dumps(answer, ensure_ascii=False), flush=True)
+        except Refused as refused:
+            code = 1
+            print(json.dumps({"error": f"input {number} {refused}"}, ensure_ascii=False), flush=True)
+    return code
+
+
+def check_options(options: argparse.Namespace) -> None:
+    for name in ("top", "tokens"):
+        if getattr(options, name) < 1:
+            raise Refused(f"--{name}: {getattr(options, name)} is not at least 1")
+    if not options.temperature >= 0:
+        raise Refused(f"--temperature: {options.temperature} is not 0 or more")
+
+
+def lines(stream: Iterable[bytes]) -> Iterator[bytes]:
+    return (line.rstrip(b"\r\n") for line in stream)
+
+
+# ---- the folder --------------------------------------------------------------------------------------------------------------
+
+
+def read_contract(folder: Path) -> dict[str, Any]:
+    try:
+        contract: dict[str, Any] = json.loads((folder / "contract.json").read_text(encoding="utf-8"))
+        if not contract["files"] or not contract["networks"]:
+            raise ValueError("it names no files or no networks")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Refused(f"contract.json: is missing or damaged ({said(error)})") from error
+    return contract
+
+
+def checked(folder: Path, contract: Mapping[str, Any], name: str) -> Path:
+    """The path of a file that is the one that was exported."""
+    path = folder / name
+    if not path.is_file():
+        raise Refused(f"{name}: is missing from {folder}")
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    if digest.hexdigest() != contract["files"].get(name, {}).get("sha256"):
+        raise Refused(f"{name}: is not the file that was exported, its checksum differs from the one in contract.json")
+    return path
+
+
+def chosen(contract: Mapping[str, Any], *, within: str | None, name: str | None) -> dict[str, Any]:
+    """The network with the lowest validation error of those that a person allows."""
+    networks: list[dict[str, Any]] = contract["networks"]
+    if name is not None:
+        networks = [n for n in networks if name in (n["id"], *n["names"])]
+        if not networks:
+            known = ", ".join(word for n in contract["networks"] for word in (*n["names"], n["id"]))
+            raise Refused(f"--network: {name!r} is not one of {known}")
+    if within is not None:
+        try:
+            within_ms = float(within.strip().removesuffix("ms"))
+        except ValueError:
+            raise Refused(f"--within: {within!r} is no time like 8ms") from None
+        timed = [n for n in networks if n["latency_ms"]]
+        if not timed:
+            raise Refused("--within: no latency was measured, contract.json has only predictions")
+        networks = [n for n in timed if n["latency_ms"]["p90"] <= within_ms]
+        if not networks:
+            fastest = min(n["latency_ms"]["p90"] for n in timed)
+            raise Refused(f"--within: no network answers within {within_ms:g} ms, the fastest takes {fastest:.4g} ms (p90)")
+    return min(networks, key=lambda n: n["validation_error_percent"])
+
+
+def open_session(path: Path, run: Mapping[str, Any]) -> onnxruntime.InferenceSession:
+    """As it was tuned on the device; where its execution provider is not, on the CPU, which is said."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = min(run["threads"], os.cpu_count() or 1)
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[run["graph_optimization"]])
+    options.log_severity_level = 4  # errors are raised as well
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    available = onnxruntime.get_available_providers()
+    if run["provider"] not in available:
+        print(f"predict.py: {run['provider']} is not on this machine; {CPU} answers", file=sys.stderr)
+    providers = [provider for provider in dict.fromkeys((run["provider"], CPU)) if provider in available]
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # its own have no base class of their own
+        raise Refused(f"{path.name}: ONNX Runtime cannot open it ({said(error)})") from error
+
+
+# ---- answers -----------------------------------------------------------------------------------------------------------------
+
+
+class Predictor:
+    """Bytes of one input, as it was given, to its answers."""
+
+    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+        contract = read_contract(folder)
+        if contract["format"] != "onnx":
+            raise Refused(f"contract.json: this folder holds the format {contract['format']}, ONNX Runtime runs onnx")
+        network = chosen(contract, within=options.within, name=options.network)
+        self.options, self.input = options, contract["input"]
+        paths = {name: checked(folder, contract, name) for name in network["files"]}
+        self.session = open_session(paths[network["answers"]], network["run"])
+        if self.input["kind"] in ("text", "language model"):
+            self.tokenizer = read_tokenizer(checked(folder, contract, "tokenizer.json"))
+        if self.input["kind"] != "language model":
+            name = "target.json" if self.input["answer"] == "number" else "labels.json"
+            self.meaning: Any = json.loads(checked(folder, contract, name).read_text(encoding="utf-8"))
+
+    def __call__(self, given: bytes) -> Iterator[dict[str, Any]]:
+        if self.input["kind"] == "text":
+            yield self.of_text(given)
+        elif self.input["kind"] == "language model":
+            yield self.continuation(given)
+        elif self.input["kind"] == "token ids":
+            yield self.of_ids(given)
+        else:
+            for values in self.examples(given):
+                yield self.meant(self.logits({self.input["name"]: values[None]}))
+
+    def of_text(self, given: bytes) -> dict[str, Any]:
+        words, tagged = text_of(given).split(), self.input["answer"] == "tags"
+        encoding = self.tokenizer.encode(words, is_pretokenized=True) if tagged else self.tokenizer.encode(text_of(given))
+        if not words or not encoding.ids:
+            raise Refused("is empty")
+        logits = self.logits(tokens(encoding.ids))
+        answer = self.tags(logits, words, encoding.word_ids) if tagged else self.meant(logits)
+        return {**answer, "tokens": len(encoding.ids), "cut": bool(encoding.overflowing)}
+
+    def tags(self, logits: np.ndarray, words: Sequence[str], word_ids: Sequence[int | None]) -> dict[str, Any]:
+        """The tag of each word, which its first token says."""
+        first = {word: token for token, word in reversed(list(enumerate(word_ids))) if word is not None}
+        return {"tags": [[words[word], self.meaning[int(logits[token].argmax())]] for word, token in sorted(first.items())]}
+
+    def of_ids(self, given: bytes) -> dict[str, Any]:
+        ids, most, below = array_of(given), self.input["max_tokens"], self.input["num_ids"]
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer) or not 1 <= len(ids) <= most:
+            raise Refused(f"is {ids.dtype} of shape {ids.shape}, and not a row of 1 to {most} token ids")
+        if ids.min() < 0 or ids.max() >= below:
+            raise Refused(f"holds the token id {ids[(ids < 0) | (ids >= below)][0]}, which is not in 0 to {below - 1}")
+        return self.meant(self.logits(tokens(ids.tolist())))
+
+    def continuation(self, given: bytes) -> dict[str, Any]:
+        longest = self.input["max_tokens"]
+        self.tokenizer.no_truncation()
+        ids = self.tokenizer.encode(text_of(given)).ids
+        if not ids:
+            raise Refused("is empty: there is no token to go on from")
+        options = self.options
+        more = continued(Decoder(self.session), ids, longest=longest, temperature=options.temperature, seed=options.seed)
+        text = self.tokenizer.decode([*ids, *(next(more) for _ in range(options.tokens))])
+        return {"text": text, "tokens": len(ids), "cut": len(ids) > longest}
+
+    def examples(self, given: bytes) -> Iterator[np.ndarray]:
+        """One example, or those of a file that holds several, float32 in the shape that the network takes."""
+        shape = tuple(self.input["shape"])
+        path = Path(os.fsdecode(given))
+        is_picture = path.suffix.lower() in PICTURES and len(shape) == 3
+        values = picture(path, shape) if is_picture else array_of(given)
+        if values.shape not in (shape, (len(values) if values.ndim else 0, *shape)):
+            raise Refused(f"has the shape {values.shape}, the network takes {shape}")
+        if not (np.issubdtype(values.dtype, np.number) and np.isfinite(values).all()):
+            raise Refused("holds what is no finite number")
+        yield from values.astype(np.float32).reshape(-1, *shape)
+
+    def logits(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Of one example, [classes]."""
+        try:
+            answer: np.ndarray = self.session.run(None, dict(inputs))[0][0]
+        except Exception as error:  # its own have no base class of their own
+            raise Refused(f"is refused by ONNX Runtime ({said(error)})") from error
+        return answer
+
+    def meant(self, logits: np.ndarray) -> dict[str, Any]:
+        """The number, or the most probable labels."""
+        if self.input["answer"] == "number":
+            return {"number": round(self.meaning["mean"] + self.meaning["std"] * float(logits[0]), 6)}
+        weights = np.exp(logits.astype(np.float64) - logits.max())
+        shares = weights / weights.sum()
+        best = np.argsort(-shares, kind="stable")[: self.options.top]
+        ranked = [{"label": self.meaning[i], "probability": round(float(shares[i]), 6)} for i in best]
+        return ranked[0] if len(ranked) == 1 else {**ranked[0], "top": ranked}
+
+
+def read_tokenizer(path: Path) -> Any:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise Refused("tokenizers is not installed: pip install tokenizers") from None
+    return Tokenizer.from_file(str(path))
+
+
+def text_of(given: bytes) -> str:
+    try:
+        return given.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Refused(f"is not valid UTF-8 (byte {error.start})") from None
+
+
+def tokens(ids: Sequence[int]) -> dict[str, np.ndarray]:
+    return {"token_ids": np.array([ids], np.int64), "attention_mask": np.ones((1, len(ids)), np.int64)}
+
+
+def array_of(given: bytes) -> np.ndarray:
+    """A JSON array, or an .npy file by its path."""
+    text = text_of(given)
+    if not text.strip():
+        raise Refused("is empty")
+    try:
+        values = np.asarray(json.loads(text)) if text.lstrip().startswith("[") else np.load(text, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise Refused(f"is neither a JSON array nor an .npy file ({said(error)})") from None
+    if not isinstance(values, np.ndarray):
+        raise Refused("holds several arrays; an .npy file holds one")
+    return values
+
+
+def picture(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Values from 0 to 255, [channels, height, width], resized (bilinear) if the picture has another size."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise Refused("is a picture; pip install Pillow, or give its values as an .npy file") from None
+    channels, height, width = shape
+    if channels not in (1, 3):
+        raise Refused(f"is a picture, the network takes {channels} channels")
+    try:
+        with Image.open(path) as file:
+            image = file.convert("L" if channels == 1 else "RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise Refused(f"cannot be read as a picture ({said(error)})") from None
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def said(error: BaseException) -> str:
+    """The first line of what a library says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+# ---- language models ---------------------------------------------------------------------------------------------------------
+
+
+class Decoder:
+    """A `decode.onnx` with its cache of keys and values, for one sequence."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self.session = session
+        self.caches = [node for node in self.session.get_inputs() if node.name.startswith("past_key_values.")]
+        self.forget()
+
+    def forget(self) -> None:
+        """Begins a text."""
+        self.position = 0
+        self.past = [np.zeros((1, node.shape[1], 0, node.shape[3]), np.float32) for node in self.caches]
+
+    def read(self, token: int) -> np.ndarray:
+        """Reads the next token; logits of the one after it, [words]."""
+        feed = {"token_ids": np.array([[token]]), "position_ids": np.array([[self.position]])}
+        feed.update(zip((node.name for node in self.caches), self.past, strict=True))
+        logits, *self.past = self.session.run(None, feed)
+        self.position += 1
+        answer: np.ndarray = logits[0, 0]
+        return answer
+
+
+def continued(decoder: Decoder, ids: Sequence[int], *, longest: int, temperature: float, seed: int) -> Iterator[int]:
+    """Endless next tokens. When all positions are taken, the later half of the text is read again from the first position on."""
+    rng = np.random.default_rng(seed)
+    text, unread = list(ids), list(ids)[-longest:]
+    while True:
+        if decoder.position + len(unread) > longest:
+            decoder.forget()
+            unread = text[-max(1, longest // 2) :]
+        for token in unread:
+            logits = decoder.read(token)
+        token = draw(logits, temperature, rng)
+        text.append(token)
+        unread = [token]
+        yield token
+
+
+def draw(logits: np.ndarray, temperature: float, rng: np.random.Generator) -> int:
+    """A token by its probability, the logits divided by the temperature, or the most probable one."""
+    if temperature == 0:
+        return int(logits.argmax())
+    weights = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
+    return int(rng.choice(len(weights), p=weights / weights.sum()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

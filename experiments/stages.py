@@ -1,0 +1,237 @@
+"""What the network that ships goes through after its training: each stage is judged by what its file measures.
+
+A stage's file is scored on the validation split and timed beside the file that it began with, in turn. It takes that file's
+place if it is faster, or not slower and more accurate, and loses at most the points that it may; else the next stage begins with
+what was there before, and the report says why.
+
+A stage writes `shortlist/<id>.<stage>.{safetensors,onnx,json}` and `shortlist/<id>.stages.json`; what it has finished is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from experiments.calibration import MEASUREMENTS
+from experiments.finishing import FOLDER, Finisher
+from experiments.ledger import spent
+from experiments.progress import Reporter
+from experiments.results import StageFigures, StageReport, format_ms
+from experiments.run_directory import RunDirectory
+from hardware.quality import uncertainty
+from hardware.timing import Exported
+from nas.export import format_of
+from nas.finish.precision import blocks, quantised
+from nas.finish.prune import Prune
+from nas.finish.quantise import Quantise, order
+from nas.finish.stage import Stage
+from nas.finish.teaching import School
+from nas.protocols import Device, DeviceError, Family, GenerativeFamily, Task
+from nas.space import Architecture
+from nas.types import Measurement
+
+LEAST_SPEEDUP = 1.02  # what is closer to 1 is not worth a point
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Applies stages to one finished network.
+
+    Args:
+        school: where it learns; its teacher "itself" is the network as it was before the stage.
+        reference_ms: the sentinel's time that latencies are expressed in.
+    """
+
+    finisher: Finisher
+    stages: Mapping[str, Stage]
+    school: School
+    reference_ms: float | None
+    report: Reporter
+
+    def run(self) -> list[StageReport]:
+        """The reports of all stages, in their order. Raises TrainingError and ExportError."""
+        reports: list[StageReport] = []
+        ships = ""
+        for name, stage in self.stages.items():
+            identity = hashlib.sha256(repr([stage, ships, [r.identity for r in reports]]).encode()).hexdigest()[:12]
+            known = f"{FOLDER}/{self.arch.id}.{name}.json"
+            record = self._run.read_json(known) if self._run.has(known) else {}
+            if record.get("identity") != identity:
+                with spent(self._run, f"stage {name}", networks_trained=1), self.report.phase(f"Stage {name}", 1):
+                    record = self._one(name, stage, ships, identity).to_json()
+                if record["after"]["latency_ms"] is not None:  # else it is done again when the device is there
+                    self._run.write_json(known, record)
+            reports.append(StageReport.from_json(record))
+            ships = name if reports[-1].kept else ships
+            self.report.say(f"{name}: {reports[-1].sentence}")
+        listed = f"{FOLDER}/{self.arch.id}.stages.json"
+        if reports or self._run.has(listed):
+            self._run.write_json(listed, {"ships": ships, "stages": [report.to_json() for report in reports]})
+        return reports
+
+    @property
+    def arch(self) -> Architecture:
+        return self.school.arch
+
+    @property
+    def _run(self) -> RunDirectory:
+        return self.finisher.run
+
+    def _one(self, name: str, stage: Stage, before: str, identity: str) -> StageReport:
+        finisher, arch = self.finisher, self.arch
+
+        def teachers(wanted: str) -> Sequence[Any]:
+            return [finisher.to_train(arch, tag=before)] if wanted == "itself" else self.school.teachers(wanted)
+
+        network = stage.apply(finisher.to_train(arch, tag=before), dataclasses.replace(self.school, teachers=teachers))
+        for mode in finisher.modes:  # of an earlier try with other settings
+            (self._run / f"{finisher.name(arch, name)}.{mode}.onnx").unlink(missing_ok=True)
+        finisher.export(arch, network, tag=name)
+        facts: dict[str, Any] = {}
+        if isinstance(stage, Quantise):
+            facts = self._quantise(stage, before, name)
+        elif isinstance(stage, Prune):
+            facts = stage.facts(onnx.load(finisher.onnx_path(arch, tag=name)))
+        return self._judge(name, before, identity, facts)
+
+    def _judge(self, name: str, before: str, identity: str, facts: dict[str, Any]) -> StageReport:
+        tags = {"before": before, "after": name}
+        times: dict[str, float | None] = dict.fromkeys(tags)
+        error_of_ratio, lost = math.nan, ""
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                files = [self.finisher.exported(self.arch, Path(folder), tag=tag) for tag in tags.values()]
+                measured = dict(zip(tags, self._measured(files), strict=True))
+            for when, measurement in measured.items():
+                self._run.append(MEASUREMENTS, {"phase": f"stage {name} {when}", **measurement.to_json()})
+                times[when] = measurement.latency_ms
+            error_of_ratio = uncertainty(measured["after"], beside=measured["before"])
+        except DeviceError as error:
+            lost = str(error)
+        figures = {
+            when: StageFigures(
+                error_percent=self.finisher.file_scores(self.arch, "validation", tag=tag)["error_percent"],
+                latency_ms=times[when],
+                file_bytes=self.finisher.shipped_path(self.arch, tag=tag).stat().st_size,
+                num_parameters=sum(p.numel() for p in self.finisher.network(self.arch, tag=tag).parameters()),
+            )
+            for when, tag in tags.items()
+        }
+        limit = self.finisher.settings.most_points_lost
+        kept, sentence = judged(**figures, error_of_ratio=error_of_ratio, most_points_lost=limit, lost=lost)
+        return StageReport(name, kept, sentence, **figures, facts=facts, identity=identity)
+
+    def _measured(self, files: Sequence[Exported]) -> list[Measurement]:
+        rounds = 2 * self.finisher.settings.rounds
+        return self.finisher.measure_files(files, reference_ms=self.reference_ms, rounds=rounds)
+
+    def _quantise(self, stage: Quantise, before: str, name: str) -> dict[str, Any]:
+        """Puts the quantisation of every form in its place; which blocks stayed as they were."""
+        finisher, arch = self.finisher, self.arch
+        feeds = self._feeds(stage.calibration_examples) if stage.kind == "static" else []
+
+        def write(mode: str, path: Path, keep: Sequence[str]) -> Path:
+            model = onnx.load(finisher.onnx_path(arch, mode, tag=name))
+            unfinished = path.with_name(path.name + ".part")
+            onnx.save(quantised(model, stage.kind, calibration=stage.calibration, feeds=feeds, keep=keep), unfinished)
+            os.replace(unfinished, path)
+            return path
+
+        with tempfile.TemporaryDirectory() as folder:
+            keep: list[str] = []
+            if stage.mixed and stage.kind != "fp16":
+                limit = self._error(finisher.onnx_path(arch, tag=before)) + finisher.settings.most_points_lost
+                if self._error(write("encode", Path(folder) / "all.onnx", [])) > limit:
+                    keep = self._kept_blocks(stage, name, Path(folder), write, limit)
+            finished = {mode: write(mode, Path(folder) / f"{mode}.onnx", keep) for mode in finisher.modes}
+            for mode, path in finished.items():
+                with self._run.replacing(str(finisher.onnx_path(arch, mode, tag=name).relative_to(self._run.path))) as target:
+                    target.write_bytes(path.read_bytes())
+        return {"kind": stage.kind, "aware": stage.aware, "kept_blocks": keep}
+
+    def _kept_blocks(self, stage: Quantise, name: str, folder: Path, write: Any, limit: float) -> list[str]:
+        """Mixed precision: the blocks with the least loss added for each ms saved are quantised, as many as the limit of the
+        error on the split "architecture" allows. Each block's ms is measured with it alone quantised."""
+        whole = self.finisher.onnx_path(self.arch, tag=name)
+        names = list(blocks(onnx.load(whole), stage.kind))
+        alone = [write("encode", folder / f"{i}.onnx", [b for b in names if b != block]) for i, block in enumerate(names)]
+        inputs = self.finisher.exported(self.arch, folder, tag=name).inputs
+        first_ms, *ms = [m.latency_ms for m in self._measured([Exported(self.arch, path, inputs) for path in (whole, *alone)])]
+        first, *losses = [self.finisher.scores_of(path, "architecture")["loss"] for path in (whole, *alone)]
+        added = {block: loss - first for block, loss in zip(names, losses, strict=True)}
+        saved_ms = {block: first_ms - own for block, own in zip(names, ms, strict=True)}
+        paying = order(names, added, saved_ms)
+        for number in range(len(paying), 0, -1):
+            keep = [block for block in names if block not in paying[:number]]
+            if self._error(write("encode", folder / "some.onnx", keep)) <= limit:
+                return keep
+        return names
+
+    def _error(self, path: Path) -> float:
+        return float(self.finisher.scores_of(path, "architecture")["error_percent"])
+
+    def _feeds(self, num_examples: int) -> list[dict[str, np.ndarray]]:
+        """Real inputs of "train", at least so many examples."""
+        feeds, total = [], 0
+        for batch in self.finisher.task.batches("train", tokens_per_batch=512, seed=self.finisher.seed):
+            feeds.append(self.finisher.feed(batch))
+            total += len(batch.targets)
+            if total >= num_examples:
+                break
+        return feeds
+
+
+def judged(
+    before: StageFigures, after: StageFigures, *, error_of_ratio: float, most_points_lost: float, lost: str
+) -> tuple[bool, str]:  # fmt: skip
+    """Whether a stage's file takes the place of the one before it, and why in words.
+
+    Args:
+        error_of_ratio: relative standard error of the ratio of the latencies; faster is what is so by three times that.
+        lost: how the device was lost, if it was.
+    """
+    points = after.error_percent - before.error_percent
+    errors = f"error {before.error_percent:.2f} % before, {after.error_percent:.2f} % after"
+    if before.latency_ms is None or after.latency_ms is None:
+        return False, f"NOT MEASURED, so it does not ship ({lost}); {errors}"
+    speedup = before.latency_ms / after.latency_ms
+    first, last = (format_ms(figures.latency_ms) for figures in (before, after))
+    words = f"{first} ms before, {last} ms after ({speedup:.2f} ± {error_of_ratio * speedup:.2f} times as fast); {errors}"
+    if points > most_points_lost:
+        return False, f"does not ship, it loses {points:.2f} points and {most_points_lost:g} are allowed: {words}"
+    margin = max(LEAST_SPEEDUP, 1 + 3 * error_of_ratio)
+    if speedup >= margin:
+        return True, f"ships, it is faster: {words}"
+    if speedup > 1 / margin and points < 0:
+        return True, f"ships, it is more accurate, and NOT FASTER: {words}"
+    return False, f"does not ship, it is NOT FASTER: {words}"
+
+
+def check_stages(stages: Mapping[str, Stage], *, task: Task, family: Family, device: Device) -> None:
+    """Refuses what cannot work before any work is done.
+
+    Raises:
+        ValueError: a cut of layers that share keys and values or are factored; a quantisation of files that the device does not
+            run, or quantises itself; a calibration of decoders; class weights without classes.
+    """
+    quantise = stages.get("quantise")
+    if isinstance(quantise, Quantise):
+        if format_of(device) != "onnx" or device.environment.get("precision", "fp32") != "fp32":
+            raise ValueError(f"stages.quantise: the device {device.name} does not run ONNX files in float32")
+        if quantise.kind == "static" and isinstance(family, GenerativeFamily):
+            raise ValueError("stages.quantise.kind: 'static' is not for decoders; allowed are 'dynamic', 'fp16' and 'int4'")
+    uncut = [c.name for c in family.space if "kv_heads" in c.name or "lowrank" in c.options]
+    if "cut" in stages and uncut:
+        raise ValueError(f"stages.cut: the space {family.space.name} has the choice {uncut[0]}, whose layers cannot be cut")
+    if task.sizes.get("num_classes", 0) < 2 and any(stage.lesson.class_weights for stage in stages.values()):
+        raise ValueError(f"class_weights: the task {task.name} has no classes")

@@ -1,0 +1,131 @@
+"""ONNX models in fewer bits, by ONNX Runtime's own quantisers, and which blocks of a model may stay as they are.
+
+| kind | weights | activations |
+|---|---|---|
+| dynamic | int8, a scale for each channel | quantised as they come |
+| static | int8, a scale for each channel | int8 in QDQ form, ranges from calibration |
+| fp16 | half precision | half precision; inputs and outputs stay float32 |
+| int4 | 4 bits, a scale for 32 of a column | float32 |
+
+ONNX Runtime has no bfloat16 kernels of these operators for CPUs, so there is no such kind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+KINDS = ("dynamic", "static", "fp16", "int4")
+CALIBRATIONS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
+OPERATORS = {"dynamic": ("MatMul", "Gemm", "Gather"), "static": ("MatMul", "Gemm", "Gather"), "fp16": (), "int4": ("MatMul",)}
+BLOCK = re.compile(r"^(/.*\.\d+/[^/]+)/")  # of a node's name: /stack/blocks.0/attention
+
+Feeds = Sequence[Mapping[str, np.ndarray]]
+
+
+def quantised(
+    model: onnx.ModelProto, kind: str, *, calibration: str = "minmax", feeds: Feeds = (), keep: Sequence[str] = ()
+) -> onnx.ModelProto:
+    """A copy of the model in fewer bits.
+
+    Args:
+        calibration: of static: the ranges are those seen ("minmax"), or lose the least information ("entropy"), or cut the
+            outermost 0.001 % ("percentile").
+        feeds: real inputs by name, for static.
+        keep: blocks (see `blocks`) that stay as they are.
+
+    Raises:
+        ValueError: an unknown kind or calibration, or static without inputs, or with those of another model.
+    """
+    check("kind", kind, KINDS)
+    check("calibration", calibration, tuple(CALIBRATIONS))
+    model = copy.deepcopy(model)
+    result: onnx.ModelProto
+    del model.graph.value_info[:]  # shapes that an exporter wrote down contradict those of the quantised operators
+    excluded = [name for block in keep for name in blocks(model, kind)[block]]
+    excluded += [f"{name}_MatMul" for name in excluded]  # what dynamic quantisation makes of a Gemm
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        path = Path(folder) / "model.onnx"
+        if kind == "dynamic":
+            from onnxruntime.quantization import quantize_dynamic  # slow to import
+
+            quantize_dynamic(model, path, per_channel=True, nodes_to_exclude=excluded)
+        elif kind == "static":
+            _static(model, path, calibration, feeds, excluded)
+        elif kind == "fp16":
+            from onnxruntime.transformers.float16 import convert_float_to_float16
+
+            result = convert_float_to_float16(model, keep_io_types=True)
+            return result
+        else:
+            from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+            quantiser = MatMulNBitsQuantizer(model, block_size=32, is_symmetric=True, accuracy_level=4, nodes_to_exclude=excluded)
+            quantiser.process()
+            result = quantiser.model.model
+            return result
+        return onnx.load(path)
+
+
+def blocks(model: onnx.ModelProto, kind: str) -> dict[str, tuple[str, ...]]:
+    """The nodes with constant weights that a kind changes, by the block that they belong to, such as `/stack/blocks.0/ffn`."""
+    constants = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) > 1}
+    found: dict[str, list[str]] = {}
+    for node in model.graph.node:
+        if node.op_type in OPERATORS[kind] and constants & set(node.input):
+            inside = BLOCK.match(node.name)
+            found.setdefault(inside[1] if inside else node.name.rpartition("/")[0], []).append(node.name)
+    return {block: tuple(names) for block, names in found.items()}
+
+
+def check(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Raises ValueError for a value that is not allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name}: {value!r} is not one of {tuple(allowed)}")
+
+
+def _static(model: onnx.ModelProto, path: Path, calibration: str, feeds: Feeds, excluded: Sequence[str]) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
+
+    names = {entry.name for entry in model.graph.input}
+    if not feeds:
+        raise ValueError("feeds: there are no inputs to calibrate with")
+    if wrong := [sorted(feed) for feed in feeds if set(feed) != names]:
+        raise ValueError(f"feeds: inputs {wrong[0]} are not the model's {sorted(names)}")
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.rest = iter(feeds)
+
+        def get_next(self) -> Any:
+            feed = next(self.rest, None)
+            return None if feed is None else dict(feed)
+
+    quantize_static(
+        model, path, Reader(), op_types_to_quantize=list(OPERATORS["static"]), per_channel=True,
+        activation_type=QuantType.QUInt8, nodes_to_exclude=list(excluded),
+        calibrate_method=CalibrationMethod[CALIBRATIONS[calibration]], extra_options={"MatMulConstBOnly": True},
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantisers print their progress, and advise a pre-processing that changes nothing here."""
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

@@ -1,0 +1,27 @@
+"""What a stage is, and in which order stages make sense."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import nn
+
+from nas.finish.teaching import Lesson, School
+from nas.training import TrainConfig
+
+STAGES = ("distil", "cut", "low_rank", "prune", "quantise")
+"""A cut wants whole matrices, factors would fill what was pruned, and what comes after the quantiser would undo it."""
+
+
+class Stage(Protocol):
+    """A way to finish a network."""
+
+    @property
+    def train(self) -> TrainConfig: ...
+
+    @property
+    def lesson(self) -> Lesson: ...
+
+    def apply(self, network: nn.Module, school: School) -> nn.Module:
+        """The network that comes out, perhaps the given one changed in place."""
+        ...

@@ -1,0 +1,221 @@
+"""How a stand-alone network learns: from the targets, from teachers, and under whatever a stage does to it.
+
+    loss = alpha * cross-entropy + beta * distillation + gamma * quantisation error
+
+with weights that go linearly from a first to a last value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from nas.compute import Compute
+from nas.finish.losses import MATCHES, Recorded, matched, recorded, soft_labels
+from nas.finish.precision import check
+from nas.protocols import IGNORED, Batch, Task
+from nas.space import Architecture, SearchSpace
+from nas.supernet import error_percent, state_of
+from nas.training import TrainConfig, Trainer, stream
+
+TEACHERS = ("largest", "front", "itself")
+EVALUATION_TOKENS = 8192  # tokens a batch where nothing is trained
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is learned, and until when.
+
+    Args:
+        alpha, beta, gamma: weights of the three losses, of the first and of the last step.
+        teacher: "largest", the finished largest network; "front", all finished networks that no other beats in latency and error;
+            "itself", the network as it was before the stage.
+        match: what is learned from the teacher: "answers", "hidden" (the last states) and "relations" (of the last attention).
+        temperature: that softens answers.
+        class_weights: whether each class counts as if it had as many examples as any other.
+        check_every: steps between looks at the error of the split "architecture", whose best weights are kept; 0: no look.
+        patience: looks without a new best after which training ends.
+
+    Raises:
+        ValueError: a value outside its range, or states to be learned from several teachers.
+    """
+
+    alpha: Sequence[float] = (1.0, 1.0)
+    beta: Sequence[float] = (0.0, 0.0)
+    gamma: Sequence[float] = (0.0, 0.0)
+    teacher: str = "largest"
+    match: Sequence[str] = ("answers",)
+    temperature: float = 2.0
+    class_weights: bool = False
+    check_every: int = 0
+    patience: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "beta", "gamma"):
+            weights = getattr(self, name)
+            if len(weights) != 2 or min(weights) < 0:
+                raise ValueError(f"{name}: {list(weights)} is not a first and a last weight, both at least 0")
+            object.__setattr__(self, name, tuple(weights))
+        object.__setattr__(self, "match", tuple(self.match))
+        check("teacher", self.teacher, TEACHERS)
+        for match in self.match:
+            check("match", match, MATCHES)
+        if self.teacher == "front" and self.match != ("answers",):
+            raise ValueError(f"match: {list(self.match)} of several teachers is not ['answers']")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature: {self.temperature} is not positive")
+        if self.check_every < 0 or self.patience < 1:
+            raise ValueError(f"check_every, patience: {self.check_every}, {self.patience} are not at least 0 and 1")
+
+    @property
+    def needs_teacher(self) -> bool:
+        return max(self.beta) > 0
+
+    def weights(self, progress: float) -> tuple[float, float, float]:
+        """alpha, beta and gamma at a share of the training."""
+        alpha, beta, gamma = (w[0] + (w[1] - w[0]) * progress for w in (self.alpha, self.beta, self.gamma))
+        return alpha, beta, gamma
+
+
+@dataclass(frozen=True)
+class School:
+    """Where a stage's network learns.
+
+    Args:
+        arch: what the network was before any stage.
+        teachers: the networks that a name of `TEACHERS` stands for, on the training device.
+        predict_ms: of architectures of the space.
+    """
+
+    task: Task
+    compute: Compute
+    seed: int
+    space: SearchSpace
+    arch: Architecture
+    teachers: Callable[[str], Sequence[nn.Module]]
+    predict_ms: Callable[[Sequence[Architecture]], Sequence[float]]
+
+    def teach(self, network: nn.Module, train: TrainConfig, lesson: Lesson, **how: Any) -> None:
+        """Trains in place; `how` are the callbacks of `teach`."""
+        teachers = self.teachers(lesson.teacher) if lesson.needs_teacher else []
+        teach(network, self.task, train, lesson, teachers=teachers, compute=self.compute, seed=self.seed, **how)
+
+
+def teach(
+    network: nn.Module, task: Task, train: TrainConfig, lesson: Lesson, *, compute: Compute, seed: int,
+    teachers: Sequence[nn.Module] = (),
+    quantisation_error: Callable[[], Tensor] = lambda: torch.zeros(()),
+    on_step: Callable[[int], None] = lambda step: None,
+) -> None:  # fmt: skip
+    """Trains a stand-alone network in place. Weights of linear maps that are zero stay zero: sparse networks stay sparse.
+
+    Args:
+        teachers: of the lesson, if it needs any; their mean answers.
+        quantisation_error: of the network's last call.
+        on_step: called after each step with the number of finished steps.
+
+    Raises:
+        TrainingError: the loss is not finite.
+        ValueError: class weights for a task whose targets are not one class an example, or a teacher that cannot be matched.
+    """
+    batches = stream(task, "train", tokens_per_batch=train.tokens_per_batch, seed=seed)
+    loss_of = _balanced(task, train, compute) if lesson.class_weights else task.loss
+    plain = [m.weight for m in network.modules() if isinstance(m, nn.Linear) and not parametrize.is_parametrized(m)]
+    zeros = [(weight, weight == 0) for weight in plain if bool((weight == 0).any())]
+    inside = [name for name in lesson.match if name != "answers"] if lesson.needs_teacher else []
+    total = train.steps * train.accumulate
+    with ExitStack() as stack:
+        student = stack.enter_context(recorded(network)) if inside else Recorded()
+        theirs = [stack.enter_context(recorded(t.eval())) for t in teachers] if inside else []
+        projection = _projection(network, teachers, task, compute) if "hidden" in inside else nn.Identity()
+
+        def gradient(number: int) -> float:
+            batch = next(batches).to(compute.device)
+            alpha, beta, gamma = lesson.weights(number / max(1, total - 1))
+            with compute.autocast():
+                outputs = network(*batch.inputs)
+                loss = alpha * loss_of(outputs, batch.targets)
+                if teachers and beta:
+                    with torch.no_grad():
+                        answers = [teacher(*batch.inputs) for teacher in teachers]
+                    learned = (
+                        soft_labels(outputs, answers, batch.targets, lesson.temperature) if "answers" in lesson.match else 0.0
+                    )
+                    if inside:
+                        learned = learned + matched(inside, student, theirs[0], projection, batch.inputs)
+                    loss = loss + beta * learned
+                error = quantisation_error()
+                if gamma:
+                    loss = loss + gamma * error
+            loss.backward()
+            return float(loss.detach())
+
+        trainer = Trainer(nn.ModuleList([network, projection]), train, gradient)
+        best = _Best(network, task, compute, lesson, trainer)
+
+        def after(step: int, _: float) -> None:
+            with torch.no_grad():
+                for weight, zero in zeros:
+                    weight.masked_fill_(zero, 0.0)
+            on_step(step)
+
+        trainer.run(on_step=after, enough=best.enough)
+        best.restore()
+
+
+class _Best:
+    """Looks at the error on "architecture" now and then, and keeps the best weights."""
+
+    def __init__(self, network: nn.Module, task: Task, compute: Compute, lesson: Lesson, trainer: Trainer) -> None:
+        self.network, self.task, self.compute, self.lesson, self.trainer = network, task, compute, lesson, trainer
+        self.error, self.misses = float("inf"), 0
+        self.state: dict[str, Tensor] = {}
+        self.batches: list[Batch] = []
+
+    def enough(self, step: int) -> bool:
+        if not self.lesson.check_every or step % self.lesson.check_every:
+            return False
+        if not self.batches:
+            read = self.task.batches("architecture", tokens_per_batch=EVALUATION_TOKENS, seed=None)
+            self.batches = [batch.to(self.compute.device) for batch in read]
+        self.trainer.swap()
+        error = error_percent(self.network.eval(), self.batches, self.task, self.compute)
+        if error < self.error:
+            self.error, self.misses, self.state = error, 0, state_of(self.network)
+        else:
+            self.misses += 1
+        self.trainer.swap()
+        self.network.train()
+        return self.misses >= self.lesson.patience
+
+    def restore(self) -> None:
+        if self.state:
+            self.network.load_state_dict(self.state)
+
+
+def _projection(network: nn.Module, teachers: Sequence[nn.Module], task: Task, compute: Compute) -> nn.Module:
+    """From the student's width to the teacher's, learned, where they differ."""
+    batch = next(iter(task.batches("train", tokens_per_batch=1, seed=0))).to(compute.device)
+    with recorded(network) as ours, recorded(teachers[0]) as theirs, torch.no_grad():
+        network(*batch.inputs), teachers[0](*batch.inputs)
+    own, wanted = ours.hidden.shape[-1], theirs.hidden.shape[-1]
+    return nn.Identity() if own == wanted else nn.Linear(own, wanted).to(compute.device)
+
+
+def _balanced(task: Task, train: TrainConfig, compute: Compute) -> Callable[[Tensor, Tensor], Tensor]:
+    """Cross-entropy in which each class weighs the inverse of its share of `train`."""
+    classes = task.sizes.get("num_classes", 0)
+    if classes < 2:
+        raise ValueError(f"class_weights: the task {task.name} has no classes")
+    read = task.batches("train", tokens_per_batch=EVALUATION_TOKENS, seed=None)
+    targets = (batch.targets[batch.targets != IGNORED] for batch in read)
+    counts = torch.stack([torch.bincount(asked, minlength=classes) for asked in targets]).sum(dim=0)
+    weights = (counts.sum() / (classes * counts)).to(compute.device)
+    return lambda outputs, targets: F.cross_entropy(outputs.float().flatten(0, -2), targets.flatten(), weight=weights)

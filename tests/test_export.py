@@ -1,0 +1,521 @@
+"""An export is a contract: one folder that stands alone, says what was measured, and is refused when a promise is broken."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from omegaconf import OmegaConf
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from experiments import shipping
+from experiments.build import build
+from experiments.cli import main
+from experiments.contract import BrokenPromiseError, Limits, checksum, tolerance_of
+from experiments.export import Exporter, Words, limits_of, picks
+from experiments.predict import Predictor, Refused, chosen
+from experiments.predict import main as predict
+from experiments.progress import Reporter
+from experiments.results import Results, pick
+from experiments.shipping import Terms, check_unchanged, replacing, ship
+from hardware import placement
+from hardware.openvino_device import OpenVino
+from hardware.placement import CPU, Placement, operators, peak_memory, tune
+from nas.compute import Compute
+from nas.export import export_onnx, open_session
+from nas.finish.precision import quantised
+from nas.shared_weights import share_weights
+
+
+@pytest.fixture(scope="module")
+def run(finished, tmp_path_factory) -> Path:
+    """A copy of the finished run, to export from."""
+    copy = tmp_path_factory.mktemp("export") / "run"
+    shutil.copytree(finished, copy)
+    shutil.rmtree(copy / "export")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def folder(run) -> Path:
+    assert main(["export", f"run={run}", "pick=best"]) == 0
+    [folder] = (run / "export").iterdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def contract(folder):
+    return json.loads((folder / "contract.json").read_text())
+
+
+def ask(folder: Path, *words: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """Runs the folder's own script, where nothing of this project can be imported."""
+    return subprocess.run(
+        [sys.executable, "-I", "-X", "utf8", str(folder / "predict.py"), *words],
+        input=stdin, capture_output=True, timeout=60, check=False, cwd=folder, env={"PATH": os.environ["PATH"]},
+    )  # fmt: skip
+
+
+def test_the_folder_stands_alone(folder, tmp_path):
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(folder, moved)
+    long = b"lorem ipsum dolor " * 6000
+    done = ask(moved, "--top", "2", stdin=b"Guten Tag\n\xff\xfe\n   \n" + long + b"\n" + b"a" * 100_000 + b"\r\n")
+    assert done.returncode == 1, done.stderr
+    first, invalid, empty, cut, word = map(json.loads, done.stdout.splitlines())
+    assert first["tokens"] <= 5 * 2
+    assert not first["cut"]
+    assert first["top"][0]["probability"] >= first["top"][1]["probability"] > 0
+    assert invalid == {"error": "input 2 is not valid UTF-8 (byte 0)"}
+    assert empty == {"error": "input 3 is empty"}
+    assert (cut["tokens"], cut["cut"]) == (32, True)
+    assert not word["cut"]
+    session = onnxruntime.InferenceSession(moved / "model.onnx")
+    tokenizer = shipping.predict.read_tokenizer(moved / "tokenizer.json")
+    ids = np.array([tokenizer.encode("Guten Tag").ids])
+    [logits] = session.run(None, {"token_ids": ids, "attention_mask": np.ones_like(ids)})
+    assert first["label"] == json.loads((moved / "labels.json").read_text())[int(logits[0].argmax())]
+    assert first["probability"] == pytest.approx(float(torch.from_numpy(logits[0]).softmax(-1).max()), abs=1e-5)
+
+
+def test_a_changed_file_is_not_used(folder, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    content = bytearray((moved / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (moved / "model.onnx").write_bytes(content)
+    done = ask(moved, "Guten Tag")
+    assert done.returncode == 2
+    assert not done.stdout
+    assert done.stderr.decode().strip() == (
+        "predict.py: model.onnx: is not the file that was exported, its checksum differs from the one in contract.json"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--within", "0.00001ms"], "no network answers within 1e-05 ms, the fastest takes 0."),
+        (["--within", "soon"], "--within: 'soon' is no time like 8ms"),
+        (["--network", "other"], "--network: 'other' is not one of best, "),
+        (["--top", "0"], "--top: 0 is not at least 1"),
+        (["--temperature", "nan"], "--temperature: nan is not 0 or more"),
+    ],
+)
+def test_what_predict_refuses(folder, words, message, capsys, monkeypatch):
+    monkeypatch.setattr("experiments.predict.__file__", str(folder / "predict.py"))
+    assert predict(["Guten Tag", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"files": {"a": 1}, "networks": [{}]}', "[]"])
+def test_a_damaged_contract(tmp_path, content, capsys, monkeypatch):
+    (tmp_path / "contract.json").write_text(content)
+    monkeypatch.setattr("experiments.predict.__file__", str(tmp_path / "predict.py"))
+    assert predict(["a"]) == 2
+    assert capsys.readouterr().err.startswith("predict.py: contract.json: is ")
+
+
+def test_the_contract_says_what_was_measured(run, folder, contract):
+    [facts] = contract["networks"]
+    network = pick(Results.from_json(json.loads((run / "results.json").read_text())).networks, "best")
+    assert facts["id"] == network.id == folder.name
+    assert facts["validation_error_percent"] == pytest.approx(network.error_percent, abs=0.5)
+    assert facts["validation_error_percent"] == facts["torch_validation_error_percent"]
+    assert facts["parity"]["equal_decisions"] == 1
+    assert 0 < facts["parity"]["max_abs_difference"] <= 1e-4
+    assert facts["test"]["num_examples"] == facts["parity"]["num_examples"]
+    times = facts["latency_ms"]
+    assert times["p50"] <= times["p90"] <= times["p99"]
+    assert sum(o["percent"] for o in facts["operators"]) == pytest.approx(100, abs=2)
+    assert {o["provider"] for o in facts["operators"]} == {CPU}
+    assert facts["fallbacks"] == []
+    assert facts["run"] in [{name: t[name] for name in facts["run"]} for t in facts["tried"] if t["equal"]]
+    assert facts["memory"]["peak"]["process_mib"] > facts["memory"]["peak"]["network_mib"] > facts["memory"]["weights_mib"]
+    files = {path.name for path in folder.iterdir()}
+    assert files == {*contract["files"], "contract.json"}
+    assert all(checksum(folder / name) == facts["sha256"] for name, facts in contract["files"].items())
+    assert contract["command"].endswith("pick=best")
+    assert contract["versions"]["onnxruntime"] == onnxruntime.__version__
+    assert {"environment", "kept", "asked_ms"} <= set(facts)
+    assert (contract["seed"], contract["config"]) == (0, "config.yaml")
+    tests = json.loads((run / "test.json").read_text())
+    assert tests[facts["id"]]["error_percent"] == facts["test"]["error_percent"]
+    assert contract["num_test_reads"] == len(tests)
+    card = (folder / "card.md").read_text()
+    assert f"{facts['test']['error_percent']:.2f} %" in card
+    assert contract["files"]["model.onnx"]["sha256"] in card
+
+
+@pytest.fixture(scope="module")
+def exporter(run, folder, tmp_path_factory) -> Exporter:
+    """What the command makes of the run, with fewer rounds."""
+    config = OmegaConf.load(run / ".hydra/config.yaml")
+    finisher = build(OmegaConf.merge(config, {"run": str(run)}), report=Reporter(quiet=True)).finisher(Compute())
+    finisher = replace(finisher, settings=replace(finisher.settings, rounds=1))
+    results = Results.from_json(json.loads((run / "results.json").read_text()))
+    return Exporter(finisher, results, "onnx", "", tmp_path_factory.mktemp("files"))
+
+
+@pytest.mark.parametrize("limits", [Limits(tolerance=1e-12), Limits(budget_ms=1e-6)])
+def test_a_broken_promise_ships_nothing(run, folder, exporter, limits):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    reads = (run / "test.json").read_bytes()
+    shipment = exporter.shipment(pick(exporter.results.networks, "best"), ["best"])
+    with pytest.raises(BrokenPromiseError, match=f"{folder.name} has .*, promised is at most .*; nothing was written"):
+        ship(exporter.finisher, [shipment], Terms("again", limits))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in (run / "export").iterdir() if path.name.startswith(".")] == []
+    assert (run / "test.json").read_bytes() == reads, "the test split is not read for what does not ship"
+
+
+def test_limits():
+    limits = Limits(max_drop=1.0)
+    limits.check("net", max_drop=1.0, budget_ms=None)
+    with pytest.raises(BrokenPromiseError, match=r"max_drop: net has 1\.2, promised is at most 1;"):
+        limits.check("net", max_drop=1.2)
+    with pytest.raises(BrokenPromiseError, match="max_drop: net has nan"):
+        limits.check("net", max_drop=float("nan"))
+    with pytest.raises(BrokenPromiseError, match=r"budget_ms: net was not measured, 8 is promised"):
+        Limits(budget_ms=8.0).check("net", budget_ms=None)
+    with pytest.raises(ValueError, match=r"max_drop: -1\.0 is not 0 or more"):
+        Limits(max_drop=-1.0)
+    assert limits.to_json() == {"tolerance": None, "max_drop": 1.0, "budget_ms": None}
+
+
+def test_a_pick_by_budget_promises_it():
+    assert limits_of(Words(run="", pick="budget:8ms")) == Limits(max_drop=1.0, budget_ms=8.0)
+    assert limits_of(Words(run="", pick="budget:8ms", budget_ms=9.0, max_drop=0.5)) == Limits(max_drop=0.5, budget_ms=9.0)
+    assert limits_of(Words(run="", pick="best,knee", tolerance=0.1)) == Limits(max_drop=1.0, tolerance=0.1)
+    with pytest.raises(ValueError, match="pick: 'soon' is not a number like 8ms"):
+        limits_of(Words(run="", pick="budget:soon"))
+
+
+def test_a_quantised_file_is_known_by_its_graph(folder, tmp_path):
+    assert tolerance_of(folder / "model.onnx") == 1e-4
+    onnx.save(quantised(onnx.load(folder / "model.onnx"), "dynamic"), tmp_path / "int8.onnx")
+    assert tolerance_of(tmp_path / "int8.onnx") == math.inf
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["format=gguf"], "format: 'gguf' is not one of ('onnx', 'openvino', 'pt2', "),
+        (["precision=int3"], "precision: 'int3' is not one of ('fp32', 'int8')"),
+        (["precision=int8", "format=pt2"], "precision: int8 goes with format=onnx"),
+        (["pick=best,knee,fast", "format=pt2"], "pick: several networks share one file of weights in format=onnx alone"),
+        (["max_drop=-1"], "max_drop: -1.0 is not 0 or more"),
+    ],
+)
+def test_what_export_refuses(run, words, message, capsys):
+    assert main(["export", f"run={run}", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_is_not_an_export_s_own_stays(folder, tmp_path):
+    check_unchanged(tmp_path / "nowhere")
+    check_unchanged(folder)
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "notes.txt").write_text("dear to somebody")
+    with pytest.raises(ValueError, match=r"holds notes\.txt, which is not as an export left it; move it away, or replace=true"):
+        check_unchanged(copy)
+    (copy / "notes.txt").unlink()
+    (copy / "card.md").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds card\.md"), replacing(copy, even_if_changed=False):
+        pytest.fail("the folder was changed")
+    (copy / "contract.json").unlink()
+    with pytest.raises(ValueError, match=r"exists and has no contract\.json of an export"):
+        check_unchanged(copy)
+    with replacing(copy, even_if_changed=True) as part:
+        (part / "new").write_text("whole")
+    assert [path.name for path in copy.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_an_interrupted_export_leaves_what_was_there(tmp_path):
+    for number in range(2):
+        with replacing(tmp_path / "folder", even_if_changed=True) as part:
+            (part / "file").write_text(str(number))
+    (tmp_path / ".folder.part").mkdir()  # of a process that was killed
+
+    def interrupted() -> None:
+        with replacing(tmp_path / "folder", even_if_changed=True) as part:
+            (part / "file").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert (tmp_path / "folder" / "file").read_text() == "1"
+
+
+def test_a_family_over_one_file_of_weights(run, exporter):
+    networks = picks(exporter.results.networks, "fast,knee,best")
+    shipped = ship(exporter.finisher, [exporter.shipment(*network) for network in networks], Terms("again"))
+    folder, contract, facts = shipped.folder, json.loads((shipped.folder / "contract.json").read_text()), shipped.networks
+    assert {name for n in facts for name in n["names"]} == {"fast", "knee", "best"}
+    assert contract["shared_weights"]["stored_bytes"] == (folder / "weights.bin").stat().st_size
+    assert all((folder / n["answers"]).stat().st_size < 50_000 for n in facts), "weights lie in the shared file"
+    for n in facts:
+        plain = json.loads((run / "test.json").read_text())[n["id"]]
+        assert n["test"]["error_percent"] == plain["error_percent"]
+        assert n["parity"]["equal_decisions"] == 1
+    fast = next(n for n in facts if "fast" in n["names"])
+    assert chosen(contract, within=None, name="fast")["id"] == fast["id"]
+    best = min(contract["networks"], key=lambda n: n["validation_error_percent"])
+    assert chosen(contract, within="1000ms", name=None) == best
+    done = ask(folder, "Guten Tag", "--network", "fast", "--within", "1000")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["label"]
+
+
+def test_the_best_that_fits_is_taken():
+    def network(name: str, error: float, ms: float | None) -> dict[str, object]:
+        return {"id": name, "names": [], "validation_error_percent": error, "latency_ms": ms and {"p90": ms}}
+
+    family = {"networks": [network("a", 9, 1.0), network("b", 5, 4.0), network("c", 3, 9.0)]}
+    assert [chosen(family, within=w, name=None)["id"] for w in ("1ms", "8.5 ms", "100", None)] == ["a", "b", "c", "c"]
+    with pytest.raises(Refused, match=r"no network answers within 0\.5 ms, the fastest takes 1 ms"):
+        chosen(family, within="0.5", name=None)
+    with pytest.raises(Refused, match="no latency was measured"):
+        chosen({"networks": [network("a", 9, None)]}, within="8", name=None)
+
+
+class Layers(torch.nn.Module):
+    def __init__(self, weights: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.weights = torch.nn.ParameterList(weights)
+
+    def forward(self, x):
+        for weight in self.weights:
+            x = x @ weight
+        return x
+
+
+def test_equal_weights_are_stored_once(tmp_path):
+    torch.manual_seed(0)
+    first, second, rows = torch.randn(32, 32), torch.randn(32, 32), torch.randn(48, 32)
+    x = torch.randn(2, 32)
+    networks = {"a.onnx": [first, second], "b.onnx": [second], "c.onnx": [first, rows[:32]], "d.onnx": [rows.T.contiguous()]}
+    (tmp_path / "shared").mkdir()
+    for name, weights in networks.items():
+        export_onnx(Layers(weights), {"x": x}, tmp_path / name)
+    shared = share_weights({name: tmp_path / name for name in networks}, tmp_path / "shared", data="weights.bin")
+    assert shared.weight_bytes == 4 * (5 * 32 * 32 + 48 * 32)
+    assert shared.stored_bytes == 4 * (3 * 32 * 32 + 48 * 32), "three squares and the long one"
+    for name in networks:
+        expected, actual = (open_session(path / name).run(None, {"x": x.numpy()})[0] for path in (tmp_path, tmp_path / "shared"))
+        np.testing.assert_array_equal(actual, expected)
+
+
+def test_the_beginning_of_a_weight_is_shared(tmp_path):
+    large = torch.randn(48, 32)
+    x, longer = torch.randn(1, 32), torch.randn(1, 48)
+    export_onnx(Layers([large]), {"x": longer}, tmp_path / "large.onnx")
+    export_onnx(Layers([large[:32]]), {"x": x}, tmp_path / "small.onnx")
+    (tmp_path / "shared").mkdir()
+    shared = share_weights({n: tmp_path / n for n in ("small.onnx", "large.onnx")}, tmp_path / "shared", data="weights.bin")
+    assert shared.stored_bytes == 4 * 48 * 32
+    assert shared.shared_percent == pytest.approx(40)
+    [answer] = open_session(tmp_path / "shared/small.onnx").run(None, {"x": x.numpy()})
+    np.testing.assert_allclose(answer, x @ large[:32], atol=1e-5)
+
+
+def tiny_folder(folder: Path, network: torch.nn.Module, example: dict[str, torch.Tensor], **given) -> Path:
+    """As much of an export as `predict.py` reads."""
+    export_onnx(network, example, folder / "model.onnx")
+    (folder / "labels.json").write_text('["no", "yes"]')
+    given = {"answer": "label", **given}
+    facts = {
+        "id": "n", "names": [], "files": ["model.onnx"], "answers": "model.onnx", "validation_error_percent": 1.0,
+        "latency_ms": None, "run": {"provider": "ElsewhereExecutionProvider", "threads": 1, "graph_optimization": "all"},
+    }  # fmt: skip
+    files = {path.name: {"sha256": checksum(path)} for path in folder.iterdir()}
+    contract = {"format": "onnx", "networks": [facts], "files": files, "input": given}
+    (folder / "contract.json").write_text(json.dumps(contract))
+    return folder
+
+
+class Options:
+    within, network, top = None, None, 1
+
+
+def answers(predictor: Predictor, *given: bytes) -> list[str]:
+    """Labels, or why there is none."""
+    found = []
+    for one in given:
+        try:
+            found += [answer["label"] for answer in predictor(one)]
+        except Refused as refused:
+            found.append(str(refused))
+    return found
+
+
+def test_images_and_signals_are_answered(tmp_path, capsys):
+    class Bright(torch.nn.Module):
+        def forward(self, image):
+            mean = image.mean(dim=(1, 2, 3))
+            return torch.stack([100 - mean, mean - 100], dim=1)
+
+    example = {"image": torch.zeros(1, 1, 2, 3)}
+    predictor = Predictor(tiny_folder(tmp_path, Bright(), example, kind="values", name="image", shape=[1, 2, 3]), Options())
+    assert "ElsewhereExecutionProvider is not on this machine; CPUExecutionProvider answers" in capsys.readouterr().err
+    arrays = {"one": np.full((1, 2, 3), 200), "two": np.stack([np.zeros((1, 2, 3)), np.full((1, 2, 3), 150.0)])}
+    bad = {"other": np.zeros((3, 2)), "nan": np.full((1, 2, 3), np.nan), "words": np.full((1, 2, 3), "a")}
+    for name, values in {**arrays, **bad}.items():
+        np.save(tmp_path / f"{name}.npy", values)
+    paths = [str(tmp_path / f"{name}.npy").encode() for name in (*arrays, *bad)]
+    assert answers(predictor, *paths, b"[[[1,2,3],[4,5,6]]]", b"[1,", b"", b"\xff", b"nowhere.npy") == [
+        "yes", "no", "yes",
+        "has the shape (3, 2), the network takes (1, 2, 3)", "holds what is no finite number", "holds what is no finite number",
+        "no", "is neither a JSON array nor an .npy file (Expecting value: line 1 column 4 (char 3))", "is empty",
+        "is not valid UTF-8 (byte 0)",
+        "is neither a JSON array nor an .npy file ([Errno 2] No such file or directory: 'nowhere.npy')",
+    ]  # fmt: skip
+
+
+def test_a_picture_is_read_where_pillow_is_installed(tmp_path):
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+
+    class Red(torch.nn.Module):
+        def forward(self, image):
+            red, green, _ = image.mean(dim=(2, 3)).unbind(1)
+            return torch.stack([green - red, red - green], dim=1)
+
+    example = {"image": torch.zeros(1, 3, 4, 4)}
+    predictor = Predictor(tiny_folder(tmp_path, Red(), example, kind="values", name="image", shape=[3, 4, 4]), Options())
+    image.new("RGB", (9, 5), (250, 3, 0)).save(tmp_path / "red.png")
+    image.new("RGB", (4, 4), (3, 250, 0)).save(tmp_path / "green.png")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG no")
+    red, green, broken = answers(predictor, *(str(tmp_path / f"{n}.png").encode() for n in ("red", "green", "broken")))
+    assert (red, green) == ("yes", "no")
+    assert broken.startswith("cannot be read as a picture")
+
+
+class Counts(torch.nn.Module):
+    """Of each token: how far it is above 2, and below."""
+
+    def forward(self, token_ids, attention_mask):
+        above = ((token_ids - 2) * attention_mask).float()
+        return torch.stack([-above, above], dim=2)
+
+
+@pytest.fixture
+def words(tmp_path) -> Path:
+    """A folder with a tokenizer of words: a is 1, b is 2, and "low" two tokens, 3 and 4."""
+    tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "b": 2, "l": 3, "##ow": 4}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.enable_truncation(4)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path
+
+
+def test_tags_are_answered_word_by_word(words):
+    ids = torch.ones(1, 3, dtype=torch.int64)
+    given = {"kind": "text", "answer": "tags", "max_tokens": 4, "num_ids": 5}
+    predictor = Predictor(tiny_folder(words, Counts(), {"token_ids": ids, "attention_mask": ids}, **given), Options())
+    assert list(predictor(b"a low  b")) == [{"tags": [["a", "no"], ["low", "yes"], ["b", "no"]], "tokens": 4, "cut": False}]
+    assert list(predictor(b"a a a a low")) == [{"tags": [["a", "no"]] * 4, "tokens": 4, "cut": True}]
+    with pytest.raises(Refused, match="is empty"):
+        next(predictor(b"  "))
+
+
+def test_a_number_is_answered_in_its_unit(words):
+    class Mean(torch.nn.Module):
+        def forward(self, token_ids, attention_mask):
+            return (token_ids * attention_mask).float().mean(dim=1, keepdim=True)
+
+    ids = torch.ones(1, 3, dtype=torch.int64)
+    (words / "target.json").write_text('{"unit": "euros", "mean": 10.0, "std": 4.0}')
+    given = {"kind": "text", "answer": "number", "max_tokens": 4, "num_ids": 5}
+    predictor = Predictor(tiny_folder(words, Mean(), {"token_ids": ids, "attention_mask": ids}, **given), Options())
+    assert list(predictor(b"a b b a")) == [{"number": 16.0, "tokens": 4, "cut": False}]
+
+
+def test_token_ids_are_answered_without_a_tokenizer(tmp_path):
+    class Sum(torch.nn.Module):
+        def forward(self, token_ids, attention_mask):
+            total = (token_ids * attention_mask).sum(1).float()
+            return torch.stack([10 - total, total - 10], dim=1)
+
+    ids = torch.ones(1, 3, dtype=torch.int64)
+    example = {"token_ids": ids, "attention_mask": ids}
+    given = {"kind": "token ids", "max_tokens": 4, "num_ids": 20}
+    predictor = Predictor(tiny_folder(tmp_path, Sum(), example, **given), Options())
+    row = "and not a row of 1 to 4 token ids"
+    assert answers(predictor, b"[1, 2]", b"[9,9]", b"[1,2,3,4,5]", b"[1,20]", b"[]", b"[0.5]") == [
+        "no", "yes",
+        f"is int64 of shape (5,), {row}", "holds the token id 20, which is not in 0 to 19",
+        f"is float64 of shape (0,), {row}", f"is float64 of shape (1,), {row}",
+    ]  # fmt: skip
+
+
+def test_the_way_to_open_a_file_is_tried(folder, monkeypatch):
+    ids = np.arange(8)[None]
+    inputs = {"token_ids": ids, "attention_mask": np.ones_like(ids)}
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU, "CUDAExecutionProvider", "AzureExecutionProvider"])
+    own = Placement(CPU, 1, "none")
+    best, trials = tune(folder / "model.onnx", inputs, own, tolerance=1e-4, rounds=1)
+    assert trials[0].placement == own
+    assert {t.placement.graph_optimization for t in trials} == {"none", "all", "extended", "basic"}
+    assert best in [t.placement for t in trials if t.equal]
+    [absent] = [t for t in trials if t.placement.provider != CPU]
+    assert absent.placement.provider == "CUDAExecutionProvider"
+    assert absent.latency_ms is None
+    assert not absent.equal
+    assert absent.refused
+    ran = operators(folder / "model.onnx", inputs, own)
+    assert {o["operator"] for o in ran} >= {"MatMul", "LayerNormalization"}
+    assert all(o["provider"] == CPU and o["count"] >= 1 for o in ran)
+
+
+def test_another_answer_is_never_the_fastest(folder, monkeypatch):
+    """A way that is quicker and wrong is tried, told of, and not taken."""
+    own, quick = Placement(CPU, 1, "all"), Placement(CPU, 1, "basic")
+    logits = np.array([[1.0, 2.0]])
+    visits = {own: ([logits], 5.0), quick: ([logits[:, ::-1]], 1.0)}
+    monkeypatch.setattr(placement, "candidates", lambda _: [own, quick])
+    monkeypatch.setattr(placement, "_visit", lambda path, feed, way: visits[way])
+    best, trials = tune(folder, {}, own, tolerance=10.0)
+    assert best == own
+    assert [(t.latency_ms, t.equal) for t in trials] == [(5.0, True), (1.0, False)]
+    visits[quick] = ([logits], 4.9)
+    assert tune(folder, {}, own, tolerance=0.0)[0] == own, "not clearly faster"
+    visits[quick] = ([logits], 4.0)
+    assert tune(folder, {}, own, tolerance=0.0)[0] == quick
+
+
+def test_memory_is_that_of_a_fresh_process(folder):
+    ids = np.ones((1, 32), np.int64)
+    memory = peak_memory(folder / "model.onnx", {"token_ids": ids, "attention_mask": ids}, Placement())
+    if memory is None:
+        pytest.skip("this system does not say how much memory a process had")
+    assert 20 < memory["process_mib"] < 200, "torch is not in it"
+
+
+def test_another_format_has_the_same_contract(run, exporter):
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    finisher = replace(exporter.finisher, device=OpenVino())
+    of_openvino = replace(exporter, finisher=finisher, kind="openvino", variant="openvino")
+    shipment = of_openvino.shipment(pick(exporter.results.networks, "fastest_within:100%"), ["fast"])
+    shipped = ship(finisher, [shipment], Terms("again", Limits(tolerance=1e-4), kind="openvino", variant="openvino"))
+    [facts] = shipped.networks
+    assert shipped.folder.name == f"{facts['id']}.openvino"
+    assert facts["files"] == ["model.xml", "model.bin"]
+    assert facts["parity"]["equal_decisions"] == 1
+    assert facts["latency_ms"]["p99"] > 0
+    assert facts["environment"]["openvino"]
+    tests = json.loads((run / "test.json").read_text())
+    assert tests[f"{facts['id']}.openvino"]["error_percent"] == facts["test"]["error_percent"]
+    assert not (shipped.folder / "predict.py").exists()
+    assert "its runtime opens it" in (shipped.folder / "card.md").read_text()

@@ -1,0 +1,427 @@
+"""The ideas behind the stages, each against an independent reference."""
+
+import math
+from types import SimpleNamespace
+from typing import ClassVar
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from nas.compute import Compute
+from nas.export import export_onnx, open_session
+from nas.finish.cut import Cut, cuttable, importance, smaller
+from nas.finish.fake_quant import round_input, round_weight, rounding
+from nas.finish.losses import hidden_states, matched, recorded, relations, soft_labels
+from nas.finish.low_rank import LowRank, truncated
+from nas.finish.precision import CALIBRATIONS, KINDS, blocks, quantised
+from nas.finish.prune import PATTERNS, SCORES, Prune, cubic, keeps, kept, masked, matrices
+from nas.finish.quantise import Quantise, order
+from nas.finish.shapes import linear_layers, with_weights
+from nas.finish.teaching import Lesson, School, teach
+from nas.protocols import IGNORED, Batch
+from nas.supernet import state_of
+from nas.training import TrainConfig, Trainer
+from nas.types import Workload
+from search_spaces.encoder import EncoderFamily, encoder_space
+
+FAST = TrainConfig(steps=3, tokens_per_batch=64)
+
+
+class Sum:
+    """Which of three classes do the tokens name most often?"""
+
+    name = "sum"
+    sizes: ClassVar = {"vocab_size": 20, "num_classes": 3, "max_tokens": 8}
+    loss = staticmethod(F.cross_entropy)
+
+    def batches(self, split, *, tokens_per_batch, seed):
+        generator = torch.Generator().manual_seed((seed or 0) % 1000 + len(split))
+        for _ in range(4):
+            ids = torch.randint(20, (tokens_per_batch // 8 or 1, 8), generator=generator)
+            yield Batch((ids, torch.ones_like(ids)), (ids % 3).mode(dim=1).values)
+
+    def error(self, outputs, targets):
+        return float((outputs.argmax(-1) != targets).sum())
+
+
+@pytest.fixture
+def family():
+    torch.manual_seed(0)
+    space = encoder_space(width=(16, 32), depth=(1, 2), heads=(1, 2, 4), ffn=(16, 32), attention=("full", "window", "none"))
+    return EncoderFamily(space, 20, 3, max_tokens=8, head_size=8)
+
+
+@pytest.fixture
+def network(family):
+    return family.network(family.space.largest())
+
+
+def school(family, arch=None, predict_ms=None):
+    arch = arch or family.space.largest()
+    return School(Sum(), Compute(), 0, family.space, arch, lambda name: [family.network(arch)], predict_ms or (lambda a: [1.0]))
+
+
+def exported(family, network, path):
+    example = family.example_input(Workload(2, 8))
+    export_onnx(network, example, path)
+    return onnx.load(path), {name: value.numpy() for name, value in example.items()}
+
+
+def test_soft_labels_are_hintons():
+    student, teachers, asked = torch.randn(5, 4), torch.randn(2, 5, 4), torch.zeros(5, dtype=torch.int64)
+    p = (np.exp(teachers.numpy() / 3) / np.exp(teachers.numpy() / 3).sum(-1, keepdims=True)).mean(0)
+    q = np.exp(student.numpy() / 3) / np.exp(student.numpy() / 3).sum(-1, keepdims=True)
+    assert float(soft_labels(student, list(teachers), asked, 3.0)) == pytest.approx(9 * (p * np.log(p / q)).sum() / 5, rel=1e-4)
+    assert float(soft_labels(student, [student], asked, 2.0)) == pytest.approx(0, abs=1e-6)
+
+
+def test_answers_that_nobody_asks_for_and_numbers():
+    student, teacher, some = torch.randn(2, 3, 4), torch.randn(2, 3, 4), torch.tensor([[1, 0, IGNORED], [IGNORED] * 3])
+    whole = torch.zeros(1, 2, dtype=torch.int64)
+    expected = soft_labels(student[:1, :2], [teacher[:1, :2]], whole, 2.0)
+    torch.testing.assert_close(soft_labels(student, [teacher], some, 2.0), expected)
+    numbers = soft_labels(torch.tensor([[1.0], [2.0]]), [torch.tensor([[2.0], [2.0]]), torch.tensor([[4.0], [2.0]])], whole, 2.0)
+    assert float(numbers) == 2.0
+
+
+def test_relations_compare_tokens_and_not_widths():
+    mask = torch.tensor([[1.0, 1, 1], [1, 1, 0]])
+    student, teacher = ([torch.randn(2, 3, channels) for _ in range(3)] for channels in (4, 6))
+    total = 0.0
+    for a, b in ((0, 1), (2, 2)):
+        for row, tokens in ((0, 3), (1, 2)):
+            probabilities = []
+            for parts in (student, teacher):
+                x, y = parts[a][row, :tokens].numpy(), parts[b][row, :tokens].numpy()
+                e = np.exp(x @ y.T / math.sqrt(x.shape[1]))
+                probabilities.append(e / e.sum(-1, keepdims=True))
+            q, p = probabilities
+            total += (p * np.log(p / q)).sum() / 5 / 2
+    assert float(relations(student, teacher, mask, heads=1)) == pytest.approx(total, rel=1e-4)
+    assert float(relations(student, student, mask, heads=2)) == pytest.approx(0, abs=1e-6)
+
+
+def test_hidden_states_leave_padding_out():
+    x, y, mask = torch.randn(1, 3, 4), torch.randn(1, 3, 4), torch.tensor([[1.0, 1, 0]])
+    assert float(hidden_states(x, 3 * x + 1, mask)) == pytest.approx(0, abs=1e-5)
+    y[:, :2] = x[:, :2]
+    assert float(hidden_states(x, y, mask)) == pytest.approx(0, abs=1e-6)
+    assert float(hidden_states(x, y, torch.ones(1, 3))) > 0.01
+
+
+@pytest.mark.parametrize("match", [["answers"], ["hidden"], ["relations"], ["answers", "hidden", "relations"]])
+def test_a_student_of_another_width_learns_from_a_teacher(family, match):
+    student, teacher = family.network(family.space.smallest()), family.network(family.space.largest())
+    before = state_of(student)
+    teach(student, Sum(), FAST, Lesson(alpha=(0, 0), beta=(1, 1), match=match), teachers=[teacher], compute=Compute(), seed=0)
+    assert student.stack.blocks[0].ffn.up.weight.grad is not None
+    changed = {name for name, value in student.state_dict().items() if not torch.equal(value, before[name])}
+    assert "embedding.weight" in changed
+
+
+def test_hooks_are_gone_after_recording(network):
+    with recorded(network) as seen:
+        network(*(torch.ones(2, 8, dtype=torch.int64),) * 2)
+    assert seen.hidden.shape == (2, 8, 32)
+    assert seen.qkv["query"].shape == (2, 8, 32)
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize(
+    ("lesson", "message"),
+    [
+        ({"beta": (1,)}, r"beta: \[1\] is not a first and a last weight"),
+        ({"gamma": (0, -1)}, r"gamma: \[0, -1\] is not a first and a last weight, both at least 0"),
+        ({"match": ("logits",)}, r"match: 'logits' is not one of \('answers', 'hidden', 'relations'\)"),
+        ({"teacher": "me"}, r"teacher: 'me' is not one of \('largest', 'front', 'itself'\)"),
+        ({"teacher": "front", "match": ("hidden",)}, r"match: \['hidden'\] of several teachers is not \['answers'\]"),
+        ({"temperature": 0}, "temperature: 0 is not positive"),
+        ({"patience": 0}, "check_every, patience: 0, 0 are not at least 0 and 1"),
+    ],
+)
+def test_lessons_that_make_no_sense_are_refused(lesson, message):
+    with pytest.raises(ValueError, match=message):
+        Lesson(**lesson)
+
+
+def test_weights_of_a_lesson_go_linearly():
+    assert Lesson(alpha=(0, 1), beta=(2, 0)).weights(0.25) == (0.25, 1.5, 0.0)
+
+
+def test_class_weights_count_classes_alike(network):
+    seen = []
+
+    class Uneven(Sum):
+        def batches(self, split, *, tokens_per_batch, seed):
+            yield Batch((torch.ones(4, 8, dtype=torch.int64),) * 2, torch.tensor([0, 0, 0, 1]))
+            yield Batch((torch.ones(4, 8, dtype=torch.int64),) * 2, torch.tensor([0, 0, 1, 2]))
+
+    config = TrainConfig(steps=1, tokens_per_batch=32, learning_rate=1e-9)
+    task, counts = Uneven(), torch.tensor([5.0, 2, 1])
+    teach(network, task, config, Lesson(class_weights=True), compute=Compute(), seed=0, on_step=seen.append)
+    batch = next(iter(task.batches("train", tokens_per_batch=32, seed=0)))
+    weights = (8 / (3 * counts))[batch.targets]
+    losses = F.cross_entropy(network(*batch.inputs), batch.targets, reduction="none")
+    network.zero_grad()
+    expected = torch.autograd.grad((weights * losses).sum() / weights.sum(), network.classifier.weight)[0]
+    teach(network, task, config, Lesson(class_weights=True), compute=Compute(), seed=0)
+    got = network.classifier.weight.grad
+    torch.testing.assert_close(got / got.norm(), expected / expected.norm(), rtol=1e-3, atol=1e-4)
+    assert seen == [1]
+    task.sizes = {"vocab_size": 20}
+    with pytest.raises(ValueError, match="class_weights: the task sum has no classes"):
+        teach(network, task, config, Lesson(class_weights=True), compute=Compute(), seed=0)
+
+
+def trained(config, gradient, steps=None):
+    torch.manual_seed(0)
+    module = nn.Linear(3, 1)
+    trainer = Trainer(module, config, lambda number: gradient(module, number))
+    trainer.run(enough=lambda step: step == steps)
+    return module, trainer
+
+
+def test_accumulated_gradients_are_those_of_one_large_batch():
+    x = torch.randn(8, 3)
+
+    def gradient(module, rows):
+        loss = module(x[rows]).square().mean()
+        loss.backward()
+        return float(loss.detach())
+
+    whole, _ = trained(TrainConfig(steps=3), lambda module, _: gradient(module, slice(None)))
+    halves, _ = trained(TrainConfig(steps=3, accumulate=2), lambda m, n: gradient(m, slice(4 * (n % 2), 4 * (n % 2) + 4)))
+    torch.testing.assert_close(halves.weight, whole.weight)
+
+
+def test_the_moving_average_takes_the_place_of_the_weights_also_after_a_stop():
+    x, seen = torch.randn(8, 3), []
+
+    def gradient(module, _):
+        seen.append(module.weight.detach().clone())
+        loss = module(x).square().mean()
+        loss.backward()
+        return float(loss.detach())
+
+    config = TrainConfig(steps=6, ema=0.5, learning_rate=0.1)
+    averaged, trainer = trained(config, gradient)
+    last = trainer.average[0]  # exchanged
+    mean = seen[0]
+    for step, weight in enumerate([*seen[1:], last], 1):
+        decay = min(0.5, step / (step + 9))
+        mean = decay * mean + (1 - decay) * weight
+    torch.testing.assert_close(averaged.weight, mean)
+
+    module = nn.Linear(3, 1)
+    torch.manual_seed(0)
+    first = Trainer(nn.Linear(3, 1), config, lambda n: gradient(first.module, n))
+
+    def stop(step, _):
+        if step == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        first.run(on_step=stop)
+    again = Trainer(module, config, lambda n: gradient(module, n))
+    again.load_state_dict(first.state_dict())
+    again.run()
+    torch.testing.assert_close(module.weight, averaged.weight)
+
+
+def test_training_ends_early_with_the_best_weights(network):
+    states, looked = [], []
+
+    class Worse(Sum):
+        def error(self, outputs, targets):
+            looked.append(state_of(network))
+            return float(len(looked))
+
+    lesson = Lesson(check_every=2, patience=2)
+    config = TrainConfig(steps=50, tokens_per_batch=64)
+    teach(network, Worse(), config, lesson, compute=Compute(), seed=0, on_step=states.append)
+    assert states[-1] == 6
+    assert all(torch.equal(value, looked[0][name]) for name, value in network.state_dict().items())
+
+
+def test_rounding_is_onnx_runtimes(family, network, tmp_path):
+    model, feed = exported(family, network, tmp_path / "float.onnx")
+    onnx.save(quantised(model, "dynamic"), tmp_path / "int8.onnx")
+    [actual] = open_session(tmp_path / "int8.onnx").run(None, feed)
+    inputs = [torch.from_numpy(value) for value in feed.values()]
+    with torch.no_grad(), rounding(network) as state:
+        rounded = network(*inputs).numpy()
+        error = float(state.error())
+    assert np.abs(actual - rounded).max() < 1e-5 < np.abs(actual - network(*inputs).detach().numpy()).max()
+    weights = [layer.weight.detach() for layer in network.modules() if isinstance(layer, nn.Linear)]
+    assert error == pytest.approx(np.mean([float((w - round_weight(w)).square().sum() / w.square().sum()) for w in weights]))
+
+
+def test_gradients_pass_the_rounding():
+    x = torch.randn(4, 6, requires_grad=True)
+    for rounded in (round_weight(x), round_input(x)):
+        assert not torch.equal(rounded, x)
+        [grad] = torch.autograd.grad(rounded.sum(), x)
+        assert torch.equal(grad, torch.ones_like(x))
+
+
+def test_quantisation_aware_training_comes_closer_to_the_grid(family, network):
+    lesson = Lesson(alpha=(0, 0), gamma=(1, 1))
+    before = sum(float((w := m.weight.detach()).sub(round_weight(w)).square().sum()) for _, m in linear_layers(network))
+    Quantise(train=TrainConfig(steps=20, tokens_per_batch=64, weight_decay=0), lesson=lesson).apply(network, school(family))
+    after = sum(float((w := m.weight.detach()).sub(round_weight(w)).square().sum()) for _, m in linear_layers(network))
+    assert after < 0.9 * before
+    assert not any("forward" in vars(module) for module in network.modules())
+
+
+@pytest.mark.parametrize(
+    ("kind", "calibration"), [(k, c) for k in KINDS for c in (CALIBRATIONS if k == "static" else ["minmax"])]
+)
+def test_every_kind_gives_a_model_that_answers_alike(family, network, tmp_path, kind, calibration):
+    model, feed = exported(family, network, tmp_path / "float.onnx")
+    [expected] = open_session(tmp_path / "float.onnx").run(None, feed)
+    onnx.save(quantised(model, kind, calibration=calibration, feeds=[feed]), tmp_path / "less.onnx")
+    [actual] = open_session(tmp_path / "less.onnx").run(None, feed)
+    assert 0 < np.abs(actual - expected).max() < {"fp16": 0.01, "int4": 1.0}.get(kind, 0.1)
+
+
+def test_blocks_that_are_kept_stay_float(family, network, tmp_path):
+    model, _ = exported(family, network, tmp_path / "float.onnx")
+    names = blocks(model, "dynamic")
+    layers = {f"/stack/blocks.{i}/{part}" for i in (0, 1) for part in ("attention", "ffn")}
+    assert set(names) == {*layers, "/embedding", "/classifier"}
+    for keep, count in (([], 13), (["/stack/blocks.1/ffn"], 11), (["/classifier"], 12)):
+        assert [n.op_type for n in quantised(model, "dynamic", keep=keep).graph.node].count("MatMulInteger") == count
+
+
+def test_calibration_inputs_are_checked(family, network, tmp_path):
+    model, feed = exported(family, network, tmp_path / "float.onnx")
+    with pytest.raises(ValueError, match="feeds: there are no inputs to calibrate with"):
+        quantised(model, "static")
+    with pytest.raises(ValueError, match=r"feeds: inputs \['pixels'\] are not the model's \['attention_mask', 'token_ids'\]"):
+        quantised(model, "static", feeds=[{"pixels": feed["token_ids"]}])
+    with pytest.raises(ValueError, match=r"kind: 'int2' is not one of \('dynamic', 'static', 'fp16', 'int4'\)"):
+        quantised(model, "int2")
+
+
+def test_blocks_are_quantised_by_error_for_each_ms():
+    assert order(["a", "b", "c", "d"], {"a": 3, "b": 1, "c": 0.1, "d": -1}, {"a": 1, "b": 1, "c": -1, "d": 1}) == ["d", "b", "a"]
+
+
+@pytest.mark.parametrize(("progress", "expected"), [(0.0, 0.0), (0.2, 0.0), (0.4, 0.8 * (1 - 0.5**3)), (0.6, 0.8), (1.0, 0.8)])
+def test_sparsity_grows_by_the_cubic_schedule(progress, expected):
+    assert cubic(progress, begin=0.2, end=0.6, final=0.8) == pytest.approx(expected)
+
+
+def test_patterns_keep_what_scores_most():
+    scores = torch.tensor([[4.0, 3, 2, 1, 0, 19, 18, 5], [6, 7, 8, 9, 14, 15, 16, 17]])
+    two = kept(scores, Prune(pattern="2:4"), 0.5)
+    assert two.tolist() == [[1, 1, 0, 0, 0, 1, 1, 0], [0, 0, 1, 1, 0, 0, 1, 1]]
+    half = kept(scores, Prune(pattern="2:4"), 0.25)
+    assert half.tolist() == [[1, 1, 0, 0, 0, 1, 1, 0], [1, 1, 1, 1, 1, 1, 1, 1]], "the fours that lose most stay whole"
+    squares = kept(scores, Prune(pattern="block", block=2), 0.5)
+    assert squares.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]] * 2
+    single = kept(scores, Prune(), 0.5)
+    assert single.tolist() == [[0, 0, 0, 0, 0, 1, 1, 0], [0, 0, 1, 1, 1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("score", SCORES)
+def test_pruned_networks_keep_their_pattern_to_the_exported_file(family, network, tmp_path, pattern, score):
+    prune = Prune(train=TrainConfig(steps=5, tokens_per_batch=64), pattern=pattern, score=score)
+    prune.apply(network, school(family))
+    teach(network, Sum(), FAST, Lesson(), compute=Compute(), seed=0)  # what is zero stays zero
+    model, _ = exported(family, network, tmp_path / "float.onnx")
+    facts = prune.facts(model)
+    assert facts["sparsity_percent"] == pytest.approx(50, abs=0.1)
+    assert facts["num_sparse_matrices"] == 12
+    assert facts["pattern_kept"]
+    dense = next(iter(matrices(model).values())).copy()
+    dense[0, :4] = 1.0
+    assert keeps(dense, prune) == (pattern == "single")
+
+
+def test_movement_keeps_weights_that_move_away_from_zero():
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 4, bias=False)
+    block = nn.ModuleDict({"blocks": nn.ModuleList([layer])})
+    weight = layer.weight
+    with masked(block, Prune(score="movement")) as [mask]:
+        layer.weight.sum().backward()
+        torch.testing.assert_close(mask.scores.grad, weight.detach())
+        assert torch.equal(weight.grad, torch.ones(4, 4))
+    assert layer.weight is weight
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pattern": "1:2"}, r"pattern: '1:2' is not one of"),
+        ({"pattern": "2:4", "sparsity": 0.7}, "sparsity: 0.7 is not 0.5, which the pattern 2:4 means"),
+        ({"begin": 0.9}, r"begin, end: 0.9 and 0.6 are not ascending in \[0, 1\]"),
+        ({"lesson": Lesson(check_every=5)}, "check_every: 5 is not 0"),
+    ],
+)
+def test_prune_refuses(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Prune(**settings)
+
+
+def test_the_smallest_rank_that_keeps_the_energy():
+    weight = torch.linalg.svd(torch.randn(6, 9)).U @ torch.diag(torch.tensor([4.0, 2, 1, 0.5, 0.2, 0.1])) @ torch.eye(6, 9)
+    squares = np.array([16, 4, 1, 0.25, 0.04, 0.01])
+    for energy, rank in ((0.7, 1), (0.9, 2), (0.99, 4), (1.0, 6)):
+        first, second = truncated(weight, energy=energy)
+        assert first.shape == (rank, 9)
+        lost = float((weight - second @ first).square().sum())
+        assert lost == pytest.approx(squares[rank:].sum(), abs=1e-5)
+
+
+def test_factored_networks_are_read_again_and_exported(family, network, tmp_path):
+    LowRank(train=FAST, energy=0.6, most_flops=0.9).apply(network, school(family))
+    state = state_of(network)
+    assert "stack.blocks.0.ffn.up.1.weight" in state
+    again = with_weights(family.network(family.space.largest(), backend="blocks"), state).eval()
+    example = family.example_input(Workload(2, 8)).values()
+    torch.testing.assert_close(again(*example), network.eval()(*example))
+    exported(family, again, tmp_path / "float.onnx")
+
+
+def test_cuts_leave_what_matters(family, network):
+    """Neurons and heads that write nothing go first, and the network answers as before."""
+    silent = network.stack.blocks[0]
+    with torch.no_grad():
+        silent.ffn.down.weight[:, ::2] = 0
+        silent.attention.out.weight[:, 8:24] = 0
+    layers = cuttable(network, family.space)
+    assert set(layers) == {f"layer{i}.{part}" for i in (1, 2) for part in ("heads", "ffn")}
+    teacher = school(family, predict_ms=lambda archs: [a.size("layer1.ffn") + 8.0 * a.size("layer1.heads") for a in archs])
+    scores = importance(network, layers, teacher)
+    assert scores["layer1.heads"].argsort()[:2].sort().values.tolist() == [1, 2]
+    target = smaller(teacher, scores, faster=0.49)
+    assert (target.size("layer1.heads"), target.size("layer1.ffn")) == (2, 16)
+    assert (target.size("layer2.heads"), target.size("layer2.ffn")) == (4, 32), "nothing is saved there"
+
+    example = family.example_input(Workload(2, 8)).values()
+    before = network.eval()(*example)
+    cut = Cut(train=TrainConfig(steps=1, learning_rate=1e-12, weight_decay=0), faster=0.49).apply(network, teacher).eval()
+    torch.testing.assert_close(cut(*example), before)
+    again = with_weights(family.network(family.space.largest(), backend="blocks"), state_of(cut)).eval()
+    torch.testing.assert_close(again(*example), before)
+    assert again.stack.blocks[0].attention.heads == 2
+
+
+def test_a_cut_wants_whole_matrices(family, network):
+    LowRank(train=FAST, energy=0.5, most_flops=1.0).apply(network, school(family))
+    with pytest.raises(ValueError, match=r"cut: stack.blocks.0.attention is no layer whose size is the choice layer1.heads"):
+        Cut(train=FAST).apply(network, school(family))
+
+
+def test_a_network_whose_tokens_are_others_cannot_be_matched(family):
+    student = SimpleNamespace(hidden=torch.zeros(1, 4, 2), qkv={})
+    teacher = SimpleNamespace(hidden=torch.zeros(1, 9, 2), qkv={})
+    with pytest.raises(ValueError, match="match: the student sees 4 tokens and the teacher 9"):
+        matched(["hidden"], student, teacher, nn.Identity(), [])

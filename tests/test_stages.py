@@ -1,0 +1,235 @@
+"""What ships goes through stages: each is judged by its file, and what was done is read again."""
+
+import json
+import re
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any, cast
+
+import onnx
+import pytest
+import torch
+
+from experiments.card import stages_of
+from experiments.finishing import FOLDER, Finisher
+from experiments.progress import Reporter
+from experiments.results import StageFigures, StageReport
+from experiments.run_directory import RunDirectory
+from experiments.settings import FinishSettings, Settings
+from experiments.stages import Stages, check_stages, judged
+from nas.compute import Compute
+from nas.finish.distil import Distil
+from nas.finish.low_rank import LowRank
+from nas.finish.prune import Prune
+from nas.finish.quantise import Quantise
+from nas.finish.teaching import Lesson, School
+from nas.protocols import DeviceError
+from nas.training import TrainConfig
+from nas.types import Workload
+from search_spaces.decoder import DecoderFamily, decoder_space
+from search_spaces.encoder import EncoderFamily, encoder_space
+from tests.test_finish import FAST, Sum
+
+ANY = 100.0  # points that may be lost
+
+
+class Scale:
+    """Takes the longer the more bytes of weights a file has; or is lost."""
+
+    name, fingerprint = "scale", "scale"
+
+    def __init__(self, *, constant: bool = False, lost: bool = False) -> None:
+        self.constant, self.lost, self.environment = constant, lost, {"precision": "fp32"}
+
+    def run(self, onnx_path, inputs):
+        if self.lost:
+            raise DeviceError("the scale is gone")
+        weights = onnx.load(onnx_path).graph.initializer
+        return (1.0 if self.constant else sum(len(w.raw_data) for w in weights) / 1e4,) * 3
+
+
+@pytest.fixture
+def family():
+    space = encoder_space(width=(16, 32), depth=(1,), heads=(1, 2), ffn=(16, 32), attention=("full",))
+    return EncoderFamily(space, 20, 3, max_tokens=8, head_size=8)
+
+
+def finisher_of(family, tmp_path, device=None, **settings):
+    settings = {"train": FAST, "most_steps": 4, "rounds": 2, "most_points_lost": ANY, **settings}
+    return Finisher(
+        family, cast(Any, Sum()), device or Scale(), Workload(1, 8), Compute(), FinishSettings(**settings), 0,
+        RunDirectory(tmp_path),
+    )  # fmt: skip
+
+
+def through(finisher, stages) -> list[StageReport]:
+    arch = finisher.family.space.largest()
+    if not finisher.is_finished(arch):
+        finisher.finish(arch, finisher.family.supernet())
+    school = School(
+        finisher.task, finisher.compute, 0, finisher.family.space, arch, lambda name: [finisher.to_train(arch, tag="")],
+        lambda archs: [1.0] * len(archs),
+    )  # fmt: skip
+    return Stages(finisher, stages, school, None, Reporter(quiet=True)).run()
+
+
+def operators(path) -> Counter:
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+def test_what_is_faster_takes_its_place(family, tmp_path):
+    finisher, arch = finisher_of(family, tmp_path), family.space.largest()
+    stages = {"low_rank": LowRank(train=FAST, energy=0.5), "quantise": Quantise(train=FAST)}
+    low_rank, quantise = through(finisher, stages)
+    assert low_rank.kept, low_rank.sentence
+    assert low_rank.after.num_parameters < low_rank.before.num_parameters
+    assert quantise.kept, quantise.sentence
+    assert "ships, it is faster" in quantise.sentence
+    assert quantise.facts == {"kind": "dynamic", "aware": True, "kept_blocks": []}
+    assert quantise.before.latency_ms == pytest.approx(low_rank.after.latency_ms, rel=0.01)
+
+    assert finisher.onnx_path(arch).name == f"{arch.id}.quantise.onnx"
+    before, after = (operators(finisher.onnx_path(arch, tag=tag))["MatMulInteger"] for tag in ("", None))
+    assert before == 0 < after
+    assert finisher.verdict(arch, reference_ms=None).latency_ms < finisher.verdict(arch, reference_ms=None, tag="").latency_ms
+    assert finisher.label(arch, "") == arch.id
+    assert finisher.label(arch) == f"{arch.id}.quantise {quantise.identity}"
+    assert finisher.parity(arch, num_examples=8)["max_abs_difference"] > 0
+    phases = [json.loads(line)["phase"] for line in (tmp_path / "measurements.jsonl").read_text().splitlines()]
+    assert {"stage low_rank before", "stage quantise after"} <= set(phases)
+    section = stages_of({"id": arch.id, "stages": finisher.stages(arch)["stages"]})
+    assert section.count("\n- ") == 1 + 1
+    assert quantise.sentence in section
+
+
+def test_what_was_done_is_read_and_other_settings_are_done_anew(family, tmp_path):
+    finisher = finisher_of(family, tmp_path)
+    files = {
+        name: tmp_path / FOLDER / f"{family.space.largest().id}.{name}.safetensors" for name in ("distil", "low_rank")
+    }  # fmt: skip
+    distil = {"distil": Distil(train=FAST)}
+    stages = {**distil, "low_rank": LowRank(train=FAST, energy=0.5)}
+    first = through(finisher, stages)
+    times = {name: path.stat().st_mtime_ns for name, path in files.items()}
+    assert through(finisher, stages) == first
+    assert times == {name: path.stat().st_mtime_ns for name, path in files.items()}
+    through(finisher, {**distil, "low_rank": LowRank(train=FAST, energy=0.6)})
+    assert times["distil"] == files["distil"].stat().st_mtime_ns
+    assert times["low_rank"] < files["low_rank"].stat().st_mtime_ns
+    through(finisher, {})
+    assert finisher.onnx_path(family.space.largest()).name == f"{family.space.largest().id}.onnx"
+
+
+def test_a_killed_stage_is_done_again(family, tmp_path, monkeypatch):
+    finisher = finisher_of(family, tmp_path)
+    stages = {"distil": Distil(train=FAST), "quantise": Quantise(train=FAST)}
+    with monkeypatch.context() as patch:
+        patch.setattr(Stages, "_quantise", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            through(finisher, stages)
+    assert not finisher.run.has(f"{FOLDER}/{family.space.largest().id}.quantise.json")
+    _, quantise = through(finisher, stages)
+    assert operators(finisher.onnx_path(family.space.largest(), tag="quantise"))["MatMulInteger"]
+    assert quantise.kept
+
+
+def test_what_is_not_faster_is_said_so_and_does_not_ship(family, tmp_path):
+    finisher = finisher_of(family, tmp_path, Scale(constant=True))
+    train = TrainConfig(steps=2, tokens_per_batch=64, learning_rate=1e-9)
+    prune, quantise = through(finisher, {"prune": Prune(train=train), "quantise": Quantise(aware=False)})
+    for report in (prune, quantise):
+        assert not report.kept or report.after.error_percent < report.before.error_percent
+        assert "NOT FASTER" in report.sentence
+    assert prune.facts["sparsity_percent"] == pytest.approx(50, abs=0.1)
+
+
+def test_a_device_that_is_lost_leaves_what_was_there(family, tmp_path):
+    stages = {"quantise": Quantise(aware=False)}
+    [report] = through(finisher_of(family, tmp_path, Scale(lost=True)), stages)
+    assert not report.kept
+    assert "NOT MEASURED, so it does not ship (the scale is gone)" in report.sentence
+    [report] = through(finisher_of(family, tmp_path), stages)
+    assert report.kept, "it is measured when the device is there"
+
+
+@pytest.mark.parametrize("allowed", [2, 0])
+def test_blocks_stay_as_they_are_where_fewer_bits_cost_too_much(family, tmp_path, monkeypatch, allowed):
+    monkeypatch.setattr(Stages, "_error", lambda self, path: 1000.0 * (operators(path)["MatMulInteger"] > allowed))
+    [report] = through(finisher_of(family, tmp_path), {"quantise": Quantise(aware=False)})
+    path = tmp_path / FOLDER / f"{family.space.largest().id}.quantise.onnx"
+    assert operators(path)["MatMulInteger"] <= allowed
+    assert report.facts["kept_blocks"]
+    if allowed:
+        assert operators(path)["MatMulInteger"] > 0
+
+
+def figures(error_percent: float, latency_ms: float | None) -> StageFigures:
+    return StageFigures(error_percent, latency_ms, 100, 10)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kept", "words"),
+    [
+        ((10, 1.0), (10.4, 0.5), True, r"ships, it is faster: 1.00 ms before, 0.500 ms after \(2.00 ± 0.04 times as fast\)"),
+        ((10, 1.0), (10.6, 0.5), False, r"does not ship, it loses 0.60 points and 0.5 are allowed"),
+        ((10, 1.0), (9, 0.97), True, r"ships, it is more accurate, and NOT FASTER"),
+        ((10, 1.0), (10, 0.97), False, r"does not ship, it is NOT FASTER"),
+        ((10, 1.0), (9, 1.2), False, r"does not ship, it is NOT FASTER"),
+        ((10, 1.0), (9, None), False, r"NOT MEASURED"),
+    ],
+)
+def test_the_verdict_on_a_stage(before, after, kept, words):
+    found, sentence = judged(figures(*before), figures(*after), error_of_ratio=0.02, most_points_lost=0.5, lost="lost")
+    assert found == kept
+    assert re.search(words, sentence), sentence
+
+
+def test_teaching_costs_steps(family):
+    unused = cast(Any, SimpleNamespace())
+    taught = FinishSettings(train=TrainConfig(steps=100), most_steps=1000, lesson=Lesson(beta=(1, 1)))
+    finisher = Finisher(family, unused, unused, Workload(tokens=8), Compute(), taught, 0, unused)
+    largest, smallest = family.space.largest(), family.space.smallest()
+    assert finisher.steps(largest) == 100
+    plain = Finisher(family, unused, unused, Workload(tokens=8), Compute(), FinishSettings(train=TrainConfig(steps=100), most_steps=1000), 0, unused)  # fmt: skip  # noqa: E501
+    ratio = plain.steps(smallest) / 100
+    assert finisher.steps(smallest) == pytest.approx(100 / (1 / ratio + 1 / 3), abs=1)
+
+
+def test_the_largest_network_is_finished_first_and_teaches(family, tmp_path):
+    finisher = finisher_of(family, tmp_path, lesson=Lesson(beta=(1, 1)))
+    finisher.finish(family.space.smallest(), family.supernet())
+    assert finisher.is_finished(family.space.largest())
+    torch.testing.assert_close(
+        finisher.network(family.space.smallest()).classifier.weight,
+        finisher.to_train(family.space.smallest()).classifier.weight,
+    )
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        (["quantise", "prune"], r"stages: \['quantise', 'prune'\] are not in the order of"),
+        (["sharpen"], r"stages: \['sharpen'\] are not in the order of"),
+    ],
+)
+def test_stages_have_an_order(stages, message):
+    with pytest.raises(ValueError, match=message):
+        Settings(stages=dict.fromkeys(stages, Prune()))
+
+
+def test_stages_that_cannot_work_are_refused_before_any_work(family):
+    task, device = cast(Any, Sum()), Scale()
+    decoder = DecoderFamily(decoder_space(width=(16,), depth=(1,), heads=(1,), ffn=(16,)), 20, 8)
+    check_stages({"quantise": Quantise()}, task=task, family=decoder, device=device)
+    with pytest.raises(ValueError, match=r"stages.quantise.kind: 'static' is not for decoders"):
+        check_stages({"quantise": Quantise(kind="static")}, task=task, family=decoder, device=device)
+    device.environment = {"precision": "int8"}
+    with pytest.raises(ValueError, match=r"stages.quantise: the device scale does not run ONNX files in float32"):
+        check_stages({"quantise": Quantise()}, task=task, family=family, device=device)
+    task.sizes = {"vocab_size": 20}
+    with pytest.raises(ValueError, match="class_weights: the task sum has no classes"):
+        check_stages({"prune": Prune(lesson=Lesson(class_weights=True))}, task=task, family=family, device=device)
+    with pytest.raises(ValueError, match=r"aware: training rounds as int8 does, and the kind is 'fp16'"):
+        Quantise(kind="fp16")
+    with pytest.raises(ValueError, match=r"lesson.teacher: 'front' is not 'largest'"):
+        FinishSettings(lesson=Lesson(teacher="front"))
