@@ -41,15 +41,16 @@ def main(words: Sequence[str]) -> int:
             raise SystemExit(1) from error  # past Hydra, which would print its own story
 
     entry: Any = hydra.main(version_base="1.3", config_path="pkg://conf", config_name="search")(job)
+    code = 0
     try:
         entry()
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(_in_words(error)) from error
     except SystemExit as leaving:
-        if failed:
-            raise failed[0] from None
-        return int(leaving.code or 0)
-    return 0
+        code = int(leaving.code or 0)
+    if failed:  # not raised above: what it came from, such as Ctrl-C, would be forgotten for the SystemExit
+        raise failed[0]
+    return code
 
 
 def _in_words(error: Exception) -> str:

@@ -13,6 +13,7 @@ import optuna
 import pytest
 from optuna.storages.journal import JournalFileBackend
 
+from experiments import cli, search
 from tests.conftest import command
 
 SLOWER = ("init.train.steps=120", "darts.steps=30", "searcher.evaluations=25", "checkpoint_seconds=0.1", "torch_threads=1")
@@ -115,3 +116,19 @@ def test_another_run_is_refused_and_nothing_changes(whole):
         assert message in done.stderr
         assert len(done.stderr.splitlines()) == 1
     assert before == {p: p.read_bytes() for p in whole.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def covered_up(config) -> None:
+    """A library that cleans up after Ctrl-C, and fails."""
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        raise FileNotFoundError("study.journal.lock") from None
+
+
+def test_an_interrupt_that_a_library_covers_up_is_still_one(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(search, "JOB", "tests.test_resume.covered_up")
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    assert cli.main(["search", "experiment=smoke", f"run={tmp_path / 'run'}"]) == cli.STOPPED
+    assert capsys.readouterr().err.strip().startswith("Stopped.")
