@@ -118,7 +118,7 @@ def test_a_student_of_another_width_learns_from_a_teacher(family, match):
     student, teacher = family.network(family.space.smallest()), family.network(family.space.largest())
     before = state_of(student)
     teach(student, Sum(), FAST, Lesson(alpha=(0, 0), beta=(1, 1), match=match), teachers=[teacher], compute=Compute(), seed=0)
-    assert student.stack.blocks[0].ffn.up.weight.grad is not None
+    assert student.stack.layers[0].ffn.up.weight.grad is not None
     changed = {name for name, value in student.state_dict().items() if not torch.equal(value, before[name])}
     assert "embedding.weight" in changed
 
@@ -392,7 +392,7 @@ def test_factored_networks_are_read_again_and_exported(family, network, tmp_path
 
 def test_cuts_leave_what_matters(family, network):
     """Neurons and heads that write nothing go first, and the network answers as before."""
-    silent = network.stack.blocks[0]
+    silent = network.stack.layers[0]
     with torch.no_grad():
         silent.ffn.down.weight[:, ::2] = 0
         silent.attention.out.weight[:, 8:24] = 0
@@ -411,7 +411,7 @@ def test_cuts_leave_what_matters(family, network):
     torch.testing.assert_close(cut(*example), before)
     again = with_weights(family.network(family.space.largest(), backend="blocks"), state_of(cut)).eval()
     torch.testing.assert_close(again(*example), before)
-    assert again.stack.blocks[0].attention.heads == 2
+    assert again.stack.layers[0].attention.heads == 2
 
 
 def test_a_cut_wants_whole_matrices(family, network):

@@ -86,7 +86,8 @@ def test_the_file_takes_raw_values(digits, tmp_path):
 def test_the_contract_says_what_goes_in(digits, tmp_path):
     made = pipeline(tmp_path, "task=digits", "space=vision_tiny")
     given = input_of(made.finisher(Compute()), tmp_path)
-    assert given == {"kind": "values", "name": "image", "shape": [1, 8, 8], "description": digits.interface}
+    shape = {"kind": "values", "name": "image", "shape": [1, 8, 8]}
+    assert given == {**shape, "answer": "label", "description": digits.interface}
 
 
 def pipeline(tmp_path, *words):
