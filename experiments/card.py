@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.early_exits import told
 from experiments.results import format_ms
 
 CACHE = """
@@ -51,6 +52,7 @@ def _network(contract: Mapping[str, Any], network: Mapping[str, Any]) -> str:
         ("error on the validation split, which chose it", f"{network['validation_error_percent']:.2f} %"),
         ("the same of the torch network", f"{network['torch_validation_error_percent']:.2f} %"),
         (f"latency of {_timed(network)} on {contract['device']}", _latency(network)),
+        *_expected(network),
         ("budget", f"{network['asked_ms']:.3f} ms: {_within(network['kept'])}"),
         ("workload", contract["workload"]),
         ("parameters", f"{network['num_parameters']:,}"),
@@ -81,6 +83,14 @@ def _latency(network: Mapping[str, Any]) -> str:
     return (
         f"{ms['quiet']:.3f} ms in quiet moments (p50 {ms['p50']:.3f} ms, p90 {ms['p90']:.3f}, p99 {ms['p99']:.3f} of all calls)"
     )
+
+
+def _expected(network: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Of a file that may stop early: the latency above is then that of inputs at which it does not."""
+    shipped = [stage["facts"] for stage in network["stages"] if stage["kept"]]
+    if not shipped or "expected_ms" not in shipped[-1]:
+        return []
+    return [("of inputs like the validation split's, as some stop early", told(shipped[-1]))]
 
 
 def _within(kept: bool | None) -> str:

@@ -23,7 +23,7 @@ from experiments.results import format_ms
 from hardware.local_cpu import LocalCpu
 from hardware.placement import CPU, Placement, Trial, operators, peak_memory, tune
 from latency_models.memory import memory_of_file
-from nas.export import FORMATS, Answer, compare, form_of
+from nas.export import FORMATS, Answer, compare
 from nas.protocols import GenerativeFamily, TaskWithMetrics
 from nas.space import Architecture
 from nas.types import Measurement
@@ -118,8 +118,7 @@ def proven(
 def placed(finisher: Finisher, arch: Architecture, path: Path) -> dict[str, Any]:
     """How ONNX Runtime should open the timed file, and what it does with it: on the device if that is this machine's CPU, else as
     the device was told, with operators and memory as they are on this machine's CPU."""
-    _, example = form_of(finisher.family, finisher.network(arch), finisher.workload)
-    inputs = {name: value.numpy() for name, value in example.items()}
+    inputs = finisher.inputs(arch)
     facts = finisher.device.environment
     own = Placement(CPU, int(facts.get("threads", 1)), str(facts.get("graph_optimization", "all")))
     trials: list[Trial] = []

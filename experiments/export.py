@@ -34,7 +34,7 @@ from hardware.local_torch import LocalTorch
 from hardware.openvino_device import OpenVino
 from hardware.timing import Exported, measure
 from nas.compute import Compute
-from nas.export import FORMATS, form_of, write_as
+from nas.export import FORMATS, write_as
 from nas.protocols import Device, DeviceError
 from nas.space import Architecture
 from nas.types import Measurement
@@ -188,7 +188,5 @@ class Exporter:
             return finisher.verdict(arch, reference_ms=reference_ms)
         [sentinel] = export_for_timing(family, [sentinel_of(family)], workload, self.folder, device=device)
         path = finisher.onnx_path(arch, workload.mode) if self.kind == "onnx" else next(iter(files.values()))
-        _, example = form_of(family, finisher.network(arch), workload)
-        inputs = {name: value.numpy() for name, value in example.items()}
-        rounds = 2 * finisher.settings.rounds
-        return measure(device, [Exported(arch, path, inputs)], sentinel=sentinel, workload=workload, rounds=rounds)[0]
+        exported, rounds = Exported(arch, path, finisher.inputs(arch)), 2 * finisher.settings.rounds
+        return measure(device, [exported], sentinel=sentinel, workload=workload, rounds=rounds)[0]

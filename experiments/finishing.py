@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from experiments.calibration import MEASUREMENTS, export_for_timing, read_measurements, sentinel_of
+from experiments.early_exits import ExitFile, Way
 from experiments.run_directory import RunDirectory
 from experiments.settings import FinishSettings
 from hardware.timing import Exported, HasDeployment, measure
@@ -24,6 +25,7 @@ from nas.attention import Backend
 from nas.compute import Compute
 from nas.encoding import Encoding
 from nas.export import ExportReport, compare, export_for, export_onnx, form_of, format_of, open_session
+from nas.finish.exits import Exits
 from nas.finish.shapes import with_weights
 from nas.finish.teaching import EVALUATION_TOKENS, Lesson, teach
 from nas.protocols import Batch, Device, Family, GenerativeFamily, Task, TaskWithMetrics
@@ -162,12 +164,31 @@ class Finisher:
 
     def exported(self, arch: Architecture, folder: Path, *, tag: str | None = None) -> Exported:
         """The file that ships, or the same network in the other format that the device runs."""
-        form, example = form_of(self.family, self.network(arch, tag=tag), self.workload)
         if format_of(self.device) == "onnx":
             path = self.onnx_path(arch, self.workload.mode, tag=tag)
         else:
+            form, example = form_of(self.family, self.network(arch, tag=tag), self.workload)
             path = export_for(self.device, form, example, folder / Path(self.name(arch, tag)).name)
-        return Exported(arch, path, {name: value.numpy() for name, value in example.items()})
+        return Exported(arch, path, self.inputs(arch, tag=tag))
+
+    def inputs(self, arch: Architecture, *, tag: str | None = None) -> dict[str, np.ndarray]:
+        """What a network is timed with: random inputs, of one that may stop early real ones at which it does not."""
+        network = self.network(arch, tag=tag)
+        if isinstance(network, Exits):
+            return self._exit_file(arch, tag).inputs(stops=False)
+        return {name: value.numpy() for name, value in form_of(self.family, network, self.workload)[1].items()}
+
+    def ways(self, arch: Architecture, folder: Path, *, tag: str) -> list[Way]:
+        """All ways through a file, the slowest last; but for one that may stop early there is a single one."""
+        exported = self.exported(arch, folder, tag=tag)
+        if not isinstance(self.network(arch, tag=tag), Exits):
+            return [Way(1.0, exported)]
+        file = self._exit_file(arch, tag)
+        rate = file.rate()
+        return [Way(rate, dataclasses.replace(exported, inputs=file.inputs(stops=True))), Way(1.0 - rate, exported)]
+
+    def _exit_file(self, arch: Architecture, tag: str | None) -> ExitFile:
+        return ExitFile(self.onnx_path(arch, tag=tag), self.task, self.workload, self.feed)
 
     def verdict(self, arch: Architecture, *, reference_ms: float | None, tag: str | None = None) -> Measurement:
         """One more measurement of a finished network, with twice the rounds."""

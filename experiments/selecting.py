@@ -146,10 +146,10 @@ class Selection:
 
         school = School(
             self.finisher.task, self.finisher.compute, self.settings.seed, self.family.space, choice.arch, teachers,
-            lambda archs: self.calibration.model.predict(archs).mean_ms.tolist(),
+            lambda archs: self.calibration.model.predict(archs).mean_ms.tolist(), self.settings.finish.most_points_lost,
         )  # fmt: skip
         reference_ms = self.calibration.sentinel_reference_ms
-        reports = Stages(self.finisher, stages, school, reference_ms, self.report).run()
+        reports = Stages(self.finisher, stages, school, reference_ms, self.budget.ms, self.report).run()
         if any(report.kept for report in reports):
             choice = replace(choice, measurement=self.finisher.verdict(choice.arch, reference_ms=reference_ms))
         return choice, reports

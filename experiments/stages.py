@@ -2,7 +2,8 @@
 
 A stage's file is scored on the validation split and timed beside the file that it began with, in turn. It takes that file's
 place if it is faster, or not slower and more accurate, and loses at most the points that it may; else the next stage begins with
-what was there before, and the report says why.
+what was there before, and the report says why. The latency of a file that may stop early is the expected one, by how often it
+stops on the validation split.
 
 A stage writes `shortlist/<id>.<stage>.{safetensors,onnx,json}` and `shortlist/<id>.stages.json`; what it has finished is read.
 """
@@ -23,18 +24,20 @@ import numpy as np
 import onnx
 
 from experiments.calibration import MEASUREMENTS
+from experiments.early_exits import Timed, exit_facts, told
 from experiments.finishing import FOLDER, Finisher
 from experiments.ledger import spent
 from experiments.progress import Reporter
 from experiments.results import StageFigures, StageReport, format_ms
 from experiments.run_directory import RunDirectory
-from hardware.quality import uncertainty
 from hardware.timing import Exported
 from nas.export import format_of
+from nas.finish.early_exit import EarlyExit
+from nas.finish.exits import Exits
 from nas.finish.precision import blocks, quantised
 from nas.finish.prune import Prune
 from nas.finish.quantise import Quantise, order
-from nas.finish.stage import Stage
+from nas.finish.stage import NothingToDoError, Stage
 from nas.finish.teaching import School
 from nas.protocols import Device, DeviceError, Family, GenerativeFamily, Task
 from nas.space import Architecture
@@ -50,12 +53,14 @@ class Stages:
     Args:
         school: where it learns; its teacher "itself" is the network as it was before the stage.
         reference_ms: the sentinel's time that latencies are expressed in.
+        budget_ms: that no input may exceed after a stage, if none did before.
     """
 
     finisher: Finisher
     stages: Mapping[str, Stage]
     school: School
     reference_ms: float | None
+    budget_ms: float
     report: Reporter
 
     def run(self) -> list[StageReport]:
@@ -88,6 +93,15 @@ class Stages:
         return self.finisher.run
 
     def _one(self, name: str, stage: Stage, before: str, identity: str) -> StageReport:
+        try:
+            facts = self._apply(name, stage, before)
+            return self._judge(name, before, name, identity, facts)
+        except NothingToDoError as error:  # what was there stays, and is measured once more
+            report = self._judge(name, before, before, identity, {})
+            return dataclasses.replace(report, kept=False, sentence=f"does not ship, {error}")
+
+    def _apply(self, name: str, stage: Stage, before: str) -> dict[str, Any]:
+        """Writes the files that the stage makes of those before it; its facts."""
         finisher, arch = self.finisher, self.arch
 
         def teachers(wanted: str) -> Sequence[Any]:
@@ -97,31 +111,29 @@ class Stages:
         for mode in finisher.modes:  # of an earlier try with other settings
             (self._run / f"{finisher.name(arch, name)}.{mode}.onnx").unlink(missing_ok=True)
         finisher.export(arch, network, tag=name)
-        facts: dict[str, Any] = {}
         if isinstance(stage, Quantise):
-            facts = self._quantise(stage, before, name)
-        elif isinstance(stage, Prune):
-            facts = stage.facts(onnx.load(finisher.onnx_path(arch, tag=name)))
-        return self._judge(name, before, identity, facts)
+            return self._quantise(stage, before, name)
+        return stage.facts(onnx.load(finisher.onnx_path(arch, tag=name))) if isinstance(stage, Prune) else {}
 
-    def _judge(self, name: str, before: str, identity: str, facts: dict[str, Any]) -> StageReport:
-        tags = {"before": before, "after": name}
-        times: dict[str, float | None] = dict.fromkeys(tags)
+    def _judge(self, name: str, before: str, after: str, identity: str, facts: dict[str, Any]) -> StageReport:
+        tags = {"before": before, "after": after}
+        timed: dict[str, Timed] = {}
         error_of_ratio, lost = math.nan, ""
         try:
             with tempfile.TemporaryDirectory() as folder:
-                files = [self.finisher.exported(self.arch, Path(folder), tag=tag) for tag in tags.values()]
-                measured = dict(zip(tags, self._measured(files), strict=True))
-            for when, measurement in measured.items():
-                self._run.append(MEASUREMENTS, {"phase": f"stage {name} {when}", **measurement.to_json()})
-                times[when] = measurement.latency_ms
-            error_of_ratio = uncertainty(measured["after"], beside=measured["before"])
+                ways = {when: self.finisher.ways(self.arch, Path(folder), tag=tag) for when, tag in tags.items()}
+                measured = iter(self._measured([way.exported for both in ways.values() for way in both]))
+            for when, both in ways.items():
+                timed[when] = Timed([way.share for way in both], [next(measured) for _ in both])
+                for share, measurement in zip(timed[when].shares, timed[when].measurements, strict=True):
+                    self._run.append(MEASUREMENTS, {"phase": f"stage {name} {when}", "share": share, **measurement.to_json()})
+            error_of_ratio = timed["after"].uncertainty(beside=timed["before"])
         except DeviceError as error:
             lost = str(error)
         figures = {
             when: StageFigures(
                 error_percent=self.finisher.file_scores(self.arch, "validation", tag=tag)["error_percent"],
-                latency_ms=times[when],
+                latency_ms=timed[when].expected_ms if when in timed else None,
                 file_bytes=self.finisher.shipped_path(self.arch, tag=tag).stat().st_size,
                 num_parameters=sum(p.numel() for p in self.finisher.network(self.arch, tag=tag).parameters()),
             )
@@ -129,6 +141,13 @@ class Stages:
         }
         limit = self.finisher.settings.most_points_lost
         kept, sentence = judged(**figures, error_of_ratio=error_of_ratio, most_points_lost=limit, lost=lost)
+        network = self.finisher.network(self.arch, tag=after)
+        if isinstance(network, Exits) and timed:
+            facts = {**facts, **exit_facts(network, timed["after"])}
+            sentence = f"{sentence}; {told(facts)}"
+            if kept and timed["before"].slowest_ms <= self.budget_ms < facts["full_ms"]:
+                kept = False
+                sentence = f"does not ship, all layers with an exit are over the budget of {self.budget_ms:g} ms: {told(facts)}"
         return StageReport(name, kept, sentence, **figures, facts=facts, identity=identity)
 
     def _measured(self, files: Sequence[Exported]) -> list[Measurement]:
@@ -221,17 +240,23 @@ def check_stages(stages: Mapping[str, Stage], *, task: Task, family: Family, dev
     """Refuses what cannot work before any work is done.
 
     Raises:
-        ValueError: a cut of layers that share keys and values or are factored; a quantisation of files that the device does not
-            run, or quantises itself; a calibration of decoders; class weights without classes.
+        ValueError: a cut of layers that share keys and values or are factored; a quantisation, or an early exit, of files that
+            the device does not run, or quantises itself; a calibration of decoders; an early exit of what does not classify whole
+            inputs, or in a precision that has none; class weights without classes.
     """
-    quantise = stages.get("quantise")
-    if isinstance(quantise, Quantise):
-        if format_of(device) != "onnx" or device.environment.get("precision", "fp32") != "fp32":
-            raise ValueError(f"stages.quantise: the device {device.name} does not run ONNX files in float32")
-        if quantise.kind == "static" and isinstance(family, GenerativeFamily):
-            raise ValueError("stages.quantise.kind: 'static' is not for decoders; allowed are 'dynamic', 'fp16' and 'int4'")
+    for name in ("early_exit", "quantise"):
+        if name in stages and (format_of(device) != "onnx" or device.environment.get("precision", "fp32") != "fp32"):
+            raise ValueError(f"stages.{name}: the device {device.name} does not run ONNX files in float32")
+    classes, quantise = task.sizes.get("num_classes", 0), stages.get("quantise")
+    if isinstance(stages.get("early_exit"), EarlyExit):
+        if isinstance(family, GenerativeFamily) or classes < 2 or task.sizes.get("per_token"):
+            raise ValueError(f"stages.early_exit: it is for classification of whole inputs, the task {task.name} is none")
+        if isinstance(quantise, Quantise) and quantise.kind != "dynamic":
+            raise ValueError(f"stages.quantise.kind: {quantise.kind!r} does not go with early_exit; allowed is 'dynamic'")
+    if isinstance(quantise, Quantise) and quantise.kind == "static" and isinstance(family, GenerativeFamily):
+        raise ValueError("stages.quantise.kind: 'static' is not for decoders; allowed are 'dynamic', 'fp16' and 'int4'")
     uncut = [c.name for c in family.space if "kv_heads" in c.name or "lowrank" in c.options]
     if "cut" in stages and uncut:
         raise ValueError(f"stages.cut: the space {family.space.name} has the choice {uncut[0]}, whose layers cannot be cut")
-    if task.sizes.get("num_classes", 0) < 2 and any(stage.lesson.class_weights for stage in stages.values()):
+    if classes < 2 and any(stage.lesson.class_weights for stage in stages.values()):
         raise ValueError(f"class_weights: the task {task.name} has no classes")

@@ -19,6 +19,7 @@ import onnx
 import onnxruntime
 
 from nas.encoding import Array, Encoding
+from nas.finish.exits import going_on
 from nas.protocols import Family
 from nas.space import Architecture
 from nas.types import Workload
@@ -91,12 +92,12 @@ def memory_of_file(path: Path, inputs: Mapping[str, np.ndarray]) -> Memory:
 
 
 def optimized(path: Path) -> onnx.ModelProto:
-    """The network as ONNX Runtime runs it."""
+    """The network as ONNX Runtime runs it, one that may stop early to its end."""
     with tempfile.TemporaryDirectory() as folder:
         options = _options()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
-        whole = onnx.load(path).SerializeToString()  # with weights that lie in another file
+        whole = going_on(onnx.load(path)).SerializeToString()  # with weights that lie in another file
         onnxruntime.InferenceSession(whole, options, providers=PROVIDERS)
         return onnx.load(options.optimized_model_filepath)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,13 @@ class NamesAxes(Protocol):
     """A network that says which axes of its inputs and outputs are dynamic; an output is what is no input."""
 
     dynamic_axes: Mapping[str, Mapping[int, str]]
+
+
+@runtime_checkable
+class Rewrites(Protocol):
+    """A network whose ONNX graph is another than that of its operators one by one."""
+
+    def rewritten(self, model: onnx.ModelProto) -> onnx.ModelProto: ...
 
 
 @dataclass(frozen=True)
@@ -125,12 +133,12 @@ def compare(
     return difference, equal, total
 
 
-def open_session(path: Path, *, threads: int = 1) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session on the CPU with a set number of threads."""
+def open_session(path: Path | bytes, *, threads: int = 1) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session of a file, or of its bytes, on the CPU with a set number of threads."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 Answer = Callable[[Mapping[str, Tensor]], list[np.ndarray]]
@@ -192,6 +200,8 @@ def _write_onnx(network: nn.Module, example: Mapping[str, Tensor], path: Path) -
         network, tuple(example.values()), str(path), input_names=list(example), opset_version=OPSET, dynamo=False,
         output_names=[name for name in axes if name not in example], dynamic_axes=axes,
     )  # fmt: skip
+    if isinstance(network, Rewrites):
+        onnx.save(network.rewritten(onnx.load(path)), path)
 
 
 def _axes(example: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:

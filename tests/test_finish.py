@@ -62,7 +62,9 @@ def network(family):
 
 def school(family, arch=None, predict_ms=None):
     arch = arch or family.space.largest()
-    return School(Sum(), Compute(), 0, family.space, arch, lambda name: [family.network(arch)], predict_ms or (lambda a: [1.0]))
+    return School(
+        Sum(), Compute(), 0, family.space, arch, lambda name: [family.network(arch)], predict_ms or (lambda a: [1.0]), 0.5
+    )
 
 
 def exported(family, network, path):

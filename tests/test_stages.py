@@ -31,6 +31,7 @@ from search_spaces.encoder import EncoderFamily, encoder_space
 from tests.test_finish import FAST, Sum
 
 ANY = 100.0  # points that may be lost
+BUDGET_MS = 1e6
 
 
 class Scale:
@@ -68,9 +69,9 @@ def through(finisher, stages) -> list[StageReport]:
         finisher.finish(arch, finisher.family.supernet())
     school = School(
         finisher.task, finisher.compute, 0, finisher.family.space, arch, lambda name: [finisher.to_train(arch, tag="")],
-        lambda archs: [1.0] * len(archs),
+        lambda archs: [1.0] * len(archs), finisher.settings.most_points_lost,
     )  # fmt: skip
-    return Stages(finisher, stages, school, None, Reporter(quiet=True)).run()
+    return Stages(finisher, stages, school, None, BUDGET_MS, Reporter(quiet=True)).run()
 
 
 def operators(path) -> Counter:

@@ -226,13 +226,20 @@ def _rows(pipeline: Pipeline, finisher: Finisher, name: str, arch: Architecture,
 
     largest = family.space.largest()
     school = School(
-        finisher.task, finisher.compute, finisher.seed, family.space, arch, lambda _: [finisher.to_train(largest, tag="")], flops
+        finisher.task,
+        finisher.compute,
+        finisher.seed,
+        family.space,
+        arch,
+        lambda _: [finisher.to_train(largest, tag="")],
+        flops,
+        finisher.settings.most_points_lost,
     )
     rows = []
     before = finisher.onnx_path(arch, tag="")
     error = finisher.scores_of(before, "test")["error_percent"]
     for stage_name, stage in stages_of(preset.steps, static=not isinstance(family, GenerativeFamily)).items():
-        [found] = Stages(finisher, {stage_name: stage}, school, None, report).run()
+        [found] = Stages(finisher, {stage_name: stage}, school, None, math.inf, report).run()
         if found.before.latency_ms is None or found.after.latency_ms is None:
             raise DeviceError(found.sentence)
         after = finisher.scores_of(finisher.onnx_path(arch, tag=stage_name), "test")["error_percent"]

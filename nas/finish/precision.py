@@ -60,7 +60,7 @@ def quantised(
         if kind == "dynamic":
             from onnxruntime.quantization import quantize_dynamic  # slow to import
 
-            quantize_dynamic(model, path, per_channel=True, nodes_to_exclude=excluded)
+            quantize_dynamic(model, path, per_channel=True, nodes_to_exclude=excluded, extra_options={"EnableSubgraph": True})
         elif kind == "static":
             _static(model, path, calibration, feeds, excluded)
         elif kind == "fp16":

@@ -9,8 +9,12 @@ from torch import nn
 from nas.finish.teaching import Lesson, School
 from nas.training import TrainConfig
 
-STAGES = ("distil", "cut", "low_rank", "prune", "quantise")
+STAGES = ("distil", "cut", "low_rank", "prune", "early_exit", "quantise")
 """A cut wants whole matrices, factors would fill what was pruned, and what comes after the quantiser would undo it."""
+
+
+class NothingToDoError(Exception):
+    """A stage that can do nothing for this network; says why."""
 
 
 class Stage(Protocol):
@@ -23,5 +27,5 @@ class Stage(Protocol):
     def lesson(self) -> Lesson: ...
 
     def apply(self, network: nn.Module, school: School) -> nn.Module:
-        """The network that comes out, perhaps the given one changed in place."""
+        """The network that comes out, perhaps the given one changed in place. Raises NothingToDoError."""
         ...

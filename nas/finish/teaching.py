@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from nas.compute import Compute
+from nas.finish.exits import answers_of, early_loss
 from nas.finish.losses import MATCHES, Recorded, matched, recorded, soft_labels
 from nas.finish.precision import check
 from nas.protocols import IGNORED, Batch, Task
@@ -92,6 +93,7 @@ class School:
         arch: what the network was before any stage.
         teachers: the networks that a name of `TEACHERS` stands for, on the training device.
         predict_ms: of architectures of the space.
+        most_points_lost: of error, that a stage may cost.
     """
 
     task: Task
@@ -101,6 +103,7 @@ class School:
     arch: Architecture
     teachers: Callable[[str], Sequence[nn.Module]]
     predict_ms: Callable[[Sequence[Architecture]], Sequence[float]]
+    most_points_lost: float
 
     def teach(self, network: nn.Module, train: TrainConfig, lesson: Lesson, **how: Any) -> None:
         """Trains in place; `how` are the callbacks of `teach`."""
@@ -115,6 +118,8 @@ def teach(
     on_step: Callable[[int], None] = lambda step: None,
 ) -> None:  # fmt: skip
     """Trains a stand-alone network in place. Weights of linear maps that are zero stay zero: sparse networks stay sparse.
+
+    Early answers, of a network that has any, learn from the targets and from its last answer (see `early_loss`).
 
     Args:
         teachers: of the lesson, if it needs any; their mean answers.
@@ -140,8 +145,10 @@ def teach(
             batch = next(batches).to(compute.device)
             alpha, beta, gamma = lesson.weights(number / max(1, total - 1))
             with compute.autocast():
-                outputs = network(*batch.inputs)
+                *early, outputs = answers_of(network, batch.inputs)
                 loss = alpha * loss_of(outputs, batch.targets)
+                if early:
+                    loss = loss + early_loss(early, outputs, [loss_of(answer, batch.targets) for answer in early])
                 if teachers and beta:
                     with torch.no_grad():
                         answers = [teacher(*batch.inputs) for teacher in teachers]
