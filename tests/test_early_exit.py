@@ -77,7 +77,7 @@ def rows(inputs, chosen):
 def balanced(exits):
     """A threshold that half of the inputs are above, and the inputs of either kind."""
     inputs = inputs_of()
-    sure = confidence(exits.answers(*inputs.values())[0])[:, 0]
+    sure = confidence(exits.answers(*inputs.values())[0].detach())[:, 0]
     ordered = sure.sort().values
     exits.threshold.fill_(float(ordered[31] + ordered[32]) / 2)
     return inputs, rows(inputs, sure > exits.threshold), rows(inputs, sure <= exits.threshold)
@@ -109,7 +109,7 @@ def test_an_answer_is_that_of_the_first_head_that_is_sure(family):
     inputs = inputs_of()
     first, second, last = exits.answers(*inputs.values())
     torch.testing.assert_close(last, exits.network(*inputs.values()))
-    exits.threshold.fill_(float(confidence(first).median()))
+    exits.threshold.fill_(float(confidence(first.detach()).median()))
     for got, *answers in zip(exits(*inputs.values()), first, second, last, strict=True):
         torch.testing.assert_close(got, next((a for a in answers[:2] if a.softmax(0).max() > exits.threshold), answers[2]))
 
@@ -140,7 +140,7 @@ def test_heads_learn_from_the_last_answer_and_it_not_from_them():
     assert early.grad is not None
 
 
-def test_the_file_gives_the_network_s_answers_both_ways(exits, tmp_path):
+def test_the_file_gives_the_network_s_answers_both_ways(family, exits, tmp_path):
     inputs, sure, unsure = balanced(exits)
     report = export_onnx(exits, rows(inputs, slice(0, 1)), tmp_path / "a.onnx", check_on=[inputs, sure, unsure])
     assert report.max_abs_difference < 1e-5
@@ -149,7 +149,7 @@ def test_the_file_gives_the_network_s_answers_both_ways(exits, tmp_path):
     assert [v.name for v in (*model.graph.input, *model.graph.output)] == ["token_ids", "attention_mask", "logits"]
     onnx.save(going_on(model), tmp_path / "all.onnx")
     assert compare(exits, tmp_path / "all.onnx", [inputs, unsure])[0] < 1e-5
-    back = with_weights(type(exits.network)(exits.network.embedding, exits.network.positions, exits.network.stack, 3, per_token=False), state_of(exits))  # fmt: skip  # noqa: E501
+    back = with_weights(family.network(family.space.largest()), state_of(exits))
     torch.testing.assert_close(back.eval()(*inputs.values()), exits(*inputs.values()))
 
 
@@ -191,7 +191,7 @@ def test_images_stop_too(tmp_path):
     family = VisionFamily(space, (1, 14, 14), 3, (0.0,), (1.0,), head_size=16)
     exits = Exits(family.network(space.largest()), {1: Head(16, 3)}).eval()
     images = torch.randn(9, 1, 14, 14)
-    exits.threshold.fill_(float(confidence(exits.answers(images)[0]).mean()))
+    exits.threshold.fill_(float(confidence(exits.answers(images)[0].detach()).mean()))
     [name] = family.example_input(Workload(tokens=family.num_positions))
     report = export_onnx(exits, {name: images[:1]}, tmp_path / "a.onnx", check_on=[{name: images}, {name: images[1:2]}])
     assert report.max_abs_difference < 1e-5
@@ -216,15 +216,13 @@ def test_rate_and_inputs_are_the_file_s(exits, tmp_path, batch):
         assert ((confidence(exits.answers(*found.values())[0]) > exits.threshold) == stops).all()
 
 
-def test_the_stage_trains_and_keeps_one_head(family, monkeypatch):
-    where = school(family)
-    found = EarlyExit(train=replace(FAST, steps=30)).apply(
-        family.network(family.space.largest()), replace(where, most_points_lost=100.0)
-    )
+def test_the_stage_trains_and_keeps_one_head(family):
+    where, largest = replace(school(family), most_points_lost=100.0), family.space.largest()
+    found = EarlyExit(train=replace(FAST, steps=30)).apply(family.network(largest), where)
     assert isinstance(found, Exits)
     assert [*found.heads] == ["1"], "with every loss allowed the first exit leaves the least"
     assert 1 / 3 < float(found.threshold) < NEVER
-    found = EarlyExit(train=FAST, after=2).apply(family.network(family.space.largest()), replace(where, most_points_lost=100.0))
+    found = EarlyExit(train=FAST, after=2).apply(family.network(largest), where)
     assert [*cast(Exits, found).heads] == ["2"]
 
 

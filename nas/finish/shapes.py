@@ -13,8 +13,8 @@ from nas.layers import Linear
 
 
 def with_weights(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """The network, its linear maps replaced where the weights are those of smaller or of factored ones, with these weights; and with
-    early exits where they hold any."""
+    """The network, its linear maps replaced where the weights are those of smaller or of factored ones, with these weights; and
+    with early exits where they hold any."""
     if any(map(is_head, state)):
         network = Exits.of_weights(network, state)
     for name, layer in list(linear_layers(network)):
