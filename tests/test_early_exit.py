@@ -230,7 +230,7 @@ def test_what_cannot_exit(family):
     network, where = family.network(family.space.largest()), school(family)
     with pytest.raises(NothingToDoError, match="no exit after layer 3, the network has 3 layers"):
         EarlyExit(after=3).apply(network, where)
-    with pytest.raises(NothingToDoError, match="no example may exit, at 0 points"):
+    with pytest.raises(NothingToDoError, match="no example may exit, at -100 points"):
         EarlyExit(train=FAST).apply(network, replace(where, most_points_lost=-100.0))
     with pytest.raises(ValueError, match="after: -1 is negative"):
         EarlyExit(after=-1)
