@@ -51,6 +51,7 @@ class Scale:
 
 @pytest.fixture
 def family():
+    torch.manual_seed(0)
     space = encoder_space(width=(16, 32), depth=(1,), heads=(1, 2), ffn=(16, 32), attention=("full",))
     return EncoderFamily(space, 20, 3, max_tokens=8, head_size=8)
 
