@@ -218,7 +218,7 @@ def test_rate_and_inputs_are_the_file_s(exits, tmp_path, batch):
 
 def test_the_stage_trains_and_keeps_one_head(family):
     where, largest = replace(school(family), most_points_lost=100.0), family.space.largest()
-    found = EarlyExit(train=replace(FAST, steps=30)).apply(family.network(largest), where)
+    found = EarlyExit(train=replace(FAST, steps=10)).apply(family.network(largest), where)
     assert isinstance(found, Exits)
     assert [*found.heads] == ["1"], "with every loss allowed the first exit leaves the least"
     assert 1 / 3 < float(found.threshold) < NEVER
