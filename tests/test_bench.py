@@ -211,6 +211,8 @@ def test_search_compares_medians_of_the_same_seeds():
     assert math.isnan(search.ratio_with_interval("r", [(0 * ours, 0 * theirs)])["r"])
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_search_ends_with_its_figures_and_trains_once(capsys, tmp_path):
     words = ["search", "preset=tiny", f"data={tmp_path / 'none'}", f"directory={tmp_path}"]
     assert bench.main(words) == 0

@@ -85,7 +85,7 @@ class Preset:
 
     evaluations: tuple[int, ...] = (50, 100, 200)
     seeds: int = 10
-    gp_seeds: int = 3  # up to the first number of evaluations
+    gp_seeds: int = 2  # up to the first number of evaluations
     trials: int = 1000
     inherited: int = 60
     inherited_seeds: int = 3
