@@ -7,8 +7,8 @@
   our space of encoders. The ratio is that of the medians over seeds, over all problems their geometric mean; ours is TPE, the
   default sampler, without the proposals that a run begins with. GP takes about a second a trial, so it joins for few on the law.
 - *Inherited weights* (`experiments.benchmarks.inherited`): hypervolume of the default, differentiable proposals and then TPE,
-  over the best peer's. At equal time, each peer goes on for as many evaluations as the proposals would have bought, in CPU time.
-  The supernet is trained once, and briefly; with `directory=` it stays there for the next call.
+  over the best peer's and over TPE's without them. At equal time, the others go on for as many evaluations as the proposals would
+  have bought, in CPU time. The supernet is trained once, and briefly; with `directory=` it stays there for the next call.
 - *Overhead*: CPU time of asking and telling, per trial, over a long search of the law; what evaluates is not in it.
 - *Budgets*: the share of them that the differentiable search hits, as `bench darts` counts it.
 
@@ -58,7 +58,9 @@ SEARCHERS: dict[str, Callable[..., Searcher]] = {
     "gp": Gp,
 }
 OURS = "tpe"  # of the default configuration
+COMPARED = ("tpe", "nsga2", "nsga3", "regularised_evolution")  # with random search, at all numbers of evaluations
 PEERS = ("random", "nsga2", "regularised_evolution")
+OTHERS = {"without_proposals": OURS, **{name: name for name in PEERS}}  # what the default is compared with
 RECORDED = ("hat_raspberrypi4", "hat_xeon", "hat_titanxp_wmt")
 OBJECTIVES = ("first", "second")
 POPULATION = OuterSettings().population
@@ -140,30 +142,32 @@ def _regrets(problems: Sequence[Tabular], preset: Preset, report: Reporter) -> d
     figures: dict[str, float] = {"num_tabular_problems": len(problems), "num_seeds": preset.seeds}
     found: dict[str, Regrets] = {}
     for problem in problems:
-        seeds = {name: preset.seeds for name in SEARCHERS if name != "gp"} | {"gp": preset.gp_seeds * (problem.name == "law")}
-        with report.phase(f"Regret: {problem.name}", sum(seeds.values())) as advance:
-            regrets: Regrets = {}
-            for name, num in seeds.items():
-                numbers = preset.evaluations[:1] if name == "gp" else preset.evaluations
-                regrets[name] = np.array([_regret(problem, SEARCHERS[name], numbers, seed) for seed in range(num)])
-                advance(sum(map(len, regrets.values())), name)
-        found[problem.name] = {name: values for name, values in regrets.items() if len(values)}
-        for name, values in found[problem.name].items():
+        found[problem.name] = regrets = _regrets_of(problem, preset, report)
+        for name, values in regrets.items():
             medians = zip(preset.evaluations, np.median(values, axis=0), strict=False)
             figures |= {f"regret_{problem.name}_{name}_{number}": float(median) for number, median in medians}
-        _show_regrets(problem, found[problem.name], preset, report)
     for column, number in enumerate(preset.evaluations):
-        for name in (name for name in SEARCHERS if name not in ("random", "gp")):
+        for name in COMPARED:
             pairs = [(of[name][:, column], of["random"][:, column]) for of in found.values()]
             key = f"regret_ratio_to_random_{number}" if name == OURS else f"regret_ratio_{name}_to_random_{number}"
             figures |= ratio_with_interval(key, pairs)
-    table = Table("evaluations", *(name for name in SEARCHERS if name not in ("random", "gp")), box=SIMPLE_HEAD)
-    table.title = "Regret over random search's (aim at 100 evaluations: 0.5)"
-    for number in preset.evaluations:
-        keys = [f"regret_ratio_{name}_to_random_{number}".replace(f"_{OURS}_", "_") for name in SEARCHERS]
-        table.add_row(str(number), *(_cell(figures, key) for key in keys if key in figures))
-    report.console.print(table)
+            if name == OURS:
+                figures[f"worst_{key}"] = float(max(np.median(ours) / np.median(theirs) for ours, theirs in pairs))
+    _show_ratios(figures, preset.evaluations, report)
     return figures
+
+
+def _regrets_of(problem: Tabular, preset: Preset, report: Reporter) -> Regrets:
+    seeds = dict.fromkeys(("random", *COMPARED), preset.seeds) | {"gp": preset.gp_seeds * (problem.name == "law")}
+    regrets: Regrets = {}
+    with report.phase(f"Regret: {problem.name}", sum(seeds.values())) as advance:
+        for name, num in seeds.items():
+            numbers = preset.evaluations[:1] if name == "gp" else preset.evaluations
+            values = [_regret(problem, SEARCHERS[name], numbers, seed) for seed in range(num)]
+            regrets |= {name: np.array(values)} if values else {}
+            advance(sum(map(len, regrets.values())), name)
+    _show_regrets(problem, regrets, preset.evaluations, report)
+    return regrets
 
 
 def _regret(problem: Tabular, make: Callable[..., Searcher], numbers: Sequence[int], seed: int) -> list[float]:
@@ -200,14 +204,14 @@ def ratio_with_interval(key: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]]
 def _overhead(problem: Tabular, trials: int, report: Reporter) -> dict[str, float]:
     """Medians over all trials and, with `_last`, over the last tenth of them, in CPU ms."""
     figures: dict[str, float] = {"overhead_trials": trials}
-    names = [name for name in SEARCHERS if name != "gp"]
+    names = ("random", *COMPARED)
     table = Table(
         "searcher", "median", "last tenth", title=f"Asking and telling, CPU ms a trial, {trials} trials", box=SIMPLE_HEAD
     )
     with report.phase("Overhead", len(names)) as advance:
         for number, name in enumerate(names, 1):
             ms = _ask_tell_ms(problem, SEARCHERS[name], trials)
-            last = float(np.median(ms[-(-trials * 9 // 10) :]))
+            last = float(np.median(ms[trials * 9 // 10 :]))
             key = "ask_tell_ms" if name == OURS else f"ask_tell_ms_{name}"
             figures |= {key: float(np.median(ms)), f"{key}_last": last}
             table.add_row(name, f"{figures[key]:.2f}", f"{last:.2f}", *(["ours"] * (name == OURS)))
@@ -244,8 +248,7 @@ def _inherited(problem: Inherited, preset: Preset, report: Reporter) -> dict[str
             proposals, spent = problem.propose(preset.darts, num=preset.proposals, seed=seed)
             bought.append(round(spent / cpu))
             found = {"hybrid": problem.found(SEARCHERS[OURS], num, seed=seed, initial=proposals)}
-            found["without_proposals"] = problem.found(SEARCHERS[OURS], num, seed=seed)
-            found |= {name: problem.found(SEARCHERS[name], num + bought[-1], seed=seed) for name in PEERS}
+            found |= {name: problem.found(SEARCHERS[key], num + bought[-1], seed=seed) for name, key in OTHERS.items()}
             for name, points in found.items():
                 volumes.setdefault(name, []).append(problem.volume(points[:num]))
                 volumes.setdefault(f"{name}_equal_time", []).append(problem.volume(points))
@@ -269,7 +272,7 @@ def _volume_ratios(volumes: Mapping[str, np.ndarray]) -> dict[str, float]:
     for words in ("", "_equal_time"):
         best = max(PEERS, key=lambda name: np.median(volumes[name + words]))
         figures |= ratio_with_interval(f"hypervolume_ratio_to_best_peer{words}", [(ours, volumes[best + words])])
-        for name in PEERS if words else ("without_proposals", *PEERS):
+        for name in OTHERS:
             figures |= ratio_with_interval(f"hypervolume_ratio_to_{name}{words}", [(ours, volumes[name + words])])
     return figures
 
@@ -277,8 +280,8 @@ def _volume_ratios(volumes: Mapping[str, np.ndarray]) -> dict[str, float]:
 # --- what people see
 
 
-def _show_regrets(problem: Tabular, regrets: Regrets, preset: Preset, report: Reporter) -> None:
-    table = Table("searcher", *(f"{number} evaluations" for number in preset.evaluations), box=SIMPLE_HEAD)
+def _show_regrets(problem: Tabular, regrets: Regrets, evaluations: Sequence[int], report: Reporter) -> None:
+    table = Table("searcher", *(f"{number} evaluations" for number in evaluations), box=SIMPLE_HEAD)
     table.title = f"{problem.name}: regret in %, median of seeds (and the middle half)"
     for name, values in regrets.items():
         quartiles = np.quantile(100 * values, (0.25, 0.5, 0.75), axis=0).T
@@ -286,12 +289,22 @@ def _show_regrets(problem: Tabular, regrets: Regrets, preset: Preset, report: Re
     report.console.print(table)
 
 
+def _show_ratios(figures: Mapping[str, float], evaluations: Sequence[int], report: Reporter) -> None:
+    table = Table("evaluations", *COMPARED, f"{OURS}, worst problem", box=SIMPLE_HEAD)
+    table.title = "Regret over random search's (aim at 100 evaluations: 0.5)"
+    for number in evaluations:
+        keys = [f"regret_ratio_{'' if name == OURS else f'{name}_'}to_random_{number}" for name in COMPARED]
+        worst = figures[f"worst_regret_ratio_to_random_{number}"]
+        table.add_row(str(number), *(_cell(figures, key) for key in keys), f"{worst:.3f}")
+    report.console.print(table)
+
+
 def _show_volumes(figures: Mapping[str, float], num: int, report: Reporter) -> None:
     title = f"Hypervolume of the default over each peer's, {figures['num_inherited_seeds']:.0f} seeds (aim: 1.05)"
     table = Table("peer", f"{num} evaluations", "equal time", title=title, box=SIMPLE_HEAD)
-    for name in ("best_peer", *PEERS, "without_proposals"):
+    for name in ("best_peer", *OTHERS):
         keys = [f"hypervolume_ratio_to_{name}{words}" for words in ("", "_equal_time")]
-        table.add_row(name.replace("_", " "), *(_cell(figures, key) for key in keys if key in figures))
+        table.add_row(name.replace("_", " "), *(_cell(figures, key) for key in keys))
     report.console.print(table)
     report.say(
         f"{figures['evaluations_per_minute']:.0f} evaluations with inherited weights a minute on one thread "
