@@ -21,6 +21,7 @@ BENCHMARKS = {
     "spaces": "experiments.benchmarks.spaces",
     "ship": "experiments.benchmarks.ship",
     "darts": "experiments.benchmarks.darts",
+    "search": "experiments.benchmarks.search",
 }
 WIDTH = 130  # of a table where there is no terminal
 DIGITS = 4  # significant ones of every figure

@@ -6,16 +6,19 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
 from experiments import bench
-from experiments.benchmarks import darts, do_it_yourself, spaces, supernet
+from experiments.benchmarks import darts, do_it_yourself, inherited, search, spaces, supernet, tabular
 from experiments.benchmarks.first_light import Fronts, Point, same_layers
 from experiments.benchmarks.ship import Row, Trial, summary
+from experiments.progress import Reporter
 from experiments.tasks.languages import Languages
 from nas.export import open_session
-from search_spaces.encoder import encoder_space
+from search_spaces import hat
+from search_spaces.encoder import EncoderFamily, encoder_space
 
 STEPS = (
     "relaxed_step_ratio", "relaxed_step_ratio_256", "darts_iteration_ratio", "latency_term_ratio", "sandwich_step_ratio",
@@ -53,8 +56,11 @@ def test_peak_memory_is_the_same_every_time():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], r"bench: '' is not one of \('supernet', 'first_light', 'latency', 'spaces', 'ship', 'darts'\)"),
-        (["supernets"], r"bench: 'supernets' is not one of \('supernet', 'first_light', 'latency', 'spaces', 'ship', 'darts'\)"),
+        ([], r"bench: '' is not one of \('supernet', 'first_light', 'latency', 'spaces', 'ship', 'darts', 'search'\)"),
+        (
+            ["supernets"],
+            r"bench: 'supernets' is not one of \('supernet', 'first_light', 'latency', 'spaces', 'ship', 'darts', 'search'\)",
+        ),
         (["supernet", "preset=huge"], r"preset: 'huge' is not one of \('tiny', 'quick', 'full'\)"),
         (["first_light", "preset=huge"], r"preset: 'huge' is not one of \('quick', 'full'\)"),
         (["supernet", "rounds=3"], r"'rounds=3' is not one of preset=…, out=…"),
@@ -172,3 +178,55 @@ def test_darts_ends_with_its_figures(capsys):
     compared = (*darts.OPTIONS, "even", "random", "random_best")
     assert {f"error_percent_{name}" for name in compared} <= set(figures)
     assert min(figures[f"points_to_best_{name}"] for name in darts.OPTIONS) == 0
+
+
+def test_search_knows_the_best_front_of_its_law():
+    family = EncoderFamily(encoder_space(width=(32, 64), depth=(1, 2), heads=(1, 2), ffn=(64, 128)), 100, 10)
+    problem, rng = tabular.law(family), np.random.default_rng(0)
+    archs = {arch.id: arch for arch in (family.space.sample(rng) for _ in range(5000))}
+    assert len(archs) == family.space.num_architectures()
+    costs = np.array([problem.costs(arch) for arch in archs.values()])
+    assert problem.regret(costs) == pytest.approx(0.0, abs=1e-12)
+    assert problem.regret(costs[:20]) > 0.01
+
+
+def test_search_knows_the_best_front_of_recorded_devices(recorded):
+    problem, rng = tabular.recorded("hat_raspberrypi4", recorded), np.random.default_rng(0)
+    costs = np.array([problem.costs(problem.space.sample(rng)) for _ in range(300)])
+    assert problem.regret(np.concatenate([problem.front, costs])) == pytest.approx(0.0, abs=1e-12)
+    assert 0.05 < problem.regret(costs) < 1.0
+    rows = tabular.all_rows(hat.hat_space(depth=(1, 2), ffn=(1024, 3072)))
+    networks = [hat.hat_space(depth=(1, 2), ffn=(1024, 3072)).sample(rng) for _ in range(300)]
+    assert len(np.unique(rows, axis=0)) == len(rows)
+    known = {tuple(np.delete(row, 3).round(6)) for row in rows}
+    assert {tuple(np.delete(row, 3).round(6)) for row in hat.features(networks)} <= known, "heads of the encoder cost nothing"
+
+
+def test_search_compares_medians_of_the_same_seeds():
+    ours, theirs = np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0])
+    assert search.ratio_with_interval("r", [(ours, theirs)]) == pytest.approx({"r": 0.5, "r_low": 0.5, "r_high": 0.5})
+    found = search.ratio_with_interval("r", [(ours, theirs), (ours, ours[::-1])])
+    assert found["r"] == pytest.approx(0.5**0.5)
+    assert found["r_low"] < found["r"] < found["r_high"]
+    assert math.isnan(search.ratio_with_interval("r", [(0 * ours, 0 * theirs)])["r"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_search_ends_with_its_figures_and_trains_once(capsys, tmp_path):
+    words = ["search", "preset=tiny", f"data={tmp_path / 'none'}", f"directory={tmp_path}"]
+    assert bench.main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    figures = json.loads(lines[-1])
+    assert any(line.startswith("SKIPPED: hat_xeon") for line in lines)
+    assert figures["num_tabular_problems"] == 1
+    assert 0 < figures["regret_law_tpe_23"] <= figures["regret_law_tpe_21"] < 1
+    assert figures["budget_hit_percent"] == 100.0
+    for key in ("regret_ratio_to_random_23", "hypervolume_ratio_to_best_peer", "ask_tell_ms", "evaluations_per_minute"):
+        assert figures[key] > 0
+    report = Reporter(quiet=True)
+    task = Languages(max_examples=3000)
+    [kept] = tmp_path.glob("supernet-*.safetensors")
+    before = kept.stat().st_mtime_ns
+    inherited.Inherited.of(task, search.PRESETS["tiny"].supernet, tmp_path, report)
+    assert [path.stat().st_mtime_ns for path in tmp_path.glob("supernet-*")] == [before], "it was trained again"

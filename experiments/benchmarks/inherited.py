@@ -1,0 +1,147 @@
+"""A search as a run does it, without a device: validation errors with a supernet's weights, and predicted latency.
+
+The task and the space are the embedded ones. The device is the invented one of `bench darts`, so that the figures do not depend
+on how busy this machine is. As in a run, the budget is half of the largest network's latency, and random search draws only what
+is predicted to keep it. Searches score every third batch of the validation split, so that there is time for many; what an
+evaluation costs is said of the complete one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from experiments.benchmarks.darts import invented_device
+from experiments.progress import Reporter
+from experiments.settings import OuterSettings
+from experiments.tasks.languages import Languages
+from latency_models.additive import AdditiveLatency
+from nas.compute import Compute, choose_compute
+from nas.darts import Darts, DartsConfig
+from nas.finish.teaching import EVALUATION_TOKENS
+from nas.pareto import hypervolume
+from nas.protocols import Batch, Family, Searcher, Task
+from nas.search import search
+from nas.searchers.random import Random
+from nas.space import Architecture
+from nas.supernet import inherited_error, state_of
+from nas.training import TrainConfig, supernet_trainer
+from nas.types import Candidate, Provenance
+from search_spaces.encoder import EncoderFamily, encoder_space
+
+OBJECTIVES = ("error", "latency_ms")
+PART = 3  # one of so many batches is what searches see
+PROVENANCE = {"error": Provenance.INHERITED, **dict.fromkeys(("latency_ms", "upper_ms"), Provenance.PREDICTED)}
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """The problem. Errors are remembered, whoever asked for them."""
+
+    family: Family
+    task: Task
+    supernet: nn.Module
+    compute: Compute
+    model: AdditiveLatency
+    validation: Sequence[Batch]
+    errors: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, task: Languages, config: TrainConfig, folder: Path, report: Reporter) -> Inherited:
+        """With the supernet that the folder holds, or one that is trained and left there."""
+        sizes: dict[str, Any] = dict(task.sizes)
+        family = EncoderFamily(encoder_space(), **sizes)
+        batch = next(iter(task.batches("train", tokens_per_batch=config.tokens_per_batch, seed=0)))
+        compute, _ = choose_compute(family, task, batch)
+        supernet = _supernet(family, task, config, compute, folder, report)
+        validation = list(task.batches("validation", tokens_per_batch=EVALUATION_TOKENS, seed=None))
+        return cls(family, task, supernet, compute, invented_device(family), validation)
+
+    def evaluate(self, arch: Architecture) -> Candidate:
+        if arch.id not in self.errors:
+            self.errors[arch.id] = self._error(arch, self.validation[::PART])
+        prediction = self.model.predict([arch])
+        numbers = {"latency_ms": float(prediction.mean_ms[0]), "upper_ms": float(prediction.upper_ms[0])}
+        return Candidate(arch, {"error": self.errors[arch.id], **numbers}, PROVENANCE)
+
+    def seconds_of_complete(self, num: int) -> np.ndarray:
+        """CPU and wall seconds of so many random networks' errors over the complete split, [N, 2]."""
+        rng, seconds = np.random.default_rng(0), []
+        for _ in range(num):
+            arch = self.family.space.sample(rng)
+            start = time.process_time(), time.perf_counter()
+            self._error(arch, self.validation)
+            seconds.append((time.process_time() - start[0], time.perf_counter() - start[1]))
+        return np.array(seconds)
+
+    @property
+    def budget_ms(self) -> float:
+        return float(self.model.predict([self.family.space.largest()]).mean_ms[0]) / 2
+
+    def found(self, make: Callable[..., Searcher], num: int, *, seed: int, initial: Sequence[Architecture] = ()) -> np.ndarray:
+        """Error in percent and latency in ms, [N, 2], of what a strategy asks for within the budget, in its order; what is beyond
+        it counts as an evaluation and is not a number."""
+        space, limits = self.family.space, {"upper_ms": self.budget_ms}
+        if make is Random:
+            searcher: Searcher = Random(space, seed=seed, accept=self._is_within)
+        else:
+            settings = OuterSettings()
+            searcher = make(
+                space, objectives=OBJECTIVES, seed=seed, initial=initial, limits=limits, population=settings.population
+            )
+        candidates = search(searcher, self.evaluate, num_evaluations=num).candidates
+        points = [
+            [c.objectives[n] if c.objectives["upper_ms"] <= self.budget_ms else np.nan for n in OBJECTIVES] for c in candidates
+        ]
+        return np.array(points).reshape(-1, 2)
+
+    def volume(self, found: np.ndarray) -> float:
+        """Hypervolume in percent times ms up to the budget and the error of the smallest, and so fastest, network."""
+        worst = self.evaluate(self.family.space.smallest()).objectives["error"]
+        return hypervolume(found[~np.isnan(found[:, 0])], (worst, self.budget_ms))
+
+    def propose(self, config: DartsConfig, *, num: int, seed: int) -> tuple[list[Architecture], float]:
+        """Proposals for as many budgets as a run has, and the CPU seconds that they took."""
+        fastest = float(self.model.predict([self.family.space.smallest()]).upper_ms[0])
+        start = time.process_time()
+        darts = Darts(self.family, self.supernet, self.model, self.task, config, compute=self.compute, seed=seed)
+        archs = [
+            darts.propose(budget, steps=config.steps_more if number else config.steps).arch
+            for number, budget in enumerate(np.geomspace(self.budget_ms, fastest, num).tolist())
+        ]
+        return archs, time.process_time() - start
+
+    def _error(self, arch: Architecture, batches: Sequence[Batch]) -> float:
+        return inherited_error(self.family, self.supernet, arch, batches, self.task, self.compute)
+
+    def _is_within(self, arch: Architecture) -> bool:
+        return float(self.model.predict([arch]).upper_ms[0]) <= self.budget_ms
+
+
+def _supernet(family: Family, task: Task, config: TrainConfig, compute: Compute, folder: Path, report: Reporter) -> nn.Module:
+    identity = json.dumps([family.signature, task.fingerprint, asdict(config)])
+    path = folder / f"supernet-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.safetensors"
+    torch.manual_seed(0)
+    supernet = family.supernet()
+    if path.is_file():
+        supernet.load_state_dict(load_file(path))
+        return supernet
+    with report.phase("Training the supernet", config.steps) as advance:
+        supernet_trainer(family, supernet, task, config, compute=compute, seed=0).run(
+            on_step=lambda step, loss: advance(step, f"loss {loss:.3f}")
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    save_file(state_of(supernet), unfinished)
+    unfinished.replace(path)
+    return supernet
