@@ -1,6 +1,7 @@
 """The floors of the house: who may import whom, read from the source."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,12 @@ def test_no_import_cycles():
 
     for name in modules:
         visit(name, ())
+
+
+def test_every_package_is_installed():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = [path.parent.relative_to(ROOT).parts for folder in MAY_IMPORT for path in (ROOT / folder).rglob("__init__.py")]
+    assert set(listed) == {"conf", *(".".join(parts) for parts in found)}
 
 
 def _is_type_checking(node: ast.AST) -> bool:
