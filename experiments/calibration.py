@@ -22,7 +22,7 @@ from experiments.run_directory import RunDirectory, RunError
 from experiments.settings import CalibrationSettings
 from hardware.quality import Session
 from hardware.store import MeasurementStore
-from hardware.timing import Exported, measure
+from hardware.timing import Exported, measure, pooled
 from nas.encoding import Encoding
 from nas.export import export_for, form_of
 from nas.protocols import Device, Family, LatencyModel, UncertainLatencyModel
@@ -31,7 +31,7 @@ from nas.types import Measurement, Workload
 
 MEASUREMENTS = "measurements.jsonl"
 CHUNK = 6  # networks that are measured together, round by round; a stop loses one chunk
-ATTEMPTS = 3  # at a chunk, if its times are too disturbed to be kept
+ATTEMPTS = 5  # at a chunk, each with as many rounds more, if its times are too disturbed to be kept
 POOL = 600  # random candidates that a covering design chooses from
 CHANGED = 0.2  # relative change of the sentinel's time from which stored measurements are not used
 
@@ -230,19 +230,21 @@ class Calibrator:
         return fresh
 
     def _measure_together(self, networks: Sequence[Exported], sentinel: Exported, reference: float | None) -> list[Measurement]:
-        """Measured again if that was far too disturbed. Raises ValueError if it stays so; nothing of it is kept."""
+        """Measured on, in more rounds, if that was far too disturbed. Raises ValueError if it stays so; nothing of it is kept."""
+        chunk: list[Measurement] = []
         for attempt in range(1, ATTEMPTS + 1):
-            chunk = measure(
+            more = measure(
                 self.device, networks, sentinel=sentinel, workload=self.workload, rounds=self.settings.rounds,
                 sentinel_reference_ms=reference,
             )  # fmt: skip
+            chunk = [pooled(*pair) for pair in zip(chunk, more, strict=True)] if chunk else more
             try:
                 Session.of(chunk).check()
                 break
             except ValueError as error:
                 if attempt == ATTEMPTS:
                     raise
-                self.report.say(f"{error}; these networks are measured again")
+                self.report.say(f"{error}; these networks are measured on")
         return chunk
 
     def _export(self, archs: Sequence[Architecture], folder: str) -> list[Exported]:

@@ -9,7 +9,7 @@ as well: `Measurement.latency_ms` takes both out.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -120,6 +120,21 @@ def measure(
         )
         for index, network in enumerate(networks)
     ]
+
+
+def pooled(first: Measurement, second: Measurement) -> Measurement:
+    """The visits of both, in the conditions of the quieter sentinel: where quiet moments are rare, more visits find some."""
+    rounds = len(first.samples_ms) + len(second.samples_ms)
+    environment = {**first.environment, "rounds": rounds, "conditions_after": second.environment.get("conditions_after", {})}
+    if "energy_mj" in environment:
+        environment["energy_mj"] = [*environment["energy_mj"], *second.environment["energy_mj"]]
+    return replace(
+        first,
+        samples_ms=first.samples_ms + second.samples_ms,
+        sentinel_ms=first.sentinel_ms + second.sentinel_ms,
+        sentinel_reference_ms=min(first.sentinel_reference_ms, second.sentinel_reference_ms),
+        environment=environment,
+    )
 
 
 def _conditions(device: Device) -> dict[str, Any]:
