@@ -25,7 +25,7 @@ class SupernetSettings:
     """How the supernet begins, at random or from the checkpoint in the folder `path`, and learns: by the sandwich rule with
     `num_random` random networks a step."""
 
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=250))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=220))
     num_random: int = 1
     path: str | None = None
 
@@ -63,7 +63,7 @@ class OuterSettings:
 
     make_searcher: Callable[..., Searcher] = field(default=Tpe)
     population: int = 20
-    evaluations: int = 60
+    evaluations: int = 50
     proposals: int = 6
     measure: int = 0
     baseline: bool = True
@@ -89,7 +89,7 @@ class FinishSettings:
 
     shortlist: int = 3
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=70))
-    most_steps: int = 350
+    most_steps: int = 300
     inherit: float = 0.3
     rounds: int = 6
     lesson: Lesson = field(default_factory=Lesson)
