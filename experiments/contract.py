@@ -8,29 +8,25 @@ from __future__ import annotations
 import hashlib
 import math
 import platform
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import onnx
-import torch
 
 from experiments.finishing import Finisher
 from experiments.results import format_ms
 from hardware.local_cpu import LocalCpu
 from hardware.placement import CPU, Placement, Trial, operators, peak_memory, tune
 from latency_models.memory import memory_of_file
-from nas.export import FORMATS, Answer, compare
-from nas.protocols import GenerativeFamily, TaskWithMetrics
+from nas.export import FORMATS, compare
+from nas.protocols import GenerativeFamily
 from nas.space import Architecture
 from nas.types import Measurement
 
 PARITY_EXAMPLES = 1000
 TOLERANCE = 1e-4  # of an output in fp32
-TOKENS_PER_BATCH = 8192
 HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 PACKAGES = ("paretoformer", "torch", "onnx", "onnxruntime", "numpy", "tokenizers")
 
@@ -96,12 +92,12 @@ def proven(
     finisher: Finisher, arch: Architecture, files: Files, measurement: Measurement | None, *, kind: str, limits: Limits
 ) -> dict[str, Any]:
     """The facts of an exported network, all but the test split's. Raises BrokenPromiseError."""
-    network, names = finisher.network(arch), tuple(finisher.family.example_input(finisher.workload.encoded))
-    difference, equal, total = compare(network, files.whole, real_inputs(finisher, names), kind=kind)
+    network = finisher.network(arch)
+    difference, equal, total = compare(network, files.whole, finisher.real_inputs(PARITY_EXAMPLES), kind=kind)
     parity = {"num_examples": total, "max_abs_difference": difference, "equal_decisions": equal / total, "inputs": "test split"}
     limits.check(arch.id, tolerance=difference)
-    error = scores(finisher, FORMATS[kind].open(files.whole), names, "validation")["error_percent"]
-    torch_error = scores(finisher, lambda inputs: [network(*inputs.values()).numpy()], names, "validation")["error_percent"]
+    error = finisher.scored(FORMATS[kind].open(files.whole), "validation")["error_percent"]
+    torch_error = finisher.scored(lambda inputs: [network(*inputs.values()).numpy()], "validation")["error_percent"]
     limits.check(arch.id, max_drop=error - torch_error)
     limits.check(arch.id, budget_ms=None if measurement is None else measurement.latency_ms)
     return {
@@ -134,32 +130,6 @@ def placed(finisher: Finisher, arch: Architecture, path: Path) -> dict[str, Any]
         "fallbacks": [o for o in ran if o["provider"] != run.provider],
         "memory": {**asdict(planned), "peak": peak_memory(path, inputs, run)},
     }
-
-
-def real_inputs(finisher: Finisher, names: Sequence[str]) -> list[dict[str, torch.Tensor]]:
-    """Of the test split, without its labels."""
-    inputs, total = [], 0
-    for batch in finisher.task.batches("test", tokens_per_batch=2048, seed=finisher.seed):
-        inputs.append(dict(zip(names, batch.inputs, strict=True)))
-        total += len(batch.targets)
-        if total >= PARITY_EXAMPLES:
-            break
-    return inputs
-
-
-def scores(finisher: Finisher, answer: Answer, names: Sequence[str], split: str) -> dict[str, Any]:
-    """`error_percent` and the task's own `metrics` of a file, over a split."""
-    task, wrong, total = finisher.task, 0.0, 0
-    sums: Counter[str] = Counter()
-    for batch in task.batches(split, tokens_per_batch=TOKENS_PER_BATCH, seed=None):
-        with torch.no_grad():
-            outputs = torch.from_numpy(answer(dict(zip(names, batch.inputs, strict=True)))[0])
-        wrong += task.error(outputs, batch.targets)
-        total += len(batch.targets)
-        if isinstance(task, TaskWithMetrics):
-            sums.update(task.totals(outputs, batch.targets))
-    metrics = dict(task.metrics(sums)) if isinstance(task, TaskWithMetrics) else {}
-    return {"error_percent": 100.0 * wrong / total, "metrics": metrics, "num_examples": total}
 
 
 def latency_of(measurement: Measurement | None) -> dict[str, float] | None:

@@ -163,12 +163,14 @@ class Explorer:
             self.calibration.model.fit(self.family, list(self.calibration.measurements.values()))
         before_ms = np.array([c.objectives["latency_ms"] for c in near])
         measured_ms = np.array([fresh[c.arch.id].latency_ms for c in near])
-        fronts = [self._front(kind) for kind in (candidates, self._priced(candidates))]
+        priced = self._priced(candidates)
+        was_ms, is_ms = (np.array([c.objectives["latency_ms"] for c in kind]) for kind in (candidates, priced))
+        fronts = [self._front(kind) for kind in (candidates, priced)]
         return {
             "measured": len(near),
             "mape_percent_before": 100 * float(np.mean(np.abs(before_ms / measured_ms - 1))),
             "over_bound_before": int(sum(m > c.objectives["upper_ms"] for c, m in zip(near, measured_ms, strict=True))),
-            "mean_change_percent": 100 * float(np.mean(np.abs(self._changes(candidates)))),
+            "mean_change_percent": 100 * float(np.mean(np.abs(is_ms / was_ms - 1))),
             "front_before": len(fronts[0]),
             "joined": sorted(fronts[1] - fronts[0]),
             "left": sorted(fronts[0] - fronts[1]),
@@ -194,10 +196,3 @@ class Explorer:
     def _front(self, candidates: Sequence[Candidate]) -> set[str]:
         within = [c for c in candidates if self.budget.holds(c)]
         return {c.arch.id for c in pareto_front(within, *self.settings.objectives)}
-
-    def _changes(self, candidates: Sequence[Candidate]) -> np.ndarray:
-        """Of the predicted latencies, relative."""
-        before = np.array([c.objectives["latency_ms"] for c in candidates])
-        after = np.array([c.objectives["latency_ms"] for c in self._priced(candidates)])
-        changes: np.ndarray = after / before - 1.0
-        return changes

@@ -24,7 +24,7 @@ from hardware.timing import Exported, HasDeployment, measure
 from nas.attention import Backend
 from nas.compute import Compute
 from nas.encoding import Encoding
-from nas.export import ExportReport, compare, export_for, export_onnx, form_of, format_of, open_session
+from nas.export import FORMATS, Answer, ExportReport, compare, export_for, export_onnx, form_of, format_of
 from nas.finish.exits import Exits
 from nas.finish.shapes import with_weights
 from nas.finish.teaching import EVALUATION_TOKENS, Lesson, teach
@@ -200,30 +200,39 @@ class Finisher:
         return self.scores_of(self.shipped_path(arch, tag=tag), split)
 
     def scores_of(self, path: Path, split: str) -> dict[str, Any]:
-        """The same of any file of such a network; and its mean `loss`."""
-        session = open_session(path, threads=torch.get_num_threads())
+        """The same of any ONNX file of such a network."""
+        return self.scored(FORMATS["onnx"].open(path), split)
+
+    def scored(self, answer: Answer, split: str) -> dict[str, Any]:
+        """`error_percent`, the task's own `metrics`, the mean `loss` and `num_examples` of whatever answers, over a split."""
         wrong, loss, total = 0.0, 0.0, 0
         sums: Counter[str] = Counter()
         for batch in self.task.batches(split, tokens_per_batch=EVALUATION_TOKENS, seed=None):
-            outputs = torch.from_numpy(session.run(None, self.feed(batch))[0])
+            with torch.no_grad():
+                outputs = torch.from_numpy(answer(self._named(batch))[0])
             wrong += self.task.error(outputs, batch.targets)
             loss += float(self.task.loss(outputs, batch.targets)) * len(batch.targets)
             total += len(batch.targets)
             if isinstance(self.task, TaskWithMetrics):
                 sums.update(self.task.totals(outputs, batch.targets))
         metrics = dict(self.task.metrics(sums)) if isinstance(self.task, TaskWithMetrics) else {}
-        return {"error_percent": 100.0 * wrong / total, "metrics": metrics, "loss": loss / total}
+        return {"error_percent": 100.0 * wrong / total, "metrics": metrics, "loss": loss / total, "num_examples": total}
 
     def parity(self, arch: Architecture, *, num_examples: int = 256, tag: str | None = None) -> dict[str, Any]:
         """How the file's answers agree with the network's on at least so many real test inputs (their labels are not read)."""
+        inputs = self.real_inputs(num_examples)
+        difference, equal, total = compare(self.network(arch, tag=tag), self.shipped_path(arch, tag=tag), inputs)
+        return {"num_examples": total, "max_abs_difference": difference, "equal_decisions": equal / total, "inputs": "test split"}
+
+    def real_inputs(self, num_examples: int) -> list[dict[str, torch.Tensor]]:
+        """At least so many of the test split, if it has them, without their labels."""
         inputs, total = [], 0
         for batch in self.task.batches("test", tokens_per_batch=2048, seed=self.seed):
             inputs.append(self._named(batch))
             total += len(batch.targets)
             if total >= num_examples:
                 break
-        difference, equal, total = compare(self.network(arch, tag=tag), self.shipped_path(arch, tag=tag), inputs)
-        return {"num_examples": total, "max_abs_difference": difference, "equal_decisions": equal / total, "inputs": "test split"}
+        return inputs
 
     def onnx_path(self, arch: Architecture, mode: str = "encode", *, tag: str | None = None) -> Path:
         """The file of a finished network; for another mode than `encode` it is written when it is first asked for."""

@@ -20,7 +20,7 @@ from typing import Any
 
 from experiments import predict
 from experiments.card import card
-from experiments.contract import Files, Limits, checksum, files_of, input_of, promised, proven, scores, versions
+from experiments.contract import Files, Limits, checksum, files_of, input_of, promised, proven, versions
 from experiments.finishing import Finisher
 from experiments.results import Verdict
 from experiments.run_directory import RunError
@@ -32,6 +32,7 @@ from nas.types import Measurement
 TEST = "test.json"
 CONTRACT = "contract.json"
 WEIGHTS = "weights.bin"
+SCORES = ("error_percent", "metrics", "num_examples")  # of the test split, that are kept
 
 
 @dataclass(frozen=True)
@@ -188,9 +189,8 @@ def _test_scores(finisher: Finisher, shipment: Shipment, files: Files, terms: Te
     key = ".".join([shipment.arch.id, *([terms.variant] if terms.variant else [])])
     source = checksum(next(iter(shipment.files.values())))
     if tests.get(key, {}).get("sha256") != source:
-        names = tuple(finisher.family.example_input(finisher.workload.encoded))
-        found = scores(finisher, FORMATS[terms.kind].open(files.whole), names, "test")
-        tests[key] = {**found, "sha256": source}
+        found = finisher.scored(FORMATS[terms.kind].open(files.whole), "test")
+        tests[key] = {**{name: found[name] for name in SCORES}, "sha256": source}
         run.write_json(TEST, tests)
     return {name: value for name, value in tests[key].items() if name != "sha256"}
 

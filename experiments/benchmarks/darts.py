@@ -26,7 +26,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import nn
 
-from experiments.benchmarks.supernet import threads
+from experiments.benchmarks.supernet import Words, threads
 from experiments.progress import Reporter
 from experiments.tasks.languages import Languages
 from latency_models.additive import AdditiveLatency
@@ -55,14 +55,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "perturbation": {"discretisation": "perturbation"},
     "even_perturbation": {"discretisation": "perturbation", "logit_rate": 1e-9},
 }
-
-
-@dataclass
-class Words:
-    """What the benchmark takes."""
-
-    preset: str = "quick"  # quick or full (tiny shows only that it runs)
-    out: str | None = None  # a file for the figures
 
 
 def _options_config(*, steps: int, tokens_per_batch: int = 512) -> DartsConfig:

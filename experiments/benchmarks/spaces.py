@@ -26,6 +26,7 @@ from experiments.benchmarks.supernet import (
     VOCAB_SIZE,
     WRITTEN_OUT,
     Steps,
+    Words,
     default_family,
     random_batch,
     threads,
@@ -60,14 +61,6 @@ ALONE = {
 }  # fmt: skip
 """Its categorical choices, each without a choice."""
 CATEGORICAL = tuple(name for name in ALONE if name != "rank")
-
-
-@dataclass
-class Words:
-    """What the benchmark takes."""
-
-    preset: str = "quick"  # quick or full (tiny shows only that it runs)
-    out: str | None = None  # a file for the figures
 
 
 @dataclass(frozen=True)
