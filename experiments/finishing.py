@@ -106,8 +106,8 @@ class Finisher:
         torch.manual_seed(self.seed)
         fresh = self.family.network(arch)
         network = cut_out(self.family, supernet, arch, self.compute)
-        shrink_and_perturb(network, fresh, inherit=self.settings.inherit)
         config = dataclasses.replace(self.settings.train, steps=self.steps(arch))
+        shrink_and_perturb(network, fresh, inherit=self.settings.inherited(config.steps))
         teach(network, self.task, config, lesson, teachers=teachers, compute=self.compute, seed=self.seed)
         report = self.export(arch, network, tag="")
         if self.shipped_path(arch, tag="") == self.onnx_path(arch, tag=""):

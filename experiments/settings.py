@@ -81,7 +81,8 @@ class FinishSettings:
     Args:
         train: `steps` are those of the largest network. A smaller one is trained for as many FLOPs, so for more steps.
         most_steps: however small the network is.
-        inherit: share of the inherited weights in those that training begins with; the rest is fresh.
+        inherit: share of the inherited weights in those that `most_steps` begin with; the rest is fresh. A shorter training, which
+            could not win back what it gave away, keeps more, up to all.
         rounds: visits to each network.
         lesson: what they learn; a teacher can only be the largest network.
         most_points_lost: of validation error, that a stage may cost what ships.
@@ -103,6 +104,10 @@ class FinishSettings:
             raise ValueError(f"most_points_lost: {self.most_points_lost} is negative")
         if not 0 <= self.inherit <= 1:
             raise ValueError(f"inherit: {self.inherit} is not in [0, 1]")
+
+    def inherited(self, steps: int) -> float:
+        """Share of the inherited weights in those that so many steps begin with."""
+        return 1.0 - (1.0 - self.inherit) * min(1.0, steps / self.most_steps)
 
 
 @dataclass(frozen=True)

@@ -47,3 +47,8 @@ def test_inherited_weights_shrink_towards_fresh_ones(family, inherit):
 def test_a_share_outside_0_to_1_is_refused():
     with pytest.raises(ValueError, match=r"inherit: 1\.5 is not in \[0, 1\]"):
         FinishSettings(inherit=1.5)
+
+
+def test_a_short_training_keeps_more_of_what_it_inherits() -> None:
+    settings = FinishSettings(inherit=0.3, most_steps=200)
+    assert [settings.inherited(steps) for steps in (1, 100, 200, 400)] == pytest.approx([0.9965, 0.65, 0.3, 0.3])
