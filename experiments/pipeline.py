@@ -250,7 +250,8 @@ class Pipeline:
         state = self._checkpoint("supernet.ckpt", compute)
         trainer = supernet_trainer(
             self.family, supernet, self.task, config, compute=compute, seed=self.settings.seed,
-            num_random=self.settings.supernet.num_random, state=state,
+            rule=self.settings.supernet.rule, num_random=self.settings.supernet.num_random,
+            distillation=self.settings.supernet.distillation, state=state,
         )  # fmt: skip
         saved = time.monotonic()
         with self.report.phase("Training the supernet", config.steps, done=trainer.step) as advance:

@@ -11,7 +11,7 @@ from nas.finish.stage import STAGES, Stage
 from nas.finish.teaching import Lesson
 from nas.protocols import Searcher
 from nas.searchers.tpe import Tpe
-from nas.training import TrainConfig
+from nas.training import RULES, Rule, TrainConfig
 
 
 def _positive(owner: object, *names: str) -> None:
@@ -22,15 +22,22 @@ def _positive(owner: object, *names: str) -> None:
 
 @dataclass(frozen=True)
 class SupernetSettings:
-    """How the supernet begins, at random or from the checkpoint in the folder `path`, and learns: by the sandwich rule with
-    `num_random` random networks a step."""
+    """How the supernet begins, at random or from the checkpoint in the folder `path`, and learns: a random network a step, or by
+    the sandwich rule, with `num_random` random networks a step and `distillation` the weight of the largest's answers in what the
+    others learn."""
 
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=220))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=700))
+    rule: Rule = "single"
     num_random: int = 1
+    distillation: float = 0.5
     path: str | None = None
 
     def __post_init__(self) -> None:
         _positive(self, "num_random")
+        if self.rule not in RULES:
+            raise ValueError(f"rule: {self.rule!r} is not one of {RULES}")
+        if not 0 <= self.distillation <= 1:
+            raise ValueError(f"distillation: {self.distillation} is not in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -81,8 +88,8 @@ class FinishSettings:
     Args:
         train: `steps` are those of the largest network. A smaller one is trained for as many FLOPs, so for more steps.
         most_steps: however small the network is.
-        inherit: share of the inherited weights in those that `most_steps` begin with; the rest is fresh. A shorter training, which
-            could not win back what it gave away, keeps more, up to all.
+        inherit: share of the inherited weights in those that `most_steps` begin with; the rest is fresh. A shorter training,
+            which could not win back what it gave away, keeps more, up to all.
         rounds: visits to each network.
         lesson: what they learn; a teacher can only be the largest network.
         most_points_lost: of validation error, that a stage may cost what ships.

@@ -47,6 +47,7 @@ Discretisation = Literal["probability", "perturbation"]
 Remedy = Literal["none", "beta_decay", "perturbation"]
 BETA_DECAY = 1.0  # weight of the remedy of that name
 SMALLER = 4  # what sharpness is measured on: this part of a batch
+SETTLING = 2  # the check of a budget from which an alarm counts: a smaller one than before overshoots at first
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,9 @@ class DartsConfig:
 
     `steps` are for the first budget, `steps_more` for each further one, which starts from the logits and weights of the one
     before. The temperature falls geometrically from `temperature[0]` to `temperature[1]` in every search. Every `check_every`
-    steps the guards look. When their alarm trips, the search for that budget begins again with even logits and the `remedy`:
-    `beta_decay`, or `perturbation`, which trains the weights under even probabilities and then chooses by perturbation.
+    steps the guards look. When their alarm trips, at a budget's second look or later, the search for that budget begins again
+    with even logits and the `remedy`: `beta_decay`, or `perturbation`, which trains the weights under even probabilities and then
+    chooses by perturbation.
 
     Raises:
         ValueError: a value outside its range.
@@ -224,14 +226,15 @@ class Darts:
             self.num_steps += 1
             on_step(step + 1, losses[-1])
             if (step + 1) % self.config.check_every == 0 or step + 1 == steps:
-                health = self._check(budget_ms, target_ms, temperature, float(np.mean(gaps)))
+                settled = step + 1 >= SETTLING * self.config.check_every
+                health = self._check(budget_ms, target_ms, temperature, float(np.mean(gaps)), settled=settled)
                 on_check(health)
                 gaps, alarm = [], health.alarm
                 if alarm and until_alarm:
                     break
         return losses, alarm
 
-    def _check(self, budget_ms: float, target_ms: float, temperature: float, gap: float) -> Health:
+    def _check(self, budget_ms: float, target_ms: float, temperature: float, gap: float, *, settled: bool) -> Health:
         encoding = self._encoding(temperature)
         skipped, used = guards.skip_share(encoding), self._expected_ms(encoding).item() / target_ms
         size = -(-len(self._batch.targets) // SMALLER)
@@ -245,7 +248,7 @@ class Darts:
             used=used,
             gap=gap,
             sharpness=guards.sharpness(loss, self.logits, seed=(self.seed, self.num_steps)),
-            alarm=guards.alarm(skip_share=skipped, used=used),
+            alarm=guards.alarm(skip_share=skipped, used=used) if settled else "",
         )
 
     def _encoding(self, temperature: float) -> Encoding:

@@ -61,13 +61,17 @@ def sandwich(space: SearchSpace, rng: np.random.Generator, *, num_random: int) -
 
 
 def sandwich_step(
-    family: Family, supernet: nn.Module, archs: Sequence[Architecture], batch: Batch, task: Task, compute: Compute
-) -> float:
+    family: Family, supernet: nn.Module, archs: Sequence[Architecture], batch: Batch, task: Task, compute: Compute, *,
+    distillation: float,
+) -> float:  # fmt: skip
     """Adds to the supernet's gradients those of one sandwich; returns the largest network's loss.
 
-    The largest learns from the targets, the others from the largest's answers (inplace distillation, arXiv:1903.05134, with the
-    KL divergence as in BigNAS, arXiv:2003.11142; see `distance`). Each network is freed before the next runs, so the peak is
+    The largest learns from the targets, the others also from the largest's answers (inplace distillation, arXiv:1903.05134, with
+    the KL divergence as in BigNAS, arXiv:2003.11142; see `distance`). Each network is freed before the next runs, so the peak is
     one network's.
+
+    Args:
+        distillation: weight of the largest's answers in what the others learn, 0 to 1; the rest is that of the targets.
     """
     with compute.autocast():
         largest = call(supernet, skeleton(family, archs[0], compute), batch.inputs)
@@ -77,8 +81,10 @@ def sandwich_step(
     for arch in archs[1:]:
         with compute.autocast():
             outputs = call(supernet, skeleton(family, arch, compute), batch.inputs)
-            distilled = distance(outputs.float(), answers, batch.targets)
-        distilled.backward()
+            learned = distillation * distance(outputs.float(), answers, batch.targets)
+            if distillation < 1:
+                learned = learned + (1 - distillation) * task.loss(outputs, batch.targets)
+        learned.backward()
     return float(loss.detach())
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -18,6 +18,10 @@ from torch import nn
 from nas.compute import Compute
 from nas.protocols import Batch, Family, Task
 from nas.supernet import sandwich, sandwich_step
+
+Rule = Literal["single", "sandwich"]
+"""Which networks of a supernet learn in a step: a random one (single path, arXiv:1904.00420), or those of the sandwich rule."""
+RULES = get_args(Rule)
 
 
 class TrainingError(RuntimeError):
@@ -154,17 +158,20 @@ class Trainer:
 
 
 def supernet_trainer(
-    family: Family, supernet: nn.Module, task: Task, config: TrainConfig, *, compute: Compute, seed: int, num_random: int = 1,
-    state: Mapping[str, Any] | None = None,
+    family: Family, supernet: nn.Module, task: Task, config: TrainConfig, *, compute: Compute, seed: int, rule: Rule = "single",
+    num_random: int = 1, distillation: float = 0.5, state: Mapping[str, Any] | None = None,
 ) -> Trainer:  # fmt: skip
-    """Sandwich training of a supernet (see `nas.supernet.sandwich_step`), from a state or from the start."""
+    """Training of a supernet, from a state or from the start; `num_random` and `distillation` are the sandwich rule's (see
+    `nas.supernet.sandwich_step`). A random network alone learns from the targets."""
     batches: list[Iterator[Batch]] = []
 
     def gradient(number: int) -> float:
         if not batches:
             batches.append(stream(task, "train", tokens_per_batch=config.tokens_per_batch, seed=seed, start=number))
-        archs = sandwich(family.space, np.random.default_rng([seed, number]), num_random=num_random)
-        return sandwich_step(family, supernet, archs, next(batches[0]).to(compute.device), task, compute)
+        rng, space = np.random.default_rng([seed, number]), family.space
+        archs = [space.sample(rng)] if rule == "single" else sandwich(space, rng, num_random=num_random)
+        batch = next(batches[0]).to(compute.device)
+        return sandwich_step(family, supernet, archs, batch, task, compute, distillation=distillation)
 
     trainer = Trainer(supernet, config, gradient)
     if state is not None:

@@ -25,7 +25,8 @@ STEPS = (
     "sandwich_step_ratio_1_random",
 )  # fmt: skip
 FIRST_LIGHT = {
-    "seconds_main_job", "hypervolume_ours", "hypervolume_random", "hypervolume_do_it_yourself", "hypervolume_ratio_to_random",
+    "seconds_main_job", "hypervolume_ours", "hypervolume_random", "hypervolume_main_job", "hypervolume_do_it_yourself",
+    "hypervolume_ratio_to_random", "test_error_percent_main_job",
     "hypervolume_ratio_to_do_it_yourself", "test_error_percent_ours", "test_error_percent_random",
     "test_error_percent_do_it_yourself", "ngram_baseline_error_percent", "budgets_kept", "budgets_asked",
     "median_budget_use_percent", "predictor_spearman", "predictor_mape_percent", "predictor_within_10_percent",

@@ -52,7 +52,7 @@ MISSING = {
 SIZES = {  # what a family may ask of a task, and then the tokens of its workload
     "vocab_size": 60, "num_classes": 3, "max_tokens": 16, "input_shape": (2, 28, 28), "mean": (0.0, 1.0), "std": (1.0, 2.0),
 }  # fmt: skip
-VARIANTS = {"pooled", "costs", "path", "lesson", "unroll_rate"}  # what tells the choices of one constructor apart
+VARIANTS = {"rule", "pooled", "costs", "path", "lesson", "unroll_rate"}  # what tells the choices of one constructor apart
 
 
 def composed(*overrides: str):
@@ -113,7 +113,8 @@ def test_the_default_search_builds(tmp_path):
     pipeline = build(composed(f"run={tmp_path / 'run'}", "task.max_examples=3000"), report=Reporter(quiet=True))
     assert isinstance(pipeline.latency_model, DifferentiableLatencyModel)
     assert pipeline.family.space.log10_size() >= 9
-    assert pipeline.settings == Settings(outer=pipeline.settings.outer)
+    assert list(pipeline.settings.stages) == ["longer"], "which a script does not have unless it says so"
+    assert pipeline.settings == Settings(outer=pipeline.settings.outer, stages=pipeline.settings.stages)
     made, default = pipeline.settings.outer.make_searcher, Settings().outer.make_searcher
     assert (made.func, made.keywords) == (default, {})
     assert replace(pipeline.settings.outer, make_searcher=default) == Settings().outer

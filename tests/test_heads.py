@@ -246,10 +246,10 @@ def test_small_networks_learn_from_the_largest_s_answers(task):
     torch.testing.assert_close(distance(outputs, answers, targets), expected)
     torch.testing.assert_close(distance(outputs[..., :1], answers[..., :1], targets), ((outputs - answers)[..., 0] ** 2).mean())
     archs = sandwich(family.space, np.random.default_rng(0), num_random=0)
-    only = sandwich_step(family, supernet, archs[:1], batch, task, COMPUTE)
+    only = sandwich_step(family, supernet, archs[:1], batch, task, COMPUTE, distillation=1.0)
     first = supernet.classifier.weight.grad.clone()
     supernet.zero_grad()
-    assert sandwich_step(family, supernet, archs, batch, task, COMPUTE) == only
+    assert sandwich_step(family, supernet, archs, batch, task, COMPUTE, distillation=1.0) == only
     assert torch.all(supernet.classifier.weight.grad[:, :8] != first[:, :8]), "the smallest has learned something"
 
 

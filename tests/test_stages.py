@@ -18,7 +18,7 @@ from experiments.run_directory import RunDirectory
 from experiments.settings import FinishSettings, Settings
 from experiments.stages import Stages, check_stages, judged
 from nas.compute import Compute
-from nas.finish.distil import Distil
+from nas.finish.learn import Learn
 from nas.finish.low_rank import LowRank
 from nas.finish.prune import Prune
 from nas.finish.quantise import Quantise
@@ -109,7 +109,7 @@ def test_what_was_done_is_read_and_other_settings_are_done_anew(family, tmp_path
     files = {
         name: tmp_path / FOLDER / f"{family.space.largest().id}.{name}.safetensors" for name in ("distil", "low_rank")
     }  # fmt: skip
-    distil = {"distil": Distil(train=FAST)}
+    distil = {"distil": Learn(train=FAST)}
     stages = {**distil, "low_rank": LowRank(train=FAST, energy=0.5)}
     first = through(finisher, stages)
     times = {name: path.stat().st_mtime_ns for name, path in files.items()}
@@ -124,7 +124,7 @@ def test_what_was_done_is_read_and_other_settings_are_done_anew(family, tmp_path
 
 def test_a_killed_stage_is_done_again(family, tmp_path, monkeypatch):
     finisher = finisher_of(family, tmp_path)
-    stages = {"distil": Distil(train=FAST), "quantise": Quantise(train=FAST)}
+    stages = {"distil": Learn(train=FAST), "quantise": Quantise(train=FAST)}
     with monkeypatch.context() as patch:
         patch.setattr(Stages, "_quantise", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):

@@ -164,7 +164,8 @@ def test_prefixes_refuse_a_larger_network(family):
         prefixes(small, family.supernet())
 
 
-def test_sandwich_step_matches_single_networks(family, inputs):
+@pytest.mark.parametrize("distillation", [0.0, 0.4, 1.0])
+def test_sandwich_step_matches_single_networks(family, inputs, distillation):
     """The gradient of a sandwich is the sum of its networks' gradients."""
 
     class Task:
@@ -176,7 +177,7 @@ def test_sandwich_step_matches_single_networks(family, inputs):
     supernet = trained(family.supernet())
     archs = sandwich(family.space, np.random.default_rng(0), num_random=2)
     assert len(archs) == 4
-    loss = sandwich_step(family, supernet, archs, batch, Task, COMPUTE)
+    loss = sandwich_step(family, supernet, archs, batch, Task, COMPUTE, distillation=distillation)
     together = {n: p.grad.clone() for n, p in supernet.named_parameters() if p.grad is not None}
     supernet.zero_grad()
     largest = cut_out(family, supernet, archs[0], COMPUTE).double()
@@ -185,6 +186,7 @@ def test_sandwich_step_matches_single_networks(family, inputs):
     Task.loss(call(supernet, skeleton(family, archs[0], COMPUTE), inputs), batch.targets).backward()
     for arch in archs[1:]:
         outputs = torch.log_softmax(call(supernet, skeleton(family, arch, COMPUTE), inputs).float(), dim=-1)
-        torch.nn.functional.kl_div(outputs, answers, reduction="batchmean", log_target=True).backward()
+        distilled = torch.nn.functional.kl_div(outputs, answers, reduction="batchmean", log_target=True)
+        (distillation * distilled + (1 - distillation) * Task.loss(outputs, batch.targets)).backward()
     for name, gradient in together.items():
         torch.testing.assert_close(dict(supernet.named_parameters())[name].grad, gradient, rtol=1e-5, atol=1e-7)

@@ -1,9 +1,10 @@
 """Whether a search keeps what it promises: the whole main job against random search and against doing it oneself.
 
 Fronts: for each seed the main job runs from its configuration; then `do_it_yourself` gets the same task, which it need not load,
-the same budget and as many seconds. Both fronts and random search's (same supernet, same training) are then timed in one
-interleaved session, and every exported file is scored on the test split. The hypervolume is the area under 100 % test error and
-the budget.
+the same budget and as many seconds. Four fronts are timed in one interleaved session, and every exported file is scored on the
+test split: what the search and what random search found at equal cost (same supernet, same training); all that the main job
+finished, which is those, the hand-designed networks, and what ships after its stages; and what was done by oneself. The
+hypervolume is the area under 100 % test error and the budget.
 
 Predictor: uniformly random networks are measured once; many random splits fit the latency model and judge it.
 
@@ -50,8 +51,20 @@ from nas.protocols import Task
 from nas.space import Architecture, Option, SearchSpace
 from nas.types import Measurement
 
-WHO = {"ours": "the search", "random": "random search", "do_it_yourself": "do it yourself"}
-ROLES = {"search": "ours", "random": "random"}  # of the main job's finalists
+WHO = {
+    "ours": "the search",
+    "random": "random search",
+    "hand": "by hand",
+    "ships": "what ships",
+    "do_it_yourself": "do it yourself",
+}
+ROLES = {"search": "ours", "random": "random", "hand": "hand"}  # of the main job's finalists
+SIDES = {
+    "ours": ("ours",),
+    "random": ("random",),
+    "main_job": ("ours", "random", "hand", "ships"),
+    "do_it_yourself": ("do_it_yourself",),
+}
 
 
 @dataclass
@@ -107,16 +120,17 @@ class Fronts:
     ngram_error_percent: float  # on the validation split
     points: tuple[Point, ...]
 
-    def of(self, who: str) -> list[Point]:
-        return sorted((p for p in self.points if p.who == who), key=lambda p: p.latency_ms)
+    def of(self, *who: str) -> list[Point]:
+        return sorted((p for p in self.points if p.who in who), key=lambda p: p.latency_ms)
 
-    def hypervolume(self, who: str) -> float:
-        """In ms times percent."""
-        return hypervolume(np.array([[p.latency_ms, p.test_error_percent] for p in self.of(who)]), (self.budget_ms, 100.0))
+    def hypervolume(self, side: str) -> float:
+        """Of one of `SIDES`, in ms times percent."""
+        costs = np.array([[p.latency_ms, p.test_error_percent] for p in self.of(*SIDES[side])])
+        return hypervolume(costs, (self.budget_ms, 100.0))
 
-    def test_error_percent(self, who: str) -> float:
+    def test_error_percent(self, side: str) -> float:
         """Of the network within the budget that does best on the validation split; 100 without one."""
-        within = [p for p in self.of(who) if p.latency_ms <= self.budget_ms]
+        within = [p for p in self.of(*SIDES[side]) if p.latency_ms <= self.budget_ms]
         best = min(within, key=lambda p: p.validation_error_percent, default=None)
         return best.test_error_percent if best else 100.0
 
@@ -153,10 +167,11 @@ def fronts_of(preset: Preset, seed: int, folder: Path, report: Reporter) -> Fron
     seconds = time.perf_counter() - start
     space, finisher = pipeline.family.space, outcome.finisher
     networks = [
-        (ROLES[f.role], f.arch, finisher.onnx_path(f.arch), finisher.record(f.arch)["error_percent"])
+        (ROLES[f.role], f.arch, finisher.onnx_path(f.arch, tag=""), finisher.record(f.arch)["error_percent"])
         for f in outcome.finalists
-        if f.role in ROLES
     ]
+    ships = outcome.choice.arch
+    networks.append(("ships", ships, finisher.onnx_path(ships), finisher.file_scores(ships, "validation")["error_percent"]))
     with report.phase(f"The same by oneself, in {seconds:.0f} s", 1):
         by_oneself = do_it_yourself.run(
             pipeline.task, seconds=seconds, budget_ms=outcome.budget.ms, seed=seed, directory=fresh / "do_it_yourself",
@@ -317,13 +332,17 @@ def _sentinel(pipeline: Pipeline, folder: str) -> Exported:
 
 def _summary(fronts: Sequence[Fronts]) -> dict[str, float]:
     """Means over the seeds."""
-    volumes = {who: float(np.mean([f.hypervolume(who) for f in fronts])) for who in WHO}
-    ratios = {who: volumes["ours"] / volumes[who] if volumes[who] else float("inf") for who in WHO}
+    volumes = {side: float(np.mean([f.hypervolume(side) for f in fronts])) for side in SIDES}
+
+    def ratio(one: str, other: str) -> float:
+        return volumes[one] / volumes[other] if volumes[other] else float("inf")
+
     return {
         "seconds_main_job": float(np.mean([f.seconds for f in fronts])),
-        **{f"hypervolume_{who}": volume for who, volume in volumes.items()},
-        **{f"hypervolume_ratio_to_{who}": ratio for who, ratio in ratios.items() if who != "ours"},
-        **{f"test_error_percent_{who}": float(np.mean([f.test_error_percent(who) for f in fronts])) for who in WHO},
+        **{f"hypervolume_{side}": volume for side, volume in volumes.items()},
+        "hypervolume_ratio_to_random": ratio("ours", "random"),
+        "hypervolume_ratio_to_do_it_yourself": ratio("main_job", "do_it_yourself"),
+        **{f"test_error_percent_{side}": float(np.mean([f.test_error_percent(side) for f in fronts])) for side in SIDES},
         "ngram_baseline_error_percent": float(np.mean([f.ngram_error_percent for f in fronts])),
         "verdicts_kept": sum(f.kept for f in fronts),
         "num_seeds": len(fronts),
@@ -340,7 +359,7 @@ def _show_fronts(fronts: Fronts, report: Reporter) -> None:
                 words, p.id, f"{p.latency_ms:.3f}", *errors, "" if p.latency_ms <= fronts.budget_ms else "over the budget"
             )
     report.console.print(table)
-    volumes = ", ".join(f"{words} {fronts.hypervolume(who):.2f}" for who, words in WHO.items())
+    volumes = ", ".join(f"{side.replace('_', ' ')} {fronts.hypervolume(side):.2f}" for side in SIDES)
     report.say(f"Hypervolume in ms x %: {volumes}. {fronts.verdict}")
 
 

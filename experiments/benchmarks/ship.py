@@ -36,7 +36,7 @@ from experiments.stages import Stages
 from nas.compute import Compute, choose_compute
 from nas.encoding import Encoding
 from nas.finish.cut import Cut
-from nas.finish.distil import Distil
+from nas.finish.learn import Learn
 from nas.finish.low_rank import LowRank
 from nas.finish.prune import Prune
 from nas.finish.quantise import Quantise
@@ -147,7 +147,7 @@ def stages_of(steps: int, *, static: bool) -> dict[str, Stage]:
     train = TrainConfig(steps=steps, learning_rate=1e-3)
     aware = TrainConfig(steps=steps, learning_rate=5e-4)
     stages: dict[str, Stage] = {
-        "trained_on": Distil(train=aware, lesson=Lesson()),
+        "trained_on": Learn(train=aware, lesson=Lesson()),
         "int8": Quantise(train=aware),
         "int8_untrained": Quantise(aware=False, mixed=False),
         "fp16": Quantise(aware=False, mixed=False, kind="fp16"),

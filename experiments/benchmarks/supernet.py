@@ -209,7 +209,7 @@ class Steps:
     def sandwich(self, num_random: int) -> None:
         self.supernet.zero_grad()
         archs = sandwich(self.family.space, self.rng, num_random=num_random)
-        sandwich_step(self.family, self.supernet, archs, self.batch, TASK, self.compute)
+        sandwich_step(self.family, self.supernet, archs, self.batch, TASK, self.compute, distillation=0.5)
 
     def _relaxed_loss(self, logits: Tensor) -> Tensor:
         with self.compute.autocast():

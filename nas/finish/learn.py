@@ -1,4 +1,4 @@
-"""More training of what ships, with a teacher."""
+"""More training of what ships, alone or with a teacher."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from nas.training import TrainConfig
 
 
 @dataclass(frozen=True)
-class Distil:
-    """Learns the teacher's answers, hidden states or relations, as the lesson says."""
+class Learn:
+    """Learns on, as the lesson says: from the targets, and from a teacher's answers, hidden states or relations."""
 
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=300, learning_rate=1e-3))
     lesson: Lesson = field(default_factory=lambda: Lesson(beta=(1.0, 1.0)))
