@@ -57,8 +57,8 @@ class DartsConfig:
     `steps` are for the first budget, `steps_more` for each further one, which starts from the logits and weights of the one
     before. The temperature falls geometrically from `temperature[0]` to `temperature[1]` in every search. Every `check_every`
     steps the guards look. When their alarm trips, at a budget's second look or later, the search for that budget begins again
-    with even logits and the `remedy`: `beta_decay`, or `perturbation`, which trains the weights under even probabilities and then
-    chooses by perturbation.
+    with even logits and the `remedy`, for the steps that are left: `beta_decay`, or `perturbation`, which trains the weights under
+    even probabilities and then chooses by perturbation, once for all budgets.
 
     Raises:
         ValueError: a value outside its range.
@@ -137,6 +137,7 @@ class Darts:
         self.logits = nn.Parameter(torch.empty(self.space.encoding_size, device=compute.device))
         self.weight_optimizer = torch.optim.AdamW(self.supernet.parameters(), lr=config.weight_rate, fused=True)
         self.remedy = ""
+        self.option_losses = np.empty(0)
         self.num_steps, self.seed = 0, seed
         self._even_logits()
         self._open_streams()
@@ -157,11 +158,16 @@ class Darts:
         if remedy:
             self.remedy = remedy
             self._even_logits()
-            losses, _ = self._search(budget_ms, steps, on_step, on_check, until_alarm=False)
+            steps_left = max(steps - len(losses), SETTLING * self.config.check_every)
+            losses, _ = self._search(budget_ms, steps_left, on_step, on_check, until_alarm=False)
         encoding = self._encoding(self.config.temperature[1])
         probabilities = encoding.values.double().cpu().numpy()
-        by_loss = "perturbation" in (self.config.discretisation, self.remedy)
-        log_p = -self._option_losses(encoding) if by_loss else np.log(np.clip(probabilities, 1e-9, 1.0))
+        if "perturbation" in (self.config.discretisation, self.remedy):
+            if self.remedy != "perturbation" or not len(self.option_losses):  # the remedy's even probabilities stay the same
+                self.option_losses = self._option_losses(encoding)
+            log_p = -self.option_losses
+        else:
+            log_p = np.log(np.clip(probabilities, 1e-9, 1.0))
         arch = discretise(self.space, log_p, self.latency_model, budget_ms)
         prediction = self.latency_model.predict([arch])
         return Proposal(
@@ -184,6 +190,7 @@ class Darts:
             "logit_optimizer": self.logit_optimizer.state_dict(),
             "multiplier": self.multiplier,
             "remedy": self.remedy,
+            "option_losses": torch.from_numpy(self.option_losses),
             "num_steps": self.num_steps,
         }
 
@@ -193,6 +200,7 @@ class Darts:
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
         self.logit_optimizer.load_state_dict(state["logit_optimizer"])
         self.multiplier, self.remedy, self.num_steps = state["multiplier"], state["remedy"], state["num_steps"]
+        self.option_losses = state["option_losses"].numpy()
         self._open_streams()
 
     def _even_logits(self) -> None:

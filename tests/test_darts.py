@@ -277,7 +277,7 @@ def test_a_planted_collapse_trips_the_alarm_and_recovers():
     recovered, checks, loss = planted("perturbation")
     assert (recovered.alarm != "", recovered.remedy) == (True, "perturbation")
     assert "it began again with the remedy 'perturbation'" in recovered.alarm_sentence
-    assert [bool(check.alarm) for check in checks] == [False, True] + [False] * 5
+    assert [bool(check.alarm) for check in checks] == [False, True] + [False] * 3
     assert recovered.arch["layer1.attention"] == "full"
     assert loss < loss_before - 0.2
 
