@@ -35,7 +35,8 @@ def run(config: DictConfig) -> None:
         for name, content in (("config", resolved), ("overrides", overrides)):
             with job.run.replacing(f".hydra/{name}.yaml") as path:
                 path.write_text(OmegaConf.to_yaml(content))
-        report.say(f"Run: {job.run.path}  (stop at any time; the same command with run={job.run.path} goes on)")
+        then = "goes on" if isinstance(job, Pipeline) else "takes seconds and finds the same"
+        report.say(f"Run: {job.run.path}  (stop at any time; the same command with run={job.run.path} {then})")
         words = [w for w in overrides if not w.startswith("run=")]
         command = shlex.join(["paretoformer", "search", *words, f"run={job.run.path}"])
         if isinstance(job, Pipeline):

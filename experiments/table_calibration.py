@@ -1,4 +1,5 @@
-"""Calibrating on a device that is not at hand: from the well-known transformers in a table of measurements to our own spaces."""
+"""Calibrating on a device that is not at hand: from the well-known transformers, or blocks of transformers, in a table of
+measurements to our own spaces."""
 
 from __future__ import annotations
 
@@ -14,14 +15,16 @@ from latency_models.drift import no_signal
 from nas.encoding import Encoding
 from nas.protocols import Family, LatencyModel, Operator, OperatorLatencyModel
 from nas.types import Workload
+from search_spaces import blocks
 from search_spaces.named import match, operators
 
 FEWEST_MATCHES = 8
+MOST_BLOCKS = 600  # random ones of the thousands in a table, which determine the few prices
 
 
 @dataclass(frozen=True)
 class TableCalibrator:
-    """Fits a latency model to the well-known transformers in a table of measurements."""
+    """Fits a latency model to the transformers, or blocks of transformers, in a table of measurements."""
 
     family: Family
     device: RecordedDevice
@@ -36,43 +39,78 @@ class TableCalibrator:
                 of its own space.
         """
         table = self.device.table
-        matches, num_others = match(table)
-        if len(matches) < FEWEST_MATCHES:
-            raise ValueError(
-                f"device.table: {table.name} holds {len(matches)} transformers whose sizes are published, at least "
-                f"{FEWEST_MATCHES} are needed to predict the networks of another space"
-            )
+        rows, networks = self._blocks() if blocks.are_in(table) else self._networks()
         if not isinstance(model, OperatorLatencyModel):
             raise ValueError(f"latency_model: {type(model).__name__} cannot be fitted to other networks; latency_model=roofline")
-        networks = [operators(m.model, m.workload) for m in matches]
-        measured = table.values[[m.row for m in matches]]
+        measured = table.values[rows]
         model.fit_operators(self.family, self.workload, networks, measured)
         unseen = model.unseen_ms()
         if why := no_signal(measured, unseen):
             raise ValueError(f"device.table: {table.name}: {why}; no search can start on it")
+        upper = unseen * model.upper_factor()
+        judged = quality(measured, unseen, upper, measured.tolist())
+        what = "blocks" if blocks.are_in(table) else "networks of published sizes"
         self.report.say(
-            f"{table.name}: fitted to {len(matches)} networks of published sizes; {num_others} other rows are not used"
+            f"{table.name}: fitted to {len(rows)} {what}; {len(table) - len(rows)} other rows are not used. Those that a fit did "
+            f"not see are predicted to {judged['mape_percent']:.1f} % (rank correlation {judged['spearman']:.3f})"
         )
         self._say_how_far(networks)
-        upper = unseen * model.upper_factor()
         return Calibration(
             model=model,
             measurements={},
             sentinel_reference_ms=None,
-            quality=quality(measured, unseen, upper, measured.tolist()),
+            quality=judged,
             held_out=[
-                {"id": table.labels[m.row], "measured_ms": ms, "predicted_ms": p, "upper_ms": u}
-                for m, ms, p, u in zip(matches, measured.tolist(), unseen.tolist(), upper.tolist(), strict=True)
+                {"id": table.labels[row], "measured_ms": ms, "predicted_ms": p, "upper_ms": u}
+                for row, ms, p, u in zip(rows, measured.tolist(), unseen.tolist(), upper.tolist(), strict=True)
             ],
         )
 
+    def _networks(self) -> tuple[list[int], list[list[Operator]]]:
+        """The rows of well-known transformers, and their operators."""
+        matches, _ = match(self.device.table)
+        if len(matches) < FEWEST_MATCHES:
+            raise ValueError(
+                f"device.table: {self.device.table.name} holds {len(matches)} transformers whose sizes are published, at least "
+                f"{FEWEST_MATCHES} are needed to predict the networks of another space"
+            )
+        return [m.row for m in matches], [operators(m.model, m.workload) for m in matches]
+
+    def _blocks(self) -> tuple[list[int], list[list[Operator]]]:
+        """Rows of a table of single blocks, none larger than a network of the space, and their operators."""
+        if self.workload.mode == "decode":
+            raise ValueError(
+                f"device.table: {self.device.table.name} holds blocks that read all tokens at once; what one more token costs "
+                "beside a kept past they do not tell, so workload mode decode cannot be predicted from them"
+            )
+        most = _flops(self._largest())
+        found = [(row, block) for row, block in blocks.match(self.device.table) if _flops(block) <= most]
+        if len(found) < FEWEST_MATCHES:
+            raise ValueError(
+                f"device.table: {self.device.table.name} holds {len(found)} blocks with no more FLOPs than this space's largest "
+                f"network, at least {FEWEST_MATCHES} are needed to predict it"
+            )
+        chosen = np.random.default_rng(0).permutation(len(found))[:MOST_BLOCKS]
+        return [found[i][0] for i in chosen], [found[i][1] for i in chosen]
+
+    def _largest(self) -> list[Operator]:
+        space = self.family.space
+        return self.family.operators(Encoding.of(space, [space.largest()]), self.workload)
+
     def _say_how_far(self, networks: Sequence[Sequence[Operator]]) -> None:
         """Warns if the space lies outside what was measured."""
-        space = self.family.space
-        ours = self.family.operators(Encoding.of(space, [space.largest()]), self.workload)
-        largest, smallest = sum(float(np.sum(o.flops)) for o in ours), min(sum(float(o.flops) for o in n) for n in networks)
+        name, ours = self.device.table.name, self._largest()
+        if unknown := sorted({o.kind for o in ours} - {o.kind for n in networks for o in n}):
+            self.report.say(
+                f"{name}: has none of {', '.join(unknown)}; they are predicted by their FLOPs and bytes at the others' prices"
+            )
+        largest, smallest = _flops(ours), min(_flops(network) for network in networks)
         if largest < smallest:
             self.report.say(
-                f"{self.device.table.name}: its smallest network has {smallest / largest:.0f} times the FLOPs of this space's "
+                f"{name}: its smallest network has {smallest / largest:.0f} times the FLOPs of this space's "
                 "largest: predictions are extrapolated, and their bound does not know how far"
             )
+
+
+def _flops(network: Sequence[Operator]) -> float:
+    return sum(float(np.sum(operator.flops)) for operator in network)

@@ -5,6 +5,8 @@
 Nothing is trained and nothing can be measured, so a network's worth is its capacity: the parameters of its layers. Half of the
 table is fitted, with a bound that holds for picks. The other half judges it: of those networks, too, the largest whose bound is
 within the budget is picked, and its recorded time says whether the budget is kept.
+
+It takes seconds, so a search that was stopped begins again; it finds the same, and files are written when it is done.
 """
 
 from __future__ import annotations
@@ -131,7 +133,7 @@ class TableSearch:
         costs, capacity = hat.costs(table.rows), hat.num_parameters(table.rows)
         fitted, others = np.array_split(np.random.default_rng(self.settings.seed).permutation(len(table)), 2)
         model = Bounded(PhysicalRegressor(), coverage=COVERAGE)
-        model.fit(costs[fitted], table.values[fitted], capacity=capacity[fitted])
+        model.fit(costs[fitted], table.values[fitted], capacity=capacity[fitted], pool=self.settings.outer.evaluations)
         halves = Halves(model, table.values[fitted], capacity[others], table.values[others], model.predict(costs[others]))
         if why := no_signal(halves.recorded_ms, halves.prediction.mean_ms):
             raise ValueError(f"device.table: {table.name}: {why}; no search can start on it")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy.ndimage import median_filter
 
 WINDOW = 25  # rows
@@ -38,6 +39,14 @@ def sessions(times: np.ndarray, predicted: np.ndarray) -> Sessions:
     scale = SCALE * np.median(np.abs(rest - np.median(rest)))
     sound = (np.abs(levels) <= SHIFT) & (np.abs(rest) <= OUTLIER * scale)
     return Sessions(levels, sound)
+
+
+def neighbours(times: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """The level of each row's session, [N], by the `WINDOW` - 1 rows around it without itself: what a sentinel beside it says."""
+    residuals = np.log(times / predicted)
+    around = sliding_window_view(np.pad(residuals, WINDOW // 2, mode="reflect"), WINDOW)
+    levels: np.ndarray = np.median(np.delete(around, WINDOW // 2, axis=1), axis=1) - np.median(residuals)
+    return levels
 
 
 def no_signal(times: np.ndarray, unseen: np.ndarray) -> str | None:

@@ -9,9 +9,10 @@ import pytest
 from experiments import bench, calibrate
 from experiments.benchmarks import latency
 from hardware.tables import load_table
-from latency_models.drift import no_signal, sessions
+from latency_models.drift import neighbours, no_signal, sessions
 from latency_models.ensemble import Ensemble
 from latency_models.intervals import Bounded, conformal_quantile, pick
+from latency_models.onboarding import NewDevice, OtherDevices
 from latency_models.physical import PhysicalRegressor
 from latency_models.stacking import mixture
 from latency_models.table import TablePredictor
@@ -96,20 +97,41 @@ def test_conformal_quantile_is_the_rank_that_covers():
     assert conformal_quantile(np.arange(1.0, 5.0), 0.99) == 4.0
 
 
-def test_the_bound_holds_for_picks():
-    """The mean as a bound is broken by a large share of picks, since a pick is what is underestimated most."""
+def share_over(bound, times, capacity, pool):
+    """Of the picks for 300 budgets, each from a pool of its own."""
+    rng, over = np.random.default_rng(0), []
+    for budget in np.geomspace(*np.quantile(times, (0.1, 0.9)), 300):
+        rows = rng.choice(len(times), pool, replace=False)
+        picked = pick(bound[rows], capacity[rows], budget)
+        if picked is not None:
+            over.append(times[rows[picked]] > budget)
+    return np.mean(over)
+
+
+@pytest.mark.parametrize("pool", [20, 500])
+def test_the_bound_holds_for_picks(pool):
+    """The mean as a bound is broken by a large share of picks: the larger the pool, the nearer they are to the budget."""
     costs, times = costs_and_times(1200, noise=0.05)
     capacity = costs[:, 3]
-    model = Bounded(PhysicalRegressor(), coverage=0.9).fit(costs[:200], times[:200], capacity=capacity[:200])
+    model = Bounded(PhysicalRegressor(), coverage=0.9).fit(costs[:200], times[:200], capacity=capacity[:200], pool=pool)
     prediction = model.predict(costs[200:])
-    rng, over = np.random.default_rng(0), {"upper": [], "mean": []}
-    for budget in np.geomspace(*np.quantile(times, (0.1, 0.9)), 300):
-        pool = rng.choice(1000, 100, replace=False)
-        for name, bound in (("upper", prediction.upper_ms), ("mean", prediction.mean_ms)):
-            picked = pick(bound[pool], capacity[200:][pool], budget)
-            if picked is not None:
-                over[name].append(times[200:][pool[picked]] > budget)
-    assert np.mean(over["upper"]) <= 0.1 < np.mean(over["mean"])
+    shares = [share_over(bound, times[200:], capacity[200:], pool) for bound in (prediction.upper_ms, prediction.mean_ms)]
+    assert shares[0] <= 0.1 < shares[1]
+
+
+def test_the_bound_knows_that_picks_are_those_that_are_underestimated():
+    """A predictor that does not see what capacity costs errs most for what a large pool offers."""
+    rng = np.random.default_rng(0)
+    seen, unseen = rng.uniform(1, 8, 1500), rng.uniform(0.8, 1.2, 1500)
+    costs, capacity = np.column_stack([np.ones(1500), seen]), seen * unseen
+    times = seen * unseen * np.exp(0.02 * rng.standard_normal(1500))
+    few = slice(0, 200)
+    factors = {}
+    for pool in (1, 20, 1000):
+        model = Bounded(PhysicalRegressor(), coverage=0.9).fit(costs[few], times[few], capacity=capacity[few], pool=pool)
+        factors[pool] = model.upper_factor_
+        assert share_over(model.predict(costs[200:]).upper_ms, times[200:], capacity[200:], pool) <= 0.1
+    assert factors[1] < factors[20] < factors[1000]
 
 
 def test_sessions_are_seen_in_the_order_of_rows():
@@ -121,6 +143,33 @@ def test_sessions_are_seen_in_the_order_of_rows():
     assert not found.sound[300]
     assert np.mean(found.sound[210:290]) > 0.95
     assert found.share_shifted == pytest.approx(0.25, abs=0.02)
+
+
+def test_the_rows_around_a_row_tell_the_state_of_the_device():
+    """As a sentinel beside it does: the row's own time says nothing."""
+    costs, times = costs_and_times(400)
+    times[100:200] *= 1.3
+    times[300] *= 2.0
+    levels = neighbours(times, costs @ PRICES)
+    np.testing.assert_allclose(levels[115:185], np.log(1.3), atol=0.01)
+    assert levels[300] == pytest.approx(0.0, abs=0.01)
+
+
+def test_a_new_device_is_a_mixture_of_others_or_has_prices_of_its_own():
+    costs, times = costs_and_times(310, noise=0.03)
+    few, rest = slice(0, 10), slice(10, None)
+    known = [np.array([9.0, 0.1, 0.1, 0.03]), np.array([1.0, 0.5, 0.0, 0.01])]
+
+    def error(model, device_ms):
+        return np.mean(np.abs(model.fit(costs[few], device_ms[few]).predict(costs[rest]) / device_ms[rest] - 1))
+
+    for prices, is_alike in ((0.5 * known[0] + 0.5 * known[1], True), (np.array([0.1, 0.0, 3.0, 0.0]), False)):
+        device_ms = costs @ prices * times / (costs @ PRICES)
+        model = NewDevice(known)
+        assert error(model, device_ms) <= 1.001 * error(OtherDevices(known), device_ms)
+        assert isinstance(model.chosen_, OtherDevices) == is_alike
+    with pytest.raises(ValueError, match="times: 2 measurements are too few to choose by"):
+        NewDevice(known).fit(costs[:2], times[:2])
 
 
 def test_shuffled_times_have_no_signal():

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.optimize import nnls
 from scipy.stats import spearmanr
 from sklearn.linear_model import RidgeCV
 
 from experiments.benchmarks.splits import judged, mape, random_splits
 from hardware.tables import TABLES, load_table
+from latency_models.onboarding import NewDevice, OtherDevices
 from latency_models.physical import PhysicalRegressor
 from latency_models.stacking import mixture
 from nas.tables import RecordedTable
@@ -23,36 +23,21 @@ CELLS = 3000  # of NAS-Bench-201 that each split is judged on
 
 
 def onboard_hat(tables: Mapping[str, RecordedTable], splits: int) -> dict[str, float]:
-    """Each device as a new one: its prices are drawn to the other devices'; beside a stack of the others' predictions."""
+    """Each device as a new one among the others; beside a stack of the others' predictions."""
     figures, rhos = {}, []
     names = ("pi", "xeon", "titanxp")
     prices = {n: PhysicalRegressor().fit(hat.costs(tables[n].rows), tables[n].values).prices_ for n in names}
     for name in names:
         costs, times = hat.costs(tables[name].rows), tables[name].values
         known = [prices[other] for other in names if other != name]
-        error, rho = judged(lambda known=known: PhysicalRegressor(known=known), costs, times, NUM_ONBOARDING, splits)  # type: ignore[misc]
+        error, rho = judged(lambda known=known: NewDevice(known), costs, times, NUM_ONBOARDING, splits)  # type: ignore[misc]
         figures[f"onboarding_hat_{name}_mape_10"] = error
         rhos.append(rho)
         figures[f"onboarding_hat_{name}_alone_mape_10"], _ = judged(PhysicalRegressor, costs, times, NUM_ONBOARDING, splits)
         figures[f"onboarding_hat_{name}_stack_mape_10"], _ = judged(
-            lambda known=known: _Stack(known), costs, times, NUM_ONBOARDING, splits  # type: ignore[misc]
+            lambda known=known: OtherDevices(known), costs, times, NUM_ONBOARDING, splits  # type: ignore[misc]
         )  # fmt: skip
     return {**figures, "onboarding_hat_spearman_10": min(rhos)}
-
-
-class _Stack:
-    """The non-negative mixture of other devices' predictions: the reference."""
-
-    def __init__(self, known: Sequence[np.ndarray]) -> None:
-        self.prices = np.stack(known, axis=1)
-
-    def fit(self, costs: np.ndarray, times: np.ndarray) -> _Stack:
-        self.shares, _ = nnls(costs @ self.prices / times[:, None], np.ones(len(times)))
-        return self
-
-    def predict(self, costs: np.ndarray) -> np.ndarray:
-        predicted: np.ndarray = costs @ self.prices @ self.shares
-        return predicted
 
 
 def onboard_cells(folder: Path | None, splits: int) -> dict[str, float]:
