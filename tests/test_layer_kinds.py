@@ -190,6 +190,6 @@ def test_gradients_of_what_is_written_here():
         return torch.randn(shape, dtype=torch.float64, requires_grad=True)
 
     for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
-        assert check(lambda x, w: _MixedActivation.apply(x, w, tuple(ACTIVATIONS)), (double(2, 3, 4), double(4)))
+        assert check(lambda x, w: _MixedActivation.apply(x, w, tuple(ACTIVATIONS)), (double(2, 3, 4), double(len(ACTIVATIONS))))
         assert check(lambda x, w, b: _RMSNorm.apply(x, w, b, 1e-5), (double(2, 3, 4), double(4), double(4)))
         assert check(_MixedWeights.apply, (double(2), double(2, 3), double(4), double(2, 3), double(4)))
