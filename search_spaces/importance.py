@@ -2,11 +2,18 @@
 sorted by importance. The largest network computes the same in any order. Layers stay in theirs.
 
 Importance is the magnitude of weights, as Once-for-all sorts channels before it shrinks them (arXiv:1908.09791, section 3; there
-by the L1 norm of one matrix). Heads, neurons and, where norms are before the layers, channels are sorted by the norm of the
-weights that write them times that of those that read them. A channel of a post-norm stream is what norms wrote, w times something
-of variance 1, plus b: channels are sorted by the sum of w^2 + b^2. (Of MiniLM without training, the first 288 of 384 channels
-keep the similarities of 16 sentences with a correlation of 0.57 so, 0.47 in the checkpoint's order, and 0.2 by the norms of the
-matrices that write and read them.)
+by the L1 norm of one matrix). Heads and neurons are sorted by the norm of the weights that write them times that of those that
+read them. A channel of a post-norm stream is what norms wrote, w times something of variance 1, plus b: channels are sorted by
+the sum of w^2 + b^2. (Of MiniLM without training, the first 288 of 384 channels keep the similarities of 16 sentences with a
+correlation of 0.57 so, 0.47 in the checkpoint's order, and 0.2 by the norms of the matrices that write and read them.)
+
+Channels of a pre-norm stream stay in their order. Of byte-level decoders with 4 layers of width 128, trained for 600 steps and
+then cut, in bits per byte:
+
+| decoder | whole | 112 channels as trained | sorted as neurons | 3 of 4 heads as trained | sorted | 192 of 384 neurons | sorted |
+|---|---|---|---|---|---|---|---|
+| like GPT-2 | 2.50 | 2.93 | 3.40 | 2.79 | 2.63 | 2.98 | 2.76 |
+| like Llama | 2.04 | 2.54 | 2.70 | 2.62 | 2.31 | 2.60 | 2.19 |
 """
 
 from __future__ import annotations
@@ -18,9 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-STREAM_COLUMNS = re.compile(r"((^|\.)(embedding|positions|query|key|value|up|gate|classifier|head))\.weight$")
-STREAM_ROWS = re.compile(r"(norm|attention\.out|ffn\.down|patches\.\d+\.embedding)\.(weight|bias)$")
-READERS = {"attention_norm": ("attention.query", "attention.key", "attention.value"), "ffn_norm": ("ffn.up", "ffn.gate")}
+STREAM_COLUMNS = re.compile(r"((^|\.)(embedding|positions|query|key|value|up|gate|classifier))\.weight$")
+STREAM_ROWS = re.compile(r"(norm|attention\.out|ffn\.down)\.(weight|bias)$")
 
 
 def blocks(names: Mapping[str, Any]) -> list[str]:
@@ -30,15 +36,16 @@ def blocks(names: Mapping[str, Any]) -> list[str]:
 
 
 def sort_by_importance(weights: Mapping[str, Tensor], *, head_size: int, pre_norm: bool) -> dict[str, Tensor]:
-    """The same network with its heads, its neurons and its channels in descending order of importance."""
+    """The same network with its heads, its neurons and, in a post-norm stream, its channels in descending order of importance."""
     result = dict(weights)
     for block in blocks(result):
         written, read = result[f"{block}.ffn.up.weight"].norm(dim=1), result[f"{block}.ffn.down.weight"].norm(dim=0)
         rows = (f"{block}.ffn.{part}.{kind}" for part in ("up", "gate") for kind in ("weight", "bias"))
         reorder(result, _descending(written * read), {**dict.fromkeys(rows, 0), f"{block}.ffn.down.weight": 1})
         sort_heads(result, block, head_size)
-    channels = _pre_norm_channels(result) if pre_norm else _post_norm_channels(result)
-    reorder(result, _descending(channels), {name: axis for name in result if (axis := _stream_axis(name)) is not None})
+    if not pre_norm:
+        second_moment = torch.stack([tensor.square() for name, tensor in result.items() if "norm." in name]).sum(dim=0)
+        reorder(result, _descending(second_moment), {n: axis for n in result if (axis := _stream_axis(n)) is not None})
     return result
 
 
@@ -74,27 +81,6 @@ def reorder(weights: dict[str, Tensor], order: Tensor, axes: Mapping[str, int]) 
     for name, axis in axes.items():
         if name in weights:
             weights[name] = weights[name].index_select(axis, order)
-
-
-def _post_norm_channels(weights: Mapping[str, Tensor]) -> Tensor:
-    return torch.stack([tensor.square() for name, tensor in weights.items() if "norm." in name]).sum(dim=0)
-
-
-def _pre_norm_channels(weights: Mapping[str, Tensor]) -> Tensor:
-    """Variance that is written to a channel, a table's by the mean of its rows, times what the layers' matrices read of it."""
-    written, read = torch.zeros(()), torch.zeros(())
-    for name, tensor in weights.items():
-        if (axis := _stream_axis(name)) is None or tensor.ndim < 2:
-            continue
-        if axis == 0:
-            written = written + tensor.square().sum(dim=1)
-        elif name.endswith(("embedding.weight", "positions.weight")):
-            written = written + tensor.square().mean(dim=0)
-    for block in blocks(weights):
-        for norm, readers in READERS.items():
-            names = [name for part in readers if (name := f"{block}.{part}.weight") in weights]
-            read = read + weights[f"{block}.{norm}.weight"].square() * sum(weights[n].square().sum(dim=0) for n in names)
-    return written * read
 
 
 def _descending(importance: Tensor) -> Tensor:
