@@ -25,6 +25,7 @@ from nas.attention_kinds import (
     topk_attention,
 )
 from nas.layers import Linear, Width
+from nas.rotary import Rotation
 from nas.twice import again
 
 Backend = Literal["matmul", "fused", "blocks"]
@@ -180,22 +181,25 @@ class Attention(nn.Module):
         B, _, T, _ = x_BHTK.shape
         return x_BHTK.transpose(1, 2).reshape(B, T, self.heads * self.head_size)
 
-    def _projected(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _projected(self, x_BTD: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = (self._split(project(x_BTD)) for project in (self.query, self.key, self.value))
-        return q, k, v
+        return *_turned(rotation, q, k), v
 
-    def forward(self, x_BTD: Tensor, bias: Tensor) -> Tensor:
-        """`bias` is added to the scores: [B, 1, 1, T], or [B, 1, T, T] whose last row is that of the padding."""
-        mixed_BTD: Tensor = self.out(self._join(self._attend(*self._projected(x_BTD), bias)))
+    def forward(self, x_BTD: Tensor, bias: Tensor, rotation: Rotation | None = None) -> Tensor:
+        """`bias` is added to the scores: [B, 1, 1, T], or [B, 1, T, T] whose last row is that of the padding. A rotation turns
+        queries and keys."""
+        mixed_BTD: Tensor = self.out(self._join(self._attend(*self._projected(x_BTD, rotation), bias)))
         return mixed_BTD
 
-    def cached(self, x_BTD: Tensor, bias: Tensor | None, past: Cache | None) -> tuple[Tensor, Cache]:
-        """The same, and what later tokens need: the keys and values so far, of a window the last W of them.
+    def cached(
+        self, x_BTD: Tensor, bias: Tensor | None, past: Cache | None, rotation: Rotation | None
+    ) -> tuple[Tensor, Cache]:  # fmt: skip
+        """The same, and what later tokens need: the turned keys and the values so far, of a window the last W of them.
 
         Without a past, `bias` is that of `forward`. With one, x is a single token, which sees of the past and itself what its
         kind sees.
         """
-        q, k, v = self._projected(x_BTD)
+        q, k, v = self._projected(x_BTD, rotation)
         if past is None:
             assert bias is not None
             out_BHTK = self._attend(q, k, v, bias)
@@ -249,6 +253,7 @@ class Attention(nn.Module):
         heads_C: Tensor,
         kv_HG: Tensor | None,
         width: Width,
+        rotation: Rotation | None = None,
     ) -> Tensor:
         """The mixture over kinds of attention, which share q, k and v, and over numbers of heads.
 
@@ -261,8 +266,8 @@ class Attention(nn.Module):
                 exact where it is decided, and else attention to the expected keys and values.
             width: of the stream that the result is added to.
         """
-        q = self._split(self.query(x_BTD))
         k, v = (self._split(_linear(x_BTD, project, kv_HG)) for project in (self.key, self.value))
+        q, k = _turned(rotation, self._split(self.query(x_BTD)), k)
         scored = sum(kind not in LOOKS_AHEAD for kind in self.kinds)
         weights = kinds[:scored] if self.kinds[0] == "full" else F.pad(kinds[:scored], (1, 0))
         top = self.window if "topk" in self.kinds else 0
@@ -282,6 +287,10 @@ class Attention(nn.Module):
             else:
                 total = total + weight * lowrank_attention(q, k, v, padding_B11T, self.shorten[:, : q.shape[2]])
         return total
+
+
+def _turned(rotation: Rotation | None, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    return (q, k) if rotation is None else (rotation.turn(q), rotation.turn(k))
 
 
 def _linear(x_BTD: Tensor, project: Linear, kv_HG: Tensor | None) -> Tensor:

@@ -8,6 +8,7 @@ one before it meets the tokens, p W + (1 - p) U V: a product of weights, not of 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +27,11 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Into, Into]] = {
         F.gelu,
         lambda x, out: aten.gelu.out(x, out=out),
         lambda g, x, out: aten.gelu_backward.grad_input(g, x, grad_input=out),
+    ),
+    "gelu_tanh": (
+        functools.partial(F.gelu, approximate="tanh"),
+        lambda x, out: aten.gelu.out(x, approximate="tanh", out=out),
+        lambda g, x, out: aten.gelu_backward.grad_input(g, x, approximate="tanh", grad_input=out),
     ),
     "silu": (
         F.silu,

@@ -67,8 +67,12 @@ def attention_choices(
 class LayerAttention:
     """The attention of the layers of a space whose choices are those of `attention_choices`; all layers have the same.
 
+    Args:
+        rotary: whether queries and keys are turned by their positions (see `nas.rotary`).
+
     Raises:
-        ValueError: a size under 1, or a causal network with a kind that looks at what comes after.
+        ValueError: a size under 1, a causal network with a kind that looks at what comes after, or rotary positions of heads with
+            an odd size.
     """
 
     space: SearchSpace
@@ -76,6 +80,7 @@ class LayerAttention:
     window: int
     max_tokens: int
     causal: bool = False
+    rotary: bool = False
 
     def __post_init__(self) -> None:
         for kind in LOOKS_AHEAD:
@@ -84,6 +89,8 @@ class LayerAttention:
         for name in ("head_size", "window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
+        if self.rotary and self.head_size % 2:
+            raise ValueError(f"head_size: {self.head_size} is odd, rotary positions turn pairs of channels")
 
     @functools.cached_property
     def kinds(self) -> tuple[AttentionKind, ...]:
@@ -227,6 +234,7 @@ class LayerAttention:
                     p * (8.0 * width * (channels + kv_channels) + 8.0 * all_tokens * (2.0 * width + channels + kv_channels)),
                     held * (2.0 * width * (channels + kv_channels) + channels + 2.0 * kv_channels + width),
                 ),
+                *([_turning(of_kind, all_tokens, width, channels, kv_channels)] if self.rotary else []),
                 Operator(
                     f"attention.{kind}",
                     p,
@@ -242,3 +250,10 @@ class LayerAttention:
 def _table(pairs: Mapping[str, float], moved: Mapping[str, float], live: Mapping[str, float]) -> dict[str, float]:
     beside = {f"{kind} {what}": number for what, of in (("moved", moved), ("live", live)) for kind, number in of.items()}
     return {**pairs, **beside}
+
+
+def _turning(uses: Uses, tokens: Array, width: Array, channels: Array, kv_channels: Array) -> Operator:
+    """Of queries and keys: two products and a sum of each value, after its head's halves are exchanged."""
+    turned = tokens * (channels + kv_channels)
+    live = 4.0 * tokens * (width + 3.0 * channels + 2.0 * kv_channels)  # two summands of the queries beside what is projected
+    return Operator("rotary", uses.runs, uses.runs * 3.0 * turned, uses.runs * 36.0 * turned, 0.0, uses.held * live)

@@ -96,8 +96,8 @@ def uses(encoding: Encoding, layer: int) -> Uses:
     return Uses(sum(more, first), first)
 
 
-def make_norm(width: int, place: NormPlace, kind: str) -> Norm | RMSNorm:
-    return Norm(width, eps=NORM_EPS[place]) if kind == "layer" else RMSNorm(width, eps=NORM_EPS[place])
+def make_norm(width: int, kind: str, eps: float) -> Norm | RMSNorm:
+    return Norm(width, eps=eps) if kind == "layer" else RMSNorm(width, eps=eps)
 
 
 def norm_operators(encoding: Encoding, branch: str, of: Uses, tokens: Array, width: Array) -> list[Operator]:

@@ -1,9 +1,10 @@
 """Causal language models: width, depth, and for each layer heads, feed-forward size and kind of attention.
 
-Shapes: B sequences, T tokens, P tokens of the past, D width, H heads, K channels of a head, V words. Learned positions; the
-output matrix is the embedding (tied, Press & Wolf, arXiv:1608.05859).
+Shapes: B sequences, T tokens, P tokens of the past, D width, H heads, K channels of a head, V words. Positions are learned, or
+rotary in every layer (arXiv:2104.09864); the output matrix is the embedding (tied, Press & Wolf, arXiv:1608.05859), or one of its
+own.
 
-    tokens -> embedding + position -> causal stack -> logits of the next token, at every token
+    tokens -> embedding [+ position] -> causal stack -> logits of the next token, at every token
 
 One network has three forms over the same weights, all of which are exported: the network itself answers at every token at once,
 `Prefill` reads a prompt, and `Decode` goes on token by token with the keys and values that both of these return.
@@ -16,6 +17,8 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +27,20 @@ from torch.nn import functional as F
 from nas.attention import Backend, Cache
 from nas.attention_kinds import causal_bias, padding_bias
 from nas.encoding import Encoding
-from nas.layers import Table
+from nas.layers import Linear, Table
 from nas.protocols import Operator
+from nas.rotary import Rotary, Rotation
 from nas.space import Architecture, SearchSpace
 from nas.types import Workload
+from search_spaces import pretrained
 from search_spaces.attention import DEFAULT_KINDS, LayerAttention
-from search_spaces.common import leaders, norm_parameters, uses
+from search_spaces.common import NORM_EPS, leaders, norm_parameters, uses
 from search_spaces.stack import Block, Masks, Stack
 from search_spaces.tokens import embedding_operator, example_tokens
 from search_spaces.trunk import Trunk, trunk_choices
+
+Positions = Literal["learned", "rotary"]
+POSITIONS = ("learned", "rotary")
 
 
 def decoder_space(
@@ -70,20 +78,31 @@ class Decoder(nn.Module):
 
     dynamic_axes = {name: {0: "batch", 1: "sequence"} for name in ("token_ids", "attention_mask", "logits")}  # noqa: RUF012
 
-    def __init__(self, embedding: Table, positions: Table, stack: Stack) -> None:
+    def __init__(self, embedding: Table, positions: Table | Rotary, stack: Stack, head: Linear | None) -> None:
         super().__init__()
-        self.embedding, self.positions, self.stack = embedding, positions, stack
+        self.embedding, self.positions, self.stack, self.head = embedding, positions, stack, head
 
     def forward(self, token_ids_BT: Tensor, attention_mask_BT: Tensor, masks: Masks | None = None) -> Tensor:
         """Logits [B, T, V] of the token after each, of token ids and a mask that is 1 for tokens and 0 for padding behind them,
         both int64 [B, T]. At padding they mean nothing."""
-        x_BTD = self.begin(token_ids_BT)
+        x_BTD, rotation = self.begin(token_ids_BT)
         x_BTD = x_BTD * attention_mask_BT[:, :, None].to(x_BTD.dtype)  # so that it is an input even if no layer attends
-        return self.logits(self.stack(x_BTD, self.bias(attention_mask_BT, x_BTD), masks))
+        return self.logits(self.stack(x_BTD, self.bias(attention_mask_BT, x_BTD), masks, rotation))
 
-    def begin(self, token_ids_BT: Tensor) -> Tensor:
-        x_BTD: Tensor = self.embedding(token_ids_BT) + self.positions.weight[: token_ids_BT.shape[1]]
-        return x_BTD
+    def begin(self, token_ids_BT: Tensor) -> tuple[Tensor, Rotation | None]:
+        """The stream of the first T tokens, and by what their queries and keys are turned."""
+        x_BTD, T = self.embedding(token_ids_BT), token_ids_BT.shape[1]
+        if isinstance(self.positions, Rotary):
+            return x_BTD, self.positions.first(T)
+        return x_BTD + self.positions.weight[:T], None
+
+    def begin_at(self, token_ids_BT: Tensor, position_ids_BT: Tensor) -> tuple[Tensor, Rotation | None]:
+        """The same of tokens at other positions."""
+        x_BTD = self.embedding(token_ids_BT)
+        if isinstance(self.positions, Rotary):
+            there = (position_ids_BT >= 0)[:, :, None].to(x_BTD.dtype)  # so that it is an input even if no layer attends
+            return x_BTD * there, self.positions.at(position_ids_BT)
+        return x_BTD + self.positions(position_ids_BT), None
 
     def bias(self, attention_mask_BT: Tensor, like: Tensor) -> Tensor:
         """[B, 1, T, T], added to the scores."""
@@ -91,7 +110,8 @@ class Decoder(nn.Module):
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """Inactive channels of a masked stream are zero, so that the whole matrix serves every width."""
-        return F.linear(x_BTD, self.embedding.weight)
+        logits: Tensor = F.linear(x_BTD, self.embedding.weight) if self.head is None else self.head(x_BTD)
+        return logits
 
     @property
     def blocks(self) -> list[Block]:
@@ -110,11 +130,11 @@ class Prefill(nn.Module):
     def forward(self, token_ids_BT: Tensor) -> tuple[Tensor, ...]:
         """Logits [B, 1, V], then keys and values [B, H, P, K] layer by layer."""
         decoder = self.decoder
-        x_BTD = decoder.begin(token_ids_BT)
+        x_BTD, rotation = decoder.begin(token_ids_BT)
         bias = decoder.bias(torch.ones_like(token_ids_BT), x_BTD)
         presents: list[Tensor] = []
         for block in decoder.blocks:
-            x_BTD, present = block.cached(x_BTD, bias, None)
+            x_BTD, present = block.cached(x_BTD, bias, None, rotation)
             presents += present or ()
         return decoder.logits(decoder.stack.norm(x_BTD[:, -1:])), *presents
 
@@ -137,11 +157,11 @@ class Decode(nn.Module):
     def forward(self, token_ids_B1: Tensor, position_ids_B1: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
         """Logits [B, 1, V], then keys and values layer by layer; `past` are those of the call before, [B, H, P, K] each."""
         decoder, pairs = self.decoder, iter(zip(past[::2], past[1::2], strict=True))
-        x_B1D = decoder.embedding(token_ids_B1) + decoder.positions(position_ids_B1)
+        x_B1D, rotation = decoder.begin_at(token_ids_B1, position_ids_B1)
         presents: list[Tensor] = []
         for block in decoder.blocks:
             kept: Cache | None = next(pairs) if block.has_attention else None
-            x_B1D, present = block.cached(x_B1D, None, kept)
+            x_B1D, present = block.cached(x_B1D, None, kept, rotation)
             presents += present or ()
         return decoder.logits(decoder.stack.norm(x_B1D)), *presents
 
@@ -156,8 +176,13 @@ def cache_names(decoder: Decoder, kind: str) -> list[str]:
 class DecoderFamily:
     """The decoders of one space over one vocabulary.
 
+    Args:
+        positions: learned, one vector for each of `max_tokens`, or rotary, which no weights hold.
+        rotary_base: of the angles' frequencies.
+        tied: whether the output matrix is the embedding.
+
     Raises:
-        ValueError: a size under 1.
+        ValueError: a size under 1, unknown positions, or a base or epsilon that is not positive.
     """
 
     space: SearchSpace
@@ -165,21 +190,33 @@ class DecoderFamily:
     max_tokens: int = 128
     head_size: int = 32
     window: int = 16
+    positions: Positions = "learned"
+    rotary_base: float = 10000.0
+    tied: bool = True
+    norm_eps: float = NORM_EPS["pre"]
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "max_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
+        if self.positions not in POSITIONS:
+            raise ValueError(f"positions: {self.positions!r} is not one of {POSITIONS}")
+        if not self.rotary_base > 0:
+            raise ValueError(f"rotary_base: {self.rotary_base} is not positive")
         _ = self.trunk
 
     @functools.cached_property
     def trunk(self) -> Trunk:
-        return Trunk(LayerAttention(self.space, self.head_size, self.window, self.max_tokens, causal=True))
+        attention = LayerAttention(
+            self.space, self.head_size, self.window, self.max_tokens, causal=True, rotary=self.positions == "rotary"
+        )  # fmt: skip
+        return Trunk(attention, "pre", self.norm_eps)
 
     @property
     def signature(self) -> str:
         """Changes with whatever changes a network's cost, its graph or its weights' shapes."""
         facts = ["causal", self.space.to_json(), self.vocab_size, self.max_tokens, self.head_size, self.window]
+        facts += [self.positions] * (self.positions != "learned") + ["untied"] * (not self.tied)
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
     def hand_designed(self) -> dict[str, Architecture]:
@@ -193,7 +230,19 @@ class DecoderFamily:
         return self._around(self.trunk.stack(arch, backend), arch.size("width"))
 
     def _around(self, stack: Stack, width: int) -> Decoder:
-        return Decoder(TiedTable(self.vocab_size, width), TiedTable(self.max_tokens, width), stack)
+        table, head = (TiedTable, None) if self.tied else (Table, Linear(width, self.vocab_size, bias=False))
+        rotary = self.positions == "rotary"
+        positions = Rotary(self.max_tokens, self.head_size, self.rotary_base) if rotary else table(self.max_tokens, width)
+        return Decoder(table(self.vocab_size, width), positions, stack, head)
+
+    def pretrained(self, folder: Path) -> dict[str, Tensor]:
+        """Weights of a GPT-2 or a Llama-like checkpoint (see `search_spaces.pretrained`).
+
+        Raises:
+            ValueError: a checkpoint of another kind or shape than the largest network.
+        """
+        facts = {"positions": self.positions, "rotary_base": self.rotary_base, "tied": self.tied}
+        return pretrained.read(folder, ("gpt2", "llama"), self.supernet, self.trunk, facts)
 
     def masks(self, encoding: Encoding) -> Masks:
         return self.trunk.masks(encoding)
@@ -237,11 +286,13 @@ class DecoderFamily:
         one = workload.mode == "decode"
         pairs = self.trunk.attention.pairs_of_next(workload.past) if one else self.trunk.attention.pairs_of(workload.tokens)
         moved = 4.0 * (words * width + answers * (width + words))
+        held = norm_parameters(encoding) + (0.0 if self.tied else words * width)
+        rotary = self.positions == "rotary"
+        angles = self.max_tokens * self.head_size + 0.0 * width  # an expectation like the others
         return [
-            embedding_operator(self.vocab_size + self.max_tokens, tokens, width),
-            Operator(
-                "head", 1.0, 2.0 * answers * words * width, moved, norm_parameters(encoding), 4.0 * answers * (width + words)
-            ),
+            embedding_operator(self.vocab_size + (0 if rotary else self.max_tokens), tokens, width),
+            *([Operator("angles", 1.0, 0.0 * width, 4.0 * angles, angles)] if rotary else []),
+            Operator("head", 1.0, 2.0 * answers * words * width, moved, held, 4.0 * answers * (width + words)),
             *self.trunk.operators(encoding, batch=workload.batch, tokens=workload.tokens, pairs=pairs),
             *([] if workload.mode == "encode" else self._cache_operators(encoding, workload)),
         ]
@@ -265,6 +316,7 @@ def decoder(
     attention: Sequence[str], head_size: int, window: int, kv_heads: Sequence[int] = (),
     ffn_kind: Sequence[str] = ("mlp",), rank: Sequence[int] = (),
     activation: Sequence[str] = ("gelu",), norm_kind: Sequence[str] = ("layer",), sharing: Sequence[str] = ("none",),
+    positions: Positions = "learned", rotary_base: float = 10000.0, tied: bool = True, norm_eps: float = NORM_EPS["pre"],
     name: str = "decoder",
 ) -> DecoderFamily:  # fmt: skip
     """The family of a space that is given by its options; what a configuration builds. Raises ValueError like its parts."""
@@ -272,4 +324,4 @@ def decoder(
         width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
         activation=activation, norm_kind=norm_kind, sharing=sharing, name=name,
     )  # fmt: skip
-    return DecoderFamily(space, vocab_size, max_tokens, head_size, window)
+    return DecoderFamily(space, vocab_size, max_tokens, head_size, window, positions, rotary_base, tied, norm_eps)

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from nas.attention import Backend
@@ -28,7 +27,7 @@ from nas.space import Architecture, SearchSpace
 from nas.types import Workload
 from search_spaces import pretrained
 from search_spaces.attention import DEFAULT_KINDS, LayerAttention
-from search_spaces.common import DEFAULTS, NormPlace, norm_parameters, options
+from search_spaces.common import NORM_EPS, NormPlace, norm_parameters
 from search_spaces.compact import inside
 from search_spaces.stack import Masks, Stack
 from search_spaces.tokens import embedding_operator, example_tokens
@@ -106,11 +105,13 @@ class EncoderFamily:
         for name in ("vocab_size", "num_classes", "max_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
+        if self.norm not in NORM_EPS:
+            raise ValueError(f"norm: {self.norm!r} is not one of {tuple(NORM_EPS)}")
         _ = self.trunk
 
     @functools.cached_property
     def trunk(self) -> Trunk:
-        return Trunk(LayerAttention(self.space, self.head_size, self.window, self.max_tokens), norm=self.norm)
+        return Trunk(LayerAttention(self.space, self.head_size, self.window, self.max_tokens), self.norm, NORM_EPS[self.norm])
 
     @property
     def signature(self) -> str:
@@ -142,15 +143,7 @@ class EncoderFamily:
         Raises:
             ValueError: a pre-norm space, or a checkpoint of another kind or shape than the largest network.
         """
-        if self.norm != "post":
-            raise ValueError(f"space.norm: {self.norm!r} is not 'post', which the checkpoint {folder} has")
-        for name, needed in DEFAULTS.items():
-            offered = options(self.space, f"layer1.{name}" if name == "ffn_kind" else name)
-            if needed not in offered and not (name == "ffn_kind" and "glu" in offered):
-                raise ValueError(f"space.{name}: {offered} do not hold {needed!r}, which the checkpoint {folder} has")
-        with torch.device("meta"):
-            shapes = {name: tuple(parameter.shape) for name, parameter in self.supernet().named_parameters()}
-        return pretrained.read(folder, shapes, head_size=self.head_size)
+        return pretrained.read(folder, ("bert", "distilbert"), self.supernet, self.trunk, {})
 
     def masks(self, encoding: Encoding) -> Masks:
         return self.trunk.masks(encoding)

@@ -1,108 +1,71 @@
-"""A BERT-like checkpoint as the largest network of a post-norm encoder space.
+"""A checkpoint as the largest network of a space.
 
-The folder is in the form of Hugging Face: `config.json` and `model.safetensors` of BERT, of MiniLM, which has the same names, or
-of DistilBERT. Two things are folded into weights: the scale of the scores into the queries, and token type 0 into the positions.
-A pooling layer and a head are left out. Factored matrices of a feed-forward layer begin as the truncated SVD of its own.
-
-A smaller network is a prefix of this one, so what matters is put first, by the magnitude of weights, as Once-for-all sorts
-channels before it shrinks them (arXiv:1908.09791, section 3; there by the L1 norm of one matrix). Heads and neurons are sorted by
-the norm of the weights that write them times that of those that read them. A channel of a post-norm stream is what norms wrote,
-w times something of variance 1, plus b: channels are sorted by the sum of w^2 + b^2. (Of MiniLM without training, the first 288
-of 384 channels keep the similarities of 16 sentences with a correlation of 0.57 so, 0.47 in the checkpoint's order, and 0.2 by
-the norms of the matrices that write and read them.) The largest network computes the same in any order. Layers stay in theirs.
+The folder is in the form of Hugging Face: `config.json` and `model.safetensors` (see `search_spaces.checkpoints`). The scale of
+the scores is folded into the queries. A pooling layer and a classifier are left out. Where the space's largest network is gated
+and the checkpoint is not, gates begin open; factored matrices of a feed-forward layer begin as the truncated SVD of its own. What
+matters is put first (see `search_spaces.importance`).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from search_spaces.common import NORM_EPS
+from search_spaces.checkpoints import ACTIVATIONS, LAYOUTS, Layout, Tensors, completed
+from search_spaces.common import options
+from search_spaces.importance import blocks, reorder_heads, sort_by_importance
+from search_spaces.trunk import Trunk
 
-EPS = NORM_EPS["post"]
-EMBEDDINGS = {
-    "embedding": "embeddings.word_embeddings",
-    "positions": "embeddings.position_embeddings",
-    "stack.norm": "embeddings.LayerNorm",
-}
-TOKEN_TYPES = "embeddings.token_type_embeddings.weight"
-OLD_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+WHY = {"depth": "largest depth", "heads": "most heads", "kv_heads": "most heads of keys and values", "patch": "finest patch"}
+"""What is not simply the space's option of that name, or its first one."""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a kind of model calls `depth`, `heads` and `activation` in its configuration, and in a layer our `parts`."""
-
-    prefix: str  # of all its tensors, where the file holds a head too
-    layer: str
-    depth: str
-    heads: str
-    activation: str
-    parts: Mapping[str, str]
-
-
-LAYOUTS = {
-    "bert": Layout(
-        "bert.", "encoder.layer.{}", "num_hidden_layers", "num_attention_heads", "hidden_act",
-        {
-            "attention.query": "attention.self.query", "attention.key": "attention.self.key",
-            "attention.value": "attention.self.value", "attention.out": "attention.output.dense",
-            "attention_norm": "attention.output.LayerNorm", "ffn.up": "intermediate.dense", "ffn.down": "output.dense",
-            "ffn_norm": "output.LayerNorm",
-        },
-    ),
-    "distilbert": Layout(
-        "distilbert.", "transformer.layer.{}", "n_layers", "n_heads", "activation",
-        {
-            "attention.query": "attention.q_lin", "attention.key": "attention.k_lin", "attention.value": "attention.v_lin",
-            "attention.out": "attention.out_lin", "attention_norm": "sa_layer_norm", "ffn.up": "ffn.lin1",
-            "ffn.down": "ffn.lin2", "ffn_norm": "output_layer_norm",
-        },
-    ),
-}  # fmt: skip
-
-
-def read(folder: Path, shapes: Mapping[str, tuple[int, ...]], *, head_size: int) -> dict[str, Tensor]:
-    """Weights of an `Encoder` by its names, in float32, all but the classifier's; sorted by importance.
+def read(
+    folder: Path, kinds: Sequence[str], supernet: Callable[[], nn.Module], trunk: Trunk, facts: Mapping[str, object]
+) -> dict[str, Tensor]:  # fmt: skip
+    """Weights of the supernet by its names, in float32, all but a classifier's; sorted by importance.
 
     Args:
-        shapes: of the largest network's parameters, by name.
+        kinds: of models that the family can be.
+        facts: what else holds for the family's networks, by the names of a configuration.
 
     Raises:
-        ValueError: no such folder, a model of another kind, a tensor that is missing or has another shape.
+        ValueError: no such folder, a model of another kind, or a tensor that is missing, that has another shape, or that our
+            networks have no place for.
     """
-    config = _config(folder)
-    layout = LAYOUTS[config["model_type"]]
-    depth = len(_blocks(shapes))
-    _check(folder, config, layout, depth=depth, channels=shapes["stack.blocks.0.attention.query.weight"][0], head_size=head_size)
-    tensors = _tensors(folder, layout)
-    weights = {}
-    for ours, theirs in _names(layout, depth):
-        for kind in ("weight", "bias"):
-            if (name := f"{ours}.{kind}") in shapes:
-                weights[name] = _fitting(tensors, f"{theirs}.{kind}", shapes[name], first_rows=ours == "positions")
-    for name in [
-        name for name in shapes if ".ffn.gate." in name
-    ]:  # open, so that a gated layer computes what the checkpoint's does
-        weights[name] = torch.full(shapes[name], float(name.endswith("bias")))
-    if TOKEN_TYPES in tensors:
-        weights["positions.weight"] = weights["positions.weight"] + tensors[TOKEN_TYPES][0].float()
+    config, layout = _config(folder, kinds)
+    _check(folder, config, layout, {**largest(trunk), **facts})
+    with torch.device("meta"):
+        shapes = {name: tuple(parameter.shape) for name, parameter in supernet().named_parameters()}
+    weights = _weights(_tensors(folder, layout), config, layout, shapes)
+    head_size = trunk.attention.head_size
     for name in [name for name in weights if ".query." in name]:
         weights[name] = weights[name] / head_size**0.5
-    weights = sort_by_importance(weights, head_size=head_size)
+    for block in blocks(weights):
+        _our_order(weights, block, head_size)
+    weights = sort_by_importance(weights, head_size=head_size, pre_norm=trunk.norm == "pre")
     for name in [name for name in shapes if name.endswith(".reduce")]:
         factored = name.removesuffix(".reduce")
         weights[f"{factored}.expand"], weights[name] = factors(weights[f"{factored}.weight"], shapes[name][0])
     return weights
+
+
+def largest(trunk: Trunk) -> dict[str, Any]:
+    """What holds for the largest network of a space."""
+    space, attention = trunk.space, trunk.attention
+    first = {name: options(space, name)[0] for name in ("activation", "norm_kind", "sharing")}
+    sizes = {"depth": trunk.num_layers, "heads": attention.heads[-1], "kv_heads": attention.most_kv_heads}
+    norms = {"norm": trunk.norm, "norm_eps": trunk.norm_eps}
+    return {**first, **sizes, **norms, "ffn_kind": options(space, "layer1.ffn_kind")[0], "max_tokens": attention.max_tokens}
 
 
 def factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -113,103 +76,95 @@ def factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return left[:, :rank] * roots, roots[:, None] * right[:rank]
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _config(folder: Path, kinds: Sequence[str]) -> tuple[dict[str, Any], Layout]:
     try:
         config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"path: {folder} has no config.json of a checkpoint ({error})") from error
     kind = config.get("model_type") if isinstance(config, dict) else None
-    if not isinstance(kind, str) or kind not in LAYOUTS:
-        raise ValueError(f"path: the model_type {kind!r} of {folder}/config.json is not one of {tuple(LAYOUTS)}")
-    return dict(config)
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ValueError(f"path: the model_type {kind!r} of {folder}/config.json is not one of {tuple(kinds)}")
+    return completed(LAYOUTS[kind], config), LAYOUTS[kind]
 
 
-def _check(folder: Path, config: Mapping[str, Any], layout: Layout, *, depth: int, channels: int, head_size: int) -> None:
+def _check(folder: Path, config: Mapping[str, Any], layout: Layout, ours: Mapping[str, Any]) -> None:
     """What the shapes of tensors do not tell."""
-    needed = {
-        layout.depth: (config.get(layout.depth), depth, "the space's largest depth"),
-        layout.heads: (config.get(layout.heads), channels // head_size, f"the space's most heads of size {head_size}"),
-        layout.activation: (config.get(layout.activation), "gelu", "what our feed-forward has"),
-        "layer_norm_eps": (config.get("layer_norm_eps", EPS), EPS, "what our post-norm layers have"),
-        "position_embedding_type": (config.get("position_embedding_type", "absolute"), "absolute", "what our encoder has"),
-    }
-    for name, (held, wanted, why) in needed.items():
-        if held != wanted:
-            raise ValueError(f"{name}: {held!r} of {folder}/config.json is not {wanted!r}, {why}")
+    for name, allowed in layout.fixed.items():
+        if config[name] != allowed:
+            raise ValueError(f"{name}: {config[name]!r} of {folder}/config.json is not {allowed!r}, which our networks have")
+    for name, theirs in layout.facts.items():
+        opened = name == "ffn_kind" and (theirs, ours[name]) == ("mlp", "glu")
+        if ours[name] != theirs and not opened:
+            raise ValueError(f"space.{name}: {ours[name]!r} is not {theirs!r}, which the checkpoint {folder} has")
+    for name, key in layout.keys.items():
+        held = config.get(key)
+        if name == "activation" and held not in ACTIVATIONS:
+            raise ValueError(f"{key}: {held!r} of {folder}/config.json is not one of {tuple(ACTIVATIONS)}")
+        if (ACTIVATIONS[str(held)] if name == "activation" else held) != ours[name]:
+            why = WHY.get(name, name)
+            raise ValueError(f"{key}: {held!r} of {folder}/config.json is not {ours[name]!r}, the space's {why}")
+    longest = config.get("max_position_embeddings", math.inf)
+    if ours["max_tokens"] > longest:
+        raise ValueError(
+            f"max_position_embeddings: {longest} of {folder}/config.json is less than the {ours['max_tokens']} tokens of the task"
+        )
 
 
-def _tensors(folder: Path, layout: Layout) -> dict[str, Tensor]:
+def _tensors(folder: Path, layout: Layout) -> Tensors:
     path = folder / "model.safetensors"
     try:
-        tensors: dict[str, Tensor] = load_file(path)
+        tensors: Tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"path: {path} cannot be read ({error})") from error
-    return {name.removeprefix(layout.prefix): tensor for name, tensor in tensors.items()}
+    return layout.plain({name.removeprefix(layout.prefix): tensor.float() for name, tensor in tensors.items()})
 
 
-def _names(layout: Layout, depth: int) -> Iterator[tuple[str, str]]:
-    """Our modules and theirs."""
-    yield from EMBEDDINGS.items()
+def _weights(tensors: Tensors, config: Mapping[str, Any], layout: Layout, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
+    """Ours, in their order and with their scale."""
+    weights, read = {}, set()
+    for ours, theirs, has_bias in _names(config, layout, len(blocks(shapes))):
+        for kind in ("weight", "bias"):
+            name, wanted = f"{ours}.{kind}", f"{theirs}.{kind}"
+            if name not in shapes:
+                continue
+            if kind == "bias" and not has_bias:
+                weights[name] = torch.zeros(shapes[name])
+                continue
+            weights[name] = _fitting(tensors, wanted, shapes[name], ours)
+            read.add(wanted)
+    inside = re.compile(re.escape(layout.layer).replace(r"\{\}", r"\d+") + r"\.")
+    for name in sorted(set(tensors) - read):
+        if inside.match(name) and not name.endswith(layout.buffers):
+            raise ValueError(f"{name}: our networks have no place for this tensor of the checkpoint")
+    for name in [name for name in shapes if ".ffn.gate." in name and name not in weights]:
+        weights[name] = torch.full(shapes[name], float(name.endswith("bias")))
+    return weights
+
+
+def _names(config: Mapping[str, Any], layout: Layout, depth: int) -> Iterator[tuple[str, str, bool]]:
+    """Our modules and theirs, and whether these have biases, where ours do."""
+    for ours, theirs in layout.outside.items():
+        yield ours.format(patch=config.get("patch_size")), theirs, True
     for i in range(depth):
         for ours, theirs in layout.parts.items():
-            yield f"stack.blocks.{i}.{ours}", f"{layout.layer.format(i)}.{theirs}"
+            has_bias = ours not in layout.biases or bool(config[layout.biases[ours]])
+            yield f"stack.blocks.{i}.{ours}", f"{layout.layer.format(i)}.{theirs}", has_bias
 
 
-def _fitting(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...], *, first_rows: bool) -> Tensor:
-    """A tensor of the checkpoint, or as many of its first rows as are needed."""
-    for ending, old in OLD_NAMES.items():
-        if name not in tensors and name.endswith(ending):
-            name = name.removesuffix(ending) + old
+def _fitting(tensors: Tensors, name: str, shape: tuple[int, ...], ours: str) -> Tensor:
+    """A tensor of the checkpoint, or of its positions as many as are needed."""
     if name not in tensors:
         raise ValueError(f"{name}: the checkpoint has no such tensor")
     held = tensors[name]
-    cut = held[: shape[0]] if first_rows else held
+    cut = held[: shape[0]] if ours == "positions" else held
     if tuple(cut.shape) != shape:
-        own = "; does the task use the checkpoint's own tokenizer (task.tokenizer=…)?" if "word_embeddings" in name else ""
+        own = "; does the task use the checkpoint's own tokenizer (task.tokenizer=…)?" if ours == "embedding" else ""
         raise ValueError(f"{name}: the checkpoint's is {tuple(held.shape)}, the space's largest network needs {shape}{own}")
-    return cut.float()
+    return cut
 
 
-def _blocks(names: Mapping[str, Any]) -> list[str]:
-    """stack.blocks.0, stack.blocks.1, …"""
-    found = {match[0] for name in names if (match := re.match(r"stack\.blocks\.\d+", name))}
-    return sorted(found, key=lambda name: int(name.rpartition(".")[2]))
-
-
-def sort_by_importance(weights: Mapping[str, Tensor], *, head_size: int) -> dict[str, Tensor]:
-    """The same network with its heads, its neurons and its channels in descending order of importance."""
-    result = dict(weights)
-
-    def reorder(order: Tensor, axes: Mapping[str, int]) -> None:
-        for name, axis in axes.items():
-            result[name] = result[name].index_select(axis, order)
-
-    for block in _blocks(result):
-        written, read_ = result[f"{block}.ffn.up.weight"].norm(dim=1), result[f"{block}.ffn.down.weight"].norm(dim=0)
-        neurons = _descending(written * read_)
-        rows = (f"{block}.ffn.{part}.{kind}" for part in ("up", "gate") for kind in ("weight", "bias"))
-        reorder(neurons, {**{name: 0 for name in rows if name in result}, f"{block}.ffn.down.weight": 1})
-        value, out = result[f"{block}.attention.value.weight"], result[f"{block}.attention.out.weight"]
-        written, read_ = value.unflatten(0, (-1, head_size)).norm(dim=(1, 2)), out.unflatten(1, (-1, head_size)).norm(dim=(0, 2))
-        heads = _descending(written * read_)
-        channels = (heads[:, None] * head_size + torch.arange(head_size)).flatten()
-        projections = {f"{block}.attention.{p}.{kind}": 0 for p in ("query", "key", "value") for kind in ("weight", "bias")}
-        reorder(channels, {**projections, f"{block}.attention.out.weight": 1})
-    second_moment = torch.stack([tensor.square() for name, tensor in result.items() if "norm." in name]).sum(dim=0)
-    reorder(_descending(second_moment), {name: axis for name in result if (axis := _stream_axis(name)) is not None})
-    return result
-
-
-def _descending(importance: Tensor) -> Tensor:
-    return importance.argsort(descending=True, stable=True)
-
-
-STREAM_COLUMNS = re.compile(r"((^|\.)(embedding|positions|query|key|value|up|gate|classifier))\.weight$")
-STREAM_ROWS = re.compile(r"(norm|attention\.out|ffn\.down)\.(weight|bias)$")
-
-
-def _stream_axis(name: str) -> int | None:
-    """Which axis of a parameter is the residual stream."""
-    if STREAM_COLUMNS.search(name):
-        return 1
-    return 0 if STREAM_ROWS.search(name) else None
+def _our_order(weights: Tensors, block: str, head_size: int) -> None:
+    """Of query heads: theirs share a head of keys and values with their neighbours, ours with every G-th."""
+    num_heads, num_others = (len(weights[f"{block}.attention.{part}.weight"]) // head_size for part in ("query", "key"))
+    order = torch.arange(num_heads).view(num_others, -1).t().flatten()
+    reorder_heads(weights, block, order, torch.arange(num_others), head_size)

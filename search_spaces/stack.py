@@ -22,6 +22,7 @@ from torch.func import functional_call
 from nas.attention import Attention, Cache
 from nas.feed_forward import FeedForward, FeedForwardMasks
 from nas.layers import Width, mixed
+from nas.rotary import Rotation
 from search_spaces.attention import LayerAttention
 from search_spaces.common import TINY, NormPlace, make_norm
 
@@ -58,23 +59,26 @@ class Block(nn.Module):
         attention: Attention | None,
         ffn: FeedForward | None,
         *,
-        norm: NormPlace = "pre",
-        norm_kind: str = "layer",
+        norm: NormPlace,
+        norm_kind: str,
+        norm_eps: float,
     ) -> None:
         super().__init__()
         if attention is not None:
-            self.attention_norm, self.attention = make_norm(width, norm, norm_kind), attention
+            self.attention_norm, self.attention = make_norm(width, norm_kind, norm_eps), attention
         if ffn is not None:
-            self.ffn_norm, self.ffn = make_norm(width, norm, norm_kind), ffn
+            self.ffn_norm, self.ffn = make_norm(width, norm_kind, norm_eps), ffn
         self.has_attention, self.has_ffn, self.norm = attention is not None, ffn is not None, norm
 
-    def forward(self, x_BTD: Tensor, bias: Tensor, relaxed: Relaxed | None = None) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, bias: Tensor, relaxed: Relaxed | None = None, rotation: Rotation | None = None
+    ) -> Tensor:  # fmt: skip
         if relaxed is not None:
-            return self.relaxed(x_BTD, bias, *relaxed)
+            return self.relaxed(x_BTD, bias, *relaxed, rotation)
         if self.has_attention and self.norm == "post":
-            x_BTD = self.attention_norm(x_BTD + self.attention(x_BTD, bias))
+            x_BTD = self.attention_norm(x_BTD + self.attention(x_BTD, bias, rotation))
         elif self.has_attention:
-            x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), bias)
+            x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), bias, rotation)
         return self._fed(x_BTD)
 
     def _fed(self, x_BTD: Tensor) -> Tensor:
@@ -84,15 +88,20 @@ class Block(nn.Module):
             x_BTD = x_BTD + self.ffn(self.ffn_norm(x_BTD))
         return x_BTD
 
-    def cached(self, x_BTD: Tensor, bias: Tensor | None, past: Cache | None) -> tuple[Tensor, Cache | None]:
+    def cached(
+        self, x_BTD: Tensor, bias: Tensor | None, past: Cache | None, rotation: Rotation | None
+    ) -> tuple[Tensor, Cache | None]:  # fmt: skip
         """The same with `Attention.cached`; without attention there is nothing to keep."""
         present: Cache | None = None
         if self.has_attention:
-            mixed_BTD, present = self.attention.cached(self.attention_norm(x_BTD), bias, past)
+            mixed_BTD, present = self.attention.cached(self.attention_norm(x_BTD), bias, past, rotation)
             x_BTD = x_BTD + mixed_BTD
         return self._fed(x_BTD), present
 
-    def relaxed(self, x_BTD: Tensor, bias: Tensor, patterns_PTT: Tensor, width: Width, masks: LayerMasks) -> Tensor:
+    def relaxed(
+        self, x_BTD: Tensor, bias: Tensor, patterns_PTT: Tensor, width: Width, masks: LayerMasks,
+        rotation: Rotation | None = None,
+    ) -> Tensor:  # fmt: skip
         """The block under its masks.
 
         A post-norm branch that is not there takes its norm with it, so a mixture is one of what comes out of the norm:
@@ -102,12 +111,12 @@ class Block(nn.Module):
         if self.norm == "post":
             attends = kinds.sum()
             given = kinds / attends.clamp_min(TINY)
-            written = self.attention.relaxed(x_BTD, bias, patterns_PTT, given, heads_C, kv_HG, width)
+            written = self.attention.relaxed(x_BTD, bias, patterns_PTT, given, heads_C, kv_HG, width, rotation)
             x_BTD = torch.lerp(x_BTD, self.attention_norm.relaxed(width.centre_again(x_BTD + written), width), attends)
             written = self.ffn.relaxed(x_BTD, masks.ffn.given(gate.clamp_min(TINY)), width)
             return torch.lerp(x_BTD, self.ffn_norm.relaxed(width.centre_again(x_BTD + written), width), gate)
         normed = self.attention_norm.relaxed(x_BTD, width)
-        x_BTD = x_BTD + self.attention.relaxed(normed, bias, patterns_PTT, kinds, heads_C, kv_HG, width)
+        x_BTD = x_BTD + self.attention.relaxed(normed, bias, patterns_PTT, kinds, heads_C, kv_HG, width, rotation)
         return x_BTD + self.ffn.relaxed(self.ffn_norm.relaxed(x_BTD, width), masks.ffn, width)
 
 
@@ -122,12 +131,12 @@ class Stack(nn.Module):
 
     def __init__(
         self, blocks: Mapping[int, Block], users: Sequence[Sequence[int]], width: int, attention: LayerAttention, *,
-        norm: NormPlace = "pre", norm_kind: str = "layer",
+        norm: NormPlace, norm_kind: str, norm_eps: float,
     ) -> None:  # fmt: skip
         super().__init__()
         self.blocks = nn.ModuleDict({str(number): block for number, block in blocks.items()})
         self.users = [[str(number) for number in numbers] for numbers in users]
-        self.norm = make_norm(width, norm, norm_kind)
+        self.norm = make_norm(width, norm_kind, norm_eps)
         self.attention, self.norm_first = attention, norm == "post"
 
     @property
@@ -135,12 +144,14 @@ class Stack(nn.Module):
         """Of a network, one after the other; some may be the same."""
         return [self.blocks[first] for first, *_ in self.users]  # type: ignore[misc]
 
-    def forward(self, x_BTD: Tensor, bias: Tensor, masks: Masks | None = None) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, bias: Tensor, masks: Masks | None = None, rotation: Rotation | None = None
+    ) -> Tensor:  # fmt: skip
         """The normed stream [B, T, D]; `bias` is added to the scores, [B, 1, 1, T] or [B, 1, T, T]."""
         if masks is None:
             x_BTD = self.norm(x_BTD) if self.norm_first else x_BTD
             for block in self.layers:
-                x_BTD = block(x_BTD, bias)
+                x_BTD = block(x_BTD, bias, None, rotation)
             result: Tensor = x_BTD if self.norm_first else self.norm(x_BTD)
             return result
         patterns_PTT, width = self.attention.patterns(x_BTD.shape[1], bias), masks.width
@@ -148,7 +159,7 @@ class Stack(nn.Module):
         x_BTD = self.norm.relaxed(x_BTD, width) if self.norm_first else x_BTD
         for layer, row in enumerate(masks.layers):
             blocks = [self.blocks[number] for number in self.users[layer]]
-            arguments = (x_BTD, bias, (patterns_PTT, width, row))
+            arguments = (x_BTD, bias, (patterns_PTT, width, row), rotation)
             if len(blocks) == 1 or masks.users is None:
                 x_BTD = blocks[0](*arguments)
             else:

@@ -22,7 +22,6 @@ from nas.space import Architecture, Choice, Condition, SearchSpace
 from search_spaces.attention import LayerAttention, attention_choices
 from search_spaces.common import (
     DEFAULTS,
-    NORM_EPS,
     SHARING,
     NormPlace,
     common_choices,
@@ -69,15 +68,16 @@ class Trunk:
     """The stacks of a space whose choices are those of `trunk_choices` (and others, which it does not look at).
 
     Raises:
-        ValueError: an unknown place of the norm.
+        ValueError: a `norm_eps` that is not positive.
     """
 
     attention: LayerAttention
-    norm: NormPlace = "pre"
+    norm: NormPlace
+    norm_eps: float
 
     def __post_init__(self) -> None:
-        if self.norm not in NORM_EPS:
-            raise ValueError(f"norm: {self.norm!r} is not one of {tuple(NORM_EPS)}")
+        if not self.norm_eps > 0:
+            raise ValueError(f"norm_eps: {self.norm_eps} is not positive")
 
     @property
     def space(self) -> SearchSpace:
@@ -116,7 +116,7 @@ class Trunk:
         return Stack(blocks, [[n - 1] for n in used], width, self.attention, **norms)
 
     def _norms(self, kind: object) -> dict[str, Any]:
-        return {"norm": self.norm, "norm_kind": kind}
+        return {"norm": self.norm, "norm_kind": kind, "norm_eps": self.norm_eps}
 
     @functools.cached_property
     def _leaders(self) -> tuple[int, ...]:

@@ -1,9 +1,10 @@
 """Transformers over one image or one signal, for classification: the size of the patches, and the choices of the trunk.
 
 Shapes: B inputs of C channels, I values in one patch, T tokens, D width. An image is [B, C, height, width], cut into squares; a
-signal is [B, C, length], cut into pieces. Learned positions, mean over the tokens, linear classifier.
+signal is [B, C, length], cut into pieces. Learned positions, linear classifier over the mean of the tokens or, as in ViT
+(arXiv:2010.11929), over a token of its own before them.
 
-    input -> standardised -> patches -> linear map + position -> stack -> mean -> logits
+    input -> standardised -> patches -> linear map + position -> stack -> mean or first -> logits
 
 Patches of each size have a map and positions of their own. Their numbers of tokens differ, so a relaxed network mixes what comes
 out of the stack: sum_k p_k mean(stack(patches_k(x))).
@@ -17,9 +18,12 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nas.attention import Backend
 from nas.encoding import Array, Encoding
@@ -27,10 +31,14 @@ from nas.layers import Linear, Table
 from nas.protocols import Operator
 from nas.space import Architecture, Choice, SearchSpace
 from nas.types import Workload
+from search_spaces import pretrained
 from search_spaces.attention import DEFAULT_KINDS, LayerAttention
-from search_spaces.common import norm_parameters
+from search_spaces.common import NORM_EPS, norm_parameters
 from search_spaces.stack import Masks, Stack
 from search_spaces.trunk import Trunk, trunk_choices
+
+Pooling = Literal["mean", "token"]
+POOLING = ("mean", "token")
 
 
 def vision_space(
@@ -96,22 +104,24 @@ class Positions(Table):
 
 
 class Patches(nn.Module):
-    """Tokens [B, T, D] of an input that is cut into patches of one size."""
+    """Tokens [B, T, D] of an input that is cut into patches of one size; a first one without a patch is the class token, which is
+    its position alone."""
 
-    def __init__(self, input_shape: Sequence[int], size: int, width: int) -> None:
+    def __init__(self, input_shape: Sequence[int], size: int, width: int, *, class_token: bool) -> None:
         super().__init__()
         channels, *sides = input_shape
         self.cut = (channels, *(n for side in sides for n in (side // size, size)))
         axes = range(2, 2 + 2 * len(sides))
         self.order = (0, *axes[::2], 1, *axes[1::2])
-        self.num_tokens, self.num_values = math.prod(side // size for side in sides), channels * size ** len(sides)
+        self.num_patches, self.num_values = math.prod(side // size for side in sides), channels * size ** len(sides)
+        self.num_tokens, self.class_token = self.num_patches + class_token, class_token
         self.embedding = Linear(self.num_values, width)
         self.positions = Positions(self.num_tokens, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        x_BTI = x.reshape(-1, *self.cut).permute(self.order).reshape(-1, self.num_tokens, self.num_values)
-        tokens_BTD: Tensor = self.embedding(x_BTI) + self.positions.weight
-        return tokens_BTD
+        x_BTI = x.reshape(-1, *self.cut).permute(self.order).reshape(-1, self.num_patches, self.num_values)
+        patches_BTD: Tensor = self.embedding(x_BTI)
+        return (F.pad(patches_BTD, (0, 0, 1, 0)) if self.class_token else patches_BTD) + self.positions.weight
 
 
 class Vision(nn.Module):
@@ -127,19 +137,19 @@ class Vision(nn.Module):
         x = self.standard(x)
         if masks is None:
             finest, *_ = self.patches.values()
-            mean_BD = self._mean(x, finest, None)
+            pooled_BD = self._pooled(x, finest, None)
         else:
             pairs = zip(masks.patch.unbind(), self.patches.values(), strict=True)
             live = [(p, patches) for p, patches in pairs if p.requires_grad or float(p) != 0]
-            mean_BD = torch.stack([p * self._mean(x, patches, masks.stack) for p, patches in live]).sum(dim=0)
-        logits: Tensor = self.classifier(mean_BD)
+            pooled_BD = torch.stack([p * self._pooled(x, patches, masks.stack) for p, patches in live]).sum(dim=0)
+        logits: Tensor = self.classifier(pooled_BD)
         return logits
 
-    def _mean(self, x: Tensor, patches: nn.Module, masks: Masks | None) -> Tensor:
+    def _pooled(self, x: Tensor, patches: nn.Module, masks: Masks | None) -> Tensor:
         assert isinstance(patches, Patches)
         nothing_hidden = x.new_zeros(1 if masks is None else len(x), 1, 1, patches.num_tokens)  # a constant in an exported file
-        mean_BD: Tensor = self.stack(patches(x), nothing_hidden, masks).mean(dim=1)
-        return mean_BD
+        x_BTD: Tensor = self.stack(patches(x), nothing_hidden, masks)
+        return x_BTD[:, 0] if patches.class_token else x_BTD.mean(dim=1)
 
 
 @dataclass(frozen=True)
@@ -149,10 +159,11 @@ class VisionFamily:
     Args:
         input_shape: (channels, height, width) of an image or (channels, length) of a signal.
         mean, std: of each channel, with which the network standardises its input.
+        pooling: what the classifier reads, the mean of the tokens or a first one without a patch ("token").
 
     Raises:
         ValueError: a size under 1, another number of dimensions, means or deviations that are not one for each channel, a
-            deviation that is not positive, or a patch that does not divide the input.
+            deviation or epsilon that is not positive, unknown pooling, or a patch that does not divide the input.
     """
 
     space: SearchSpace
@@ -162,6 +173,8 @@ class VisionFamily:
     std: tuple[float, ...]
     head_size: int = 32
     window: int = 8
+    pooling: Pooling = "mean"
+    norm_eps: float = NORM_EPS["pre"]
 
     def __post_init__(self) -> None:
         for name in ("input_shape", "mean", "std"):
@@ -175,6 +188,8 @@ class VisionFamily:
                 raise ValueError(f"{name}: {getattr(self, name)} are not {self.input_shape[0]}, one for each channel")
         if min(self.std) <= 0:
             raise ValueError(f"std: {self.std} are not all positive")
+        if self.pooling not in POOLING:
+            raise ValueError(f"pooling: {self.pooling!r} is not one of {POOLING}")
         common = math.gcd(*self.input_shape[1:])
         for size in self._patch_sizes:
             if common % size:
@@ -185,7 +200,8 @@ class VisionFamily:
 
     @functools.cached_property
     def trunk(self) -> Trunk:
-        return Trunk(LayerAttention(self.space, self.head_size, self.window, max(self._num_tokens.values())))
+        attention = LayerAttention(self.space, self.head_size, self.window, max(self._num_tokens.values()))
+        return Trunk(attention, "pre", self.norm_eps)
 
     @property
     def _patch_sizes(self) -> list[int]:
@@ -194,7 +210,8 @@ class VisionFamily:
     @property
     def _num_tokens(self) -> dict[int, int]:
         """By the size of the patches."""
-        return {size: self.num_positions // size ** (len(self.input_shape) - 1) for size in self._patch_sizes}
+        dimensions, first = len(self.input_shape) - 1, self.pooling == "token"
+        return {size: self.num_positions // size**dimensions + first for size in self._patch_sizes}
 
     @property
     def num_positions(self) -> int:
@@ -205,6 +222,7 @@ class VisionFamily:
     def signature(self) -> str:
         """Changes with whatever changes a network's cost, its graph or its weights' shapes."""
         facts = [self.space.to_json(), self.input_shape, self.num_classes, self.head_size, self.window]
+        facts += [self.pooling] * (self.pooling != "mean")
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
     def hand_designed(self) -> dict[str, Architecture]:
@@ -222,9 +240,19 @@ class VisionFamily:
         return self._around(self.trunk.stack(arch, backend), arch.size("width"), [int(arch["patch"])])
 
     def _around(self, stack: Stack, width: int, sizes: Sequence[int]) -> Vision:
-        standard = Standard(self.mean, self.std, len(self.input_shape) - 1)
-        patches = ((str(size), Patches(self.input_shape, size, width)) for size in sizes)
+        standard, token = Standard(self.mean, self.std, len(self.input_shape) - 1), self.pooling == "token"
+        patches = ((str(size), Patches(self.input_shape, size, width, class_token=token)) for size in sizes)
         return Vision(standard, patches, stack, Linear(width, self.num_classes))
+
+    def pretrained(self, folder: Path) -> dict[str, Tensor]:
+        """Weights of a ViT, the classifier's not among them (see `search_spaces.pretrained`). Coarser patches than its own begin
+        at random.
+
+        Raises:
+            ValueError: a checkpoint of another kind or shape than the largest network.
+        """
+        facts = {"pooling": self.pooling, "patch": self._patch_sizes[0]}
+        return pretrained.read(folder, ("vit",), self.supernet, self.trunk, facts)
 
     def masks(self, encoding: Encoding) -> VisionMasks:
         return VisionMasks(encoding.probabilities("patch"), self.trunk.masks(encoding))
@@ -255,7 +283,8 @@ class VisionFamily:
         width, classes, batch = encoding.expected("width"), self.num_classes, workload.batch
         values = batch * channels * self.num_positions + 0.0 * width  # an expectation like the others
         tokens = expected(dict(counts))
-        weights = width * (expected({size: channels * self.num_positions / n for size, n in counts.items()}) + 1.0 + tokens)
+        values_of = {size: float(channels * size ** (len(self.input_shape) - 1)) for size in counts}
+        weights = width * (expected(values_of) + 1.0 + tokens)
         pairs_of = {size: self.trunk.attention.pairs_of(n) for size, n in counts.items()}
         kinds = next(iter(pairs_of.values()))
         pairs = {kind: expected({size: of_size[kind] for size, of_size in pairs_of.items()}) for kind in kinds}
@@ -286,7 +315,7 @@ def vision(
     width: Sequence[int], depth: Sequence[int], heads: Sequence[int], ffn: Sequence[int], attention: Sequence[str],
     head_size: int, window: int, kv_heads: Sequence[int] = (), ffn_kind: Sequence[str] = ("mlp",), rank: Sequence[int] = (),
     activation: Sequence[str] = ("gelu",), norm_kind: Sequence[str] = ("layer",), sharing: Sequence[str] = ("none",),
-    name: str = "vision",
+    pooling: Pooling = "mean", norm_eps: float = NORM_EPS["pre"], name: str = "vision",
 ) -> VisionFamily:  # fmt: skip
     """The family of a space that is given by its options; what a configuration builds. Raises ValueError like its parts."""
     space = vision_space(
@@ -294,4 +323,6 @@ def vision(
         width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
         activation=activation, norm_kind=norm_kind, sharing=sharing, name=name,
     )  # fmt: skip
-    return VisionFamily(space, tuple(input_shape), num_classes, tuple(mean), tuple(std), head_size, window)
+    return VisionFamily(
+        space, tuple(input_shape), num_classes, tuple(mean), tuple(std), head_size, window, pooling, norm_eps
+    )  # fmt: skip

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, models
 
 from experiments import generate as generation
 from experiments.cli import main
@@ -46,6 +47,20 @@ def task() -> LanguageModel:
 @pytest.fixture(scope="module")
 def words() -> LanguageModel:
     return LanguageModel("code", TEXT, vocab_size=300, max_tokens=T)
+
+
+def test_a_tokenizer_of_ones_own(words, tmp_path):
+    """Its numbers and its vocabulary, for a text that is longer than what it is told to cut after."""
+    words.save_preprocessing(tmp_path)
+    own = LanguageModel("code", TEXT, max_tokens=T, tokenizer=tmp_path / "tokenizer.json")
+    assert own.vocab_size == words.vocab_size > 256
+    assert np.array_equal(own.split("test").ids, words.split("test").ids)
+    other = Tokenizer(models.WordLevel({"def": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    other.save(str(tmp_path / "other.json"))
+    with pytest.raises(ValueError, match="is not byte-level"):
+        LanguageModel("code", TEXT, max_tokens=T, tokenizer=tmp_path / "other.json")
+    with pytest.raises(ValueError, match="is not a file"):
+        LanguageModel("code", TEXT, max_tokens=T, tokenizer=tmp_path / "no.json")
 
 
 def all_batches(task: LanguageModel, split: str, seed: int | None = None):

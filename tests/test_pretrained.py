@@ -17,7 +17,7 @@ from nas.protocols import SPLITS, PretrainedFamily
 from nas.supernet import cut_out
 from nas.types import Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
-from search_spaces.pretrained import sort_by_importance
+from search_spaces.importance import sort_by_importance
 from tests.test_bad_input import refused
 
 WIDTH, HEADS, FFN, VOCABULARY, POSITIONS = 32, 4, 48, 60, 20
@@ -194,8 +194,11 @@ def test_sorting_does_not_change_what_the_largest_computes(norm, inputs):
     for parameter in supernet.parameters():
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     before = supernet(*inputs)
-    moved = sort_by_importance(supernet.state_dict(), head_size=8)
-    assert all(not torch.equal(moved[name], value) for name, value in supernet.state_dict().items() if name != "classifier.bias")
+    moved = sort_by_importance(supernet.state_dict(), head_size=8, pre_norm=norm == "pre")
+    for name, value in supernet.state_dict().items():
+        of_stream = "blocks" not in name or "norm" in name or name.endswith(("out.bias", "down.bias"))
+        stays = name == "classifier.bias" or (norm == "pre" and of_stream)
+        assert torch.equal(moved[name], value) == stays, name
     supernet.load_state_dict(moved)
     torch.testing.assert_close(supernet(*inputs), before, rtol=1e-10, atol=1e-10)
 
@@ -254,18 +257,27 @@ def test_what_matters_is_first(tmp_path):
         ({}, None, None, {"depth": (1,)}, "num_hidden_layers: 2 of"),
         ({}, None, None, {"head_size": 16, "heads": (1, 2)}, "num_attention_heads: 4 of"),
         ({"hidden_act": "relu"}, None, None, {}, "hidden_act: 'relu' of"),
+        ({"hidden_act": "quick_gelu"}, None, None, {}, "hidden_act: 'quick_gelu' of"),
+        ({"position_embedding_type": "relative_key"}, None, None, {}, "position_embedding_type: 'relative_key' of"),
+        ({}, "encoder.layer.1.crossattention.self.key.weight", (WIDTH, WIDTH), {}, "our networks have no place for this tensor"),
         ({"layer_norm_eps": 1e-5}, None, None, {}, "layer_norm_eps: 1e-05 of"),
         ({"model_type": "t5"}, None, None, {}, "model_type 't5' of"),
         ({}, None, None, {"norm": "pre"}, "space.norm: 'pre' is not 'post'"),
-        ({}, None, None, {"activation": ("relu",)}, "space.activation: ('relu',) do not hold 'gelu'"),
-        ({}, None, None, {"sharing": ("all",)}, "space.sharing: ('all',) do not hold 'none'"),
-        ({}, None, None, {"ffn_kind": ("lowrank",), "rank": (8,)}, "space.ffn_kind: ('lowrank',) do not hold 'mlp'"),
+        ({}, None, None, {"activation": ("relu",)}, "hidden_act: 'gelu' of"),
+        ({}, None, None, {"sharing": ("all",)}, "space.sharing: 'all' is not 'none', which the checkpoint"),
+        (
+            {},
+            None,
+            None,
+            {"ffn_kind": ("lowrank",), "rank": (8,)},
+            "space.ffn_kind: 'lowrank' is not 'mlp', which",
+        ),
     ],
 )
 def test_a_checkpoint_that_does_not_fit(config, name, shape, changes, message, tmp_path):
     tensors = bert_tensors()
     if name is not None:
-        del tensors[name]
+        tensors.pop(name, None)
         tensors |= {name: torch.zeros(shape)} if shape else {}
     folder = write(tmp_path / "model", {**BERT, **config}, tensors)
     with pytest.raises(ValueError) as refusal:  # noqa: PT011

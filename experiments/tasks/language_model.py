@@ -22,6 +22,7 @@ from experiments.tasks.files import read_text
 from experiments.tasks.languages import DJANGO_VERSION, INSTALL, digest, pinned_django
 from experiments.tasks.ragged import check_at_least, equal_groups
 from experiments.tasks.splits import checked
+from experiments.tasks.tokenizing import read_tokenizer
 from nas.protocols import SPLITS, Batch
 
 if TYPE_CHECKING:
@@ -70,8 +71,12 @@ class LanguageModel(Divided):
     token is a byte, with more a byte-level BPE (Sennrich et al., arXiv:1508.07909) is trained on `train`; `vocab_size` is the
     wanted number, the attribute the actual one.
 
+    Args:
+        tokenizer: a tokenizer.json, such as a checkpoint's, to use instead; the vocabulary is then its own.
+
     Raises:
-        ValueError: a size or fraction out of bounds, or a text with less than one window in a split.
+        ValueError: a size or fraction out of bounds, a text with less than one window in a split, or a file that is no byte-level
+            tokenizer.
     """
 
     error_means = "wrong tokens"
@@ -79,7 +84,7 @@ class LanguageModel(Divided):
 
     def __init__(
         self, name: str, text: str, *, vocab_size: int = BYTES, max_tokens: int = 128, architecture_fraction: float = 0.1,
-        validation_fraction: float = 0.1, test_fraction: float = 0.1,
+        validation_fraction: float = 0.1, test_fraction: float = 0.1, tokenizer: str | Path | None = None,
     ) -> None:  # fmt: skip
         check_at_least(BYTES, vocab_size=vocab_size)
         check_at_least(1, max_tokens=max_tokens)
@@ -88,7 +93,13 @@ class LanguageModel(Divided):
         shares = np.array([1 - sum(fractions.values()), *(fractions[split] for split in SPLITS[1:])])
         ends = np.round(np.cumsum(shares) * len(text)).astype(int)
         blocks = {split: text[start:end] for split, start, end in zip(SPLITS, [0, *ends], ends, strict=False)}
-        self._tokenizer = byte_tokenizer() if vocab_size == BYTES else train_tokenizer(blocks["train"], vocab_size=vocab_size)
+        self._are_bytes = tokenizer is None and vocab_size == BYTES
+        if tokenizer is not None:
+            self._tokenizer = read_byte_level(tokenizer, max_tokens=max_tokens)
+        elif self._are_bytes:
+            self._tokenizer = byte_tokenizer()
+        else:
+            self._tokenizer = train_tokenizer(blocks["train"], vocab_size=vocab_size)
         self.vocab_size = self._tokenizer.get_vocab_size()
         self._splits = {split: Windows(self._encode(block), max_tokens) for split, block in blocks.items()}
         for split, windows in self._splits.items():
@@ -106,7 +117,7 @@ class LanguageModel(Divided):
         self.fingerprint = identity.hexdigest()[:16]
 
     def _encode(self, text: str) -> np.ndarray:
-        if self.vocab_size == BYTES:
+        if self._are_bytes:
             return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
         return np.array(self._tokenizer.encode(text).ids, dtype=np.int64)
 
@@ -119,7 +130,7 @@ class LanguageModel(Divided):
         return (
             f"`token_ids` and `attention_mask`, int64 [batch, sequence] with at most {self.max_tokens} tokens; `logits`, float32 "
             f"[batch, sequence, {self.vocab_size}], of the token after each. `tokenizer.json` holds the "
-            f"{'256 bytes, each by its own number' if self.vocab_size == BYTES else 'byte-level BPE'}."
+            f"{'256 bytes, each by its own number' if self._are_bytes else 'byte-level BPE'}."
         )
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -188,6 +199,15 @@ def train_tokenizer(text: str, *, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
+def read_byte_level(path: str | Path, *, max_tokens: int) -> Tokenizer:
+    """A `tokenizer.json`, for texts of any length. Raises ValueError like `read_tokenizer`, or if it is not byte-level."""
+    tokenizer = read_tokenizer(path, max_tokens=max_tokens)
+    if not isinstance(tokenizer.decoder, decoders.ByteLevel):
+        raise ValueError(f"tokenizer: {path} is not byte-level, its tokens do not tell how many bytes they stand for")
+    tokenizer.no_truncation()
+    return tokenizer
+
+
 def _byte_level(model: models.BPE, level: pre_tokenizers.ByteLevel) -> Tokenizer:
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = level
@@ -204,12 +224,12 @@ class TextFile(LanguageModel):
 
     def __init__(
         self, path: str | Path, *, vocab_size: int = BYTES, max_tokens: int = 128, architecture_fraction: float = 0.1,
-        validation_fraction: float = 0.1, test_fraction: float = 0.1,
+        validation_fraction: float = 0.1, test_fraction: float = 0.1, tokenizer: str | Path | None = None,
     ) -> None:  # fmt: skip
         path = Path(path)
         super().__init__(
             path.stem, read_text(path), vocab_size=vocab_size, max_tokens=max_tokens, architecture_fraction=architecture_fraction,
-            validation_fraction=validation_fraction, test_fraction=test_fraction,
+            validation_fraction=validation_fraction, test_fraction=test_fraction, tokenizer=tokenizer,
         )  # fmt: skip
 
 
@@ -221,13 +241,14 @@ class PythonSource(LanguageModel):
     """
 
     def __init__(
-        self, *, vocab_size: int = BYTES, max_tokens: int = 128, max_characters: int = 2_000_000, held_out: float = 0.05
-    ) -> None:
+        self, *, vocab_size: int = BYTES, max_tokens: int = 128, max_characters: int = 2_000_000, held_out: float = 0.05,
+        tokenizer: str | Path | None = None,
+    ) -> None:  # fmt: skip
         check_at_least(1, max_characters=max_characters)
         text = "".join(python_files("python_source"))[:max_characters]
         super().__init__(
             "python_source", text, vocab_size=vocab_size, max_tokens=max_tokens,
-            architecture_fraction=held_out, validation_fraction=held_out, test_fraction=held_out,
+            architecture_fraction=held_out, validation_fraction=held_out, test_fraction=held_out, tokenizer=tokenizer,
         )  # fmt: skip
 
 
