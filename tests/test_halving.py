@@ -112,7 +112,7 @@ def test_a_network_of_both_searches_is_trained_once(tmp_path, explored, trained_
     assert ledger["rungs"]["networks_trained"] == len(trainer.trained)
 
 
-@pytest.mark.parametrize("kill_at", [0, 5, 14])
+@pytest.mark.parametrize("kill_at", [0, 5, 22])
 def test_what_was_scored_before_a_kill_is_not_trained_again(tmp_path, explored, trained_errors, kill_at):
     whole = halving(tmp_path / "whole", Trainer(trained_errors), rungs=[0.1, 0.3]).climb(explored, NOTHING)
     killed, again = Trainer(trained_errors, kill_at=kill_at), Trainer(trained_errors)

@@ -79,7 +79,7 @@ def test_a_rung_that_ranks_as_training_does_where_inherited_weights_do_not():
     said = " ".join(sentences(trust, results))
     assert f"A rung at 10 % of the training scored {len(errors) - 2} networks" in said
     assert "its own 1.00 (1.00 to 1.00)" in said
-    assert "25 %" not in said
+    assert "at 25 %" not in said
 
 
 def test_picked_networks_that_take_longer_than_predicted():
