@@ -52,7 +52,7 @@ MISSING = {
 SIZES = {  # what a family may ask of a task, and then the tokens of its workload
     "vocab_size": 60, "num_classes": 3, "max_tokens": 16, "input_shape": (2, 28, 28), "mean": (0.0, 1.0), "std": (1.0, 2.0),
 }  # fmt: skip
-VARIANTS = {"pooled", "costs", "path", "lesson", "unroll_rate"}  # what tells the choices of one constructor apart
+VARIANTS = {"pooled", "costs", "path", "lesson", "rungs", "unroll_rate"}  # what tells the choices of one constructor apart
 
 
 def composed(*overrides: str):
