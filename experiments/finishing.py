@@ -97,30 +97,47 @@ class Finisher:
 
         If its lesson needs a teacher, the largest network is finished first.
         """
-        lesson, teachers = self._lesson(arch), []
-        if lesson.needs_teacher:
-            if not self.is_finished(self.family.space.largest()):
-                self.finish(self.family.space.largest(), supernet)
-            teachers = [self.to_train(self.family.space.largest(), tag="")]
-        start = time.perf_counter()
-        torch.manual_seed(self.seed)
-        fresh = self.family.network(arch)
-        network = cut_out(self.family, supernet, arch, self.compute)
-        config = dataclasses.replace(self.settings.train, steps=self.steps(arch))
-        shrink_and_perturb(network, fresh, inherit=self.settings.inherited(config.steps))
-        teach(network, self.task, config, lesson, teachers=teachers, compute=self.compute, seed=self.seed)
+        teachers = self._teachers(arch, supernet)
+        start, steps = time.perf_counter(), self.steps(arch)
+        network = self._trained(arch, supernet, teachers, steps=steps)
         report = self.export(arch, network, tag="")
         if self.shipped_path(arch, tag="") == self.onnx_path(arch, tag=""):
-            batches = list(self.task.batches("validation", tokens_per_batch=EVALUATION_TOKENS, seed=None))
-            error = error_percent(network.eval(), [b.to(self.compute.device) for b in batches], self.task, self.compute)
+            error = self._error_percent(network)
         else:
             error = self.file_scores(arch, "validation", tag="")["error_percent"]
         seconds = round(time.perf_counter() - start, 2)
         facts = {
-            "arch": arch.to_json(), "error_percent": error, "train_steps": config.steps, "train_seconds": seconds,
+            "arch": arch.to_json(), "error_percent": error, "train_steps": steps, "train_seconds": seconds,
             "export": report.to_json(),
         }  # fmt: skip
         self.run.write_json(f"{FOLDER}/{arch.id}.json", facts)
+
+    def error_after(self, arch: Architecture, supernet: nn.Module, *, share: float) -> float:
+        """Validation error in percent after a training of that share of the steps; writes nothing of it."""
+        steps = max(1, round(share * self.steps(arch)))
+        return self._error_percent(self._trained(arch, supernet, self._teachers(arch, supernet), steps=steps))
+
+    def _teachers(self, arch: Architecture, supernet: nn.Module) -> list[nn.Module]:
+        """The finished largest network, if the lesson needs it."""
+        if not self._lesson(arch).needs_teacher:
+            return []
+        largest = self.family.space.largest()
+        if not self.is_finished(largest):
+            self.finish(largest, supernet)
+        return [self.to_train(largest, tag="")]
+
+    def _trained(self, arch: Architecture, supernet: nn.Module, teachers: Sequence[nn.Module], *, steps: int) -> nn.Module:
+        torch.manual_seed(self.seed)
+        fresh = self.family.network(arch)
+        network = cut_out(self.family, supernet, arch, self.compute)
+        shrink_and_perturb(network, fresh, inherit=self.settings.inherited(steps))
+        config = dataclasses.replace(self.settings.train, steps=steps)
+        teach(network, self.task, config, self._lesson(arch), teachers=teachers, compute=self.compute, seed=self.seed)
+        return network
+
+    def _error_percent(self, network: nn.Module) -> float:
+        batches = self.task.batches("validation", tokens_per_batch=EVALUATION_TOKENS, seed=None)
+        return error_percent(network.eval(), [b.to(self.compute.device) for b in batches], self.task, self.compute)
 
     def export(self, arch: Architecture, network: nn.Module, *, tag: str) -> ExportReport:
         """Writes a trained network's weights and its file."""

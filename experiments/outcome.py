@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from nas.compute import Compute
 from nas.darts import Proposal
 from nas.space import Architecture
 from nas.types import Candidate, Measurement
+
+SEARCHES = {"search": "search", "random": "random search"}  # roles whose candidates were scored, and what people call them
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,19 @@ class Explored:
 
 
 @dataclass(frozen=True)
+class Climbed:
+    """The short-list of each search, by its role, and everything that a rung scored, once for each rung."""
+
+    shortlists: Mapping[str, Sequence[Candidate]]
+    scored: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
 class Outcome:
     """Everything that a search found; `experiments.conclude` makes of it what people read."""
 
     explored: Explored
+    climbed: Climbed
     finalists: tuple[Finalist, ...]
     measurements: Mapping[str, Measurement]
     measured_mib: Mapping[str, float]
@@ -82,4 +93,4 @@ class Outcome:
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
-        return tuple(c for candidates in self.explored.by_phase.values() for c in candidates)
+        return (*(c for candidates in self.explored.by_phase.values() for c in candidates), *self.climbed.scored)

@@ -25,6 +25,7 @@ from experiments.calibration import Calibration, Calibrator
 from experiments.costing import Costing, check_device
 from experiments.exploring import Explorer
 from experiments.finishing import Finisher
+from experiments.halving import Halving
 from experiments.ledger import spent
 from experiments.outcome import Budget, Outcome
 from experiments.progress import Reporter
@@ -155,8 +156,10 @@ class Pipeline:
             self.family, self.task, supernet, compute, calibration, costing, budget, self.settings, self.run, self.report
         )
         explored = explorer.explore([p.arch for p in proposals], self.calibrator())
-        selection = Selection(self.family, self.finisher(compute), calibration, budget, self.settings, self.run, self.report)
-        finalists = selection.finalists(explored)
+        finisher = self.finisher(compute)
+        climbed = Halving(finisher, budget, self.settings, self.run, self.report).climb(explored, supernet)
+        selection = Selection(self.family, finisher, calibration, budget, self.settings, self.run, self.report)
+        finalists = selection.finalists(climbed.shortlists)
         selection.train(finalists, supernet)
         measurements, lost = selection.measure(finalists)
         measured_mib = selection.measure_memory(finalists)
@@ -164,6 +167,7 @@ class Pipeline:
         choice, stages = selection.finish(choice, finalists, measurements)
         return Outcome(
             explored=explored,
+            climbed=climbed,
             finalists=tuple(finalists),
             measurements=measurements,
             measured_mib=measured_mib,
@@ -173,7 +177,7 @@ class Pipeline:
             proposals=tuple(proposals),
             trivial=trivial,
             compute=compute,
-            finisher=selection.finisher,
+            finisher=finisher,
             costing=costing,
             stages=tuple(stages),
         )

@@ -39,7 +39,7 @@ from experiments.results import (
     parts_of,
     split_layers,
 )
-from nas.types import Candidate
+from nas.types import Candidate, Provenance
 
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 INK, GREY, PALE, DARK_GREEN, DARK_PURPLE = "#1f2933", "#6b7785", "#e4e8ee", "#00694d", "#94437a"
@@ -100,6 +100,7 @@ def pareto_figure(results: Results, candidates: Sequence[Candidate], *, width: f
 
     Each part carries a `gid`: a role, "scored <role>", "predicted <role>", "interval <role>", "front", "picked", "budget", ...
     """
+    candidates = [c for c in candidates if c.provenance["error"] == Provenance.INHERITED]
     figure, axes = _empty(width, 5.5 if width > NARROW else 6.2)
     limits = _limits(results, candidates)
     axes.set(xlim=limits.x, ylim=limits.y, xlabel="latency (ms)", ylabel=f"validation error: {results.error_means} (%)")

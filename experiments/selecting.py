@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 from torch import nn
 
 from experiments.calibration import Calibration, read_measurements
 from experiments.finishing import Finisher
 from experiments.ledger import spent
-from experiments.outcome import Budget, Choice, Explored, Finalist
+from experiments.outcome import SEARCHES, Budget, Choice, Finalist
 from experiments.progress import Reporter
 from experiments.results import StageReport
 from experiments.run_directory import RunDirectory
@@ -21,13 +20,11 @@ from hardware.arena import activations_mib
 from latency_models.memory import memory_of_file
 from nas.export import form_of
 from nas.finish.teaching import School
-from nas.pareto import hypervolume
 from nas.protocols import DeviceError, Family
 from nas.space import Architecture
 from nas.types import Candidate, Measurement, Provenance, pareto_front
 
 MEMORY = "memory.json"
-LABELS = {"search": "search", "random": "random search"}
 SHORT_LIST = "short-list"
 
 
@@ -43,15 +40,12 @@ class Selection:
     run: RunDirectory
     report: Reporter
 
-    def finalists(self, explored: Explored) -> list[Finalist]:
+    def finalists(self, shortlists: Mapping[str, Sequence[Candidate]]) -> list[Finalist]:
         """The short-lists of both searches and the hand-designed networks; an architecture that comes twice stays the first."""
         finalists: dict[str, Finalist] = {}
-        objectives = self.settings.objectives
-        for role, label in LABELS.items():
-            within = [c for c in explored.by_phase.get(role, ()) if self.budget.holds(c)]
-            front = pareto_front(within, *sorted(objectives, key=lambda name: name != "latency_ms"))
-            for arch in shortlist(front, self.settings.finish.shortlist, objectives=objectives, budget_ms=self.budget.ms):
-                finalists.setdefault(arch.id, Finalist(arch, role, label))
+        for role, candidates in shortlists.items():
+            for arch in (c.arch for c in candidates):
+                finalists.setdefault(arch.id, Finalist(arch, role, SEARCHES[role]))
         for label, arch in self.family.hand_designed().items():
             finalists.setdefault(arch.id, Finalist(arch, "hand", label))
         return list(finalists.values())
@@ -168,19 +162,3 @@ class Selection:
             if arch.id in measurements
         ]  # fmt: skip
         return [c.arch for c in pareto_front(finished, "latency_ms", "error")]
-
-
-def shortlist(front: Sequence[Candidate], num: int, *, objectives: Sequence[str], budget_ms: float) -> list[Architecture]:
-    """At most `num` of a front: the most accurate one, then always the one that adds most to the hypervolume (greedy subset
-    selection, Guerreiro et al., 2016), up to the budget, 100 % error, and a little more than the front's worst of all else."""
-    costs = np.array([[c.objectives[name] for name in objectives] for c in front]).reshape(-1, len(objectives))
-    known = {"latency_ms": budget_ms, "error": 100.0}
-    reference = [known.get(name) or 1.01 * column.max(initial=0.0) for name, column in zip(objectives, costs.T, strict=True)]
-    chosen: list[int] = []
-    for _ in range(min(num, len(front))):
-        rest = [i for i in range(len(front)) if i not in chosen]
-        if chosen:
-            chosen.append(max(rest, key=lambda i: hypervolume(costs[[*chosen, i]], reference)))
-        else:
-            chosen.append(int(np.argmin(costs[:, list(objectives).index("error")])))
-    return [front[i].arch for i in sorted(chosen)]

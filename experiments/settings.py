@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from experiments.objectives import check_objectives
@@ -83,19 +83,22 @@ class OuterSettings:
 
 @dataclass(frozen=True)
 class FinishSettings:
-    """The short-list: how many networks of each front are cut out, trained, exported and measured.
+    """The short-list: how many networks of each search are cut out, trained, exported and measured.
 
     Args:
+        rungs: ascending shares of the training, after each of which the better half goes on (see `experiments.halving`): twice as
+            many as are on the short-list enter the last of them, four times as many the one before.
         train: `steps` are those of the largest network. A smaller one is trained for as many FLOPs, so for more steps.
         most_steps: however small the network is.
-        inherit: share of the inherited weights in those that `most_steps` begin with; the rest is fresh. A shorter training,
-            which could not win back what it gave away, keeps more, up to all.
+        inherit: share of the inherited weights in those that `most_steps` begin with; the rest is fresh. A shorter training could
+            not win back what it gave away, and keeps more, up to all.
         rounds: visits to each network.
         lesson: what they learn; a teacher can only be the largest network.
         most_points_lost: of validation error, that a stage may cost what ships.
     """
 
     shortlist: int = 3
+    rungs: Sequence[float] = ()
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=70))
     most_steps: int = 300
     inherit: float = 0.3
@@ -105,6 +108,9 @@ class FinishSettings:
 
     def __post_init__(self) -> None:
         _positive(self, "shortlist", "most_steps", "rounds")
+        object.__setattr__(self, "rungs", tuple(self.rungs))
+        if list(self.rungs) != sorted(set(self.rungs)) or not all(0 < share < 1 for share in self.rungs):
+            raise ValueError(f"rungs: {list(self.rungs)} are not ascending shares between 0 and 1")
         if self.lesson.teacher != "largest":
             raise ValueError(f"lesson.teacher: {self.lesson.teacher!r} is not 'largest'; the others come after the short-list")
         if self.most_points_lost < 0:

@@ -16,10 +16,11 @@ import numpy as np
 
 from experiments.results import Network, Results, format_ms
 from nas.pareto import hypervolume
-from nas.types import Candidate
+from nas.types import Candidate, Provenance
 
 RESAMPLES = 1000
 FEWEST = 4  # networks from which a rank correlation is said
+RUNG = "rung "  # how the phase of what a rung scored begins; then comes its share of the training
 SURE = 1.96  # standard errors: 95 %
 TIES = (
     "two-proportion intervals at 95 % over the validation examples; unpaired, so they are wide, and of each pair alone: no "
@@ -32,6 +33,7 @@ def evidence(results: Results, candidates: Sequence[Candidate]) -> dict[str, Any
     return {
         "seed": results.seed,
         "rank_correlation": rank_correlation(results, candidates),
+        "rungs": rungs(results, candidates),
         "predictor_on_picked": predictor_on_picked(results.networks),
         "hypervolume": hypervolumes_by_cost(results, candidates),
         "ties": ties(results.networks, results.num_validation),
@@ -42,7 +44,7 @@ def evidence(results: Results, candidates: Sequence[Candidate]) -> dict[str, Any
 
 def rank_correlation(results: Results, candidates: Sequence[Candidate]) -> dict[str, Any] | None:
     """Kendall's tau-b of inherited and retrained errors over the trained networks, and within their faster and slower halves."""
-    inherited = {c.arch.id: c.objectives["error"] for c in candidates}
+    inherited = _inherited(candidates)
     known = sorted((n for n in results.networks if n.id in inherited), key=lambda n: n.latency_ms)
     if len(known) < FEWEST:
         return None
@@ -55,6 +57,37 @@ def rank_correlation(results: Results, candidates: Sequence[Candidate]) -> dict[
 
     middle = len(known) // 2
     return {"all": of(known), "faster_half": of(known[:middle]), "slower_half": of(known[middle:])}
+
+
+def rungs(results: Results, candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
+    """What each rung was worth: Kendall's tau-b of its errors with the inherited ones of all that it scored, and of both with the
+    errors of those that were finished; None where these are too few."""
+    by_phase: dict[str, dict[str, float]] = {}
+    for c in candidates:
+        if c.provenance["error"] == Provenance.TUNED:
+            by_phase.setdefault(c.phase, {})[c.arch.id] = c.objectives["error"]
+    retrained = {n.id: n.error_percent for n in results.networks}
+
+    def agreement(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, Any] | None:
+        pairs = np.array([[one[id_], other[id_]] for id_ in one if id_ in other])
+        return {"num": len(pairs), **tau_with_interval(pairs, seed=results.seed)} if len(pairs) >= FEWEST else None
+
+    found = []
+    for phase, errors in by_phase.items():
+        inherited = {id_: error for id_, error in _inherited(candidates).items() if id_ in errors}
+        found.append(
+            {
+                "share": float(phase.removeprefix(RUNG)),
+                "inherited_with_rung": agreement(inherited, errors),
+                "inherited_with_retrained": agreement(inherited, retrained),
+                "rung_with_retrained": agreement(errors, retrained),
+            }
+        )
+    return found
+
+
+def _inherited(candidates: Sequence[Candidate]) -> dict[str, float]:
+    return {c.arch.id: c.objectives["error"] for c in candidates if c.provenance["error"] == Provenance.INHERITED}
 
 
 def tau_with_interval(pairs: np.ndarray, *, seed: int) -> dict[str, float | None]:
@@ -131,7 +164,7 @@ def differ(one_percent: float, other_percent: float, *, num: int) -> bool:
 
 def sentences(trust: Mapping[str, Any], results: Results) -> list[str]:
     """What people should know of it, as it came out."""
-    said = [_ranking(trust["rank_correlation"])]
+    said = [_ranking(trust["rank_correlation"]), *(s for s in map(_rung, trust["rungs"]) if s)]
     if picked := trust["predictor_on_picked"]:
         said.append(
             f"On the {picked['num']} networks that were picked, trained and measured, the latency model is off by "
@@ -167,6 +200,24 @@ def _ranking(ranking: Mapping[str, Any] | None) -> str:
         f"Inherited weights against training, Kendall's tau with its 95 % bootstrap interval over trained networks: "
         f"{', '.join(words)}.{doubt}"
     )
+
+
+def _rung(rung: Mapping[str, Any]) -> str:
+    """Empty if nothing can be said."""
+    before, inherited, own = (rung[name] for name in ("inherited_with_rung", "inherited_with_retrained", "rung_with_retrained"))
+    if not before:
+        return ""
+    share, num = f"{100 * rung['share']:g} %", before["num"]
+    said = f"A rung at {share} of the training scored {num} networks; tau of inherited errors with its own {_tau_words(before)}."
+    if not own:
+        return said
+    finished = f"With the final errors of the {own['num']} of them that were finished"
+    return f"{said} {finished}: inherited ones {_tau_words(inherited)}, its own {_tau_words(own)}."
+
+
+def _tau_words(figures: Mapping[str, Any]) -> str:
+    tau, low, high = (figures[name] for name in ("tau", "low", "high"))
+    return "not known, as all are equal" if tau is None else f"{tau:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _gains(curves: Mapping[str, Any]) -> str:

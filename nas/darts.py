@@ -57,8 +57,8 @@ class DartsConfig:
     `steps` are for the first budget, `steps_more` for each further one, which starts from the logits and weights of the one
     before. The temperature falls geometrically from `temperature[0]` to `temperature[1]` in every search. Every `check_every`
     steps the guards look. When their alarm trips, at a budget's second look or later, the search for that budget begins again
-    with even logits and the `remedy`, for the steps that are left: `beta_decay`, or `perturbation`, which trains the weights under
-    even probabilities and then chooses by perturbation, once for all budgets.
+    with even logits and the `remedy`, for the steps that are left: `beta_decay`, or `perturbation`, which trains the weights
+    under even probabilities and then ranks the options by perturbation, once for all budgets.
 
     Raises:
         ValueError: a value outside its range.

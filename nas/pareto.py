@@ -68,6 +68,22 @@ def hypervolume(costs: np.ndarray, reference: Sequence[float] | np.ndarray) -> f
     return float(sum(depth * hypervolume(front[: i + 1, :-1], limit[:-1]) for i, depth in enumerate(depths) if depth))
 
 
+def fittest(costs: np.ndarray, num: int, *, reference: Sequence[float] | np.ndarray, first: int) -> list[int]:
+    """Indices of at most `num` points, front by front: of each the lowest in objective `first`, then always the one that adds
+    most to the front's hypervolume up to the reference (greedy subset selection, Guerreiro et al., 2016)."""
+    costs = np.asarray(costs, dtype=float)
+    rank = ranks(costs)
+    chosen: list[int] = []
+    for number in range(rank.max(initial=-1) + 1):
+        left = np.flatnonzero(rank == number).tolist()
+        front: list[int] = []
+        while left and len(chosen) + len(front) < num:
+            gains = [hypervolume(costs[[*front, i]], reference) if front else -costs[i, first] for i in left]
+            front.append(left.pop(int(np.argmax(gains))))
+        chosen += front
+    return chosen
+
+
 def knee(costs: np.ndarray) -> int:
     """Index of the point of a front that is farthest below the line (or plane) between its ends.
 

@@ -164,6 +164,7 @@ class Provenance(enum.StrEnum):
     INHERITED = "inherited"  # scored with the supernet's weights
     PREDICTED = "predicted"  # by a latency model
     RETRAINED = "retrained"  # scored after the cut-out network was trained on its own
+    TUNED = "tuned"  # scored after a share of that training
     MEASURED = "measured"  # timed on the device
 
 

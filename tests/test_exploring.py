@@ -15,7 +15,6 @@ from experiments.costing import Costing, measured_energy
 from experiments.exploring import Explorer
 from experiments.outcome import Budget
 from experiments.progress import Reporter
-from experiments.selecting import shortlist
 from hardware.arena import activations_mib
 from latency_models.additive import AdditiveLatency
 from latency_models.memory import memory_of
@@ -190,19 +189,6 @@ def test_costs_are_those_of_their_units(pipeline, calibrated):
         assert list(costs) == ["latency_ms", "upper_ms", "memory_mib", "upper_mib", "parameters", "energy_mj"]
     with pytest.raises(ValueError, match="without its energy; store=FOLDER"):
         measured_energy(measurement(archs[0], 1.0))
-
-
-def test_a_short_list_spreads_over_all_objectives(pipeline):
-    rng = np.random.default_rng(3)
-    corner = {"error": (1, 9, 9), "latency_ms": (9, 1, 9), "memory_mib": (9, 9, 1)}
-    archs = list({a.id: a for a in (pipeline.family.space.sample(rng) for _ in range(40))}.values())
-    front = [
-        Candidate(arch, {n: float(v[i % 3]) + 0.01 * i for n, v in corner.items()}, dict.fromkeys(corner, Provenance.PREDICTED))
-        for i, arch in enumerate(archs[:9])
-    ]
-    chosen = shortlist(front, 3, objectives=tuple(corner), budget_ms=12.0)
-    assert {archs.index(arch) % 3 for arch in chosen} == {0, 1, 2}
-    assert shortlist([], 3, objectives=tuple(corner), budget_ms=12.0) == []
 
 
 def test_the_arena_is_measured_of_the_file_that_ships(searched):

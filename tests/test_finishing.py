@@ -1,5 +1,6 @@
 """How networks of the short-list are trained: what they begin with and for how long."""
 
+import re
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -47,6 +48,12 @@ def test_inherited_weights_shrink_towards_fresh_ones(family, inherit):
 def test_a_share_outside_0_to_1_is_refused():
     with pytest.raises(ValueError, match=r"inherit: 1\.5 is not in \[0, 1\]"):
         FinishSettings(inherit=1.5)
+
+
+@pytest.mark.parametrize("rungs", [[0.2, 0.1], [0.1, 0.1], [0.0], [0.5, 1.0]])
+def test_rungs_that_do_not_rise_to_the_top_are_refused(rungs):
+    with pytest.raises(ValueError, match=re.escape(f"rungs: {rungs} are not ascending shares between 0 and 1")):
+        FinishSettings(rungs=rungs)
 
 
 def test_a_short_training_keeps_more_of_what_it_inherits() -> None:

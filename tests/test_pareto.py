@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nas.pareto import hypervolume, knee, non_dominated, ranks
+from nas.pareto import fittest, hypervolume, knee, non_dominated, ranks
 from nas.space import Architecture
 from nas.types import Candidate, Provenance, SearchResult
 
@@ -74,3 +74,23 @@ def test_a_candidate_says_where_its_numbers_come_from():
         candidate(float("nan"), 1, 1)
     with pytest.raises(ValueError, match=r"latency_ms: of .* has no provenance"):
         Candidate(Architecture(()), {"latency_ms": 1.0}, {})
+
+
+@pytest.mark.parametrize("objectives", [2, 3])
+@pytest.mark.parametrize("num", [1, 7, 25, 40, 99])
+def test_the_fittest_come_front_by_front_and_spread(objectives, num):
+    costs = np.random.default_rng(num).integers(0, 9, size=(40, objectives)).astype(float)
+    rank, reference = ranks(costs), np.full(objectives, 10.0)
+    chosen = fittest(costs, num, reference=reference, first=1)
+    assert len(chosen) == len(set(chosen)) == min(num, 40)
+    last = rank[chosen].max()
+    assert set(np.flatnonzero(rank < last)) <= set(chosen), "a front begins when the one before is in"
+    front, of_last = np.flatnonzero(rank == last), [i for i in chosen if rank[i] == last]
+    assert costs[of_last[0], 1] == costs[front, 1].min()
+    for number in range(1, len(of_last)):
+        volumes = {i: hypervolume(costs[[*of_last[:number], i]], reference) for i in front if i not in of_last[:number]}
+        assert volumes[of_last[number]] == pytest.approx(max(volumes.values()))
+
+
+def test_of_nobody_nobody_is_fittest():
+    assert fittest(np.empty((0, 2)), 3, reference=(1.0, 1.0), first=0) == []

@@ -16,7 +16,10 @@ from optuna.storages.journal import JournalFileBackend
 from experiments import cli, search
 from tests.conftest import command
 
-SLOWER = ("init.train.steps=120", "darts.steps=30", "searcher.evaluations=25", "checkpoint_seconds=0.1", "torch_threads=1")
+SLOWER = (
+    "init.train.steps=120", "darts.steps=30", "searcher.evaluations=25", "checkpoint_seconds=0.1", "finish.rungs=[0.4]",
+    "torch_threads=1",
+)  # fmt: skip
 
 
 def words(run: Path) -> list[str]:
@@ -32,6 +35,7 @@ PHASES = {
     "darts": (signal.SIGKILL, lambda run: (run / "darts.ckpt").exists()),
     "outer loop": (signal.SIGINT, lambda run: len(lines(run / "candidates.jsonl")) >= 7),
     "random search": (signal.SIGKILL, lambda run: len(lines(run / "candidates.jsonl")) >= 32),
+    "rung": (signal.SIGKILL, lambda run: sum(c["phase"] == "rung 0.4" for c in lines(run / "candidates.jsonl")) >= 2),
     "short-list": (signal.SIGKILL, lambda run: len(list((run / "shortlist").glob("*.json"))) >= 2),
 }
 

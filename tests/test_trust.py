@@ -55,6 +55,33 @@ def test_a_supernet_that_ranks_as_training_does_and_one_that_is_upside_down():
     assert "Too few networks" in " ".join(sentences(evidence(results, []), results))
 
 
+def at_a_rung(candidates, errors, phase="rung 0.1"):
+    provenance = {"error": Provenance.TUNED, "latency_ms": Provenance.PREDICTED}
+    return [
+        replace(c, objectives={**c.objectives, "error": error}, provenance=provenance, phase=phase)
+        for c, error in zip(candidates, errors, strict=True)
+    ]
+
+
+def test_a_rung_that_ranks_as_training_does_where_inherited_weights_do_not():
+    results = make_results()
+    errors = np.array([n.error_percent for n in results.networks])
+    inherited = with_inherited(results, 50 - errors)
+    candidates = [*inherited, *at_a_rung(inherited[2:], 20 + errors[2:]), *at_a_rung(inherited[:3], errors[:3], "rung 0.25")]
+    trust = evidence(results, candidates)
+    first, second = trust["rungs"]
+    assert (first["share"], second["share"]) == (0.1, 0.25)
+    taus = {name: figures["tau"] for name, figures in first.items() if name != "share"}
+    assert taus == pytest.approx({"inherited_with_rung": -1, "inherited_with_retrained": -1, "rung_with_retrained": 1})
+    assert first["rung_with_retrained"]["num"] == len(errors) - 2
+    assert set(second.values()) == {0.25, None}, "three are too few"
+    assert trust["rank_correlation"]["all"]["tau"] == pytest.approx(-1), "a rung's errors are not inherited ones"
+    said = " ".join(sentences(trust, results))
+    assert f"A rung at 10 % of the training scored {len(errors) - 2} networks" in said
+    assert "its own 1.00 (1.00 to 1.00)" in said
+    assert "at 25 %" not in said
+
+
 def test_picked_networks_that_take_longer_than_predicted():
     results = make_results()
     networks = [replace(n, measured_ms=1.25 * n.predicted_ms, measured_high_ms=None) for n in results.networks]
