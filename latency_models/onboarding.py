@@ -48,7 +48,8 @@ class NewDevice:
     def fit(self, costs: np.ndarray, times: np.ndarray) -> Self:
         if len(times) < 3:
             raise ValueError(f"times: {len(times)} measurements are too few to choose by, at least 3 are needed")
-        ways = (OtherDevices(self.known), *(PhysicalRegressor(known=self.known, pull=pull) for pull in PULLS))
+        pulled = (PhysicalRegressor(known=self.known, pull=pull) for pull in PULLS)
+        ways: list[OtherDevices | PhysicalRegressor] = [OtherDevices(self.known), *pulled]
         errors = [self._error(way, costs, times) for way in ways]
         self.chosen_ = fresh_fit(ways[int(np.argmin(errors))], costs, times)
         return self
