@@ -27,10 +27,10 @@ from experiments.calibration import export_for_timing, sentinel_of
 from experiments.composing import VOCABULARY, composed, stand_in_family
 from experiments.finishing import FOLDER
 from experiments.measured import Timed, said, write
+from experiments.networks import pick
 from experiments.onnx_inputs import Sizes, dynamic_dimensions, make_inputs
 from experiments.pareto import existing_run, load
 from experiments.progress import Reporter
-from experiments.results import pick
 from experiments.run_directory import RunDirectory
 from hardware.timing import Exported, measure
 from nas.export import format_of

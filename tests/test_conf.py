@@ -53,7 +53,15 @@ SIZES = {  # what a family may ask of a task, and then the tokens of its workloa
     "vocab_size": 60, "num_classes": 3, "max_tokens": 16, "input_shape": (2, 28, 28), "mean": (0.0, 1.0), "std": (1.0, 2.0),
 }  # fmt: skip
 SIDES = {"deit_tiny": (2, 32, 32)}  # of inputs, where the patches need others
-VARIANTS = {"rule", "pooled", "costs", "path", "lesson", "rungs", "unroll_rate"}  # what tells the choices of one constructor apart
+VARIANTS = {
+    "rule",
+    "pooled",
+    "costs",
+    "path",
+    "lesson",
+    "rungs",
+    "unroll_rate",
+}  # what tells the choices of one constructor apart
 
 
 def composed(*overrides: str):
