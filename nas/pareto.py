@@ -106,15 +106,16 @@ def knee(costs: np.ndarray) -> int:
 
 def epsilon(costs: np.ndarray, reference: np.ndarray) -> float:
     """The least number that, taken off every objective of `costs` [N, M], leaves no point of `reference` [R, M] that none of them
-    is as good as: the additive epsilon indicator (Zitzler et al., 2003). It is in the unit that all objectives share.
+    is as good as: the additive epsilon indicator (Zitzler et al., 2003). It is in the unit that all objectives share, and without
+    points infinite.
 
     Raises:
-        ValueError: no points on one of the sides.
+        ValueError: no reference.
     """
     costs, reference = (np.asarray(points, dtype=float) for points in (costs, reference))
-    if not len(costs) or not len(reference):
-        raise ValueError(f"epsilon: of {len(costs)} points to {len(reference)} is not defined")
-    return float(np.max(costs[:, None] - reference[None], axis=2).min(axis=0).max())
+    if not len(reference):
+        raise ValueError("epsilon: there is no reference")
+    return float(np.max(costs[:, None] - reference[None], axis=2).min(axis=0, initial=np.inf).max())
 
 
 def attained(runs: Sequence[np.ndarray], points: np.ndarray) -> np.ndarray:

@@ -212,6 +212,12 @@ def test_search_compares_medians_of_the_same_seeds():
     assert math.isnan(search.ratio_with_interval("r", [(0 * ours, 0 * theirs)])["r"])
 
 
+def test_search_says_how_far_fronts_are_behind_the_best_of_all():
+    best = np.array([[0.0, 10.0], [2.0, 0.0]])
+    fronts = {"hybrid": [best, best, best + 9], "random": [best + np.array([1.0, 0.0]), best + np.array([0.0, 2.5]), best]}
+    assert search._epsilons(fronts) == pytest.approx({"epsilon_percent_hybrid": 0.0, "epsilon_percent_random": 25.0})
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_search_ends_with_its_figures_and_trains_once(capsys, tmp_path):
@@ -225,6 +231,8 @@ def test_search_ends_with_its_figures_and_trains_once(capsys, tmp_path):
     assert figures["budget_hit_percent"] == 100.0
     for key in ("regret_ratio_to_random_23", "hypervolume_ratio_to_best_peer", "ask_tell_ms", "evaluations_per_minute"):
         assert figures[key] > 0
+    assert all(figures[f"epsilon_percent_{name}"] >= 0 for name in ("hybrid", *search.OTHERS))
+    assert (tmp_path / "attainment.png").is_file()
     report = Reporter(quiet=True)
     task = Languages(max_examples=3000)
     [kept] = tmp_path.glob("supernet-*.safetensors")

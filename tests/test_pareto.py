@@ -65,8 +65,9 @@ def test_epsilon_of_simple_cases():
     assert epsilon(reference, ours) == 0.0, "(4, 1) is as good as (4, 2), and no better in the first objective"
     assert epsilon(ours - 1.0, reference) == 0.0
     assert epsilon(np.array([[2.0, 2.0]]), np.array([[3.0, 5.0]])) == -1.0
-    with pytest.raises(ValueError, match="epsilon: of 0 points to 2 is not defined"):
-        epsilon(np.zeros((0, 2)), reference)
+    assert epsilon(np.zeros((0, 2)), reference) == np.inf
+    with pytest.raises(ValueError, match="epsilon: there is no reference"):
+        epsilon(ours, np.zeros((0, 2)))
 
 
 @pytest.mark.parametrize("objectives", [1, 2, 3])

@@ -8,11 +8,13 @@ from matplotlib.text import Text
 from experiments.layers import split_layers
 from experiments.networks import Network, front
 from experiments.plots.architecture import architecture_figure
+from experiments.plots.attainment import attainment_figure
 from experiments.plots.ledger import ledger_figure
 from experiments.plots.pareto import pareto_figure
 from experiments.plots.predictor import predictor_figure
 from experiments.plots.style import NARROW, WIDE, png, svg
 from experiments.results import LedgerEntry, PredictorReport
+from nas.pareto import attainment_surface
 from nas.types import Candidate
 from tests.made_up_run import HELD_OUT, INHERITED, QUALITY, SPACE, make_candidates, make_results, with_memory
 
@@ -128,6 +130,17 @@ def test_architecture_picture_shows_the_layers():
     words = [text.get_text() for text in architecture_figure(results.picked, results.networks).axes[0].texts]
     for layer in layers:
         assert all(str(option) in words for option in layer.values())
+
+
+def test_attainment_picture_shows_the_median_of_each_strategy():
+    rng = np.random.default_rng(0)
+    runs = {name: [rng.random((6, 2)) for _ in range(3)] for name in ("ours", "random")}
+    figure = attainment_figure(runs, title="three seeds", axes_words=("latency (ms)", "error (%)"))
+    drawn = artists(figure)
+    for name, of_seeds in runs.items():
+        assert drawn[name][0].get_xydata().tolist() == attainment_surface(of_seeds).tolist()
+    assert len(figure.axes[0].lines) == 6
+    assert png(figure)
 
 
 def test_ledger_picture_has_a_bar_a_phase():
