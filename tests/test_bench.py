@@ -135,7 +135,7 @@ def test_spaces_says_what_searching_costs_and_times_every_kind(capsys):
     for key in ("full_relaxed_step_ratio", "full_peak_memory_ratio", "sampled_step_ratio", "sizes_peak_memory_ratio"):
         assert figures[key] > 0
     for ways, prefix in ((spaces.KINDS, ""), (spaces.CAUSAL, "decode_")):
-        assert all(figures[f"{prefix}{way}_to_full_16"] > 0 for way in (*ways[1:], "shared"))
+        assert all(figures[f"{prefix}{way}_to_full_{tokens}"] > 0 for way in (*ways[1:], "shared") for tokens in (16, 20))
     assert all(f"{choice}_adds_to_{of}_ratio" in figures for choice in spaces.CATEGORICAL for of in ("step", "memory"))
     configured = OmegaConf.load(Path(__file__).parent.parent / "conf/space/encoder_full.yaml")
     assert {name: tuple(configured[name]) for name in spaces.FULL} == spaces.FULL
