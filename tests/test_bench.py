@@ -141,6 +141,22 @@ def test_spaces_says_what_searching_costs_and_times_every_kind(capsys):
     assert {name: tuple(configured[name]) for name in spaces.FULL} == spaces.FULL
 
 
+def test_spaces_shows_every_kind_by_its_own_figures(capsys):
+    preset = dataclasses.replace(spaces.PRESETS["tiny"], added_rounds=0)
+    figures = dict.fromkeys(
+        ("encoder_log10_size", "full_relaxed_step_ratio", "full_peak_memory_ratio", "sampled_step_ratio"), 0.0
+    )
+    numbers = itertools.count()
+    for ways, prefix in ((spaces.KINDS, ""), (spaces.CAUSAL, "decode_")):
+        for way, tokens in itertools.product((*ways, "shared"), preset.tokens):
+            figures |= {f"{prefix}{way}_ms_{tokens}": float(next(numbers)), f"{prefix}{way}_to_full_{tokens}": 0.5}
+    report = Reporter()
+    report.console.width = bench.WIDTH
+    spaces._show(figures, preset, report)
+    out = capsys.readouterr().out
+    assert all(f" {number}.000" in out for number in range(next(numbers)))
+
+
 def test_ship_counts_only_files_that_lose_at_most_a_point():
     rows = (
         Row("largest", "int8", 2.0, 0.9, 0.3, True),

@@ -218,9 +218,9 @@ def _show(figures: Mapping[str, float], preset: Preset, report: Reporter) -> Non
     ):
         table = Table("tokens", "full", *(f"{way} (to full)" for way in (*kinds[1:], "shared")), box=SIMPLE_HEAD)
         for tokens in sorted(preset.tokens):
-            full = f"{figures[f'{prefix}full_ms_{tokens}']:.3f}"
-            ways = [(figures[f"{prefix}{way}_{what}_{tokens}"] for what in ("ms", "to_full")) for way in (*kinds[1:], "shared")]
-            table.add_row(str(tokens), full, *(f"{ms:.3f} ({ratio:.2f})" for ms, ratio in ways))
+            times = {way: f"{figures[f'{prefix}{way}_ms_{tokens}']:.3f}" for way in (*kinds, "shared")}
+            ratios = (f"{ms} ({figures[f'{prefix}{way}_to_full_{tokens}']:.2f})" for way, ms in times.items() if way != "full")
+            table.add_row(str(tokens), times["full"], *ratios)
         table.title = f"{what} of width 128 under ONNX Runtime, one thread, ms"
         report.console.print(table)
 
