@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.early_exits import told
-from experiments.results import format_ms
+from experiments.formatting import format_ms
 
 CACHE = """
 `prefill.onnx` takes `token_ids` of prompts of one length and gives `logits` [batch, 1, words] of the next token and, for each

@@ -10,13 +10,15 @@ from typing import Any
 from experiments.contract import Limits, tolerance_of
 from experiments.costing import Costs, measured_energy
 from experiments.ledger import NAME as LEDGER
+from experiments.networks import Network, hypervolumes
 from experiments.objectives import further
 from experiments.outcome import Choice, Finalist, Outcome
 from experiments.pipeline import HEALTH, Pipeline
 from experiments.progress import Reporter
 from experiments.report import health_sentence, summary, write_report
-from experiments.results import LedgerEntry, MemoryVerdict, Network, Parity, PredictorReport, Results, Verdict, hypervolumes
+from experiments.results import LedgerEntry, Parity, PredictorReport, Results
 from experiments.shipping import Shipment, Shipped, Terms, ship
+from experiments.verdicts import MemoryVerdict, Verdict
 from nas.types import Measurement
 
 INTERVAL = "the quietest to the noisiest visit, drift removed"

@@ -16,7 +16,7 @@ from typing import Any
 import onnx
 
 from experiments.finishing import Finisher
-from experiments.results import format_ms
+from experiments.formatting import format_ms
 from hardware.local_cpu import LocalCpu
 from hardware.placement import CPU, Placement, Trial, operators, peak_memory, tune
 from latency_models.memory import memory_of_file

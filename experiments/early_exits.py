@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from experiments.results import format_ms
+from experiments.formatting import format_ms
 from hardware.quality import uncertainty
 from hardware.timing import Exported
 from nas.export import open_session

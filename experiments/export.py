@@ -23,10 +23,11 @@ from experiments.calibration import export_for_timing, read_measurements, sentin
 from experiments.conclude import verdict_of
 from experiments.contract import TOLERANCE, Limits, tolerance_of
 from experiments.finishing import Finisher
+from experiments.networks import Network, pick
 from experiments.outcome import Choice
 from experiments.pareto import existing_run, load
 from experiments.progress import Reporter
-from experiments.results import Network, Results, pick
+from experiments.results import Results
 from experiments.run_directory import RunError
 from experiments.shipping import Shipment, Terms, ship
 from hardware.litert import LiteRt
@@ -98,7 +99,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def picks(networks: Sequence[Network], rules: str) -> list[tuple[Network, list[str]]]:
-    """Each network that is named, once, with what it is called. Raises ValueError like `experiments.results.pick`."""
+    """Each network that is named, once, with what it is called. Raises ValueError like `experiments.networks.pick`."""
     found: dict[str, tuple[Network, list[str]]] = {}
     for rule in (rule.strip() for rule in rules.split(",")):
         network = pick(networks, NAMES.get(rule, rule))

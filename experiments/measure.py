@@ -1,7 +1,7 @@
 """`paretoformer measure FILE.onnx … [device=local_cpu threads=1 rounds=10]`: times networks side by side and shows the times.
 
     paretoformer measure a.onnx b.onnx batch=1 tokens=64 ids=8000     any ONNX files; inputs are made from their graphs
-    paretoformer measure run=DIR pick=knee other.onnx                 a finished network of a run beside another file
+    paretoformer measure run=DIR pick=knee other.onnx                 what ships of a run's network, beside another file
     paretoformer measure run=DIR arch=ID                              any architecture that a run scored, or one as JSON
     paretoformer measure a.onnx device=ssh device.host=board out=times.json
 
@@ -25,16 +25,17 @@ from experiments.arguments import parse
 from experiments.build import family_of_task, make
 from experiments.calibration import export_for_timing, sentinel_of
 from experiments.composing import VOCABULARY, composed, stand_in_family
-from experiments.finishing import FOLDER
+from experiments.finishing import FOLDER, Finisher
 from experiments.measured import Timed, said, write
+from experiments.networks import Network, pick
 from experiments.onnx_inputs import Sizes, dynamic_dimensions, make_inputs
 from experiments.pareto import existing_run, load
 from experiments.progress import Reporter
-from experiments.results import pick
-from experiments.run_directory import RunDirectory
+from experiments.run_directory import RunDirectory, RunError
 from hardware.timing import Exported, measure
+from nas.compute import Compute
 from nas.export import format_of
-from nas.protocols import Family
+from nas.protocols import Device, Family
 from nas.space import Architecture
 from nas.types import Workload
 
@@ -71,19 +72,21 @@ def main(words: Sequence[str]) -> int:
     report = Reporter()
     if not report.console.is_terminal:
         report.console.width = WIDTH
-    run, workload = None, Workload(batch=BATCH, tokens=TOKENS)
+    run, picked, workload = None, None, Workload(batch=BATCH, tokens=TOKENS)
     if given.run is not None:
         run = existing_run(given.run)
         results, _ = load(run)
         workload = results.workload
         if given.pick is not None:
-            files.insert(0, run / f"{FOLDER}/{pick(results.networks, given.pick).id}.onnx")
+            picked = pick(results.networks, given.pick)
     workload = replace(workload, **{name: size for name in SIZES if (size := getattr(given, name)) is not None})
     config = compose_config(given, device_words, run)
     device = make(config, "device")
     check_device(device, files)
     networks = [from_file(path, workload, given) for path in dict.fromkeys(files)]
     with tempfile.TemporaryDirectory() as folder:
+        if run is not None and picked is not None:
+            networks.insert(0, shipped(picked, config, run, device, workload, Path(folder)))
         if arch is not None:
             family = family_of(config, workload, given)
             chosen = architecture(arch, family, run)
@@ -163,6 +166,24 @@ def from_file(path: Path, workload: Workload, given: Words) -> Exported:
     if unused := sorted(asked - dynamic_dimensions(path)):
         raise ValueError(f"{unused[0]}: no input of {path} has such a dynamic dimension")
     return Exported(Architecture((("file", str(path)),)), path, make_inputs(path, sizes))
+
+
+def shipped(
+    network: Network, config: DictConfig, run: RunDirectory, device: Device, workload: Workload, folder: Path
+) -> Exported:
+    """What ships of a network, after all stages that it went through, with the inputs that its run times it with.
+
+    Raises:
+        RunError: the run has no configuration.
+        ValueError: the workload is not one of the run's task.
+    """
+    if not run.has(".hydra/config.yaml"):
+        raise RunError(f"run: {run.path} was made from Python; name its files, {run / FOLDER}/*.onnx, instead of pick")
+    task, family = family_of_task(config)
+    compute = Compute(**run.read_json("compute.json")["chosen"])
+    finisher = Finisher(family, task, device, workload, compute, make(config, "finish"), config.seed, run)
+    of_run = finisher.exported(family.space.canonical(network.arch), folder)
+    return replace(of_run, arch=Architecture((("file", str(of_run.path)),)))
 
 
 def family_of(config: DictConfig, workload: Workload, given: Words) -> Family:

@@ -16,7 +16,7 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from experiments.results import format_ms
+from experiments.formatting import format_ms
 from hardware.quality import LEAST_ROUNDS, OUTLIER_SCORE, Session, outlier_flags, uncertainty
 from hardware.timing import Exported
 from nas.types import Measurement

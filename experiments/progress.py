@@ -1,4 +1,4 @@
-"""Progress for people: a bar with the time left on a terminal, one line a phase anywhere else."""
+"""Progress for people: a bar with the time left on a terminal, a line a phase and at most one a minute anywhere else."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from experiments.formatting import format_seconds
+
+PAUSE = 60.0  # seconds between lines where there is no terminal
 Advance = Callable[[int, str], None]
 """Called with the number of finished steps and a few words (may be empty)."""
 
@@ -30,7 +33,7 @@ class Reporter:
         if not self.console.is_terminal or self.console.quiet:
             again = f" (going on at {done} of {total})" if done else ""
             self.say(f"{title} …{again}")
-            yield lambda finished, words: None
+            yield self._line_a_minute(title, total, done)
             self.say(f"{title}: done in {time.perf_counter() - start:.0f} s")
             return
         columns = (
@@ -43,3 +46,17 @@ class Reporter:
             progress.refresh()
             yield lambda finished, words: progress.update(bar, completed=finished, words=words, refresh=True)
             progress.update(bar, completed=total, refresh=True)
+
+    def _line_a_minute(self, title: str, total: int, done: int) -> Advance:
+        """Says how far a phase is, and about how much longer it takes, if the last words were a minute ago."""
+        start = last = time.perf_counter()
+
+        def advance(finished: int, words: str) -> None:
+            nonlocal last
+            now = time.perf_counter()
+            if now - last > PAUSE and done < finished < total:
+                last = now
+                left = (now - start) * (total - finished) / (finished - done)
+                self.say(f"{title}: {finished} of {total}, about {format_seconds(left)} left")
+
+        return advance

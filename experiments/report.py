@@ -21,9 +21,16 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from experiments import plots
+from experiments.formatting import format_ms, format_seconds
+from experiments.layers import arch_in_short
+from experiments.networks import PLANE, Network
 from experiments.objectives import OBJECTIVES
-from experiments.results import PLANE, Network, PredictorReport, Results, format_ms, format_seconds, parts_of, split_layers
+from experiments.plots.architecture import architecture_figure
+from experiments.plots.ledger import ledger_figure
+from experiments.plots.pareto import pareto_figure
+from experiments.plots.predictor import predictor_figure
+from experiments.plots.style import NARROW, WIDE, png, svg
+from experiments.results import PredictorReport, Results
 from experiments.trust import evidence, sentences
 from nas.types import Candidate, Provenance
 
@@ -41,7 +48,7 @@ def write_report(results: Results, candidates: Sequence[Candidate], folder: Path
     """Writes pareto.csv, pareto.png, results.json, trust.json and report.html, each whole or not at all; returns their paths."""
     contents = {
         "pareto.csv": pareto_csv(results).encode(),
-        "pareto.png": plots.png(plots.pareto_figure(results, candidates)),
+        "pareto.png": png(pareto_figure(results, candidates)),
         "results.json": (json.dumps(results.to_json(), indent=1, allow_nan=False) + "\n").encode(),
         "trust.json": (json.dumps(evidence(results, candidates), indent=1, allow_nan=False) + "\n").encode(),
         "report.html": page(results, candidates).encode(),
@@ -77,10 +84,10 @@ def page(results: Results, candidates: Sequence[Candidate]) -> str:
     )
     environment.filters.update(ms=format_ms, short=arch_in_short, unbroken=_unbroken)
     pictures = {
-        "pareto": _drawn(lambda width: plots.pareto_figure(results, candidates, width=width)),
-        "architecture": _drawn(lambda width: plots.architecture_figure(results.picked, results.networks, width=width)),
-        "ledger": _drawn(lambda width: plots.ledger_figure(results.ledger, width=width)),
-        "predictor": {"wide": _address(plots.predictor_figure(results.predictor))},
+        "pareto": _drawn(lambda width: pareto_figure(results, candidates, width=width)),
+        "architecture": _drawn(lambda width: architecture_figure(results.picked, results.networks, width=width)),
+        "ledger": _drawn(lambda width: ledger_figure(results.ledger, width=width)),
+        "predictor": {"wide": _address(predictor_figure(results.predictor))},
     }
     return environment.get_template("report.html.j2").render(
         r=results,
@@ -109,31 +116,16 @@ def _unbroken(sentence: str) -> str:
 
 def _drawn(draw: Callable[[float], Figure]) -> dict[str, str]:
     """The picture for a desk and for a phone, as addresses that hold it."""
-    widths = {"wide": plots.WIDE, "narrow": plots.NARROW}
+    widths = {"wide": WIDE, "narrow": NARROW}
     return {name: _address(draw(width)) for name, width in widths.items()}
 
 
 def _address(figure: Figure) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(plots.svg(figure)).decode()
+    return "data:image/svg+xml;base64," + base64.b64encode(svg(figure)).decode()
 
 
 def by_time(networks: Sequence[Network]) -> list[Network]:
     return sorted(networks, key=lambda n: (n.latency_ms, n.error_percent))
-
-
-def arch_in_short(arch: Mapping[str, int | str]) -> str:
-    """`width 64, depth 3: full/4/256, 2 × none/–/128`: equal neighbours once, the parts of a layer in one order."""
-    whole, layers = split_layers(arch)
-    words = ["/".join(str(layer.get(part, "–")) for part in parts_of(layers)) for layer in layers]
-    runs: list[tuple[int, str]] = []
-    for word in words:
-        if runs and runs[-1][1] == word:
-            runs[-1] = (runs[-1][0] + 1, word)
-        else:
-            runs.append((1, word))
-    head = ", ".join(f"{name} {option}" for name, option in whole.items())
-    tail = ", ".join(f"{times} × {word}" if times > 1 else word for times, word in runs)
-    return ": ".join(part for part in (head, tail) if part)
 
 
 @dataclass(frozen=True)

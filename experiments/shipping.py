@@ -22,8 +22,8 @@ from experiments import predict
 from experiments.card import card
 from experiments.contract import Files, Limits, checksum, files_of, input_of, promised, proven, versions
 from experiments.finishing import Finisher
-from experiments.results import Verdict
 from experiments.run_directory import RunError
+from experiments.verdicts import Verdict
 from nas.export import FORMATS
 from nas.shared_weights import share_weights
 from nas.space import Architecture

@@ -26,9 +26,10 @@ import onnx
 from experiments.calibration import MEASUREMENTS
 from experiments.early_exits import Timed, exit_facts, told
 from experiments.finishing import FOLDER, Finisher
+from experiments.formatting import format_ms
 from experiments.ledger import spent
 from experiments.progress import Reporter
-from experiments.results import StageFigures, StageReport, format_ms
+from experiments.results import StageFigures, StageReport
 from experiments.run_directory import RunDirectory
 from hardware.timing import Exported
 from nas.export import format_of

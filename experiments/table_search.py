@@ -24,12 +24,14 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from experiments import plots
 from experiments.calibration import quality
+from experiments.formatting import format_ms
+from experiments.plots.capacity import capacity_figure
+from experiments.plots.style import png
 from experiments.progress import Reporter
-from experiments.results import Verdict, format_ms
 from experiments.run_directory import RunDirectory
 from experiments.settings import Settings
+from experiments.verdicts import Verdict
 from hardware.recorded import RecordedDevice
 from hardware.tables import TABLES
 from latency_models.drift import no_signal
@@ -228,7 +230,7 @@ class TableSearch:
         }
         points["recorded"] = list(zip(halves.recorded_ms.tolist(), (halves.capacity / 1e6).tolist(), strict=True))
         with self.run.replacing("pareto.png") as path:
-            path.write_bytes(plots.png(plots.capacity_figure(results, points)))
+            path.write_bytes(png(capacity_figure(results, points)))
         self.run.write_json("results.json", results)
         self.report.say(f"Written: {self.run.path}/pareto.csv, pareto.png, results.json")
 

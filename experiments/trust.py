@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.results import Network, Results, format_ms
+from experiments.formatting import format_ms
+from experiments.networks import Network
+from experiments.results import Results
 from nas.pareto import hypervolume
 from nas.types import Candidate, Provenance
 

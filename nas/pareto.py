@@ -1,7 +1,11 @@
-"""Non-dominated sets, hypervolume and the knee of a front. All objectives are minimised; rows are points [N, M]."""
+"""Non-dominated sets, hypervolume, epsilon and the knee of a front, and what several runs attain.
+
+All objectives are minimised; rows are points [N, M].
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -98,3 +102,41 @@ def knee(costs: np.ndarray) -> int:
     low, high = costs.min(axis=0), costs.max(axis=0)
     scaled = (costs - low) / np.where(high > low, high - low, 1.0)
     return int(np.argmin(scaled.sum(axis=1)))
+
+
+def epsilon(costs: np.ndarray, reference: np.ndarray) -> float:
+    """The least number that, taken off every objective of `costs` [N, M], leaves no point of `reference` [R, M] that none of them
+    is as good as: the additive epsilon indicator (Zitzler et al., 2003). It is in the unit that all objectives share, and without
+    points infinite.
+
+    Raises:
+        ValueError: no reference.
+    """
+    costs, reference = (np.asarray(points, dtype=float) for points in (costs, reference))
+    if not len(reference):
+        raise ValueError("epsilon: there is no reference")
+    return float(np.max(costs[:, None] - reference[None], axis=2).min(axis=0, initial=np.inf).max())
+
+
+def attained(runs: Sequence[np.ndarray], points: np.ndarray) -> np.ndarray:
+    """Share of the runs, [N], that found something as good as each point in all objectives: the empirical attainment function
+    (Fonseca & Fleming, 1996; Grunert da Fonseca et al., 2001)."""
+    shares: np.ndarray = np.mean([np.all(run[:, None] <= points[None], axis=2).any(axis=0) for run in runs], axis=0)
+    return shares
+
+
+def attainment_surface(runs: Sequence[np.ndarray], *, share: float = 0.5) -> np.ndarray:
+    """The best points [K, 2] that at least a share of the runs attain, in two objectives, the lowest first one first: by default
+    the median attainment surface (Knowles, 2005).
+
+    Raises:
+        ValueError: a share outside (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share: {share} is not in (0, 1]")
+    first = np.unique(np.concatenate([run[:, 0] for run in runs]))
+    lowest = [np.where(run[:, :1] <= first, run[:, 1:], np.inf).min(axis=0, initial=np.inf) for run in runs]
+    second = np.sort(lowest, axis=0)[math.ceil(share * len(runs)) - 1]
+    points = np.column_stack([first, second])[np.isfinite(second)]
+    surface: np.ndarray = points[non_dominated(points)]
+    return surface

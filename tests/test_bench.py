@@ -135,10 +135,26 @@ def test_spaces_says_what_searching_costs_and_times_every_kind(capsys):
     for key in ("full_relaxed_step_ratio", "full_peak_memory_ratio", "sampled_step_ratio", "sizes_peak_memory_ratio"):
         assert figures[key] > 0
     for ways, prefix in ((spaces.KINDS, ""), (spaces.CAUSAL, "decode_")):
-        assert all(figures[f"{prefix}{way}_to_full_16"] > 0 for way in (*ways[1:], "shared"))
+        assert all(figures[f"{prefix}{way}_to_full_{tokens}"] > 0 for way in (*ways[1:], "shared") for tokens in (16, 20))
     assert all(f"{choice}_adds_to_{of}_ratio" in figures for choice in spaces.CATEGORICAL for of in ("step", "memory"))
     configured = OmegaConf.load(Path(__file__).parent.parent / "conf/space/encoder_full.yaml")
     assert {name: tuple(configured[name]) for name in spaces.FULL} == spaces.FULL
+
+
+def test_spaces_shows_every_kind_by_its_own_figures(capsys):
+    preset = dataclasses.replace(spaces.PRESETS["tiny"], added_rounds=0)
+    figures = dict.fromkeys(
+        ("encoder_log10_size", "full_relaxed_step_ratio", "full_peak_memory_ratio", "sampled_step_ratio"), 0.0
+    )
+    numbers = itertools.count()
+    for ways, prefix in ((spaces.KINDS, ""), (spaces.CAUSAL, "decode_")):
+        for way, tokens in itertools.product((*ways, "shared"), preset.tokens):
+            figures |= {f"{prefix}{way}_ms_{tokens}": float(next(numbers)), f"{prefix}{way}_to_full_{tokens}": 0.5}
+    report = Reporter()
+    report.console.width = bench.WIDTH
+    spaces._show(figures, preset, report)
+    out = capsys.readouterr().out
+    assert all(f" {number}.000" in out for number in range(next(numbers)))
 
 
 def test_ship_counts_only_files_that_lose_at_most_a_point():
@@ -212,6 +228,12 @@ def test_search_compares_medians_of_the_same_seeds():
     assert math.isnan(search.ratio_with_interval("r", [(0 * ours, 0 * theirs)])["r"])
 
 
+def test_search_says_how_far_fronts_are_behind_the_best_of_all():
+    best = np.array([[0.0, 10.0], [2.0, 0.0]])
+    fronts = {"hybrid": [best, best, best + 9], "random": [best + np.array([1.0, 0.0]), best + np.array([0.0, 2.5]), best]}
+    assert search._epsilons(fronts) == pytest.approx({"epsilon_percent_hybrid": 0.0, "epsilon_percent_random": 25.0})
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_search_ends_with_its_figures_and_trains_once(capsys, tmp_path):
@@ -225,6 +247,8 @@ def test_search_ends_with_its_figures_and_trains_once(capsys, tmp_path):
     assert figures["budget_hit_percent"] == 100.0
     for key in ("regret_ratio_to_random_23", "hypervolume_ratio_to_best_peer", "ask_tell_ms", "evaluations_per_minute"):
         assert figures[key] > 0
+    assert all(figures[f"epsilon_percent_{name}"] >= 0 for name in ("hybrid", *search.OTHERS))
+    assert (tmp_path / "attainment.png").is_file()
     report = Reporter(quiet=True)
     task = Languages(max_examples=3000)
     [kept] = tmp_path.glob("supernet-*.safetensors")

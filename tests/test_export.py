@@ -22,10 +22,11 @@ from experiments.build import build
 from experiments.cli import main
 from experiments.contract import BrokenPromiseError, Limits, checksum, tolerance_of
 from experiments.export import Exporter, Words, limits_of, picks
+from experiments.networks import pick
 from experiments.predict import Predictor, Refused, chosen
 from experiments.predict import main as predict
 from experiments.progress import Reporter
-from experiments.results import Results, pick
+from experiments.results import Results
 from experiments.shipping import Terms, check_unchanged, replacing, ship
 from hardware import placement
 from hardware.openvino_device import OpenVino

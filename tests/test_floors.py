@@ -66,10 +66,15 @@ def test_no_import_cycles():
         visit(name, ())
 
 
-def test_every_package_is_installed():
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    found = [path.parent.relative_to(ROOT).parts for folder in MAY_IMPORT for path in (ROOT / folder).rglob("__init__.py")]
-    assert set(listed) == {"conf", *(".".join(parts) for parts in found)}
+def test_every_file_is_installed():
+    installed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = [pattern.removesuffix("*") for pattern in installed["packages"]["find"]["include"]]
+    assert set(packages) == {"conf", *MAY_IMPORT}
+    data = installed["package-data"]["*"]
+    files = [path for package in packages for path in (ROOT / package).rglob("*") if path.is_file()]
+    assert len(files) > 200
+    left_out = [path for path in files if path.suffix not in (".py", ".pyc") and not any(map(path.match, data))]
+    assert not left_out, "pyproject.toml names no such data"
 
 
 def _is_type_checking(node: ast.AST) -> bool:

@@ -17,12 +17,12 @@ from experiments.finishing import Finisher
 from experiments.generate import generate
 from experiments.pipeline import Pipeline
 from experiments.predict import Predictor, Refused, continued, draw
-from experiments.results import Verdict
 from experiments.run_directory import RunDirectory
 from experiments.settings import FinishSettings, Settings
 from experiments.shipping import Shipment, Terms, ship
 from experiments.tasks import language_model
 from experiments.tasks.language_model import LanguageModel, PythonSource, TextFile, byte_tokenizer
+from experiments.verdicts import Verdict
 from hardware.local_cpu import LocalCpu
 from latency_models.additive import AdditiveLatency
 from nas.compute import Compute

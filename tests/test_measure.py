@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 
 import numpy as np
 import onnx
@@ -175,6 +176,22 @@ def test_networks_of_a_run(finished, capsys):
         main([f"run={finished}", "arch=zz"])
     with pytest.raises(ValueError, match="pick: 'zz' is not one of knee, best"):
         main([f"run={finished}", "pick=zz"])
+
+
+def test_what_ships_is_measured(finished, tmp_path, capsys):
+    """After a stage that was kept, its file, with inputs of the run's task."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    id_ = json.loads((run / "results.json").read_text())["picked_id"]
+    for kind in ("onnx", "safetensors"):
+        (run / f"shortlist/{id_}.{kind}").rename(run / f"shortlist/{id_}.distil.{kind}")
+    (run / f"shortlist/{id_}.stages.json").write_text(json.dumps({"ships": "distil", "stages": []}))
+    main([f"run={run}", f"pick={id_}", "rounds=1", "device.max_samples=10"])
+    assert f"Inputs of {id_}.distil.onnx: token_ids int64 [1, 32]" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(ValueError, match="tokens: 999 of the workload are more than max_tokens 32"):
+        main([f"run={run}", f"pick={id_}", "tokens=999"])
+    shutil.rmtree(run / ".hydra")
+    with pytest.raises(ValueError, match="was made from Python; name its files"):
+        main([f"run={run}", f"pick={id_}"])
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
-"""Fronts, hypervolume and knee, against brute force and Monte Carlo."""
+"""Fronts, hypervolume, epsilon, attainment and knee, against cases by hand, brute force and Monte Carlo."""
 
 import numpy as np
 import pytest
 
-from nas.pareto import fittest, hypervolume, knee, non_dominated, ranks
+from nas.pareto import attained, attainment_surface, epsilon, fittest, hypervolume, knee, non_dominated, ranks
 from nas.space import Architecture
 from nas.types import Candidate, Provenance, SearchResult
 
@@ -56,6 +56,49 @@ def test_knee_is_the_corner():
     assert knee(np.array([[3, 3]])) == 0
     with pytest.raises(ValueError, match="empty"):
         knee(np.zeros((0, 2)))
+
+
+def test_epsilon_of_simple_cases():
+    """By hand: for each point of the reference the nearest of ours, by its worst objective; then the worst of these."""
+    ours, reference = np.array([[1.0, 5.0], [4.0, 2.0]]), np.array([[0.5, 4.0], [4.0, 1.0]])
+    assert epsilon(ours, reference) == 1.0, "(1, 5) is 1 behind (0.5, 4), (4, 2) is 1 behind (4, 1)"
+    assert epsilon(reference, ours) == 0.0, "(4, 1) is as good as (4, 2), and no better in the first objective"
+    assert epsilon(ours - 1.0, reference) == 0.0
+    assert epsilon(np.array([[2.0, 2.0]]), np.array([[3.0, 5.0]])) == -1.0
+    assert epsilon(np.zeros((0, 2)), reference) == np.inf
+    with pytest.raises(ValueError, match="epsilon: there is no reference"):
+        epsilon(ours, np.zeros((0, 2)))
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3])
+def test_a_front_less_epsilon_is_as_good_as_its_reference_and_no_less_is(objectives):
+    ours, reference = np.random.default_rng(objectives).random((2, 12, objectives))
+    least = epsilon(ours, reference)
+    for less, enough in ((least + 1e-9, True), (least - 1e-9, False)):
+        assert np.all(ours[:, None] - less <= reference[None], axis=2).any(axis=0).all() == enough
+
+
+RUNS = [np.array([[1.0, 6.0], [4.0, 2.0]]), np.array([[2.0, 3.0]]), np.array([[3.0, 5.0], [5.0, 1.0]])]
+
+
+def test_attainment_of_three_runs():
+    points = np.array([[1.0, 6.0], [2.0, 6.0], [4.0, 5.0], [0.5, 9.0], [4.0, 2.0]])
+    assert attained(RUNS, points) == pytest.approx([1 / 3, 2 / 3, 1.0, 0.0, 1 / 3])
+    assert attainment_surface(RUNS, share=0.01).tolist() == [[1, 6], [2, 3], [4, 2], [5, 1]], "what any run found"
+    assert attainment_surface(RUNS).tolist() == [[2, 6], [3, 5], [4, 3], [5, 2]], "what two of three attain"
+    assert attainment_surface(RUNS, share=1.0).tolist() == [[3, 6], [4, 5], [5, 3]]
+    assert attainment_surface([*RUNS, np.zeros((0, 2))], share=1.0).tolist() == [], "a run that found nothing attains nothing"
+    with pytest.raises(ValueError, match=r"share: 0 is not in \(0, 1\]"):
+        attainment_surface(RUNS, share=0)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8, 1.0])
+def test_the_surface_is_where_the_attainment_function_reaches_its_share(share):
+    rng = np.random.default_rng(0)
+    runs = [rng.integers(0, 9, size=(4, 2)).astype(float) for _ in range(5)]
+    grid = np.stack(np.meshgrid(np.arange(9.0), np.arange(9.0)), axis=-1).reshape(-1, 2)
+    reached = grid[attained(runs, grid) >= share]
+    assert attainment_surface(runs, share=share).tolist() == sorted(reached[non_dominated(reached)].tolist())
 
 
 def candidate(error: float, latency: float, name: int) -> Candidate:

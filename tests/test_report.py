@@ -1,25 +1,19 @@
-"""The picture and the page of a finished run, from plain data."""
+"""The page, the tables and the sentences of a finished run, from plain data."""
 
 import csv
 import dataclasses
 import io
 import json
 import re
-import subprocess
-import sys
-from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from matplotlib.image import imread
-from matplotlib.text import Text
 from rich.console import Console
 
-from experiments import plots
+from experiments.networks import front
 from experiments.report import (
     COLUMNS,
-    arch_in_short,
     beaten_sentence,
     compare_at_equal_time,
     front_table,
@@ -32,146 +26,10 @@ from experiments.report import (
     trust_sentence,
     write_report,
 )
-from experiments.results import (
-    LedgerEntry,
-    MemoryVerdict,
-    Network,
-    Parity,
-    PredictorReport,
-    Results,
-    Verdict,
-    format_ms,
-    format_seconds,
-    front,
-    hypervolumes,
-    pick,
-    split_layers,
-)
-from nas.pareto import knee, non_dominated
-from nas.space import Choice, Condition, SearchSpace
-from nas.types import Candidate, Provenance, Workload
-
-LAYERS = range(1, 7)
-SPACE = SearchSpace(
-    "encoder",
-    (
-        Choice("width", (32, 64, 96, 128)),
-        Choice("depth", tuple(LAYERS)),
-        *(
-            choice
-            for i in LAYERS
-            for choice in (
-                Choice(
-                    f"layer{i}.attention", ("full", "window", "none"), (Condition("depth", tuple(d for d in LAYERS if d >= i)),)
-                ),
-                Choice(f"layer{i}.heads", (1, 2, 4), (Condition(f"layer{i}.attention", ("full", "window")),)),
-                Choice(f"layer{i}.ffn", (64, 128, 256), (Condition("depth", tuple(LAYERS)[i - 1 :]),)),
-            )
-        ),
-    ),
-)
-QUALITY = {
-    "num_fit": 32, "num_held_out": 12, "mape_percent": 3.4, "spearman": 0.986, "within_10_percent": 91.7,
-    "coverage_percent": 100.0, "constant_mape_percent": 45.2,
-}  # fmt: skip
-HELD_OUT = ("id", "measured_ms", "predicted_ms", "upper_ms")
-INHERITED = {"error": Provenance.INHERITED, "latency_ms": Provenance.PREDICTED}
-
-
-def cost_ms(arch):
-    """A made-up latency with the shape of a real one."""
-    layers = [i for i in LAYERS if i <= arch.size("depth")]
-    attention = sum(0.05 + 0.03 * arch.size(f"layer{i}.heads") for i in layers if arch[f"layer{i}.attention"] != "none")
-    return 0.08 + arch.size("width") / 128 * (attention + sum(arch.size(f"layer{i}.ffn") for i in layers) / 1100)
-
-
-def make_network(arch, role, label, *, error, rng):
-    time = cost_ms(arch) * (1 + 0.03 * rng.normal())
-    return Network(
-        id=arch.id, arch=arch.to_json(), role=role, label=label, error_percent=round(error, 3), predicted_ms=cost_ms(arch),
-        predicted_upper_ms=1.08 * cost_ms(arch), measured_ms=time, measured_low_ms=0.99 * time, measured_high_ms=1.04 * time,
-        num_parameters=arch.size("width") * 9000, train_seconds=12.5,
-    )  # fmt: skip
-
-
-def make_candidates(*, num=120, seed=0):
-    rng = np.random.default_rng(seed)
-    candidates = []
-    for phase in ("search", "random"):
-        for arch in (SPACE.sample(rng) for _ in range(num)):
-            error = 7.5 + 6 / (0.3 + cost_ms(arch)) + 4 * rng.random() ** (2 if phase == "search" else 1)
-            candidates.append(Candidate(arch, {"error": error, "latency_ms": cost_ms(arch)}, INHERITED, phase=phase))
-    return candidates
-
-
-def make_results(*, budget_ms=0.95, trivial=9.9, picked_ms=None, num=4, **changes):
-    """A run as it ends; `picked_ms` is what the verdict measured, `num` how many networks each search trained."""
-    rng = np.random.default_rng(7)
-    by_time = sorted((SPACE.sample(rng) for _ in range(200)), key=cost_ms)
-    within = [a for a in by_time if cost_ms(a) <= 0.9 * budget_ms]
-    largest = SPACE.largest()
-    networks = []
-    for role, label, gain in (("search", "search", 0.9), ("random", "random search", 0.0)):
-        step = max(1, len(within) // num)
-        for arch in within[(role == "random") :: step][:num] if num > 1 else within[-1:] * (role == "search"):
-            networks.append(make_network(arch, role, label, error=6.2 - gain + 1.9 / (0.25 + cost_ms(arch)), rng=rng))
-    if num > 2:
-        for label, depth in (("largest", 6), ("2 layers", 2), ("1 layer", 1)):
-            arch = SPACE.canonical({**largest.as_dict, "depth": depth})
-            networks.append(make_network(arch, "hand", label, error=6.1 + 1.8 / (0.25 + cost_ms(arch)), rng=rng))
-    ours = [n for n in networks if n.role == "search"]
-    picked = min((n for n in ours if n.measured_ms <= budget_ms), key=lambda n: n.error_percent)
-    measured = picked_ms or picked.measured_ms
-    held_out = [SPACE.sample(rng) for _ in range(12)]
-    results = Results(
-        title="languages on local_cpu",
-        task="languages",
-        device="local_cpu: Example CPU @ 2.10GHz, 1 thread, fp32",
-        workload=Workload(batch=1, tokens=64),
-        space="encoder",
-        seed=0,
-        networks=tuple(networks),
-        picked_id=picked.id,
-        interval="the quietest to the noisiest visit, drift removed",
-        verdict=Verdict.of(
-            asked_ms=budget_ms, asked_origin="user", predicted_ms=picked.predicted_ms,
-            predicted_upper_ms=picked.predicted_upper_ms, measured_ms=measured, measured_low_ms=0.99 * measured,
-            measured_high_ms=1.03 * measured,
-        ),
-        predictor=PredictorReport.of(
-            QUALITY,
-            [
-                dict(zip(HELD_OUT, (a.id, cost_ms(a) * (1 + 0.03 * rng.normal()), cost_ms(a), 1.08 * cost_ms(a)), strict=True))
-                for a in held_out
-            ],
-        ),
-        trivial_baselines={"majority class": 96.4, "character 1-4-grams, logistic regression": trivial},
-        test_error_percent=7.31,
-        parity=Parity(num_examples=256, max_abs_difference=2.1e-6, equal_decisions=1.0, inputs="test split"),
-        files=tuple(f"export/{picked.id}/{name}" for name in ("card.md", "labels.json", "model.onnx", "tokenizer.json")),
-        hypervolumes=hypervolumes(networks, (budget_ms, 100.0)),
-        error_means="wrong answers",
-        hypervolume_reference=(budget_ms, 100.0),
-        ledger=(
-            LedgerEntry("calibration", 64.2, 61.0, 512.0, 0),
-            LedgerEntry("trivial baselines", 8.1, 15.0, 800.0, 0),
-            LedgerEntry("supernet", 121.9, 240.1, 1210.5, 1),
-            LedgerEntry("Differentiable search", 95.0, 186.0, 1210.5, 1),
-            LedgerEntry("Outer loop (nsga2)", 60.2, 118.0, 1210.5, 0),
-            LedgerEntry("Random search, for comparison", 58.8, 117.0, 1210.5, 0),
-            LedgerEntry("short-list", 210.4, 415.0, 1300.0, 11),
-            LedgerEntry("measuring the short-list", 20.4, 20.0, 1300.0, 0),
-        ),
-        notes=("Networks were trained on 2 threads in bfloat16.", "Validation errors chose the network, so they flatter it."),
-        command="paretoformer search task=languages budget_ms=0.95 run=runs/languages",
-        versions={"python": "3.11.9", "torch": "2.13.0", "optuna": "5.0.0", "onnxruntime": "1.31.1"},
-    )  # fmt: skip
-    return dataclasses.replace(results, **changes)
-
-
-def network(id_, role, ms, error, *, high=None):
-    """A bare trained network."""
-    return Network(id_, {"width": 32}, role, role, error, ms, ms, ms, high and 0.9 * ms, high, 1000, 1.0)
+from experiments.results import Results
+from experiments.verdicts import MemoryVerdict
+from nas.pareto import non_dominated
+from tests.made_up_run import SPACE, make_candidates, make_results, network, with_memory
 
 
 def printed(*lines):
@@ -198,180 +56,7 @@ class Page(HTMLParser):
         self.words.append(data)
 
 
-# --- results -----------------------------------------------------------------------------------------------------------------
-
-
-def test_results_survive_json():
-    results = make_results()
-    assert Results.from_json(json.loads(json.dumps(results.to_json(), allow_nan=False))) == results
-
-
-def test_results_of_an_earlier_release_are_read():
-    record = make_results().to_json()
-    del record["alarms"]
-    assert Results.from_json(record) == make_results()
-
-
-def test_results_without_intervals_and_rank_survive_json():
-    bare = tuple(dataclasses.replace(n, measured_low_ms=None, measured_high_ms=None) for n in make_results().networks)
-    predictor = dataclasses.replace(make_results().predictor, spearman=None)
-    results = make_results(networks=bare, predictor=predictor, notes=(), trivial_baselines={})
-    assert Results.from_json(json.loads(json.dumps(results.to_json(), allow_nan=False))) == results
-    assert "too few to rank" in Page(page(results, [])).text
-
-
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        (lambda r: r.pop("verdict"), "Results: 'verdict' is missing"),
-        (lambda r: r.update(colour="red"), "Results: 'colour' is unknown"),
-        (lambda r: r["networks"][0].pop("label"), "Network: 'label' is missing"),
-        (lambda r: r.update(picked_id="nobody"), "picked_id: 'nobody' is not one of"),
-        (lambda r: r["networks"].append(r["networks"][0]), "stands twice"),
-        (lambda r: r["networks"][0].update(role="luck"), "role: 'luck' of"),
-        (lambda r: r["networks"][0].update(measured_ms=-1.0), "measured_ms: -1.0 of"),
-        (lambda r: r["networks"][0].update(error_percent=float("nan")), "error_percent: nan of"),
-        (lambda r: r["trivial_baselines"].update(luck=float("inf")), "trivial_baselines: inf of results"),
-    ],
-)
-def test_broken_results_are_refused(change, complaint):
-    record = json.loads(json.dumps(make_results().to_json()))
-    change(record)
-    with pytest.raises(ValueError, match=re.escape(complaint)):
-        Results.from_json(record)
-
-
-def test_importing_results_is_light():
-    code = "import sys, experiments.results; print([m for m in ('torch', 'matplotlib', 'hydra', 'rich') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
-
-
-def test_predictor_report_takes_nan_for_no_rank():
-    assert PredictorReport.of({**QUALITY, "spearman": float("nan")}, []).spearman is None
-
-
-def test_verdict_kept():
-    verdict = Verdict.of(asked_ms=2, asked_origin="user", predicted_ms=1.81, predicted_upper_ms=1.95, measured_ms=1.84)
-    assert verdict.kept
-    assert verdict.sentence == "Kept: asked 2.00 ms, predicted 1.81 ms (at most 1.95), measured 1.84 ms."
-
-
-def test_verdict_broken():
-    verdict = Verdict.of(asked_ms=2, asked_origin="user", predicted_ms=1.81, predicted_upper_ms=1.95, measured_ms=2.1)
-    assert not verdict.kept
-    assert verdict.sentence == "BROKEN: asked 2.00 ms, predicted 1.81 ms (at most 1.95), measured 2.10 ms, 5 % over the budget."
-
-
-@pytest.mark.parametrize("measured", [2.0004, 1.9996])
-def test_a_close_verdict_shows_the_difference(measured):
-    verdict = Verdict.of(asked_ms=2, asked_origin="user", predicted_ms=1.81, predicted_upper_ms=1.95, measured_ms=measured)
-    assert f"asked 2.0000 ms, predicted 1.81 ms (at most 1.95), measured {measured} ms" in verdict.sentence
-    assert verdict.sentence.startswith("Kept" if measured < 2 else "BROKEN")
-
-
-def test_a_budget_met_exactly_is_kept():
-    verdict = Verdict.of(asked_ms=2, asked_origin="user", predicted_ms=1.8, predicted_upper_ms=1.9, measured_ms=2)
-    assert verdict.kept
-
-
-@pytest.mark.parametrize(
-    ("value", "words"), [(0.01234, "0.0123"), (1.84, "1.84"), (12.34, "12.3"), (1234.5, "1234"), (0.0, "0.00")]
-)
-def test_milliseconds_in_words(value, words):
-    assert format_ms(value) == words
-
-
-@pytest.mark.parametrize(
-    ("value", "words"), [(4.2, "4.2 s"), (9.97, "10 s"), (59.7, "1 min 0 s"), (185, "3 min 5 s"), (7620, "2 h 7 min")]
-)
-def test_seconds_in_words(value, words):
-    assert format_seconds(value) == words
-
-
-def test_layers_are_split_in_their_order():
-    whole, layers = split_layers({"width": 8, "layer10.ffn": 3, "layer2.ffn": 2, "layer2.heads": 1, "layers": "x"})
-    assert whole == {"width": 8, "layers": "x"}
-    assert layers == [{"ffn": 2, "heads": 1}, {"ffn": 3}]
-
-
-# --- choosing ----------------------------------------------------------------------------------------------------------------
-
-FOUND = (
-    network("aa11", "search", 1.0, 12.0, high=1.2),
-    network("ab22", "search", 2.0, 8.0, high=2.2),
-    network("cc33", "search", 4.0, 7.0, high=4.6),
-    network("dd44", "search", 4.5, 7.5),
-    network("ee55", "hand", 9.0, 6.9),
-)
-
-
-@pytest.mark.parametrize(
-    ("rule", "chosen"),
-    [
-        ("best", "ee55"),
-        ("knee", "ab22"),
-        ("fastest_within:0%", "ee55"),
-        ("fastest_within:1.2%", "ab22"),
-        ("fastest_within: 0.9 %", "cc33"),
-        ("fastest_within:50", "aa11"),
-        ("budget:1.2ms", "aa11"),
-        ("budget:4.5 ms", "dd44"),  # cc33 takes up to 4.6 ms; dd44 has no interval and counts as measured
-        ("budget:4.6", "cc33"),
-        ("budget:20", "ee55"),  # whoever found it
-        ("ee55", "ee55"),
-        ("ee", "ee55"),
-        ("ab", "ab22"),
-    ],
-)
-def test_pick(rule, chosen):
-    assert pick(FOUND, rule).id == chosen
-
-
-@pytest.mark.parametrize(
-    ("rule", "complaint"),
-    [
-        ("budget:1.1ms", "'budget:1.1ms' is below the fastest network: aa11 takes 1.00 ms (at most 1.20)"),
-        ("budget:soon", "'budget:soon' does not hold a number like budget:8ms"),
-        ("budget:nanms", "does not hold a number like budget:8ms"),
-        ("budget:8s", "does not hold a number like budget:8ms"),
-        ("budget", "'budget' does not hold a number like budget:8ms"),
-        ("fastest_within:-1%", "'fastest_within:-1%' does not hold a number like fastest_within:1.5%"),
-        ("a", "'a' begins more than one id: aa11, ab22"),
-        ("zz", "'zz' is not one of knee, best, fastest_within:1.5%, budget:8ms, nor an id: aa11, ab22, cc33, dd44, ee55"),
-        ("", "'' is not one of knee"),
-        ("best:2", "'best:2' is not one of knee"),
-    ],
-)
-def test_pick_refuses(rule, complaint):
-    with pytest.raises(ValueError, match=re.escape(complaint)):
-        pick(FOUND, rule)
-
-
-def test_an_id_that_begins_another_is_meant():
-    assert pick((*FOUND, network("aa", "search", 1, 1)), "aa").id == "aa"
-
-
-def test_knee_is_that_of_the_front():
-    results = make_results(num=6)
-    ours = front(results.networks)
-    assert pick(results.networks, "knee") == ours[knee(np.array([[n.measured_ms, n.error_percent] for n in ours]))]
-
-
-def test_hypervolumes_are_those_of_the_roles():
-    areas = hypervolumes(FOUND, (5.0, 10.0))
-    assert areas == {"search": pytest.approx(2 * 2 + 1 * 3), "hand": 0.0}
-
-
 # --- words -------------------------------------------------------------------------------------------------------------------
-
-
-def test_architecture_in_short():
-    arch = {
-        "width": 64, "depth": 3, "layer1.attention": "full", "layer1.heads": 4, "layer1.ffn": 256, "layer2.attention": "none",
-        "layer2.ffn": 128, "layer3.attention": "none", "layer3.ffn": 128,
-    }  # fmt: skip
-    assert arch_in_short(arch) == "width 64, depth 3: full/4/256, 2 × none/–/128"
-    assert arch_in_short({"width": 64}) == "width 64"
 
 
 def test_equal_time_takes_the_best_that_is_as_fast():
@@ -508,6 +193,15 @@ def test_page_says_what_matters():
     assert all(file in text for file in results.files)
     assert all(words in text for words in (results.command, *results.notes, *results.versions.values(), "7.31 %"))
     assert "BROKEN" not in text
+    assert "Memory" not in text
+
+
+def test_page_of_a_run_that_knows_less():
+    known = make_results()
+    bare = tuple(dataclasses.replace(n, measured_low_ms=None, measured_high_ms=None) for n in known.networks)
+    predictor = dataclasses.replace(known.predictor, spearman=None)
+    html = page(make_results(networks=bare, predictor=predictor, notes=(), trivial_baselines={}), [])
+    assert "too few to rank" in Page(html).text
 
 
 def test_page_shows_a_broken_verdict():
@@ -535,148 +229,11 @@ def test_hostile_words_stay_words():
     assert all(address.startswith("data:image/svg+xml;base64,") for address in seen.addresses)
 
 
-# --- pictures ----------------------------------------------------------------------------------------------------------------
-
-
-def artists(figure):
-    """The drawn parts that carry a name, by that name."""
-    named = {}
-    for artist in figure.findobj(lambda a: a.get_gid()):
-        named.setdefault(artist.get_gid(), []).append(artist)
-    return named
-
-
-@pytest.mark.parametrize("width", [plots.WIDE, plots.NARROW])
-@pytest.mark.parametrize("num", [1, 2, 4, 12])
-def test_picture_has_content(num, width, tmp_path):
-    results = make_results(num=num)
-    path = tmp_path / "pareto.png"
-    path.write_bytes(plots.png(plots.pareto_figure(results, make_candidates() if num > 1 else [], width=width)))
-    pixels = imread(path)[..., :3]
-    assert pixels.shape[1] == round(150 * width)
-    assert 0.01 < np.mean(np.any(pixels < 0.9, axis=-1)) < 0.5
-
-
-def test_picture_shows_every_network():
-    results, candidates = make_results(), make_candidates()
-    figure = plots.pareto_figure(results, candidates)
-    drawn = artists(figure)
-    for role in ("search", "random", "hand"):
-        of_role = results.of_role(role)
-        expected = sorted((n.measured_ms, n.error_percent) for n in of_role)
-        assert sorted(map(tuple, drawn[role][0].get_xydata())) == expected
-        assert sorted(drawn[f"predicted {role}"][0].get_xdata()) == sorted(n.predicted_ms for n in of_role)
-        assert [list(bar.get_xdata()) for bar in drawn[f"interval {role}"]] == [
-            [n.measured_low_ms, n.measured_high_ms] for n in of_role
-        ]
-    assert list(drawn["front"][0].get_xdata()) == [n.measured_ms for n in front(results.of_role("search"))]
-    assert drawn["picked"][0].get_xydata().tolist() == [[results.picked.measured_ms, results.picked.error_percent]]
-    assert set(drawn["budget"][0].get_xdata()) == {0.95}
-    assert set(drawn["trivial"][0].get_ydata()) == {9.9}
-    assert [label.get_text() for label in drawn["hand label"]] == [n.label for n in results.of_role("hand")]
-    assert drawn["asked"][0].get_text() == "asked 0.950 ms"
-    assert results.picked_id in drawn["ships"][0].get_text()
-
-
-def test_dots_out_of_range_are_counted_and_networks_are_not_squashed():
-    results, candidates = make_results(), make_candidates()
-    far = Candidate(SPACE.largest(), {"error": 97.0, "latency_ms": 900.0}, INHERITED)
-    figure = plots.pareto_figure(results, [*candidates, far])
-    drawn, axes = artists(figure), figure.axes[0]
-    shown = sum(len(drawn[f"scored {role}"][0].get_offsets()) for role in ("search", "random"))
-    hidden = len(candidates) + 1 - shown
-    assert hidden >= 1
-    assert drawn["hidden"][0].get_text() == f"{hidden} of {len(candidates) + 1} scored architectures lie outside"
-    bottom, top = axes.get_ylim()
-    errors = [n.error_percent for n in results.networks]
-    assert bottom < min(errors)
-    assert max(errors) < top
-    assert (max(errors) - min(errors)) > 0.45 * (top - bottom)
-    assert axes.get_xlim()[1] < 10
-
-
-def test_a_far_baseline_is_named_and_not_drawn():
-    figure = plots.pareto_figure(make_results(trivial=60.0), [])
-    drawn = artists(figure)
-    assert "trivial" not in drawn
-    assert drawn["trivial label"][0].get_text().endswith("60.00\u00a0%, above this picture")
-    assert figure.axes[0].get_ylim()[1] < 30
-
-
-def test_a_wide_range_is_logarithmic():
-    near = make_results(num=1)
-    assert plots.pareto_figure(near, []).axes[0].get_xscale() == "linear"
-    assert plots.pareto_figure(make_results(), []).axes[0].get_xscale() == "log"
-
-
-@pytest.mark.parametrize("trivial", [5.0, 9.9, 60.0])
-@pytest.mark.parametrize("width", [plots.WIDE, plots.NARROW])
-def test_labels_are_inside_and_apart(width, trivial):
-    figure = plots.pareto_figure(make_results(trivial=trivial), make_candidates(), width=width)
-    figure.draw_without_rendering()
-    frame = figure.axes[0].bbox.padded(2)
-    boxes = []
-    for name in ("asked", "ships", "hand label", "trivial label"):
-        for label in artists(figure)[name]:
-            box = Text.get_window_extent(label)
-            assert frame.containsx(box.x0), name
-            assert frame.containsx(box.x1), name
-            assert frame.containsy(box.y0), name
-            assert frame.containsy(box.y1), name
-            assert not box.count_overlaps(boxes), name
-            boxes.append(box)
-
-
-def test_predictor_picture_marks_a_broken_bound():
-    held_out = (("a", 1.0, 1.1, 1.2), ("b", 2.0, 1.5, 1.6), ("c", 30.0, 29.0, 31.0))
-    figure = plots.predictor_figure(PredictorReport.of(QUALITY, [dict(zip(HELD_OUT, h, strict=True)) for h in held_out]))
-    drawn = artists(figure)
-    assert drawn["held out"][0].get_xydata().tolist() == [[1.0, 1.1], [2.0, 1.5], [30.0, 29.0]]
-    assert drawn["exceeded"][0].get_xydata().tolist() == [[2.0, 1.6]]
-    assert figure.axes[0].get_xscale() == "log"
-    assert plots.png(figure)
-
-
-@pytest.mark.parametrize("arch", [{"width": 32}, {"width": 32, "layer1.kind": "gated"}])
-def test_architecture_picture_takes_any_space(arch):
-    bare = Network("ab", arch, "search", "search", 1.0, 1.0, 1.0, 1.0, None, None, 1000, 1.0)
-    assert plots.png(plots.architecture_figure(bare, [bare]))
-
-
-def test_architecture_picture_shows_the_layers():
-    results = make_results()
-    _, layers = split_layers(results.picked.arch)
-    words = [text.get_text() for text in plots.architecture_figure(results.picked, results.networks).axes[0].texts]
-    for layer in layers:
-        assert all(str(option) in words for option in layer.values())
-
-
-def test_ledger_picture_has_a_bar_a_phase():
-    figure = plots.ledger_figure(make_results().ledger)
-    assert len(figure.axes[0].patches) == 8
-    assert plots.png(plots.ledger_figure([LedgerEntry("calibration", 0.0, 0.0, 1.0, 0)]))
-
-
 def test_a_script_without_glyphs_does_not_stop_a_report():
     assert page(make_results(title="语言 on local_cpu"), [])
 
 
-def test_pictures_are_the_same_bytes_again():
-    first, second = (plots.svg(plots.pareto_figure(make_results(), make_candidates())) for _ in range(2))
-    assert first == second
-
-
 # --- more objectives than two
-
-
-def with_memory(**changes):
-    """Memory as a third objective: the slowest network of all needs the least, the others ever more."""
-    results = make_results(**changes)
-    by_time = sorted(results.networks, key=lambda n: -n.latency_ms)
-    mib = {n.id: 1.0 + i for i, n in enumerate(by_time)}
-    networks = tuple(replace(n, predicted={"memory_mib": mib[n.id] - 0.25}, measured={"memory_mib": mib[n.id]}) for n in by_time)
-    memory = MemoryVerdict.of(asked_mib=40.0, predicted_mib=11.0, predicted_upper_mib=12.5, measured_mib=11.25)
-    return replace(results, networks=networks, objectives=("error", "latency_ms", "memory_mib"), memory=memory)
 
 
 def test_the_front_is_over_all_objectives():
@@ -690,16 +247,6 @@ def test_the_front_is_over_all_objectives():
     assert {row["id"] for row in rows if row["on_front"] == "true"} == {n.id for n in results.front}
     for row in rows:
         assert float(row["measured_memory_mib"]) == float(row["predicted_memory_mib"]) + 0.25
-
-
-def test_the_picture_rings_who_is_on_the_front_by_memory_alone():
-    results = with_memory()
-    alone = [n for n in results.front if n not in front(results.networks)]
-    assert alone
-    figure = plots.pareto_figure(results, make_candidates())
-    [ring] = [line for line in figure.axes[0].lines if line.get_gid() == "front in more"]
-    assert sorted(ring.get_xdata()) == sorted(n.latency_ms for n in alone)
-    assert "on the front for its memory" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_the_page_and_the_terminal_name_the_memory():
@@ -721,17 +268,6 @@ def test_the_page_and_the_terminal_name_the_memory():
 def test_a_memory_that_is_not_kept_is_said(measured, words):
     memory = MemoryVerdict.of(asked_mib=40.0, predicted_mib=39.0, predicted_upper_mib=40.0, measured_mib=measured)
     assert words in memory.sentence
-    results = replace(with_memory(), memory=memory)
+    results = dataclasses.replace(with_memory(), memory=memory)
     assert results.kept is (None if measured is None else False)
     assert memory.sentence in page(results, []).replace("\u00a0", " ")
-
-
-def test_results_of_earlier_versions_load():
-    record = json.loads(json.dumps(make_results().to_json()))
-    for name in ("objectives", "memory", "num_validation", "refined"):
-        del record[name]
-    for network in record["networks"]:
-        del network["predicted"], network["measured"]
-    results = Results.from_json(record)
-    assert results.front == front(results.networks)
-    assert "Memory" not in page(results, [])

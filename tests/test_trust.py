@@ -9,7 +9,7 @@ from scipy.stats import kendalltau
 from experiments.trust import differ, evidence, predictor_on_picked, rank_correlation, sentences, tau_with_interval, ties
 from nas.pareto import hypervolume
 from nas.types import Candidate, Provenance
-from tests.test_report import SPACE, make_candidates, make_results
+from tests.made_up_run import SPACE, make_candidates, make_results
 
 
 @pytest.mark.parametrize("seed", range(5))

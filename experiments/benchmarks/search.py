@@ -8,7 +8,8 @@
   default sampler, without the proposals that a run begins with. GP takes about a second a trial, so it joins for few on the law.
 - *Inherited weights* (`experiments.benchmarks.inherited`): hypervolume of the default, differentiable proposals and then TPE,
   over the best peer's and over TPE's without them. At equal time, the others go on for as many evaluations as the proposals would
-  have bought, in CPU time. The supernet is trained once, and briefly; with `directory=` it stays there for the next call.
+  have bought, in CPU time. The supernet is trained once, and briefly; with `directory=` it stays there for the next call, and
+  `attainment.png` shows what the fronts of all seeds attain. *Epsilon* is how far a front is behind the best that any found.
 - *Overhead*: CPU time of asking and telling, per trial, over a long search of the law; what evaluates is not in it.
 - *Budgets*: the share of them that the differentiable search hits, as `bench darts` counts it.
 
@@ -32,11 +33,14 @@ from experiments.benchmarks import darts, tabular
 from experiments.benchmarks.inherited import Inherited
 from experiments.benchmarks.supernet import default_family, threads
 from experiments.benchmarks.tabular import Tabular
+from experiments.plots.attainment import attainment_figure
+from experiments.plots.style import png
 from experiments.progress import Reporter
 from experiments.settings import OuterSettings
 from experiments.tasks.languages import Languages
 from hardware.tables import is_there
 from nas.darts import DartsConfig
+from nas.pareto import epsilon, non_dominated
 from nas.protocols import Searcher
 from nas.search import search
 from nas.searchers.gp import Gp
@@ -77,7 +81,7 @@ class Words:
     preset: str = "quick"  # quick or full (tiny shows only that it runs)
     out: str | None = None  # a file for the figures
     data: str | None = None  # folder of the recorded tables; null: the user's cache folder
-    directory: str | None = None  # where the trained supernet stays; null: a temporary one
+    directory: str | None = None  # where the trained supernet and the picture of fronts stay; null: a temporary one
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ def run(words: Words, report: Reporter) -> dict[str, float]:
         figures |= _overhead(law, preset.trials, report)
         task = Languages(max_examples=preset.max_examples)
         problem = Inherited.of(task, preset.supernet, folder, report)
-        figures |= _inherited(problem, preset, report)
+        figures |= _inherited(problem, preset, folder, report)
         preset_of_darts = darts.PRESETS[words.preset]
         figures |= darts.budgets_hit(
             problem.family, problem.supernet, problem.model, task, preset_of_darts, problem.compute, report
@@ -236,12 +240,14 @@ def _ask_tell_ms(problem: Tabular, make: Callable[..., Searcher], trials: int) -
 # --- inherited weights
 
 
-def _inherited(problem: Inherited, preset: Preset, report: Reporter) -> dict[str, float]:
-    """Hypervolume ratios at equal evaluations and at equal time, and how many evaluations a minute holds."""
+def _inherited(problem: Inherited, preset: Preset, folder: Path, report: Reporter) -> dict[str, float]:
+    """Hypervolume ratios at equal evaluations and at equal time, epsilon at equal time, and how many evaluations a minute holds;
+    draws the fronts."""
     seconds = problem.seconds_of_complete(preset.timed)
     cpu, wall = np.mean(seconds, axis=0)
     num, bought = preset.inherited, []
     volumes: dict[str, list[float]] = {}
+    fronts: dict[str, list[np.ndarray]] = {}
     with report.phase("Inherited weights", preset.inherited_seeds) as advance:
         for seed in range(preset.inherited_seeds):
             proposals, spent = problem.propose(preset.darts, num=preset.proposals, seed=seed)
@@ -251,6 +257,7 @@ def _inherited(problem: Inherited, preset: Preset, report: Reporter) -> dict[str
             for name, points in found.items():
                 volumes.setdefault(name, []).append(problem.volume(points[:num]))
                 volumes.setdefault(f"{name}_equal_time", []).append(problem.volume(points))
+                fronts.setdefault(name, []).append(points[~np.isnan(points[:, 0])][:, ::-1])
             advance(seed + 1, "")
             report.say(f"Seed {seed}: " + ", ".join(f"{name} {of[-1]:.4g}" for name, of in volumes.items()))
     figures: dict[str, float] = {
@@ -259,7 +266,9 @@ def _inherited(problem: Inherited, preset: Preset, report: Reporter) -> dict[str
         "evaluations_for_proposals": float(np.median(bought)),
         "num_inherited_seeds": preset.inherited_seeds,
     }
-    figures |= _volume_ratios({name: np.array(of) for name, of in volumes.items()})
+    figures |= _volume_ratios({name: np.array(of) for name, of in volumes.items()}) | _epsilons(fronts)
+    title, words = "Inherited weights, at equal time", ("predicted latency (ms)", "validation error (%)")
+    (folder / "attainment.png").write_bytes(png(attainment_figure(fronts, title=title, axes_words=words)))
     _show_volumes(figures, num, report)
     return figures
 
@@ -274,6 +283,17 @@ def _volume_ratios(volumes: Mapping[str, np.ndarray]) -> dict[str, float]:
         for name in OTHERS:
             figures |= ratio_with_interval(f"hypervolume_ratio_to_{name}{words}", [(ours, volumes[name + words])])
     return figures
+
+
+def _epsilons(fronts: Mapping[str, Sequence[np.ndarray]]) -> dict[str, float]:
+    """Medians over seeds, in percent of the range of the front of all."""
+    points = np.concatenate([front for of_seeds in fronts.values() for front in of_seeds])
+    best = points[non_dominated(points)]
+    span = np.where(np.ptp(best, axis=0) > 0, np.ptp(best, axis=0), 1.0)
+    return {
+        f"epsilon_percent_{name}": 100 * float(np.median([epsilon(front / span, best / span) for front in of_seeds]))
+        for name, of_seeds in fronts.items()
+    }
 
 
 # --- what people see

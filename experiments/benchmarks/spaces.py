@@ -2,7 +2,8 @@
 
 Steps are timed as in `bench supernet`. A *sampled* architecture's step, over views of the supernet's weights, stands against one
 of the same network on its own. Attention: one layer is exported with each kind, in the form that ships, and timed under ONNX
-Runtime at growing numbers of tokens, side by side with full attention; so is one step of decoding after as many of the past.
+Runtime at several numbers of tokens, side by side with full attention; so is one step of decoding after as many of the past. What
+each categorical choice adds to the full space's steps takes long, and is left to `preset=full`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +33,14 @@ from experiments.benchmarks.supernet import (
     threads,
 )  # fmt: skip
 from experiments.calibration import export_for_timing
-from experiments.progress import Reporter
+from experiments.progress import Advance, Reporter
 from hardware.local_cpu import LocalCpu
 from hardware.timing import measure
 from nas.attention import LOOKS_AHEAD
+from nas.export import form_of
 from nas.feed_forward import FFN_KINDS
 from nas.protocols import Family
+from nas.space import Architecture
 from nas.supernet import call, cut_out, skeleton
 from nas.types import Workload
 from search_spaces.attention import ATTENTION_KINDS
@@ -65,18 +68,21 @@ CATEGORICAL = tuple(name for name in ALONE if name != "rank")
 
 @dataclass(frozen=True)
 class Preset:
-    """Rounds of every comparison, sequences in a batch, sampled architectures, and numbers of tokens."""
+    """Rounds of steps, those with one categorical choice at a time (0: none), sequences in a batch, sampled architectures,
+    numbers of tokens, the largest first, and visits to every kind of attention."""
 
     rounds: int
+    added_rounds: int
     batch: int
     sampled: int
     tokens: tuple[int, ...]
+    visits: int
 
 
 PRESETS = {
-    "tiny": Preset(1, 1, 2, (16,)),
-    "quick": Preset(6, 32, 12, (64, 256, 512, 1024, 2048)),
-    "full": Preset(20, 32, 40, (64, 128, 256, 512, 1024, 2048)),
+    "tiny": Preset(rounds=1, added_rounds=1, batch=1, sampled=2, tokens=(20, 16), visits=1),
+    "quick": Preset(rounds=4, added_rounds=0, batch=32, sampled=12, tokens=(2048, 512, 64), visits=3),
+    "full": Preset(rounds=20, added_rounds=10, batch=32, sampled=40, tokens=(2048, 1024, 512, 256, 128, 64), visits=20),
 }
 
 
@@ -89,14 +95,12 @@ def run(words: Words, report: Reporter) -> dict[str, float]:
         with report.phase("Relaxed steps of the full space", preset.rounds) as advance:
             figures["full_relaxed_step_ratio"] = steps.ratios(preset.rounds, advance, only=("relaxed",))["relaxed_step_ratio"][0]
         figures["full_peak_memory_ratio"] = steps.peak_memory_ratio()
-        with report.phase("What each categorical choice adds", len(CATEGORICAL)) as advance:
-            figures |= added(preset, on_choice=lambda n: advance(n, ""))
+        if preset.added_rounds:
+            with report.phase("What each categorical choice adds", len(CATEGORICAL)) as advance:
+                figures |= added(preset, on_choice=lambda n: advance(n, ""))
         with report.phase("Steps of sampled architectures", preset.sampled) as advance:
             figures["sampled_step_ratio"] = sampled_step_ratio(default_family(), preset, on_arch=lambda n: advance(n, ""))
-    with report.phase("Kinds of attention", len(preset.tokens)) as advance:
-        for number, tokens in enumerate(preset.tokens, start=1):
-            figures |= attention_times(tokens, rounds=preset.rounds) | decode_times(tokens, rounds=preset.rounds)
-            advance(number, f"{tokens} tokens")
+    figures |= attention_figures(preset, report)
     _show(figures, preset, report)
     return figures
 
@@ -114,7 +118,7 @@ def added(preset: Preset, *, on_choice: Callable[[int], None]) -> dict[str, floa
     batch, found = random_batch(preset.batch, MAX_TOKENS), {}
     for number, choice in enumerate(("sizes", *CATEGORICAL)):
         steps = Steps(full_family(choice), batch, WRITTEN_OUT)
-        [(seconds, _)] = steps.ratios(max(1, preset.rounds // 2), lambda *_: None, only=("relaxed",)).values()
+        [(seconds, _)] = steps.ratios(preset.added_rounds, lambda *_: None, only=("relaxed",)).values()
         found[choice] = np.array([seconds, steps.peak_memory_ratio()])
         on_choice(number)
     figures = {"sizes_relaxed_step_ratio": float(found["sizes"][0]), "sizes_peak_memory_ratio": float(found["sizes"][1])}
@@ -149,34 +153,50 @@ def sampled_step_ratio(family: Family, preset: Preset, *, on_arch: Callable[[int
     return float(np.median(ratios))
 
 
-def attention_times(tokens: int, *, rounds: int) -> dict[str, float]:
-    """Milliseconds of one encoder layer with each kind of attention, and relative to full attention."""
-    space = encoder_space(**LAYER, attention=KINDS)  # type: ignore[arg-type]
-    times = _times(EncoderFamily(space, 100, 2, tokens), KINDS, Workload(tokens=tokens), rounds=rounds)
-    ratios = {f"{way}_to_full_{tokens}": ms / times["full"] for way, ms in times.items() if way != "full"}
-    return {**{f"{way}_ms_{tokens}": ms for way, ms in times.items()}, **ratios}
+def attention_figures(preset: Preset, report: Reporter) -> dict[str, float]:
+    """Milliseconds of one encoder layer with each kind of attention, by number of tokens, and relative to full attention; with
+    `decode_`, of one decoder layer and one more token after so many of the past."""
+    longest = max(preset.tokens)
+    figures: dict[str, float] = {}
+    encoder = EncoderFamily(encoder_space(**LAYER, attention=KINDS), 100, 2, longest)  # type: ignore[arg-type]
+    decoder = DecoderFamily(decoder_space(**LAYER, attention=CAUSAL), 100, max_tokens=longest + 1, window=8)  # type: ignore[arg-type]
+    encoding = {tokens: Workload(tokens=tokens) for tokens in preset.tokens}
+    decoding = {tokens: Workload(tokens=1, mode="decode", past=tokens) for tokens in preset.tokens}
+    for prefix, family, kinds, workloads in (("", encoder, KINDS, encoding), ("decode_", decoder, CAUSAL, decoding)):
+        total = preset.visits * (len(kinds) + 1) * len(workloads)
+        with report.phase(f"Kinds of attention, {next(iter(workloads.values())).mode}", total) as advance:
+            times = attention_times(family, kinds, list(workloads.values()), visits=preset.visits, advance=advance)
+        for tokens, by_way in zip(workloads, times, strict=True):
+            figures |= {f"{prefix}{way}_ms_{tokens}": ms for way, ms in by_way.items()}
+            others = {way: ms for way, ms in by_way.items() if way != "full"}
+            figures |= {f"{prefix}{way}_to_full_{tokens}": ms / by_way["full"] for way, ms in others.items()}
+    return figures
 
 
-def decode_times(past: int, *, rounds: int) -> dict[str, float]:
-    """The same of one decoder layer and one more token after so many of the past."""
-    space = decoder_space(**LAYER, attention=CAUSAL)  # type: ignore[arg-type]
-    workload = Workload(tokens=1, mode="decode", past=past)
-    times = _times(DecoderFamily(space, 100, max_tokens=past + 1, window=8), CAUSAL, workload, rounds=rounds)
-    ratios = {f"decode_{way}_to_full_{past}": ms / times["full"] for way, ms in times.items() if way != "full"}
-    return {**{f"decode_{way}_ms_{past}": ms for way, ms in times.items()}, **ratios}
-
-
-def _times(family: Family, kinds: Sequence[str], workload: Workload, *, rounds: int) -> dict[str, float]:
-    """By kind, and of full attention with one head of keys and values as `shared`."""
+def attention_times(
+    family: Family, kinds: Sequence[str], workloads: Sequence[Workload], *, visits: int, advance: Advance
+) -> list[dict[str, float]]:
+    """For each workload the milliseconds by kind, and of full attention with one head of keys and values as `shared`. Networks
+    are exported once, for the first workload, as what ships is."""
     picks: dict[str, int | str] = {"width": 128, "depth": 1, "layer1.heads": 4, "layer1.ffn": 256}
     ways: dict[str, dict[str, int | str]] = {kind: {"layer1.attention": kind, "layer1.kv_heads_of_4": 4} for kind in kinds}
     ways["shared"] = {"layer1.attention": "full", "layer1.kv_heads_of_4": 1}
     archs = [family.space.canonical({**picks, **way}) for way in ways.values()]
-    device = LocalCpu(threads=1)
+    device, times = LocalCpu(threads=1, min_samples=3), []
     with tempfile.TemporaryDirectory() as folder:
-        networks = export_for_timing(family, archs, workload, Path(folder), device=device)
-        measurements = measure(device, networks, sentinel=networks[0], workload=workload, rounds=rounds)
-    return {way: m.latency_ms for way, m in zip(ways, measurements, strict=True)}
+        exported = export_for_timing(family, archs, workloads[0], Path(folder), device=device)
+        for number, workload in enumerate(workloads):
+            networks = [replace(network, inputs=_inputs(family, network.arch, workload)) for network in exported]
+            measurements = measure(
+                device, networks, sentinel=networks[0], workload=workload, rounds=visits,
+                on_visit=lambda done, total, before=number: advance(before * total + done, ""),  # type: ignore[misc]
+            )  # fmt: skip
+            times.append({way: m.latency_ms for way, m in zip(ways, measurements, strict=True)})
+    return times
+
+
+def _inputs(family: Family, arch: Architecture, workload: Workload) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in form_of(family, family.network(arch), workload)[1].items()}
 
 
 def _show(figures: Mapping[str, float], preset: Preset, report: Reporter) -> None:
@@ -190,6 +210,22 @@ def _show(figures: Mapping[str, float], preset: Preset, report: Reporter) -> Non
         missed = figures[key] < target if sign == "≥" else figures[key] > target
         table.add_row(what, f"{figures[key]:.3g}", f"{sign} {target:g}{' missed' if missed else ''}")
     report.console.print(table)
+    if preset.added_rounds:
+        _show_added(figures, report)
+    for prefix, kinds, what in (
+        ("", KINDS, "One encoder layer"),
+        ("decode_", CAUSAL, "One decoder layer and one more token, with so many of the past,"),
+    ):
+        table = Table("tokens", "full", *(f"{way} (to full)" for way in (*kinds[1:], "shared")), box=SIMPLE_HEAD)
+        for tokens in sorted(preset.tokens):
+            times = {way: f"{figures[f'{prefix}{way}_ms_{tokens}']:.3f}" for way in (*kinds, "shared")}
+            ratios = (f"{ms} ({figures[f'{prefix}{way}_to_full_{tokens}']:.2f})" for way, ms in times.items() if way != "full")
+            table.add_row(str(tokens), times["full"], *ratios)
+        table.title = f"{what} of width 128 under ONNX Runtime, one thread, ms"
+        report.console.print(table)
+
+
+def _show_added(figures: Mapping[str, float], report: Reporter) -> None:
     table = Table(
         "relaxed choice", "step", "peak memory", box=SIMPLE_HEAD, title="Relative to a step of the plain largest network"
     )
@@ -198,14 +234,3 @@ def _show(figures: Mapping[str, float], preset: Preset, report: Reporter) -> Non
         gained = (figures[f"{choice}_adds_to_{figure}_ratio"] for figure in ("step", "memory"))
         table.add_row(f"and {choice}", *(f"{number:+.2f}" for number in gained))
     report.console.print(table)
-    for prefix, kinds, what in (
-        ("", KINDS, "One encoder layer"),
-        ("decode_", CAUSAL, "One decoder layer and one more token, with so many of the past,"),
-    ):
-        table = Table("tokens", "full", *(f"{way} (to full)" for way in (*kinds[1:], "shared")), box=SIMPLE_HEAD)
-        for tokens in preset.tokens:
-            full = f"{figures[f'{prefix}full_ms_{tokens}']:.3f}"
-            ways = [(figures[f"{prefix}{way}_{what}_{tokens}"] for what in ("ms", "to_full")) for way in (*kinds[1:], "shared")]
-            table.add_row(str(tokens), full, *(f"{ms:.3f} ({ratio:.2f})" for ms, ratio in ways))
-        table.title = f"{what} of width 128 under ONNX Runtime, one thread, ms"
-        report.console.print(table)

@@ -1,0 +1,24 @@
+"""Milliseconds and durations as people read them."""
+
+from __future__ import annotations
+
+import math
+
+
+def format_ms(value: float | None, *, digits: int = 3) -> str:
+    """Milliseconds with so many significant digits and no exponent: 0.0123, 1.84, 12.3, 1234; a dash for what nobody knows."""
+    if value is None:
+        return "–"
+    exponent = math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:.{max(0, digits - 1 - exponent)}f}"
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration as one says it: 4.2 s, 3 min 5 s, 2 h 7 min."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"

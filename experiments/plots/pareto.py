@@ -1,0 +1,216 @@
+"""The Pareto picture of a run: error against latency, the budget, and what ships."""
+
+from __future__ import annotations
+
+import itertools
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.legend_handler import HandlerTuple
+from matplotlib.lines import Line2D
+
+from experiments.formatting import format_ms
+from experiments.networks import Network, front
+from experiments.objectives import OBJECTIVES, further
+from experiments.plots.labels import Labels
+from experiments.plots.style import (
+    BLUE,
+    DARK_GREEN,
+    DARK_PURPLE,
+    GREY,
+    INK,
+    LOG_BEYOND,
+    LOOKS,
+    NARROW,
+    PURPLE,
+    VERMILLION,
+    WIDE,
+    drawing,
+    empty,
+    head,
+    log_ticks,
+)
+from experiments.results import Results
+from nas.types import Candidate, Provenance
+
+BAR: dict[str, Any] = {"lw": 1.6, "marker": "|", "ms": 6, "mew": 1.6}
+LINK: dict[str, Any] = {"lw": 0.9, "ls": (0, (1, 1.2))}
+RING: dict[str, Any] = {"marker": "o", "ms": 11, "mfc": "none", "mec": PURPLE, "mew": 1.2}
+DIAMOND: dict[str, Any] = {"marker": "D", "ms": 4.5, "mfc": "white", "mew": 1.0}
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """What a Pareto picture shows: all trained networks and the budget; scored candidates as far as they do not squash those."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    log: bool
+    shows_trivial: bool
+
+
+@drawing()
+def pareto_figure(results: Results, candidates: Sequence[Candidate], *, width: float = WIDE) -> Figure:
+    """Validation error against latency: what was scored, what was trained and measured, the budget and what ships.
+
+    Each part carries a `gid`: a role, "scored <role>", "predicted <role>", "interval <role>", "front", "picked", "budget", ...
+    """
+    candidates = [c for c in candidates if c.provenance["error"] == Provenance.INHERITED]
+    figure, axes = empty(width, 5.5 if width > NARROW else 6.2)
+    limits = _limits(results, candidates)
+    axes.set(xlim=limits.x, ylim=limits.y, xlabel="latency (ms)", ylabel=f"validation error: {results.error_means} (%)")
+    if limits.log:
+        log_ticks(axes, "x")
+    num_hidden = _draw_candidates(axes, candidates, limits)
+    for role in LOOKS:
+        _draw_networks(axes, results.of_role(role), role)
+    steps = [(n.latency_ms, n.error_percent) for n in front(results.of_role("search"))]
+    axes.plot(*zip(*steps, strict=True), color=BLUE, lw=2.2, drawstyle="steps-post", zorder=4, gid="front")
+    beyond = [n for n in results.front if n not in front(results.networks)]
+    axes.plot(*_points(beyond), ls="none", zorder=7, gid="front in more", **RING)
+    picked, trivial = results.picked, results.best_trivial
+    axes.plot(picked.latency_ms, picked.error_percent, "o", ms=15, mfc="none", mec=INK, mew=1.6, zorder=8, gid="picked")
+    axes.axvline(results.verdict.asked_ms, color=VERMILLION, lw=1.4, ls=(0, (5, 3)), zorder=2, gid="budget")
+    if limits.shows_trivial and trivial:
+        axes.axhline(trivial[1], color=PURPLE, lw=1.6, ls=":", zorder=2, gid="trivial")
+    workload = results.workload
+    words = f"{results.device} · {workload.words} · lower left is better"
+    head(figure, axes, results.title, words)
+    handles = {tuple: HandlerTuple(None)}
+    figure.legend(*_legend(results, candidates), loc="outside lower left", ncols=2 if width > NARROW else 1, handler_map=handles)
+    hidden = f"{num_hidden} of {len(candidates)} scored architectures lie outside" if num_hidden else ""
+    _place_labels(figure, axes, results, limits, hidden)
+    return figure
+
+
+def _limits(results: Results, candidates: Sequence[Candidate]) -> _Limits:
+    networks = results.networks
+    times = [t for n in networks for t in (n.predicted_ms, n.measured_ms, n.measured_low_ms, n.measured_high_ms) if t is not None]
+    fastest, slowest = min(*times, results.verdict.asked_ms), max(*times, results.verdict.asked_ms)
+    log = slowest > LOG_BEYOND * fastest
+    if log:
+        margin = (slowest / fastest) ** 0.06
+        x = (fastest / margin, slowest * margin)
+    else:
+        pad = max(0.07 * (slowest - fastest), 0.25 * slowest - 0.5 * (slowest - fastest))
+        x = (max(0.0, fastest - pad), slowest + pad)
+    low, high = min(n.error_percent for n in networks), max(n.error_percent for n in networks)
+    span = max(high - low, 0.1 * high, 0.5)
+    trivial = results.best_trivial
+    shows_trivial = trivial is not None and low - span <= trivial[1] <= high + span
+    if trivial is not None and shows_trivial:
+        low, high = min(low, trivial[1]), max(high, trivial[1])
+        span = max(span, high - low)
+    # what was trained, and the baseline, keep at least six tenths of the height
+    top = max(high, min(max((c.objectives["error"] for c in candidates), default=high), low + span / 0.6))
+    pad = max(0.1 * (top - low), 0.5 * (span - (top - low)))
+    return _Limits(x, (max(low - pad, -0.3 * pad), top + pad), log, shows_trivial)
+
+
+def _draw_candidates(axes: Axes, candidates: Sequence[Candidate], limits: _Limits) -> int:
+    """Draws those inside the limits; returns how many are not."""
+    (left, right), (bottom, top) = limits.x, limits.y
+    num_hidden = 0
+    for role in LOOKS:
+        of_role = [c.objectives for c in candidates if c.phase == role]
+        x, y = (np.array([objectives[name] for objectives in of_role]) for name in ("latency_ms", "error"))
+        inside = (x >= left) & (x <= right) & (y >= bottom) & (y <= top)
+        num_hidden += int(np.sum(~inside))
+        axes.scatter(
+            x[inside], y[inside], s=11, color=LOOKS[role].colour, alpha=0.28, lw=0, zorder=1, rasterized=len(x) > 1500,
+            gid=f"scored {role}",
+        )  # fmt: skip
+    return num_hidden
+
+
+def _draw_networks(axes: Axes, networks: Sequence[Network], role: str) -> None:
+    """For each network a hollow diamond where it was predicted, and its measured point with the interval if it has one."""
+    look = LOOKS[role]
+    for n in networks:
+        height = [n.error_percent] * 2
+        axes.plot([n.predicted_ms, n.latency_ms], height, color=look.colour, **LINK, zorder=3)
+        if n.measured_low_ms is not None and n.measured_high_ms is not None:
+            axes.plot([n.measured_low_ms, n.measured_high_ms], height, color=look.colour, **BAR, zorder=5, gid=f"interval {role}")
+    measured = [n for n in networks if n.measured_ms is not None]
+    times, errors = [n.predicted_ms for n in networks], [n.error_percent for n in networks]
+    axes.plot(times, errors, color=look.colour, mec=look.colour, ls="none", zorder=6, gid=f"predicted {role}", **DIAMOND)
+    axes.plot(*_points(measured), look.marker, color=look.colour, ms=look.size, mec="white", mew=0.9, zorder=7, gid=role)
+
+
+def _points(networks: Sequence[Network]) -> tuple[list[float], list[float]]:
+    return [n.latency_ms for n in networks], [n.error_percent for n in networks]
+
+
+def _legend(results: Results, candidates: Sequence[Candidate]) -> tuple[list[Any], list[str]]:
+    entries: dict[str, Any] = {}
+    for role, look in LOOKS.items():
+        if networks := results.of_role(role):
+            style: dict[str, Any] = {"marker": look.marker, "ms": look.size, "mec": "white"}
+            what = "trained, measured"
+            if all(n.measured_ms is None for n in networks):
+                style, what = {**DIAMOND, "mec": look.colour}, "trained, not measured"
+            style |= {"lw": 2.2, "ls": "-" if role == "search" else "none"}
+            entries[f"{look.legend}: {what}"] = Line2D([], [], color=look.colour, **style)
+    if any(n.measured_low_ms is not None for n in results.networks):
+        entries[results.interval] = Line2D([], [], color=GREY, **BAR)
+    if any(n.measured_ms is not None for n in results.networks):
+        entries["predicted latency of the same network"] = Line2D([], [], color=GREY, mec=GREY, **LINK, **DIAMOND)
+    if candidates:
+        dot: dict[str, Any] = {"marker": "o", "ms": 3.5, "mew": 0, "alpha": 0.45, "ls": "none"}
+        roles = [role for role in LOOKS if any(c.phase == role for c in candidates)]
+        dots = tuple(Line2D([], [], color=LOOKS[role].colour, **dot) for role in roles)
+        entries["scored with shared weights (predicted latency)"] = dots
+    if any(n not in front(results.networks) for n in results.front):
+        words = ", ".join(OBJECTIVES[name].words for name in further(results.objectives))
+        entries[f"on the front for its {words}"] = Line2D([], [], ls="none", **RING)
+    return list(entries.values()), list(entries)
+
+
+def _place_labels(figure: Figure, axes: Axes, results: Results, limits: _Limits, corner: str) -> None:
+    """Puts each label where it covers the least, the most important first."""
+    figure.draw_without_rendering()
+    verdict, picked, trivial = results.verdict, results.picked, results.best_trivial
+    right, (bottom, top) = limits.x[1], limits.y
+    labels = Labels(figure, axes)
+    labels.keep_off((picked.latency_ms, picked.error_percent), points=8)
+    for n in results.networks:
+        labels.avoid(n.latency_ms, n.error_percent, 3.0)
+        for time in (n.predicted_ms, n.measured_low_ms, n.measured_high_ms):
+            labels.avoid(time or n.latency_ms, n.error_percent, 1.0)
+    ours = front(results.of_role("search"))
+    for n, after in itertools.pairwise(ours):
+        labels.avoid(np.geomspace(n.latency_ms, after.latency_ms, 40), n.error_percent, 0.4)
+        labels.avoid(after.latency_ms, np.linspace(n.error_percent, after.error_percent, 40), 0.4)
+    labels.avoid(verdict.asked_ms, np.linspace(bottom, top, 80), 0.1)
+    if corner:
+        labels.place(corner, (right, top), [(-3, -9, "right")], color=GREY, fontsize=7.5, gid="hidden")
+    rise = axes.bbox.height * 72 / figure.dpi - 12
+    offsets = [(dx, dy, side) for dy in (6, rise, rise - 14) for dx, side in ((5, "left"), (-5, "right"))]
+    asked = f"asked {format_ms(verdict.asked_ms)} ms"
+    labels.place(asked, (verdict.asked_ms, bottom), offsets, color=VERMILLION, fontweight="bold", gid="asked")
+    offsets = [(dx, dy, side) for dy in (-34, -50, 30, 46, -8) for dx, side in ((-16, "right"), (16, "left"), (-40, "right"))]
+    ships = f"ships {picked.id}\n{picked.error_percent:.2f} %, {format_ms(picked.latency_ms)} ms"
+    arrow = {"arrowstyle": "-", "color": INK, "lw": 0.8, "shrinkA": 0, "shrinkB": 8}
+    labels.place(ships, (picked.latency_ms, picked.error_percent), offsets, fontweight="bold", arrowprops=arrow, gid="ships")
+    for n in results.of_role("hand"):
+        offsets = [(dx, dy, side) for dy in (7, -14, 18, -26) for dx, side in ((0, "center"), (8, "left"), (-8, "right"))]
+        offsets += [(18, -3, "left"), (-18, -3, "right")]
+        words = textwrap.shorten(n.label, 40, placeholder="…")
+        labels.place(words, (n.latency_ms, n.error_percent), offsets, color=DARK_GREEN, gid="hand label")
+    if trivial:
+        words = f"{textwrap.shorten(trivial[0], 50, placeholder='…')}: {trivial[1]:.2f}\u00a0%"
+        height, offsets = trivial[1], [(x, y, "right") for x in (-4, -80, -160) for y in (4, -12)]
+        if not limits.shows_trivial:
+            above = trivial[1] > top
+            words += f", {'above' if above else 'below'} this picture"
+            height, offsets = (
+                (top if above else bottom),
+                [(x, y if above else -y - 6, "right") for x in (-4, -120) for y in (-24, -12, -38, -56, -74)],
+            )
+        words = textwrap.fill(words, int(11.7 * figure.get_figwidth()))
+        labels.place(words, (right, height), offsets, color=DARK_PURPLE, gid="trivial label")

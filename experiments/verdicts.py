@@ -1,0 +1,88 @@
+"""Whether what ships keeps what was asked, in numbers and in a sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+from experiments.formatting import format_ms
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Asked, predicted and measured latency of what ships; nothing is kept or broken that was not measured (None). Make it with
+    `Verdict.of`."""
+
+    asked_ms: float
+    asked_origin: str
+    predicted_ms: float
+    predicted_upper_ms: float
+    measured_ms: float | None
+    measured_low_ms: float | None
+    measured_high_ms: float | None
+    kept: bool | None
+    sentence: str
+
+    @classmethod
+    def of(
+        cls, *, asked_ms: float, asked_origin: str, predicted_ms: float, predicted_upper_ms: float,
+        measured_ms: float | None = None, measured_low_ms: float | None = None, measured_high_ms: float | None = None,
+        unmeasured: str | None = None,
+    ) -> Verdict:  # fmt: skip
+        """Judges by the measured time and says so in a sentence.
+
+        Args:
+            asked_origin: "user", or where the budget comes from in words ("half of the largest network").
+            unmeasured: why there is no measured time.
+        """
+        if measured_ms is None:
+            asked, predicted, upper = (format_ms(value) for value in (asked_ms, predicted_ms, predicted_upper_ms))
+            why = f" ({unmeasured})" if unmeasured else ""
+            sentence = f"PREDICTED, NOT MEASURED{why}: asked {asked} ms, predicted {predicted} ms (at most {upper})."
+            return cls(asked_ms, asked_origin, predicted_ms, predicted_upper_ms, None, None, None, None, sentence)
+        kept = measured_ms <= asked_ms
+        digits = 3  # more where asked and measured would read the same and are not
+        while (
+            digits < 9 and asked_ms != measured_ms and format_ms(asked_ms, digits=digits) == format_ms(measured_ms, digits=digits)
+        ):
+            digits += 1
+        asked, measured = (format_ms(value, digits=digits) for value in (asked_ms, measured_ms))
+        predicted, upper = format_ms(predicted_ms), format_ms(predicted_upper_ms)
+        words = f"asked {asked} ms, predicted {predicted} ms (at most {upper}), measured {measured} ms"
+        over = 100 * (measured_ms / asked_ms - 1)
+        sentence = f"Kept: {words}." if kept else f"BROKEN: {words}, {over:.2g} % over the budget."
+        return cls(
+            asked_ms,
+            asked_origin,
+            predicted_ms,
+            predicted_upper_ms,
+            measured_ms,
+            measured_low_ms,
+            measured_high_ms,
+            kept,
+            sentence,
+        )
+
+
+@dataclass(frozen=True)
+class MemoryVerdict:
+    """Asked, predicted and measured memory of what ships; make it with `MemoryVerdict.of`."""
+
+    asked_mib: float
+    predicted_mib: float
+    predicted_upper_mib: float
+    measured_mib: float | None
+    kept: bool | None
+    sentence: str
+
+    @classmethod
+    def of(cls, *, asked_mib: float, predicted_mib: float, predicted_upper_mib: float, measured_mib: float | None) -> Self:
+        """Judges by the measured memory, and says so in a sentence."""
+        words = f"asked {asked_mib:.4g} MiB, predicted {predicted_mib:.4g} MiB (at most {predicted_upper_mib:.4g})"
+        if measured_mib is None:
+            return cls(asked_mib, predicted_mib, predicted_upper_mib, None, None, f"Memory PREDICTED, NOT MEASURED: {words}.")
+        kept = measured_mib <= asked_mib
+        over = 100 * (measured_mib / asked_mib - 1)
+        words += f", measured {measured_mib:.4g} MiB"
+        sentence = f"Memory kept: {words}." if kept else f"Memory BROKEN: {words}, {over:.2g} % over the budget."
+        return cls(asked_mib, predicted_mib, predicted_upper_mib, measured_mib, kept, sentence)
