@@ -82,7 +82,7 @@ def page(results: Results, candidates: Sequence[Candidate]) -> str:
     environment = Environment(
         loader=PackageLoader("experiments"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(ms=format_ms, short=arch_in_short, unbroken=_unbroken)
+    environment.filters.update(ms=format_ms, short=arch_in_short, unbroken=_unbroken, after_stages=after_stages)
     pictures = {
         "pareto": _drawn(lambda width: pareto_figure(results, candidates, width=width)),
         "architecture": _drawn(lambda width: architecture_figure(results.picked, results.networks, width=width)),
@@ -153,7 +153,13 @@ def compare_at_equal_time(results: Results) -> list[Comparison]:
 
 def trivial_wins(results: Results) -> bool:
     """Whether something that needs no network has a lower validation error than what ships."""
-    return results.best_trivial is not None and results.best_trivial[1] < results.picked.error_percent
+    return results.best_trivial is not None and results.best_trivial[1] < results.shipped.error_percent
+
+
+def after_stages(results: Results) -> str:
+    """Which stages are in what ships, and what it was before; empty without any."""
+    kept = [stage.name for stage in results.stages if stage.kept]
+    return f" after {', '.join(kept)} ({results.picked.error_percent:.2f} % before)" if kept else ""
 
 
 def trivial_sentence(results: Results) -> str:
@@ -161,7 +167,8 @@ def trivial_sentence(results: Results) -> str:
     if results.best_trivial is None:
         return "No baseline without a network was run for this task."
     name, error = results.best_trivial
-    ships, best = results.picked, min(results.networks, key=lambda n: n.error_percent)
+    ships = results.shipped
+    best = min(*results.networks, ships, key=lambda n: n.error_percent)
     if error < best.error_percent:
         return (
             f"A baseline without a network is better than every network here: {name} has {error:.2f} % validation error, the "
@@ -303,12 +310,12 @@ def front_table(results: Results) -> Table:
 
 def summary(results: Results, folder: Path | str) -> list[Table | Text]:
     """The last lines of a run: the table, what ships, the verdict, whether a trivial baseline is better, and the files."""
-    picked, verdict = results.picked, results.verdict
+    shipped, verdict = results.shipped, results.verdict
     return [
         front_table(results),
         Text(
-            f"Ships {picked.id}: validation error {picked.error_percent:.2f} %, test error of the exported file "
-            f"{results.test_error_percent:.2f} %, {picked.num_parameters:,} parameters."
+            f"Ships {shipped.id}{after_stages(results)}: validation error {shipped.error_percent:.2f} %, test error of the "
+            f"exported file {results.test_error_percent:.2f} %, {shipped.num_parameters:,} parameters."
         ),
         Text(verdict.sentence, style=f"bold {TONES[verdict.kept]}"),
         *([Text(results.memory.sentence, style=f"bold {TONES[results.memory.kept]}")] if results.memory else []),

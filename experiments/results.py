@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from experiments.networks import PLANE, Network, front
@@ -156,8 +156,20 @@ class Results:
 
     @property
     def picked(self) -> Network:
-        """What ships."""
+        """What ships, as the short-list has it."""
         return next(n for n in self.networks if n.id == self.picked_id)
+
+    @property
+    def shipped(self) -> Network:
+        """The same after the stages that are kept."""
+        kept = [stage.after for stage in self.stages if stage.kept]
+        if not kept:
+            return self.picked
+        last = kept[-1]
+        return replace(
+            self.picked, error_percent=last.error_percent, num_parameters=last.num_parameters,
+            measured_ms=last.latency_ms or self.picked.measured_ms,
+        )  # fmt: skip
 
     @property
     def front(self) -> tuple[Network, ...]:

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from experiments.networks import front
+from experiments.plots.pareto import pareto_figure
 from experiments.report import (
     COLUMNS,
     beaten_sentence,
@@ -26,7 +27,7 @@ from experiments.report import (
     trust_sentence,
     write_report,
 )
-from experiments.results import Results
+from experiments.results import Results, StageFigures, StageReport
 from experiments.verdicts import MemoryVerdict
 from nas.pareto import non_dominated
 from tests.made_up_run import SPACE, make_candidates, make_results, network, with_memory
@@ -271,3 +272,17 @@ def test_a_memory_that_is_not_kept_is_said(measured, words):
     results = dataclasses.replace(with_memory(), memory=memory)
     assert results.kept is (None if measured is None else False)
     assert memory.sentence in page(results, []).replace("\u00a0", " ")
+
+
+def test_what_ships_is_what_the_kept_stages_made_of_the_picked_network():
+    results = make_results()
+    before = StageFigures(error_percent=results.picked.error_percent, latency_ms=0.5, file_bytes=8, num_parameters=4)
+    after = dataclasses.replace(before, error_percent=3.0, latency_ms=0.4)
+    stages = tuple(StageReport(n, n == "longer", "", before, after, facts={}, identity=n) for n in ("longer", "prune"))
+    assert results.shipped == results.picked
+    longer = dataclasses.replace(results, stages=stages)
+    assert (longer.shipped.error_percent, longer.shipped.measured_ms, longer.shipped.id) == (3.0, 0.4, results.picked_id)
+    said = " ".join(printed(*summary(longer, "runs/x")).split())
+    assert f"after longer ({before.error_percent:.2f} % before): validation error 3.00 %" in said
+    drawn = {line.get_gid(): line.get_xydata().tolist() for line in pareto_figure(longer, []).axes[0].lines}
+    assert drawn["picked"] == drawn["shipped"] == [[0.4, 3.0]]

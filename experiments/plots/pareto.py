@@ -73,8 +73,12 @@ def pareto_figure(results: Results, candidates: Sequence[Candidate], *, width: f
     axes.plot(*zip(*steps, strict=True), color=BLUE, lw=2.2, drawstyle="steps-post", zorder=4, gid="front")
     beyond = [n for n in results.front if n not in front(results.networks)]
     axes.plot(*_points(beyond), ls="none", zorder=7, gid="front in more", **RING)
-    picked, trivial = results.picked, results.best_trivial
-    axes.plot(picked.latency_ms, picked.error_percent, "o", ms=15, mfc="none", mec=INK, mew=1.6, zorder=8, gid="picked")
+    picked, shipped, trivial = results.picked, results.shipped, results.best_trivial
+    if shipped != picked:
+        axes.plot(*_points([picked, shipped]), color=INK, zorder=7, gid="stages", **LINK)
+        look = LOOKS[picked.role]
+        axes.plot(*_points([shipped]), look.marker, color=INK, ms=look.size, mec="white", mew=0.9, zorder=8, gid="shipped")
+    axes.plot(*_points([shipped]), "o", ms=15, mfc="none", mec=INK, mew=1.6, zorder=8, gid="picked")
     axes.axvline(results.verdict.asked_ms, color=VERMILLION, lw=1.4, ls=(0, (5, 3)), zorder=2, gid="budget")
     if limits.shows_trivial and trivial:
         axes.axhline(trivial[1], color=PURPLE, lw=1.6, ls=":", zorder=2, gid="trivial")
@@ -89,7 +93,7 @@ def pareto_figure(results: Results, candidates: Sequence[Candidate], *, width: f
 
 
 def _limits(results: Results, candidates: Sequence[Candidate]) -> _Limits:
-    networks = results.networks
+    networks = (*results.networks, results.shipped)
     times = [t for n in networks for t in (n.predicted_ms, n.measured_ms, n.measured_low_ms, n.measured_high_ms) if t is not None]
     fastest, slowest = min(*times, results.verdict.asked_ms), max(*times, results.verdict.asked_ms)
     log = slowest > LOG_BEYOND * fastest
@@ -174,10 +178,10 @@ def _legend(results: Results, candidates: Sequence[Candidate]) -> tuple[list[Any
 def _place_labels(figure: Figure, axes: Axes, results: Results, limits: _Limits, corner: str) -> None:
     """Puts each label where it covers the least, the most important first."""
     figure.draw_without_rendering()
-    verdict, picked, trivial = results.verdict, results.picked, results.best_trivial
+    verdict, shipped, trivial = results.verdict, results.shipped, results.best_trivial
     right, (bottom, top) = limits.x[1], limits.y
     labels = Labels(figure, axes)
-    labels.keep_off((picked.latency_ms, picked.error_percent), points=8)
+    labels.keep_off((shipped.latency_ms, shipped.error_percent), points=8)
     for n in results.networks:
         labels.avoid(n.latency_ms, n.error_percent, 3.0)
         for time in (n.predicted_ms, n.measured_low_ms, n.measured_high_ms):
@@ -194,9 +198,10 @@ def _place_labels(figure: Figure, axes: Axes, results: Results, limits: _Limits,
     asked = f"asked {format_ms(verdict.asked_ms)} ms"
     labels.place(asked, (verdict.asked_ms, bottom), offsets, color=VERMILLION, fontweight="bold", gid="asked")
     offsets = [(dx, dy, side) for dy in (-34, -50, 30, 46, -8) for dx, side in ((-16, "right"), (16, "left"), (-40, "right"))]
-    ships = f"ships {picked.id}\n{picked.error_percent:.2f} %, {format_ms(picked.latency_ms)} ms"
+    stages = "".join(f", {stage.name}" for stage in results.stages if stage.kept)
+    ships = f"ships {shipped.id}{stages}\n{shipped.error_percent:.2f} %, {format_ms(shipped.latency_ms)} ms"
     arrow = {"arrowstyle": "-", "color": INK, "lw": 0.8, "shrinkA": 0, "shrinkB": 8}
-    labels.place(ships, (picked.latency_ms, picked.error_percent), offsets, fontweight="bold", arrowprops=arrow, gid="ships")
+    labels.place(ships, (shipped.latency_ms, shipped.error_percent), offsets, fontweight="bold", arrowprops=arrow, gid="ships")
     for n in results.of_role("hand"):
         offsets = [(dx, dy, side) for dy in (7, -14, 18, -26) for dx, side in ((0, "center"), (8, "left"), (-8, "right"))]
         offsets += [(18, -3, "left"), (-18, -3, "right")]
