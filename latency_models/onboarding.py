@@ -15,7 +15,7 @@ from scipy.optimize import nnls
 from latency_models.intervals import fresh_fit
 from latency_models.physical import PhysicalRegressor
 
-PULLS = (0.001, 0.1)  # of its own prices towards the mixture's
+PULL = 0.001  # of its own prices towards the mixture's
 
 
 class OtherDevices:
@@ -48,8 +48,7 @@ class NewDevice:
     def fit(self, costs: np.ndarray, times: np.ndarray) -> Self:
         if len(times) < 3:
             raise ValueError(f"times: {len(times)} measurements are too few to choose by, at least 3 are needed")
-        pulled = (PhysicalRegressor(known=self.known, pull=pull) for pull in PULLS)
-        ways: list[OtherDevices | PhysicalRegressor] = [OtherDevices(self.known), *pulled]
+        ways = (OtherDevices(self.known), PhysicalRegressor(known=self.known, pull=PULL))
         errors = [self._error(way, costs, times) for way in ways]
         self.chosen_ = fresh_fit(ways[int(np.argmin(errors))], costs, times)
         return self
