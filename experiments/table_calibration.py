@@ -14,6 +14,7 @@ from hardware.recorded import RecordedDevice
 from latency_models.drift import no_signal
 from nas.encoding import Encoding
 from nas.protocols import Family, LatencyModel, Operator, OperatorLatencyModel
+from nas.space import Architecture
 from nas.types import Workload
 from search_spaces import blocks
 from search_spaces.named import match, operators
@@ -83,7 +84,7 @@ class TableCalibrator:
                 f"device.table: {self.device.table.name} holds blocks that read all tokens at once; what one more token costs "
                 "beside a kept past they do not tell, so workload mode decode cannot be predicted from them"
             )
-        most = _flops(self._largest())
+        most = _flops(self._operators(self.family.space.largest()))
         found = [(row, block) for row, block in blocks.match(self.device.table) if _flops(block) <= most]
         if len(found) < FEWEST_MATCHES:
             raise ValueError(
@@ -93,23 +94,26 @@ class TableCalibrator:
         chosen = np.random.default_rng(0).permutation(len(found))[:MOST_BLOCKS]
         return [found[i][0] for i in chosen], [found[i][1] for i in chosen]
 
-    def _largest(self) -> list[Operator]:
-        space = self.family.space
-        return self.family.operators(Encoding.of(space, [space.largest()]), self.workload)
+    def _operators(self, arch: Architecture) -> list[Operator]:
+        return self.family.operators(Encoding.of(self.family.space, [arch]), self.workload)
 
     def _say_how_far(self, networks: Sequence[Sequence[Operator]]) -> None:
         """Warns if the space lies outside what was measured."""
-        name, ours = self.device.table.name, self._largest()
-        if unknown := sorted({o.kind for o in ours} - {o.kind for n in networks for o in n}):
+        name, space = self.device.table.name, self.family.space
+        kinds = {o.kind for o in self._operators(space.largest())}
+        if unknown := sorted(kinds - {o.kind for n in networks for o in n}):
             self.report.say(
                 f"{name}: has none of {', '.join(unknown)}; they are predicted by their FLOPs and bytes at the others' prices"
             )
-        largest, smallest = _flops(ours), min(_flops(network) for network in networks)
-        if largest < smallest:
-            self.report.say(
-                f"{name}: its smallest network has {smallest / largest:.0f} times the FLOPs of this space's "
-                "largest: predictions are extrapolated, and their bound does not know how far"
-            )
+        least = min(_flops(network) for network in networks)
+        for which, arch in (("largest", space.largest()), ("smallest", space.smallest())):
+            times = least / _flops(self._operators(arch))
+            if times > 1:
+                self.report.say(
+                    f"{name}: the least that was measured has {times:.1f} times the FLOPs of this space's {which}: predictions "
+                    "are extrapolated, and their bound does not know how far"
+                )
+                break
 
 
 def _flops(network: Sequence[Operator]) -> float:

@@ -85,7 +85,7 @@ def test_a_space_below_every_block_is_refused(recorded):
         calibrator("vit_pixel4_v3", recorded, family, Workload(tokens=16)).calibrate(AdditiveLatency(pooled=True))
 
 
-def test_the_space_of_the_command_takes_a_phone(recorded, tmp_path):
+def test_the_space_of_the_command_takes_a_phone(recorded, tmp_path, capsys):
     register()
     words = ["space=vision_tiny", "task=digits", "device=recorded", "device.table=vit_pixel4_v3", f"device.data={recorded}"]
     with initialize_config_module("conf", version_base="1.3"):
@@ -93,3 +93,5 @@ def test_the_space_of_the_command_takes_a_phone(recorded, tmp_path):
     quality = pipeline.calibrate().quality
     assert 8 <= quality["num_held_out"] <= MOST_BLOCKS
     assert quality["mape_percent"] < quality["constant_mape_percent"]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "times the FLOPs of this space's smallest: predictions are extrapolated" in said
