@@ -139,11 +139,11 @@ class Calibrator:
         """
         if not isinstance(model, UncertainLatencyModel):
             raise ValueError(f"latency_model: {type(model).__name__} does not say where it is uncertain (`disagreement`)")
-        end = time.monotonic() + 60 * minutes
         rng = np.random.default_rng([seed, 3])
         pool = {arch.id: arch for arch in (self.family.space.sample(rng) for _ in range(POOL))}
         known = {**calibration.measurements, **read_measurements(self.family, self.run, phase="calibration")}
         model.fit(self.family, list(known.values()))
+        end = time.monotonic() + 60 * minutes
         while (margin := 100 * (model.upper_factor() - 1)) > margin_percent and time.monotonic() < end:
             rest = [arch for id_, arch in pool.items() if id_ not in known]
             if not rest:
