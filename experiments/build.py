@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,11 @@ from experiments.pipeline import Pipeline
 from experiments.progress import Reporter
 from experiments.settings import Settings
 from hardware.store import MeasurementStore
-from nas.protocols import Family, Task
+from hardware.surroundings import Surrounded
+from latency_models.surroundings import PerSurroundings
+from nas.protocols import Device, Family, Task
+from nas.space import Option, SearchSpace
+from nas.surroundings import all_surroundings, surrounded
 
 PLAIN = ("seed", "budget_ms", "budget_mib", "batch", "tokens", "mode", "past", "torch_threads", "train_on", "checkpoint_seconds")
 ALLOWED = ("experiments.", "hardware.", "latency_models.", "nas.", "search_spaces.", "sklearn.")
@@ -28,7 +33,9 @@ def build(config: DictConfig, *, report: Reporter) -> Pipeline:
         ValueError: what a constructor refused, in its own words; a missing value; a target outside our packages.
     """
     settings = make_settings(config)
-    device, latency_model = (make(config, name) for name in ("device", "latency_model"))
+    device, latency_model = make_device(config), make(config, "latency_model")
+    if surroundings(config):
+        latency_model = PerSurroundings(latency_model)
     task, family = family_of_task(config)
     return Pipeline(
         task=task, family=family, device=device, latency_model=latency_model, settings=settings, directory=config.run,
@@ -50,6 +57,32 @@ def make_settings(config: DictConfig) -> Settings:
     )
 
 
+def surroundings(config: DictConfig) -> dict[str, list[Option]]:
+    """What the study chooses beside the network; runs of before had nothing.
+
+    Raises:
+        ValueError: what the device has no name for.
+    """
+    chosen = {str(name): list(options) for name, options in config.get("surroundings", {}).items() if options}
+    for name in chosen:
+        if name not in config.device:
+            raise ValueError(f"surroundings.{name}: the device {config.device._target_} has no {name} to choose")
+    return chosen
+
+
+def make_device(config: DictConfig) -> Device:
+    """The device, in all surroundings that the study may choose. Raises ValueError like `build`."""
+    if not surroundings(config):
+        device: Device = make(config, "device")
+        return device
+
+    def within(picks: Mapping[str, Option]) -> Device:
+        chosen: Device = make(OmegaConf.merge(config, {"device": dict(picks)}), "device")  # type: ignore[arg-type]
+        return chosen
+
+    return Surrounded(within, all_surroundings(surrounded(SearchSpace("device", ()), surroundings(config))))
+
+
 def make_family(config: DictConfig) -> Callable[..., Family]:
     """What makes the family of a space from the sizes of a task. Raises ValueError for a space without networks."""
     made = make(config, "space")
@@ -63,10 +96,12 @@ def family_of_task(config: DictConfig) -> tuple[Task, Family]:
     """The task, and the family of the space over its sizes. Raises ValueError if they are not what the space takes."""
     of_sizes, task = make_family(config), make(config, "task")
     try:
-        return task, of_sizes(**task.sizes)
+        family: Any = of_sizes(**task.sizes)
     except TypeError as error:
         sizes = ", ".join(task.sizes)
         raise ValueError(f"space: {config.space._target_} does not take the task {task.name}, which gives {sizes}") from error
+    beside = surroundings(config)
+    return task, replace(family, space=surrounded(family.space, beside)) if beside else family
 
 
 def store_folder(name: str | None) -> Path:

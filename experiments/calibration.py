@@ -27,6 +27,7 @@ from nas.encoding import Encoding
 from nas.export import export_for, form_of
 from nas.protocols import Device, Family, LatencyModel, UncertainLatencyModel
 from nas.space import Architecture
+from nas.surroundings import everywhere, network_of
 from nas.types import Measurement, Workload
 
 MEASUREMENTS = "measurements.jsonl"
@@ -73,8 +74,9 @@ def covering_design(
 
 
 def sentinel_of(family: Family) -> Architecture:
-    """The network that is timed beside all others: the last hand-designed one, which is small and looks like the rest."""
-    return list(family.hand_designed().values())[-1]
+    """The network that is timed beside all others: the last hand-designed one, which is small and looks like the rest, in the
+    first of its surroundings."""
+    return everywhere(family.space, list(family.hand_designed().values())[-1:])[0]
 
 
 def export_for_timing(
@@ -167,20 +169,22 @@ class Calibrator:
         return {arch.id: known[arch.id] for arch in archs}
 
     def design(self, *, seed: int) -> tuple[list[Architecture], list[Architecture]]:
-        """Which architectures to fit to, and which to hold out."""
+        """Which architectures to fit to, and which to hold out: each network in all surroundings."""
         num_fit, num_held_out = self.settings.num_fit, self.settings.num_held_out
         first = [self.family.space.smallest(), *self.family.hand_designed().values()]
         to_fit = covering_design(self.family, self.workload, num=num_fit, first=first, seed=seed)
-        known = {arch.id for arch in to_fit}
+        known = {network_of(arch).id for arch in to_fit}
         rng = np.random.default_rng([seed, 2])
-        drawn = {a.id: a for a in (self.family.space.sample(rng) for _ in range(POOL)) if a.id not in known}
+        samples = (self.family.space.sample(rng) for _ in range(POOL))
+        drawn = {network.id: arch for arch in samples if (network := network_of(arch)).id not in known}
         if len(to_fit) < num_fit or len(drawn) < num_held_out:
             size = self.family.space.num_architectures()
             raise ValueError(
                 f"calibration: {num_fit} networks to fit and {num_held_out} to hold out are too many for the space "
                 f"{self.family.space.name}, which has {size}"
             )
-        return to_fit, list(drawn.values())[:num_held_out]
+        space = self.family.space
+        return everywhere(space, to_fit), everywhere(space, list(drawn.values())[:num_held_out])
 
     def _from_store(self, wanted: Container[str], have: Mapping[str, Measurement]) -> dict[str, Measurement]:
         """Those of earlier runs on this device, unless its speed has changed since; written to the run as well."""

@@ -19,6 +19,8 @@ from experiments.report import health_sentence, summary, write_report
 from experiments.results import LedgerEntry, Parity, PredictorReport, Results
 from experiments.shipping import Shipment, Shipped, Terms, ship
 from experiments.verdicts import MemoryVerdict, Verdict
+from hardware.surroundings import device_of
+from nas.protocols import Device
 from nas.types import Measurement
 
 INTERVAL = "the quietest to the noisiest visit, drift removed"
@@ -54,7 +56,7 @@ def assemble(
     return Results(
         title=f"{pipeline.task.name} on {pipeline.device.name}",
         task=pipeline.task.name,
-        device=f"{pipeline.device.name}: {_describe(pipeline)}",
+        device=f"{pipeline.device.name}: {_describe(device_of(pipeline.device, outcome.choice.arch))}",
         workload=pipeline.workload,
         space=pipeline.family.space.name,
         seed=pipeline.settings.seed,
@@ -146,8 +148,8 @@ def _times(measurement: Measurement | None) -> dict[str, float | None]:
     }
 
 
-def _describe(pipeline: Pipeline) -> str:
-    facts = pipeline.device.environment
+def _describe(device: Device) -> str:
+    facts = device.environment
     threads = facts.get("threads")
     words = [
         facts.get("device") or facts.get("cpu"),

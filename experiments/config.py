@@ -9,6 +9,14 @@ from hydra.core.config_store import ConfigStore
 
 
 @dataclass
+class Surroundings:
+    """What the study may choose beside the network, by what the device calls it; an empty list is no choice."""
+
+    threads: list[int] = field(default_factory=list)
+    precision: list[str] = field(default_factory=list)
+
+
+@dataclass
 class SearchConfig:
     """Not frozen: a frozen schema is read-only, and every override would fail. Components are checked by their constructors."""
 
@@ -28,6 +36,7 @@ class SearchConfig:
     task: Any = field(default_factory=dict)
     space: Any = field(default_factory=dict)
     device: Any = field(default_factory=dict)
+    surroundings: Surroundings = field(default_factory=Surroundings)  # e.g. surroundings.threads=[1,2]
     calibration: Any = field(default_factory=dict)
     latency_model: Any = field(default_factory=dict)
     init: Any = field(default_factory=dict)

@@ -19,6 +19,7 @@ from experiments.finishing import Finisher
 from experiments.formatting import format_ms
 from hardware.local_cpu import LocalCpu
 from hardware.placement import CPU, Placement, Trial, operators, peak_memory, tune
+from hardware.surroundings import device_of
 from latency_models.memory import memory_of_file
 from nas.export import FORMATS, compare
 from nas.protocols import GenerativeFamily
@@ -115,11 +116,12 @@ def placed(finisher: Finisher, arch: Architecture, path: Path) -> dict[str, Any]
     """How ONNX Runtime should open the timed file, and what it does with it: on the device if that is this machine's CPU, else as
     the device was told, with operators and memory as they are on this machine's CPU."""
     inputs = finisher.inputs(arch)
-    facts = finisher.device.environment
+    device = device_of(finisher.device, arch)
+    facts = device.environment
     own = Placement(CPU, int(facts.get("threads", 1)), str(facts.get("graph_optimization", "all")))
     trials: list[Trial] = []
     run = own
-    if isinstance(finisher.device, LocalCpu):
+    if isinstance(device, LocalCpu):
         run, trials = tune(path, inputs, own, tolerance=TOLERANCE)
     ran = operators(path, inputs, run)
     planned = memory_of_file(path, inputs)

@@ -27,6 +27,7 @@ from nas.search import search
 from nas.searchers.random import Random
 from nas.space import Architecture
 from nas.supernet import inherited_error
+from nas.surroundings import answering
 from nas.types import Candidate, Provenance, pareto_front
 
 CANDIDATES = "candidates.jsonl"
@@ -115,13 +116,15 @@ class Explorer:
     def _evaluation(self, phase: str) -> Callable[[Architecture], Candidate]:
         batches = self.task.batches("validation", tokens_per_batch=EVALUATION_TOKENS, seed=None)
         validation = [batch.to(self.compute.device) for batch in batches]
+        errors = {answering(c.arch).id: c.objectives["error"] for c in self._known(phase)}
 
         def evaluate(arch: Architecture) -> Candidate:
-            start = time.perf_counter()
-            error = inherited_error(self.family, self.supernet, arch, validation, self.task, self.compute)
+            start, id_ = time.perf_counter(), answering(arch).id
+            if id_ not in errors:
+                errors[id_] = inherited_error(self.family, self.supernet, arch, validation, self.task, self.compute)
             [costs] = self.costing([arch])
             provenance = {"error": Provenance.INHERITED, **dict.fromkeys(costs, Provenance.PREDICTED)}
-            return Candidate(arch, {"error": error, **costs}, provenance, phase, time.perf_counter() - start)
+            return Candidate(arch, {"error": errors[id_], **costs}, provenance, phase, time.perf_counter() - start)
 
         return evaluate
 

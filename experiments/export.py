@@ -18,7 +18,7 @@ from pathlib import Path
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from experiments.arguments import parse
-from experiments.build import build, make
+from experiments.build import build, make, make_device
 from experiments.calibration import export_for_timing, read_measurements, sentinel_of
 from experiments.conclude import verdict_of
 from experiments.contract import TOLERANCE, Limits, tolerance_of
@@ -140,7 +140,9 @@ def variant_of(config: DictConfig, given: Words) -> tuple[Device, str]:
             raise ValueError(f"format: {given.format} holds networks for whole inputs, this run is timed in {config.mode}")
         return RUNTIMES[given.format](threads=int(config.device.get("threads", 1))), given.format
     if given.precision is None or given.precision == config.device.get("precision"):
-        return make(config, "device"), ""
+        return make_device(config), ""
+    if config.get("surroundings", {}).get("precision"):
+        raise ValueError(f"precision: {given.precision} cannot be asked for, surroundings.precision of the run chose it")
     if "precision" not in config.device:
         raise ValueError(f"precision: the run's device ({config.device._target_}) has none to choose")
     device: Device = make(OmegaConf.merge(config, {"device": {"precision": given.precision}}), "device")  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from experiments.calibration import MEASUREMENTS, export_for_timing, read_measur
 from experiments.early_exits import ExitFile, Way
 from experiments.run_directory import RunDirectory
 from experiments.settings import FinishSettings
+from hardware.surroundings import device_of
 from hardware.timing import Exported, HasDeployment, measure
 from nas.attention import Backend
 from nas.compute import Compute
@@ -30,7 +31,8 @@ from nas.finish.shapes import with_weights
 from nas.finish.teaching import EVALUATION_TOKENS, Lesson, teach
 from nas.protocols import Batch, Device, Family, GenerativeFamily, Task, TaskWithMetrics
 from nas.space import Architecture
-from nas.supernet import cut_out, error_percent, state_of
+from nas.supernet import cut_out, error_percent, in_precision, state_of
+from nas.surroundings import everywhere, network_of
 from nas.training import shrink_and_perturb
 from nas.types import MODES, Measurement, Workload
 
@@ -90,16 +92,19 @@ class Finisher:
     def _lesson(self, arch: Architecture) -> Lesson:
         """The largest network has no teacher."""
         lesson = self.settings.lesson
-        return dataclasses.replace(lesson, beta=(0.0, 0.0)) if arch == self.family.space.largest() else lesson
+        is_largest = network_of(arch) == network_of(self.family.space.largest())
+        return dataclasses.replace(lesson, beta=(0.0, 0.0)) if is_largest else lesson
 
     def finish(self, arch: Architecture, supernet: nn.Module) -> None:
         """Cuts out, trains, exports and scores on the validation split; writes `shortlist/<id>.{safetensors,onnx,json}`.
 
-        If its lesson needs a teacher, the largest network is finished first.
+        If its lesson needs a teacher, the largest network is finished first. What is finished for other surroundings is not
+        trained again.
         """
         teachers = self._teachers(arch, supernet)
         start, steps = time.perf_counter(), self.steps(arch)
-        network = self._trained(arch, supernet, teachers, steps=steps)
+        twin = next((a for a in everywhere(self.family.space, [arch]) if self.is_finished(a)), None)
+        network = self.to_train(twin, tag="") if twin else self._trained(arch, supernet, teachers, steps=steps)
         report = self.export(arch, network, tag="")
         if self.shipped_path(arch, tag="") == self.onnx_path(arch, tag=""):
             error = self._error_percent(network)
@@ -115,7 +120,9 @@ class Finisher:
     def error_after(self, arch: Architecture, supernet: nn.Module, *, share: float) -> float:
         """Validation error in percent after a training of that share of the steps; writes nothing of it."""
         steps = max(1, round(share * self.steps(arch)))
-        return self._error_percent(self._trained(arch, supernet, self._teachers(arch, supernet), steps=steps))
+        network = self._trained(arch, supernet, self._teachers(arch, supernet), steps=steps)
+        with in_precision(network, arch):
+            return self._error_percent(network)
 
     def _teachers(self, arch: Architecture, supernet: nn.Module) -> list[nn.Module]:
         """The finished largest network, if the lesson needs it."""
@@ -276,7 +283,8 @@ class Finisher:
     def shipped_path(self, arch: Architecture, mode: str = "encode", *, tag: str | None = None) -> Path:
         """The file that the device really runs, of those that are ONNX: the exported one, or its quantisation."""
         path = self.onnx_path(arch, mode, tag=tag)
-        return self.device.deployed(path) if isinstance(self.device, HasDeployment) else path
+        device = device_of(self.device, arch)
+        return device.deployed(path) if isinstance(device, HasDeployment) else path
 
     def feed(self, batch: Batch) -> dict[str, np.ndarray]:
         """A batch's inputs as the file takes them."""

@@ -30,6 +30,7 @@ from experiments.run_directory import RunDirectory
 from experiments.settings import Settings
 from experiments.trust import RUNG
 from nas.pareto import fittest
+from nas.surroundings import answering
 from nas.types import Candidate, Provenance
 
 
@@ -72,13 +73,16 @@ class Halving:
         lines = {r["id"]: r for r in self.run.read_lines(CANDIDATES) if r["phase"] == phase and r["id"] in entering}
         on_rung = {id_: _tuned(entering[id_], r["objectives"]["error"], phase, r["seconds"]) for id_, r in lines.items()}
         missing = [c for id_, c in entering.items() if id_ not in on_rung]
+        errors = {answering(c.arch).id: c.objectives["error"] for c in on_rung.values()}
         if not missing:
             return on_rung
         with self.report.phase(title, len(entering), done=len(on_rung)) as advance:
             for candidate in missing:
-                start, arch = time.perf_counter(), candidate.arch
-                with spent(self.run, "rungs", networks_trained=1):
-                    error = self.finisher.error_after(arch, supernet, share=share)
+                start, arch, answers = time.perf_counter(), candidate.arch, answering(candidate.arch).id
+                if answers not in errors:
+                    with spent(self.run, "rungs", networks_trained=1):
+                        errors[answers] = self.finisher.error_after(arch, supernet, share=share)
+                error = errors[answers]
                 on_rung[arch.id] = _tuned(candidate, error, phase, time.perf_counter() - start)
                 self.run.append(CANDIDATES, on_rung[arch.id].to_json())
                 advance(len(on_rung), f"{arch.id}: error {error:.1f} %, inherited {candidate.objectives['error']:.1f} %")

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from experiments.arguments import parse
-from experiments.build import family_of_task, make
+from experiments.build import family_of_task, make, make_device
 from experiments.calibration import export_for_timing, sentinel_of
 from experiments.composing import VOCABULARY, composed, stand_in_family
 from experiments.finishing import FOLDER, Finisher
@@ -37,6 +37,7 @@ from nas.compute import Compute
 from nas.export import format_of
 from nas.protocols import Device, Family
 from nas.space import Architecture
+from nas.surroundings import PREFIX
 from nas.types import Workload
 
 WIDTH = 100  # of the table where there is no terminal
@@ -81,7 +82,7 @@ def main(words: Sequence[str]) -> int:
             picked = pick(results.networks, given.pick)
     workload = replace(workload, **{name: size for name in SIZES if (size := getattr(given, name)) is not None})
     config = compose_config(given, device_words, run)
-    device = make(config, "device")
+    device = make_device(config)
     check_device(device, files)
     networks = [from_file(path, workload, given) for path in dict.fromkeys(files)]
     with tempfile.TemporaryDirectory() as folder:
@@ -183,7 +184,8 @@ def shipped(
     compute = Compute(**run.read_json("compute.json")["chosen"])
     finisher = Finisher(family, task, device, workload, compute, make(config, "finish"), config.seed, run)
     of_run = finisher.exported(family.space.canonical(network.arch), folder)
-    return replace(of_run, arch=Architecture((("file", str(of_run.path)),)))
+    surroundings = [(name, pick) for name, pick in of_run.arch.picks if name.startswith(PREFIX)]
+    return replace(of_run, arch=Architecture((("file", str(of_run.path)), *surroundings)))
 
 
 def family_of(config: DictConfig, workload: Workload, given: Words) -> Family:

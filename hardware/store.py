@@ -18,8 +18,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from hardware.surroundings import device_of
 from nas.protocols import Device
-from nas.space import SearchSpace
+from nas.space import Architecture, SearchSpace
 from nas.types import Measurement, Workload
 
 
@@ -57,7 +58,8 @@ class MeasurementStore:
         for number, (line, is_complete) in enumerate(_lines(path), start=1):
             try:
                 record = json.loads(line)
-                if difference := _difference(record, expected):
+                own = device_of(device, Architecture(tuple(record["arch"].items())))
+                if difference := _difference(record, {**own.environment, "signature": signature}):
                     foreign[difference] += 1
                     continue
                 measurement = Measurement.from_json(space, record)

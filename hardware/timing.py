@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from hardware.surroundings import device_of
 from nas.protocols import Device
 from nas.space import Architecture
 from nas.types import Measurement, Workload
@@ -86,26 +87,24 @@ def measure(
         raise ValueError("networks: there is nothing to measure")
     if rounds < 1:
         raise ValueError(f"rounds: {rounds} is not at least 1")
-    environment = {
-        **device.environment,
-        **_conditions(device),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "sentinel": sentinel.arch.id,
-        "rounds": rounds,
-    }
+    devices, beside_them = [device_of(device, network.arch) for network in networks], device_of(device, sentinel.arch)
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    shared = {**_conditions(beside_them), "time": when, "sentinel": sentinel.arch.id, "rounds": rounds}
     order = [(index + start) % len(networks) for start in range(rounds) for index in range(len(networks))]
     samples: list[list[tuple[float, ...]]] = [[] for _ in networks]
     beside: list[list[tuple[float, ...]]] = [[] for _ in networks]
     energy: list[list[float | None]] = [[] for _ in networks]
-    before = device.run(sentinel.path, sentinel.inputs)
+    before = beside_them.run(sentinel.path, sentinel.inputs)
     for done, index in enumerate(order, start=1):
-        samples[index].append(device.run(networks[index].path, networks[index].inputs))
-        energy[index].append(device.energy_mj() if isinstance(device, HasEnergy) else None)
-        after = device.run(sentinel.path, sentinel.inputs)
+        own = devices[index]
+        samples[index].append(own.run(networks[index].path, networks[index].inputs))
+        energy[index].append(own.energy_mj() if isinstance(own, HasEnergy) else None)
+        after = beside_them.run(sentinel.path, sentinel.inputs)
         beside[index].append(before + after)
         before = after
         on_visit(done, len(order))
-    environment["conditions_after"] = _conditions(device)
+    shared["conditions_after"] = _conditions(beside_them)
+    environments = [{**own.environment, **shared} for own in devices]
     if sentinel_reference_ms is None:
         sentinel_reference_ms = min(float(np.percentile(visit, 25)) for visits in beside for visit in visits)
     return [
@@ -116,7 +115,7 @@ def measure(
             samples_ms=tuple(samples[index]),
             sentinel_ms=tuple(beside[index]),
             sentinel_reference_ms=sentinel_reference_ms,
-            environment=environment if None in energy[index] else {**environment, "energy_mj": energy[index]},
+            environment=environments[index] if None in energy[index] else {**environments[index], "energy_mj": energy[index]},
         )
         for index, network in enumerate(networks)
     ]

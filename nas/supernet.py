@@ -7,6 +7,8 @@ costs, keeps no state, and its gradient lands in the supernet. A *relaxed* archi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +17,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from nas.compute import Compute
+from nas.finish.fake_quant import rounding
 from nas.protocols import IGNORED, Batch, Family, Task
 from nas.space import Architecture, SearchSpace
+from nas.surroundings import surroundings_of
 
 
 def prefixes(supernet: nn.Module, network: nn.Module) -> dict[str, Tensor]:
@@ -102,10 +106,16 @@ def distance(outputs: Tensor, answers: Tensor, targets: Tensor) -> Tensor:
 def inherited_error(
     family: Family, supernet: nn.Module, arch: Architecture, batches: Sequence[Batch], task: Task, compute: Compute
 ) -> float:
-    """Error in percent of an architecture with the supernet's weights over the given batches."""
+    """Error in percent of an architecture with the supernet's weights, in its precision, over the given batches."""
     network = skeleton(family, arch, compute).eval()
     weights = prefixes(supernet, network)
-    return error_percent(lambda *inputs: functional_call(network, weights, inputs), batches, task, compute)
+    with in_precision(network, arch):
+        return error_percent(lambda *inputs: functional_call(network, weights, inputs), batches, task, compute)
+
+
+def in_precision(network: nn.Module, arch: Architecture) -> AbstractContextManager[Any]:
+    """Inside the block, the network rounds as its file will, if its surroundings say int8."""
+    return rounding(network) if surroundings_of(arch).get("precision") == "int8" else nullcontext()
 
 
 @torch.no_grad()
