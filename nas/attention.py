@@ -1,12 +1,14 @@
 """Self-attention that is ordinary without masks and exact under one-hot masks, as `nas.layers` has it.
 
-Shapes: B sequences, T tokens, D width, H heads, K channels of a head, C = H * K, G heads of keys and values, P patterns.
+Shapes: B sequences, T tokens, D width, H heads, K channels of a head, C = H * K, G heads of keys and values, N kinds,
+P patterns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +27,8 @@ from nas.attention_kinds import (
     topk_attention,
 )
 from nas.layers import Linear, Width
+from nas.mixed_attention import mixed_attention
 from nas.rotary import Rotation
-from nas.twice import again
 
 Backend = Literal["matmul", "fused", "blocks"]
 """How attention is computed, never what: `matmul` writes it out (fastest in bfloat16 on a CPU, and what masks need), `fused`
@@ -34,105 +36,6 @@ calls `scaled_dot_product_attention`, `blocks` computes sparse kinds block by bl
 
 Cache = tuple[Tensor, Tensor]
 """Keys and values of earlier tokens, [B, G, past, K] each."""
-
-CACHE_BYTES = 1 << 19  # of one buffer: a few of them fit a core's second-level cache
-
-
-def _blocks(rows: int, row_bytes: int, device: torch.device) -> list[slice]:
-    """Slices of the rows, each of about `CACHE_BYTES`; on a GPU, one.
-
-    On a CPU a pass over a buffer that has left the cache costs three times as much, so all is done to a few rows at a time.
-    """
-    step = max(1, CACHE_BYTES // row_bytes) if device.type == "cpu" else rows
-    return [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
-
-
-class _MixedAttention(torch.autograd.Function):
-    """A weighted sum, for weights that may be anything, of full attention, of attention inside each of some patterns and, unless
-    `top` is 0, of attention to the `top` largest scores; of a scaled q.
-
-    All kinds are one attention P whose probabilities are scaled: kind k has P M_k / s_k, where M_k is 1 for what it sees and s_k
-    the sum of P M_k. So the probabilities of the sum are P C, C = sum_k w_k M_k / s_k, and with G the gradient of the loss by
-    them, d_k = sum(G P M_k) / s_k is the one by a weight (of a query) and P (G C - sum_k d_k w_k M_k / s_k) the one by a score.
-    Only P is kept, so the peak memory is that of one plain attention. A query that sees nothing but padding gives zero.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, weights: Tensor, patterns_PTT: Tensor, top: int
-    ) -> Tensor:
-        of_full, *of_others = weights.tolist()  # plain numbers take the vectorised path
-        B, H, T, _ = q.shape
-        with torch.autocast(q.device.type, enabled=False):
-            probs, out = patterns_PTT.new_empty(B, H, T, T), torch.empty_like(v)
-            totals = patterns_PTT.new_empty(len(of_others), B, H, T, 1)
-            least = patterns_PTT.new_empty(B, H, T, 1) if top else None
-            for rows in _blocks(B, H * T * T * probs.element_size(), q.device):
-                scores = (q[rows] @ k[rows].transpose(-1, -2)).to(probs.dtype).add_(bias[rows])
-                torch.softmax(scores, dim=-1, out=probs[rows])
-                if least is not None:
-                    least[rows] = probs[rows].topk(min(top, T), dim=-1, sorted=False)[0].amin(dim=-1, keepdim=True)
-                mixed, part = torch.mul(probs[rows], of_full, out=scores), torch.empty_like(scores)
-                for seen, weight, total in zip(_seen(probs, least, patterns_PTT, rows), of_others, totals[:, rows], strict=True):
-                    torch.mul(probs[rows], seen, out=part)
-                    torch.sum(part, dim=-1, keepdim=True, out=total).clamp_min_(1e-30)
-                    mixed.addcmul_(part, weight / total)
-                out[rows] = mixed.to(v.dtype) @ v[rows]
-            ctx.save_for_backward(q, k, v, bias, weights, patterns_PTT, probs, totals, least)
-            ctx.top = top
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, bias, weights, patterns_PTT, all_probs, totals, least = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return again(_mixed_plainly, (q, k, v, bias, weights, patterns_PTT, ctx.top), ctx.needs_input_grad, grad)
-        of_full, *of_others = weights.tolist()
-        B, H, T, _ = q.shape
-        with torch.autocast(grad.device.type, enabled=False):
-            grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-            grad_weights = torch.zeros_like(weights)
-            for rows in _blocks(B, H * T * T * all_probs.element_size(), q.device):
-                probs, above = all_probs[rows], grad[rows]
-                by_probs = (above @ v[rows].transpose(-1, -2)).to(probs.dtype).mul_(probs)
-                by_weight = by_probs.sum(dim=-1, keepdim=True)
-                grad_weights[0] += by_weight.sum()
-                scale, mean, part = probs.new_tensor(of_full), by_weight * of_full, torch.empty_like(probs)
-                others = zip(_seen(all_probs, least, patterns_PTT, rows), of_others, totals[:, rows], strict=True)
-                for kind, (seen, weight, total) in enumerate(others, start=1):
-                    by_weight = torch.mul(by_probs, seen, out=part).sum(dim=-1, keepdim=True).div_(total)
-                    grad_weights[kind] += by_weight.sum()
-                    scale = torch.addcmul(scale, seen, weight / total)
-                    mean = torch.addcmul(mean, seen, by_weight * weight / total)
-                grad_scores = by_probs.mul_(scale).sub_(torch.mul(probs, mean, out=part)).to(q.dtype)
-                grad_v[rows] = (scale * probs).to(above.dtype).transpose(-1, -2) @ above
-                grad_q[rows] = grad_scores @ k[rows]
-                grad_k[rows] = grad_scores.transpose(-1, -2) @ q[rows]
-        return grad_q, grad_k, grad_v, None, grad_weights, None, None
-
-
-def _seen(probs: Tensor, least: Tensor | None, patterns_PTT: Tensor, rows: slice) -> Iterator[Tensor]:
-    """M of each kind but full attention, for some rows; the largest scores are those of the largest probabilities."""
-    yield from patterns_PTT
-    if least is not None:
-        yield (probs[rows] >= least[rows]).to(probs.dtype)
-
-
-def _mixed_plainly(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, weights: Tensor, patterns_PTT: Tensor, top: int
-) -> Tensor:  # fmt: skip
-    """What `_MixedAttention` computes, in operations that have all derivatives."""
-    with torch.autocast(q.device.type, enabled=False):
-        scores = (q @ k.transpose(-1, -2)).to(patterns_PTT.dtype) + bias
-        probs = torch.softmax(scores, dim=-1)
-        known = probs.detach()
-        least = known.topk(min(top, probs.shape[-1]), dim=-1)[0].amin(dim=-1, keepdim=True) if top else None
-        mixed = weights[0] * probs
-        for weight, seen in zip(weights[1:], _seen(known, least, patterns_PTT, slice(None)), strict=True):
-            reached = (known * seen).sum(dim=-1, keepdim=True) > 0
-            mixed = mixed + weight * reached * torch.softmax(scores + (1.0 - seen) * BLOCKED, dim=-1)
-        return mixed.to(v.dtype) @ v
-
 
 AttentionKind = Literal["full", "window", "block", "strided", "topk", "linear", "lowrank"]
 PATTERNS: Mapping[str, Callable[..., Tensor]] = {
@@ -142,6 +45,24 @@ PATTERNS: Mapping[str, Callable[..., Tensor]] = {
 }
 """The kinds that see a fixed pattern (see `pattern`), and how they are exported."""
 LOOKS_AHEAD = ("linear", "lowrank")  # kinds that cannot be causal
+
+
+@dataclass(frozen=True)
+class AttentionMasks:
+    """A relaxed layer in a residual branch.
+
+    Where there is a choice of heads of keys and values, what is mixed are weights, as for every size: the rows that make a query
+    head's keys and values, before the softmax and not behind it. That is exact where it is decided, and else attention to the
+    expected keys and values.
+    """
+
+    gate: Tensor  # P(there is one)
+    kinds: Tensor  # [kinds, H]: P(there is one, of this kind and with a head h)
+    kv: Tensor | None = None  # [H, G]: P(query head h sees head g of the keys and values), where there is a choice
+
+    def given(self, gate: Tensor) -> AttentionMasks:
+        """The same, given what has the probability `gate`."""
+        return replace(self, gate=self.gate / gate, kinds=self.kinds / gate)
 
 
 class Attention(nn.Module):
@@ -245,47 +166,38 @@ class Attention(nn.Module):
         return x_BGTK if self.shared == 1 else x_BGTK.repeat(1, self.shared, 1, 1)
 
     def relaxed(
-        self,
-        x_BTD: Tensor,
-        bias: Tensor,
-        patterns_PTT: Tensor,
-        kinds: Tensor,
-        heads_C: Tensor,
-        kv_HG: Tensor | None,
-        width: Width,
+        self, x_BTD: Tensor, bias: Tensor, patterns_PTT: Tensor, masks: AttentionMasks, width: Width,
         rotation: Rotation | None = None,
-    ) -> Tensor:
-        """The mixture over kinds of attention, which share q, k and v, and over numbers of heads.
+    ) -> Tensor:  # fmt: skip
+        """The mixture over kinds of attention, which share q, k and v, and over numbers of heads, written to a stream of some
+        width.
 
         Args:
             patterns_PTT: those of the kinds that have one, in the order of `kinds`.
-            kinds: weights of `self.kinds`; what is missing to one is "no attention" (and the layer's gate).
-            heads_C: mask of the heads' output channels.
-            kv_HG: P(query head h sees head g of the keys and values), where there is a choice. As for every size, what is mixed
-                are weights: the rows that make a query head's keys and values, before the softmax and not behind it. That is
-                exact where it is decided, and else attention to the expected keys and values.
-            width: of the stream that the result is added to.
         """
-        k, v = (self._split(_linear(x_BTD, project, kv_HG)) for project in (self.key, self.value))
+        k, v = (self._split(_linear(x_BTD, project, masks.kv)) for project in (self.key, self.value))
         q, k = _turned(rotation, self._split(self.query(x_BTD)), k)
         scored = sum(kind not in LOOKS_AHEAD for kind in self.kinds)
-        weights = kinds[:scored] if self.kinds[0] == "full" else F.pad(kinds[:scored], (1, 0))
+        weights_NH = masks.kinds[:scored] if self.kinds[0] == "full" else F.pad(masks.kinds[:scored], (0, 0, 1, 0))
         top = self.window if "topk" in self.kinds else 0
-        out: Tensor = _MixedAttention.apply(q, k, v, bias, weights, patterns_PTT, top)  # type: ignore[no-untyped-call]
+        out = mixed_attention(q, k, v, bias, weights_NH, patterns_PTT, top=top)
         if scored < len(self.kinds):
             # computed again in the backward pass: what they make of q and k would double what is kept
-            others = (q, k, v, bias[:, :, -1:], kinds[scored:])
+            shorten = self.shorten if "lowrank" in self.kinds else None  # an argument, or it would be the module's own again
+            others = (q, k, v, bias[:, :, -1:], masks.kinds[scored:, :, None, None], shorten)
             out = out + checkpoint(self._ahead, *others, use_reentrant=False, preserve_rng_state=False)
-        return width.write(self._join(out), self.out.weight * heads_C, self.out.bias * kinds.sum())
+        return width.write(self._join(out), self.out.weight, self.out.bias * masks.gate)
 
-    def _ahead(self, q: Tensor, k: Tensor, v: Tensor, padding_B11T: Tensor, weights: Tensor) -> Tensor:
+    def _ahead(
+        self, q: Tensor, k: Tensor, v: Tensor, padding_B11T: Tensor, weights: Tensor, shorten: Tensor | None
+    ) -> Tensor:  # fmt: skip
         """The weighted sum of the kinds in `LOOKS_AHEAD`."""
         total = torch.zeros_like(v)
         for kind, weight in zip((kind for kind in self.kinds if kind in LOOKS_AHEAD), weights, strict=True):
-            if kind == "linear":
-                total = total + weight * linear_attention(q, k, v, padding_B11T)
+            if shorten is not None and kind == "lowrank":
+                total = total + weight * lowrank_attention(q, k, v, padding_B11T, shorten[:, : q.shape[2]])
             else:
-                total = total + weight * lowrank_attention(q, k, v, padding_B11T, self.shorten[:, : q.shape[2]])
+                total = total + weight * linear_attention(q, k, v, padding_B11T)
         return total
 
 

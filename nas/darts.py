@@ -41,6 +41,7 @@ from nas.projection import discretise
 from nas.protocols import Batch, DifferentiableLatencyModel, Family, Task
 from nas.relaxations import RELAXATIONS, Relaxation, cooled, relax
 from nas.space import Architecture, SearchSpace
+from nas.supernet import fixed
 from nas.training import TrainingError, stream
 
 Discretisation = Literal["probability", "perturbation"]
@@ -289,7 +290,7 @@ class Darts:
         if self.remedy == "perturbation":
             with torch.no_grad():
                 return float(self._loss(batch, self._encoding(temperature)))
-        weights = self._unrolled(train, temperature) if self.config.unroll_rate else None
+        weights = self._unrolled(train, temperature) if self.config.unroll_rate else fixed(self.supernet)
         loss = self._loss(batch, self._drawn(self.logits, temperature, 1), weights)
         mean = relax(self.space, self.logits, temperature=temperature, kind=self.config.relaxation)
         penalty = self.config.penalty

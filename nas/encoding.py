@@ -66,12 +66,11 @@ class Encoding:
         return sum(self.probability(name, option) for option in kept)
 
 
-def prefix_membership(choice: Choice, *, unit: int = 1) -> np.ndarray:
-    """Matrix [number of options, largest option * unit] with 1 where an index lies in an option's prefix.
+def prefix_membership(choice: Choice) -> np.ndarray:
+    """Matrix [number of options, largest option] with 1 where an index lies in an option's prefix.
 
     With probabilities p [K], the mask of weight entanglement is p @ matrix: m_i = P(size > i) = sum_k p_k [s_k > i]
-    (weight entanglement of TangleNAS, arXiv:2312.10440, written as one mask). `unit` is the number of channels of one step of the
-    choice, such as the channels of one head.
+    (weight entanglement of TangleNAS, arXiv:2312.10440, written as one mask).
     """
-    sizes = np.array([int(o) for o in choice.options]) * unit
+    sizes = np.array([int(o) for o in choice.options])
     return (np.arange(sizes[-1])[None, :] < sizes[:, None]).astype(float)

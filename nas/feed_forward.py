@@ -126,7 +126,7 @@ class FeedForward(nn.Module):
         hidden_BTF = self._activated(F.linear(x_BTD, up, self.up.bias), masks.activation)
         if self.gate is not None:
             hidden_BTF = hidden_BTF * self._gate(x_BTD, masks.gated)
-        return width.write(hidden_BTF, down * masks.hidden, self.down.bias * masks.gate)
+        return width.write(hidden_BTF, down, self.down.bias * masks.gate, masks.hidden)
 
     def _gate(self, x_BTD: Tensor, gated: Tensor | None) -> Tensor:
         """p gate(x) + (1 - p), which leaves a plain layer as it is."""

@@ -50,10 +50,55 @@ class Width:
         """A masked stream whose mean is not zero, as after a norm; the mask is not applied a second time."""
         return x_BTD - x_BTD.sum(dim=-1, keepdim=True) * self.share
 
-    def write(self, x_BTC: Tensor, weight_DC: Tensor, bias_D: Tensor) -> Tensor:
-        """A linear map into the masked stream."""
-        weight_DC = (weight_DC - self.share @ weight_DC) * self.mask[:, None]
-        return F.linear(x_BTC, weight_DC, (bias_D - self.share @ bias_D) * self.mask)
+    def write(self, x_BTC: Tensor, weight_DC: Tensor, bias_D: Tensor, mask_C: Tensor | None = None) -> Tensor:
+        """A linear map of channels, which a mask may scale, into the masked stream."""
+        arguments = (x_BTC, weight_DC, bias_D, mask_C, self.mask, self.share)
+        if weight_DC.requires_grad:
+            return _written(*arguments)
+        written: Tensor = _WrittenByFixed.apply(*arguments)  # type: ignore[no-untyped-call]
+        return written
+
+
+def _written(
+    x_BTC: Tensor, weight_DC: Tensor, bias_D: Tensor, mask_C: Tensor | None, mask_D: Tensor, share_D: Tensor
+) -> Tensor:  # fmt: skip
+    if mask_C is not None:
+        weight_DC = weight_DC * mask_C
+    weight_DC = (weight_DC - share_D @ weight_DC) * mask_D[:, None]
+    return F.linear(x_BTC, weight_DC, (bias_D - share_D @ bias_D) * mask_D)
+
+
+class _WrittenByFixed(torch.autograd.Function):
+    """`_written` with weights that do not learn. Its masks' gradients go through the weights', a product over all tokens as large
+    as the map itself; here they are sums over what goes in and what comes out."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_BTC: Tensor, weight_DC: Tensor, bias_D: Tensor, mask_C: Tensor | None, mask_D: Tensor, share_D: Tensor
+    ) -> Tensor:
+        with torch.autocast(x_BTC.device.type, enabled=False):
+            centred_DC = weight_DC - share_D @ weight_DC
+            masked_DC = centred_DC if mask_C is None else centred_DC * mask_C
+            y_BTD = F.linear(x_BTC, masked_DC.to(x_BTC.dtype), (bias_D - share_D @ bias_D).to(x_BTC.dtype))
+        ctx.save_for_backward(x_BTC, weight_DC, bias_D, mask_C, mask_D, share_D, centred_DC, y_BTD)
+        return y_BTD * mask_D
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *arguments, centred_DC, y_BTD = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return again(_written, arguments, ctx.needs_input_grad, grad)
+        x_BTC, weight_DC, bias_D, mask_C, mask_D, share_D = arguments
+        x_NC, y_ND, grad_ND = (tensor.flatten(0, -2) for tensor in (x_BTC, y_BTD, grad))
+        against_N = grad_ND @ mask_D  # what is taken off
+        seen_C, against = (against_N.to(x_NC.dtype) @ x_NC).to(share_D.dtype), against_N.sum()
+        grad_NC = grad_ND.to(x_NC.dtype) @ (centred_DC * mask_D[:, None]).to(x_NC.dtype)
+        grad_mask_C: Tensor | None = None
+        if mask_C is not None:
+            seen_C, grad_mask_C = seen_C * mask_C, (grad_NC * x_NC).sum(dim=0, dtype=mask_C.dtype)
+            grad_NC = grad_NC.mul_(mask_C)
+        grad_bias_D, grad_mask_D = grad_ND.sum(dim=0) * mask_D - against * share_D, (grad_ND * y_ND).sum(dim=0)
+        return grad_NC.view_as(x_BTC), None, grad_bias_D, grad_mask_C, grad_mask_D, -(weight_DC @ seen_C + against * bias_D)
 
 
 def mixed(modules: Sequence[nn.Module], weights: Tensor) -> dict[str, Tensor]:

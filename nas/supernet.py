@@ -59,6 +59,11 @@ def cut_out(family: Family, supernet: nn.Module, arch: Architecture, compute: Co
     return network.to(next(supernet.parameters()).device)
 
 
+def fixed(supernet: nn.Module) -> dict[str, Tensor]:
+    """The weights, for a pass in which they do not learn."""
+    return {name: parameter.detach() for name, parameter in supernet.named_parameters()}
+
+
 def sandwich(space: SearchSpace, rng: np.random.Generator, *, num_random: int) -> list[Architecture]:
     """The largest, the smallest and random architectures, the largest first (sandwich rule, arXiv:1903.05134)."""
     return [space.largest(), space.smallest(), *(space.sample(rng) for _ in range(num_random))]

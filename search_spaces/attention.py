@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nas.attention import LOOKS_AHEAD, PATTERNS, Attention, AttentionKind, Backend
+from nas.attention import LOOKS_AHEAD, PATTERNS, Attention, AttentionKind, AttentionMasks, Backend
 from nas.attention_kinds import pattern
 from nas.encoding import Array, Encoding
 from nas.protocols import Operator
@@ -136,17 +136,28 @@ class LayerAttention:
         found = [pattern(kind, num_tokens, self.window, like, causal=self.causal) for kind in self.kinds if kind in PATTERNS]
         return torch.stack(found) if found else like.new_empty(0, num_tokens, num_tokens)
 
-    def kv_masks(self, encoding: Encoding, layers: Sequence[int], heads_LC: Tensor) -> Tensor | None:
+    def masks(self, rows: Mapping[str, Tensor], kv_LHG: Tensor | None, gates_L: Tensor) -> list[AttentionMasks]:
+        """Of each layer.
+
+        Args:
+            rows: [layers, size] of kinds but none ("attention") and heads, given that there is the layer.
+        """
+        kinds_LN = rows["attention"] * gates_L[:, None]
+        kinds_LNH = kinds_LN[..., None] * rows["heads"][:, None]
+        kvs = [None] * len(gates_L) if kv_LHG is None else kv_LHG.unbind()
+        return list(map(AttentionMasks, kinds_LN.sum(dim=1).unbind(), kinds_LNH.unbind(), kvs))
+
+    def kv_masks(self, encoding: Encoding, layers: Sequence[int], heads_LH: Tensor) -> Tensor | None:
         """[layers, H, G]: P(query head h sees head g of the keys and values), given that there is an h; None without a choice.
 
         Args:
             layers: their numbers, which count from 1.
-            heads_LC: masks of the heads' channels, P(there is an h).
+            heads_LH: P(there is an h).
         """
         if not self.kv_heads:
             return None
         values = encoding.values
-        total = values.new_zeros(len(heads_LC), self.heads[-1], self.most_kv_heads)
+        total = values.new_zeros(len(heads_LH), self.heads[-1], self.most_kv_heads)
         for index, number in enumerate(self.heads):
             is_number_L = torch.stack([values[self.space.offsets[f"layer{layer}.heads"].start + index] for layer in layers])
             sees = torch.as_tensor(self._sees(number)).to(values)
@@ -156,7 +167,7 @@ class LayerAttention:
             else:
                 seen = sees
             total = total + is_number_L[:, None, None] * seen
-        given: Tensor = total / heads_LC[:, :: self.head_size, None].clamp_min(TINY)
+        given: Tensor = total / heads_LH[..., None].clamp_min(TINY)
         return given
 
     def _sees(self, number: int) -> np.ndarray:

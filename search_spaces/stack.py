@@ -1,7 +1,6 @@
 """A stack of transformer layers, as a network and as a supernet under masks.
 
-Shapes: B sequences, T tokens, D width, H heads, C channels of all heads, G heads of keys and values, P patterns. Residual blocks,
-pre-norm or, as in BERT (arXiv:1810.04805), post-norm:
+Shapes: B sequences, T tokens, D width, P patterns. Residual blocks, pre-norm or, as in BERT (arXiv:1810.04805), post-norm:
 
     x -> [x + attention(norm(x)); x + feed-forward(norm(x))] * depth -> norm
     x -> norm -> [norm(x + attention(x)); norm(x + feed-forward(x))] * depth
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nas.attention import Attention, Cache
+from nas.attention import Attention, AttentionMasks, Cache
 from nas.feed_forward import FeedForward, FeedForwardMasks
 from nas.layers import Width, mixed
 from nas.rotary import Rotation
@@ -31,9 +30,7 @@ from search_spaces.common import TINY, NormPlace, make_norm
 class LayerMasks:
     """One layer of a relaxed stack."""
 
-    kinds: Tensor  # of attention but none, times P(there is such a layer)
-    heads: Tensor  # [C]
-    kv: Tensor | None  # [H, G]: P(query head h sees head g of the keys and values), where there is a choice
+    attention: AttentionMasks
     ffn: FeedForwardMasks
 
 
@@ -107,17 +104,16 @@ class Block(nn.Module):
         A post-norm branch that is not there takes its norm with it, so a mixture is one of what comes out of the norm:
         p norm(x + branch) + (1 - p) x, the branch given that it is there.
         """
-        kinds, heads_C, kv_HG, gate = masks.kinds, masks.heads, masks.kv, masks.ffn.gate
+        attention, ffn = masks.attention, masks.ffn
         if self.norm == "post":
-            attends = kinds.sum()
-            given = kinds / attends.clamp_min(TINY)
-            written = self.attention.relaxed(x_BTD, bias, patterns_PTT, given, heads_C, kv_HG, width, rotation)
-            x_BTD = torch.lerp(x_BTD, self.attention_norm.relaxed(width.centre_again(x_BTD + written), width), attends)
-            written = self.ffn.relaxed(x_BTD, masks.ffn.given(gate.clamp_min(TINY)), width)
-            return torch.lerp(x_BTD, self.ffn_norm.relaxed(width.centre_again(x_BTD + written), width), gate)
+            given = attention.given(attention.gate.clamp_min(TINY))
+            written = self.attention.relaxed(x_BTD, bias, patterns_PTT, given, width, rotation)
+            x_BTD = torch.lerp(x_BTD, self.attention_norm.relaxed(width.centre_again(x_BTD + written), width), attention.gate)
+            written = self.ffn.relaxed(x_BTD, ffn.given(ffn.gate.clamp_min(TINY)), width)
+            return torch.lerp(x_BTD, self.ffn_norm.relaxed(width.centre_again(x_BTD + written), width), ffn.gate)
         normed = self.attention_norm.relaxed(x_BTD, width)
-        x_BTD = x_BTD + self.attention.relaxed(normed, bias, patterns_PTT, kinds, heads_C, kv_HG, width, rotation)
-        return x_BTD + self.ffn.relaxed(self.ffn_norm.relaxed(x_BTD, width), masks.ffn, width)
+        x_BTD = x_BTD + self.attention.relaxed(normed, bias, patterns_PTT, attention, width, rotation)
+        return x_BTD + self.ffn.relaxed(self.ffn_norm.relaxed(x_BTD, width), ffn, width)
 
 
 class Stack(nn.Module):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nas.attention import Backend
 from nas.encoding import Array, Encoding, prefix_membership
@@ -131,7 +132,7 @@ class Trunk:
         but for keys and values, linear in the probabilities: one product with a constant matrix. A layer has those of the layer
         whose weights it uses."""
         with torch.autocast(encoding.values.device.type, enabled=False):
-            product = encoding.values @ torch.as_tensor(self._mask_matrix).to(encoding.values)
+            product = encoding.values @ self._mask_matrix.to(encoding.values)
             parts = product.split([column.shape[1] for column in self._mask_columns.values()])
             width_D, gates_L, *others = parts
             names = list(self._mask_columns)[2:]
@@ -145,9 +146,7 @@ class Trunk:
                 shares = [users_LN[i, [self._leaders.index(m) for m in found]] for i, found in enumerate(self._leaders_of)]
                 rows = {name: users_LN @ part for name, part in rows.items()}
                 kv = None if kv is None else torch.einsum("ln,nhg->lhg", users_LN, kv)
-            kinds = (rows["attention"] * gates_L[:, None]).unbind()
-            kvs = [None] * self.num_layers if kv is None else kv.unbind()
-            layers = map(LayerMasks, kinds, rows["heads"].unbind(), kvs, self.ffn.masks(encoding, rows, gates_L))
+            layers = map(LayerMasks, self.attention.masks(rows, kv, gates_L), self.ffn.masks(encoding, rows, gates_L))
             return Masks(Width.of(width_D, self._centred(encoding)), list(layers), shares)
 
     def _centred(self, encoding: Encoding) -> Array:
@@ -161,9 +160,9 @@ class Trunk:
         )
 
     @functools.cached_property
-    def _mask_matrix(self) -> np.ndarray:
-        """[E, sum of mask sizes]."""
-        return np.concatenate(list(self._mask_columns.values()), axis=1)
+    def _mask_matrix(self) -> Tensor:
+        """[E, sum of mask sizes]; in the type that most need, and exact in any."""
+        return torch.as_tensor(np.concatenate(list(self._mask_columns.values()), axis=1), dtype=torch.float32)
 
     @functools.cached_property
     def _mask_columns(self) -> dict[str, np.ndarray]:
@@ -174,8 +173,8 @@ class Trunk:
             block[self.space.offsets[choice]] = columns
             return block
 
-        def prefix(choice: str, unit: int = 1) -> np.ndarray:
-            return rows(choice, prefix_membership(self.space.by_name[choice], unit=unit))
+        def prefix(choice: str) -> np.ndarray:
+            return rows(choice, prefix_membership(self.space.by_name[choice]))
 
         def kinds(choice: str, wanted: Sequence[tuple[str, ...]]) -> np.ndarray:
             options = self.space.by_name[choice].options
@@ -189,7 +188,7 @@ class Trunk:
             "width": prefix("width"),
             "gates": prefix("depth"),
             "attention": each(lambda layer: kinds(f"{layer}.attention", mixed)),
-            "heads": each(lambda layer: prefix(f"{layer}.heads", self.attention.head_size)),
+            "heads": each(lambda layer: prefix(f"{layer}.heads")),
             "ffn": each(lambda layer: prefix(f"{layer}.ffn")),
             **({"rank": each(lambda layer: prefix(f"{layer}.rank"))} if "layer1.rank" in self.space.by_name else {}),
             **{

@@ -121,10 +121,10 @@ def test_validate_refuses_what_is_not_canonical():
 def test_mixing_padded_prefixes_is_one_mask():
     """The identity behind the supernet: sum_k p_k pad(W[:s_k]) x = m * (W x)."""
     rng = np.random.default_rng(0)
-    choice, weight, x = Choice("ffn", (2, 3, 5)), rng.normal(size=(10, 4)), rng.normal(size=4)
+    choice, weight, x = Choice("ffn", (2, 3, 5)), rng.normal(size=(5, 4)), rng.normal(size=4)
     p = rng.dirichlet(np.ones(3))
-    padded = sum(pk * np.concatenate([weight[: 2 * s] @ x, np.zeros(10 - 2 * s)]) for pk, s in zip(p, (2, 3, 5), strict=True))
-    np.testing.assert_allclose((p @ prefix_membership(choice, unit=2)) * (weight @ x), padded, rtol=1e-12)
+    padded = sum(pk * np.concatenate([weight[:s] @ x, np.zeros(5 - s)]) for pk, s in zip(p, (2, 3, 5), strict=True))
+    np.testing.assert_allclose((p @ prefix_membership(choice)) * (weight @ x), padded, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["depth", "layer3.heads", "layer3.attention", "layer2.ffn"])

@@ -4,16 +4,19 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 
-from nas import attention
-from nas.attention import _MixedAttention
+from nas import mixed_attention as mixing
+from nas.attention import AttentionMasks
 from nas.attention_kinds import padding_bias, pattern
 from nas.compute import Compute
 from nas.encoding import Encoding
 from nas.feed_forward import FeedForwardMasks
-from nas.layers import Norm, Width
+from nas.layers import Norm, Width, _written
+from nas.mixed_attention import mixed_attention
 from nas.protocols import Batch
-from nas.supernet import call, cut_out, prefixes, sandwich, sandwich_step, skeleton
+from nas.relaxations import relax
+from nas.supernet import call, cut_out, fixed, prefixes, sandwich, sandwich_step, skeleton
 from search_spaces.attention import ATTENTION_KINDS
 from search_spaces.encoder import EncoderFamily, encoder_space
 from search_spaces.stack import LayerMasks
@@ -92,6 +95,32 @@ def test_a_masked_stream_has_mean_zero_whoever_writes():
     torch.testing.assert_close((begun + written).sum(-1), torch.zeros(2, 3).double(), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("masked", [True, False])
+def test_what_weights_that_do_not_learn_write_has_the_right_gradients(masked):
+    torch.manual_seed(0)
+    weight, mask = torch.randn(6, 4).double(), [torch.rand(4).double().requires_grad_()] * masked
+    x, bias, of_width = (torch.rand(size).double().requires_grad_() for size in ((2, 3, 4), (6,), (6,)))
+
+    def write(x, bias, of_width, *mask):
+        return Width.of(of_width).write(x, weight, bias, *mask)
+
+    torch.testing.assert_close(
+        write(x, bias, of_width, *mask), _written(x, weight, bias, *(mask or [None]), of_width, of_width / of_width.sum())
+    )
+    assert torch.autograd.gradcheck(write, (x, bias, of_width, *mask))
+    assert torch.autograd.gradgradcheck(write, (x, bias, of_width, *mask))
+
+
+def test_logits_learn_the_same_where_the_weights_do_not(family, inputs):
+    supernet, gradients = trained(family.supernet()), []
+    logits = torch.randn(family.space.encoding_size, dtype=torch.float64, requires_grad=True)
+    for weights in ({}, fixed(supernet)):
+        masks = {"masks": family.masks(relax(family.space, logits))}
+        outputs = functional_call(supernet, weights, inputs, masks)
+        gradients += torch.autograd.grad(torch.nn.functional.cross_entropy(outputs, torch.tensor([0, 1, 2, 3])), [logits])
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+
+
 def test_the_norm_of_a_masked_stream_is_that_of_its_active_channels():
     torch.manual_seed(0)
     norm, prefix = Norm(16).double(), Norm(6).double()
@@ -110,8 +139,8 @@ def test_a_post_norm_mixture_is_one_of_what_comes_out_of_the_norm(inputs):
     family = EncoderFamily(space, 50, 5, 24, head_size=8, norm="post")
     [block] = trained(family.supernet()).stack.layers
     x, bias, one = torch.randn(2, 3, 16).double(), torch.zeros(2, 1, 1, 3).double(), torch.ones(()).double()
-    ffn = FeedForwardMasks(one, torch.ones(8).double())
-    masks = LayerMasks(torch.tensor([0.3], dtype=torch.float64), torch.ones(16).double(), None, ffn)
+    p = torch.tensor(0.3, dtype=torch.float64)
+    masks = LayerMasks(AttentionMasks(p, p.expand(1, 2)), FeedForwardMasks(one, torch.ones(8).double()))
     mixed = block.relaxed(x, bias, bias.new_empty(0, 3, 3), Width.of(torch.ones(16).double()), masks)
     y = 0.3 * block.attention_norm(x + block.attention(x, bias)) + 0.7 * x
     torch.testing.assert_close(mixed, block.ffn_norm(y + block.ffn(y)), rtol=1e-10, atol=1e-10)
@@ -120,14 +149,15 @@ def test_a_post_norm_mixture_is_one_of_what_comes_out_of_the_norm(inputs):
 @pytest.mark.parametrize("cache_bytes", [1, 1 << 19])
 @pytest.mark.parametrize(("patterns", "top"), [(("window",), 0), (("window", "block", "strided"), 2), ((), 2)])
 def test_mixed_attention_has_the_right_gradient(monkeypatch, cache_bytes, patterns, top):
-    monkeypatch.setattr(attention, "CACHE_BYTES", cache_bytes)
+    monkeypatch.setattr(mixing, "CACHE_BYTES", cache_bytes)
     torch.manual_seed(0)
     padding = padding_bias(torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]), torch.float64)
     seen = torch.cat([padding.new_empty(0, 5, 5), *(pattern(kind, 5, 2, padding, causal=False)[None] for kind in patterns)])
-    arguments = [*torch.randn(3, 2, 2, 5, 3), torch.tensor([0.3, 0.5, -0.2, 0.7, 0.1])[: 1 + len(patterns) + bool(top)]]
+    weights = torch.tensor([[0.3, 0.5, -0.2, 0.7, 0.1], [0.6, 0.0, 0.4, -0.1, 0.2]]).T
+    arguments = [*torch.randn(3, 2, 2, 5, 3), weights[: 1 + len(patterns) + bool(top)]]
     arguments = [a.double().requires_grad_() for a in arguments]
-    assert torch.autograd.gradcheck(lambda q, k, v, w: _MixedAttention.apply(q, k, v, padding, w, seen, top), arguments)
-    assert torch.autograd.gradgradcheck(lambda q, k, v, w: _MixedAttention.apply(q, k, v, padding, w, seen, top), arguments)
+    assert torch.autograd.gradcheck(lambda q, k, v, w: mixed_attention(q, k, v, padding, w, seen, top=top), arguments)
+    assert torch.autograd.gradgradcheck(lambda q, k, v, w: mixed_attention(q, k, v, padding, w, seen, top=top), arguments)
 
 
 def test_second_derivatives_of_mixed_attention_are_finite_where_a_window_is_all_padding():
@@ -135,8 +165,8 @@ def test_second_derivatives_of_mixed_attention_are_finite_where_a_window_is_all_
     padding = padding_bias(torch.tensor([[1, 1, 0, 0, 0, 0]]), torch.float32)
     inside = pattern("window", 6, 1, padding, causal=False)[None]
     q, k, v = (x.requires_grad_() for x in torch.randn(3, 1, 2, 6, 3))
-    weights = torch.tensor([0.3, 0.5], requires_grad=True)
-    out = _MixedAttention.apply(q, k, v, padding, weights, inside, 0)
+    weights = torch.tensor([[0.3, 0.2], [0.5, 0.6]], requires_grad=True)
+    out = mixed_attention(q, k, v, padding, weights, inside, top=0)
     gradients = torch.autograd.grad(out.square().sum(), (q, k, v, weights), create_graph=True)
     for second in torch.autograd.grad(sum(g.square().sum() for g in gradients), (q, k, v, weights)):
         assert torch.isfinite(second).all()

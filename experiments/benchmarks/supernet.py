@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -26,6 +26,7 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from experiments.progress import Advance, Reporter
@@ -34,7 +35,7 @@ from nas.compute import Compute, choose_compute
 from nas.encoding import Encoding
 from nas.protocols import Batch, Family, Task
 from nas.relaxations import relax
-from nas.supernet import sandwich, sandwich_step
+from nas.supernet import fixed, sandwich, sandwich_step
 from nas.types import Measurement, Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
 
@@ -199,7 +200,10 @@ class Steps:
         """One pass for the weights and one for the logits, as in `nas.darts`; without the latency term, which engines lack."""
         self.supernet.zero_grad()
         self._relaxed_loss(self.logits.detach()).backward()
-        torch.autograd.grad(self._relaxed_loss(self.logits), [self.logits])
+        self.logit_pass()
+
+    def logit_pass(self) -> None:
+        torch.autograd.grad(self._relaxed_loss(self.logits, fixed(self.supernet)), [self.logits])
 
     def latency_term(self) -> None:
         """What `nas.darts` adds to the pass of the logits."""
@@ -211,9 +215,10 @@ class Steps:
         archs = sandwich(self.family.space, self.rng, num_random=num_random)
         sandwich_step(self.family, self.supernet, archs, self.batch, TASK, self.compute, distillation=0.5)
 
-    def _relaxed_loss(self, logits: Tensor) -> Tensor:
+    def _relaxed_loss(self, logits: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         with self.compute.autocast():
-            outputs = self.supernet(*self.batch.inputs, masks=self.family.masks(relax(self.family.space, logits)))
+            masks = {"masks": self.family.masks(relax(self.family.space, logits))}
+            outputs = functional_call(self.supernet, dict(weights or {}), self.batch.inputs, masks)
             return F.cross_entropy(outputs, self.batch.targets)
 
     def peak_memory_ratio(self) -> float:
