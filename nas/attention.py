@@ -26,6 +26,7 @@ from nas.attention_kinds import (
 )
 from nas.layers import Linear, Width
 from nas.rotary import Rotation
+from nas.rounding import mixed_input, mixed_weight
 from nas.twice import again
 
 Backend = Literal["matmul", "fused", "blocks"]
@@ -253,9 +254,10 @@ class Attention(nn.Module):
         heads_C: Tensor,
         kv_HG: Tensor | None,
         width: Width,
+        precisions: Mapping[str, Tensor],
         rotation: Rotation | None = None,
     ) -> Tensor:
-        """The mixture over kinds of attention, which share q, k and v, and over numbers of heads.
+        """The mixture over kinds of attention, which share q, k and v, over numbers of heads and over precisions.
 
         Args:
             patterns_PTT: those of the kinds that have one, in the order of `kinds`.
@@ -264,10 +266,13 @@ class Attention(nn.Module):
             kv_HG: P(query head h sees head g of the keys and values), where there is a choice. As for every size, what is mixed
                 are weights: the rows that make a query head's keys and values, before the softmax and not behind it. That is
                 exact where it is decided, and else attention to the expected keys and values.
-            width: of the stream that the result is added to.
+            width: of the stream that is read, and that the result is added to.
+            precisions: P(the linear maps are in one) of those but fp32, where there is a choice.
         """
-        k, v = (self._split(_linear(x_BTD, project, kv_HG)) for project in (self.key, self.value))
-        q, k = _turned(rotation, self._split(self.query(x_BTD)), k)
+        x_BTD = mixed_input(x_BTD, precisions, width.mask)
+        readers = ((self.query, None), (self.key, kv_HG), (self.value, kv_HG))
+        q, k, v = (self._split(_linear(x_BTD, *reader, width, precisions)) for reader in readers)
+        q, k = _turned(rotation, q, k)
         scored = sum(kind not in LOOKS_AHEAD for kind in self.kinds)
         weights = kinds[:scored] if self.kinds[0] == "full" else F.pad(kinds[:scored], (1, 0))
         top = self.window if "topk" in self.kinds else 0
@@ -276,7 +281,9 @@ class Attention(nn.Module):
             # computed again in the backward pass: what they make of q and k would double what is kept
             others = (q, k, v, bias[:, :, -1:], kinds[scored:])
             out = out + checkpoint(self._ahead, *others, use_reentrant=False, preserve_rng_state=False)
-        return width.write(self._join(out), self.out.weight * heads_C, self.out.bias * kinds.sum())
+        joined_BTC = mixed_input(self._join(out), precisions, heads_C)
+        weight_DC = mixed_weight(self.out.weight * heads_C, precisions, heads_C)
+        return width.write(joined_BTC, weight_DC, self.out.bias * kinds.sum())
 
     def _ahead(self, q: Tensor, k: Tensor, v: Tensor, padding_B11T: Tensor, weights: Tensor) -> Tensor:
         """The weighted sum of the kinds in `LOOKS_AHEAD`."""
@@ -293,10 +300,10 @@ def _turned(rotation: Rotation | None, q: Tensor, k: Tensor) -> tuple[Tensor, Te
     return (q, k) if rotation is None else (rotation.turn(q), rotation.turn(k))
 
 
-def _linear(x_BTD: Tensor, project: Linear, kv_HG: Tensor | None) -> Tensor:
-    """Keys or values of all query heads, from mixed rows of a projection to heads of keys or values."""
-    if kv_HG is None:
-        result: Tensor = project(x_BTD)
-        return result
-    weight, bias = ((kv_HG @ p.view(kv_HG.shape[1], -1)).view(-1, *p.shape[1:]) for p in (project.weight, project.bias))
-    return F.linear(x_BTD, weight, bias)
+def _linear(x_BTD: Tensor, project: Linear, kv_HG: Tensor | None, width: Width, precisions: Mapping[str, Tensor]) -> Tensor:
+    """Queries, or keys or values of all query heads, from mixed rows of a projection to heads of keys or values."""
+    weight: Tensor = project.weight
+    bias: Tensor = project.bias
+    if kv_HG is not None:
+        weight, bias = ((kv_HG @ p.view(kv_HG.shape[1], -1)).view(-1, *p.shape[1:]) for p in (weight, bias))
+    return F.linear(x_BTD, mixed_weight(weight, precisions, width.mask), bias)
