@@ -23,7 +23,7 @@ from nas.protocols import Device, Family, GenerativeFamily
 from nas.types import Workload
 
 OPSET = 20  # the first with one Gelu operator, which ONNX Runtime has a kernel for
-INTEGER_TOLERANCE = 0.1  # of outputs of layers in integers: what lies between two integers may be rounded to either
+INTEGER_TOLERANCE = 0.1  # of the largest output, or of 1, with layers in integers: what lies between two may be rounded to either
 SAME_NUMBER = 0.01  # answers that are one standardised number each and this close are the same
 
 
@@ -71,7 +71,7 @@ def export_onnx(
     Args:
         example: inputs by name, sequences [B, T] or whole inputs [B, ...] if the network does not name its axes; also the first
             that the file is checked on.
-        tolerance: largest absolute difference of the outputs that counts as the same, of a network in fp32 (see `allowed`).
+        tolerance: largest absolute difference of the outputs that counts as the same (see `allowed`).
         check_on: further inputs, of any batch size and, if they are sequences, length.
 
     Raises:
@@ -83,7 +83,7 @@ def export_onnx(
         num_examples=total,
         max_abs_difference=difference,
         equal_decisions=equal / total,
-        tolerance=allowed(network, tolerance),
+        tolerance=allowed(network, example, tolerance),
         num_parameters=sum(p.numel() for p in network.parameters()),
         file_bytes=path.stat().st_size,
     )
@@ -105,10 +105,14 @@ def export_for(device: Device, network: nn.Module, example: Mapping[str, Tensor]
     return path
 
 
-def allowed(network: nn.Module, tolerance: float) -> float:
-    """How far the outputs of a network's file may lie from its own: the tolerance, and at least `INTEGER_TOLERANCE` with
-    linear maps in integers."""
-    return max(tolerance, INTEGER_TOLERANCE) if has_integers(network) else tolerance
+def allowed(network: nn.Module, example: Mapping[str, Tensor], tolerance: float) -> float:
+    """How far the outputs of a network's file may lie from its own: the tolerance; more if linear maps are in integers, where one
+    that is rounded otherwise changes all that follow."""
+    if not has_integers(network):
+        return tolerance
+    with torch.no_grad():
+        largest = max(float(np.abs(x).max(initial=1)) for x in _arrays(network(*example.values())))
+    return max(tolerance, INTEGER_TOLERANCE * largest)
 
 
 def form_of(family: Family, network: nn.Module, workload: Workload) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -172,7 +176,7 @@ def write_as(
         ValueError: the format's converter is not installed.
     """
     chosen, network = FORMATS[kind], network.eval().cpu().float()
-    tolerance = allowed(network, tolerance)
+    tolerance = allowed(network, examples[0], tolerance)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         unfinished = Path(folder) / path.name
         with torch.no_grad(), warnings.catch_warnings():

@@ -86,19 +86,21 @@ class Int4Linear(nn.Module):
         self.bias, self.inputs = layer.bias, layer.in_features
 
     def forward(self, x: Tensor) -> Tensor:
-        product: Tensor = _MatMulNBits.apply(x, self.weight, self.scale, self.inputs)  # type: ignore[no-untyped-call]
+        product: Tensor = _MatMulNBits.apply(x, self.weight, self.scale, self.inputs, x.dim())  # type: ignore[no-untyped-call]
         return product if self.bias is None else product + self.bias
 
 
 class _MatMulNBits(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, packed_CNB: Tensor, scale_CN: Tensor, inputs: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, packed_CNB: Tensor, scale_CN: Tensor, inputs: int, rank: int) -> Tensor:
         integers_CNB = torch.stack([packed_CNB % 16, packed_CNB // 16], dim=-1).flatten(-2).float() - 8
         weight_CD = (integers_CNB * scale_CN[..., None]).flatten(-2)[:, :inputs]
         return ROUNDINGS["int4"].input(x) @ weight_CD.t()
 
     @staticmethod
-    def symbolic(g: Any, x: Any, packed_CNB: Any, scale_CN: Any, inputs: int) -> Any:
+    def symbolic(g: Any, x: Any, packed_CNB: Any, scale_CN: Any, inputs: int, rank: int) -> Any:
         outputs = packed_CNB.type().sizes()[0]
         sizes = {"K_i": inputs, "N_i": outputs, "bits_i": 4, "block_size_i": BLOCK, "accuracy_level_i": INT8_COMPUTE}
-        return g.op("com.microsoft::MatMulNBits", x, packed_CNB, scale_CN, **sizes)
+        product = g.op("com.microsoft::MatMulNBits", x, packed_CNB, scale_CN, **sizes)
+        product.setType(x.type().with_sizes([None] * (rank - 1) + [outputs]))  # which the exporter does not know of itself
+        return product

@@ -2,7 +2,7 @@
 
 | precision | weights | inputs |
 |---|---|---|
-| int8 | 8 bits, a symmetric scale for each output | 8 bits as they come, one range for the whole tensor |
+| int8 | 8 bits, a symmetric scale for each output | 8 bits as they come, one range for the whole tensor, padding too |
 | int4 | 4 bits, a scale for 32 of a row | 8 bits as they come, a symmetric scale for 32 of a token |
 
 Integers are then multiplied and summed up exactly, so float arithmetic on the rounded values gives the same answer.
@@ -105,7 +105,8 @@ def _mixed(x: Tensor, ways: Mapping[str, tuple[Callable[[Tensor], Tensor], Tenso
 
 def _blocks(x: Tensor) -> Tensor:
     """[..., D] -> [..., blocks, BLOCK], with zeros at the end."""
-    return F.pad(x, (0, -x.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    blocks: Tensor = F.pad(x, (0, -x.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    return blocks
 
 
 def _wide(x: Tensor) -> Tensor:
