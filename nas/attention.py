@@ -29,6 +29,7 @@ from nas.attention_kinds import (
 from nas.layers import Linear, Width
 from nas.mixed_attention import mixed_attention
 from nas.rotary import Rotation
+from nas.rounding import mixed_input, mixed_weight
 
 Backend = Literal["matmul", "fused", "blocks"]
 """How attention is computed, never what: `matmul` writes it out (fastest in bfloat16 on a CPU, and what masks need), `fused`
@@ -167,16 +168,19 @@ class Attention(nn.Module):
 
     def relaxed(
         self, x_BTD: Tensor, bias: Tensor, patterns_PTT: Tensor, masks: AttentionMasks, width: Width,
-        rotation: Rotation | None = None,
+        precisions: Mapping[str, Tensor], rotation: Rotation | None = None,
     ) -> Tensor:  # fmt: skip
-        """The mixture over kinds of attention, which share q, k and v, and over numbers of heads, written to a stream of some
-        width.
+        """The mixture over kinds of attention, which share q, k and v, over numbers of heads and over precisions, written to a
+        stream of some width.
 
         Args:
             patterns_PTT: those of the kinds that have one, in the order of `kinds`.
+            precisions: P(the linear maps are in one) of those but fp32, where there is a choice.
         """
-        k, v = (self._split(_linear(x_BTD, project, masks.kv)) for project in (self.key, self.value))
-        q, k = _turned(rotation, self._split(self.query(x_BTD)), k)
+        x_BTD = mixed_input(x_BTD, precisions, width.mask)
+        readers = ((self.query, None), (self.key, masks.kv), (self.value, masks.kv))
+        q, k, v = (self._split(_linear(x_BTD, *reader, width, precisions)) for reader in readers)
+        q, k = _turned(rotation, q, k)
         scored = sum(kind not in LOOKS_AHEAD for kind in self.kinds)
         weights_NH = masks.kinds[:scored] if self.kinds[0] == "full" else F.pad(masks.kinds[:scored], (0, 0, 1, 0))
         top = self.window if "topk" in self.kinds else 0
@@ -186,7 +190,9 @@ class Attention(nn.Module):
             shorten = self.shorten if "lowrank" in self.kinds else None  # an argument, or it would be the module's own again
             others = (q, k, v, bias[:, :, -1:], masks.kinds[scored:, :, None, None], shorten)
             out = out + checkpoint(self._ahead, *others, use_reentrant=False, preserve_rng_state=False)
-        return width.write(self._join(out), self.out.weight, self.out.bias * masks.gate)
+        heads_C = masks.kinds.sum(dim=0).repeat_interleave(self.head_size)
+        joined_BTC = mixed_input(self._join(out), precisions, heads_C)
+        return width.write(joined_BTC, mixed_weight(self.out.weight, precisions, heads_C), self.out.bias * masks.gate)
 
     def _ahead(
         self, q: Tensor, k: Tensor, v: Tensor, padding_B11T: Tensor, weights: Tensor, shorten: Tensor | None
@@ -205,10 +211,10 @@ def _turned(rotation: Rotation | None, q: Tensor, k: Tensor) -> tuple[Tensor, Te
     return (q, k) if rotation is None else (rotation.turn(q), rotation.turn(k))
 
 
-def _linear(x_BTD: Tensor, project: Linear, kv_HG: Tensor | None) -> Tensor:
-    """Keys or values of all query heads, from mixed rows of a projection to heads of keys or values."""
-    if kv_HG is None:
-        result: Tensor = project(x_BTD)
-        return result
-    weight, bias = ((kv_HG @ p.view(kv_HG.shape[1], -1)).view(-1, *p.shape[1:]) for p in (project.weight, project.bias))
-    return F.linear(x_BTD, weight, bias)
+def _linear(x_BTD: Tensor, project: Linear, kv_HG: Tensor | None, width: Width, precisions: Mapping[str, Tensor]) -> Tensor:
+    """Queries, or keys or values of all query heads, from mixed rows of a projection to heads of keys or values."""
+    weight: Tensor = project.weight
+    bias: Tensor = project.bias
+    if kv_HG is not None:
+        weight, bias = ((kv_HG @ p.view(kv_HG.shape[1], -1)).view(-1, *p.shape[1:]) for p in (weight, bias))
+    return F.linear(x_BTD, mixed_weight(weight, precisions, width.mask), bias)

@@ -12,7 +12,7 @@ may use: a pass over weights for each of them, not one over all tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from torch.func import functional_call
 
 from nas.attention import Attention, AttentionMasks, Cache
 from nas.feed_forward import FeedForward, FeedForwardMasks
-from nas.layers import Width, mixed
+from nas.layers import Width, mixed, with_precision
 from nas.rotary import Rotation
 from search_spaces.attention import LayerAttention
 from search_spaces.common import TINY, NormPlace, make_norm
@@ -32,6 +32,7 @@ class LayerMasks:
 
     attention: AttentionMasks
     ffn: FeedForwardMasks
+    precisions: Mapping[str, Tensor] = field(default_factory=dict)  # P(it is in one) of those but fp32, where there is a choice
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Block(nn.Module):
         norm: NormPlace,
         norm_kind: str,
         norm_eps: float,
+        precision: str = "",
     ) -> None:
         super().__init__()
         if attention is not None:
@@ -66,6 +68,7 @@ class Block(nn.Module):
         if ffn is not None:
             self.ffn_norm, self.ffn = make_norm(width, norm_kind, norm_eps), ffn
         self.has_attention, self.has_ffn, self.norm = attention is not None, ffn is not None, norm
+        with_precision(self, precision)
 
     def forward(
         self, x_BTD: Tensor, bias: Tensor, relaxed: Relaxed | None = None, rotation: Rotation | None = None
@@ -104,16 +107,16 @@ class Block(nn.Module):
         A post-norm branch that is not there takes its norm with it, so a mixture is one of what comes out of the norm:
         p norm(x + branch) + (1 - p) x, the branch given that it is there.
         """
-        attention, ffn = masks.attention, masks.ffn
+        attention, ffn, precisions = masks.attention, masks.ffn, masks.precisions
         if self.norm == "post":
             given = attention.given(attention.gate.clamp_min(TINY))
-            written = self.attention.relaxed(x_BTD, bias, patterns_PTT, given, width, rotation)
+            written = self.attention.relaxed(x_BTD, bias, patterns_PTT, given, width, precisions, rotation)
             x_BTD = torch.lerp(x_BTD, self.attention_norm.relaxed(width.centre_again(x_BTD + written), width), attention.gate)
-            written = self.ffn.relaxed(x_BTD, ffn.given(ffn.gate.clamp_min(TINY)), width)
+            written = self.ffn.relaxed(x_BTD, ffn.given(ffn.gate.clamp_min(TINY)), width, precisions)
             return torch.lerp(x_BTD, self.ffn_norm.relaxed(width.centre_again(x_BTD + written), width), ffn.gate)
         normed = self.attention_norm.relaxed(x_BTD, width)
-        x_BTD = x_BTD + self.attention.relaxed(normed, bias, patterns_PTT, attention, width, rotation)
-        return x_BTD + self.ffn.relaxed(self.ffn_norm.relaxed(x_BTD, width), ffn, width)
+        x_BTD = x_BTD + self.attention.relaxed(normed, bias, patterns_PTT, attention, width, precisions, rotation)
+        return x_BTD + self.ffn.relaxed(self.ffn_norm.relaxed(x_BTD, width), ffn, width, precisions)
 
 
 class Stack(nn.Module):

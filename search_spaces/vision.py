@@ -55,6 +55,7 @@ def vision_space(
     activation: Sequence[str] = ("gelu",),
     norm_kind: Sequence[str] = ("layer",),
     sharing: Sequence[str] = ("none",),
+    precision: Sequence[str] = ("fp32",),
     name: str = "vision",
 ) -> SearchSpace:
     """The choices; the default holds about 10^9.7 architectures.
@@ -70,7 +71,7 @@ def vision_space(
     finest_first = Choice("patch", tuple(map(str, sizes.options)))
     trunk = trunk_choices(
         width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
-        activation=activation, norm_kind=norm_kind, sharing=sharing,
+        activation=activation, norm_kind=norm_kind, sharing=sharing, precision=precision,
     )  # fmt: skip
     return SearchSpace(name, (finest_first, *trunk))
 
@@ -315,13 +316,13 @@ def vision(
     width: Sequence[int], depth: Sequence[int], heads: Sequence[int], ffn: Sequence[int], attention: Sequence[str],
     head_size: int, window: int, kv_heads: Sequence[int] = (), ffn_kind: Sequence[str] = ("mlp",), rank: Sequence[int] = (),
     activation: Sequence[str] = ("gelu",), norm_kind: Sequence[str] = ("layer",), sharing: Sequence[str] = ("none",),
-    pooling: Pooling = "mean", norm_eps: float = NORM_EPS["pre"], name: str = "vision",
+    precision: Sequence[str] = ("fp32",), pooling: Pooling = "mean", norm_eps: float = NORM_EPS["pre"], name: str = "vision",
 ) -> VisionFamily:  # fmt: skip
     """The family of a space that is given by its options; what a configuration builds. Raises ValueError like its parts."""
     space = vision_space(
         patch=patch,
         width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
-        activation=activation, norm_kind=norm_kind, sharing=sharing, name=name,
+        activation=activation, norm_kind=norm_kind, sharing=sharing, precision=precision, name=name,
     )  # fmt: skip
     return VisionFamily(
         space, tuple(input_shape), num_classes, tuple(mean), tuple(std), head_size, window, pooling, norm_eps
