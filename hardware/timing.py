@@ -88,6 +88,7 @@ def measure(
     if rounds < 1:
         raise ValueError(f"rounds: {rounds} is not at least 1")
     devices, beside_them = [device_of(device, network.arch) for network in networks], device_of(device, sentinel.arch)
+    facts = [own.environment for own in devices]  # a board is reached for them, and then knows its conditions
     when = datetime.now(UTC).isoformat(timespec="seconds")
     shared = {**_conditions(beside_them), "time": when, "sentinel": sentinel.arch.id, "rounds": rounds}
     order = [(index + start) % len(networks) for start in range(rounds) for index in range(len(networks))]
@@ -104,7 +105,7 @@ def measure(
         before = after
         on_visit(done, len(order))
     shared["conditions_after"] = _conditions(beside_them)
-    environments = [{**own.environment, **shared} for own in devices]
+    environments = [{**own, **shared} for own in facts]
     if sentinel_reference_ms is None:
         sentinel_reference_ms = min(float(np.percentile(visit, 25)) for visits in beside for visit in visits)
     return [

@@ -31,7 +31,7 @@ def refused(*words, message: str) -> str:
         ((*SMOKE, "budgt_ms=3"), "Could not override 'budgt_ms'"),
         (
             (*SMOKE, "space=decoder_only"),
-            "Available options in 'space': decoder decoder_tiny encoder encoder_full encoder_mixed",
+            "Available options in 'space': decoder decoder_tiny deit_tiny",
         ),
         ((*SMOKE, "budget_ms=fast"), "Value 'fast' of type 'str' could not be converted to Float"),
         ((*SMOKE, "budget_ms=-1"), "budget_ms: -1.0 is not positive"),
