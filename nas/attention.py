@@ -6,7 +6,7 @@ Shapes: B sequences, T tokens, D width, H heads, K channels of a head, C = H * K
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +92,7 @@ class _MixedAttention(torch.autograd.Function):
         with torch.autocast(grad.device.type, enabled=False):
             grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
             grad_weights = torch.zeros_like(weights)
+            grad_bias = torch.zeros_like(bias) if ctx.needs_input_grad[3] else None
             for rows in _blocks(B, H * T * T * all_probs.element_size(), q.device):
                 probs, above = all_probs[rows], grad[rows]
                 by_probs = (above @ v[rows].transpose(-1, -2)).to(probs.dtype).mul_(probs)
@@ -104,16 +105,19 @@ class _MixedAttention(torch.autograd.Function):
                     grad_weights[kind] += by_weight.sum()
                     scale = torch.addcmul(scale, seen, weight / total)
                     mean = torch.addcmul(mean, seen, by_weight * weight / total)
-                grad_scores = by_probs.mul_(scale).sub_(torch.mul(probs, mean, out=part)).to(q.dtype)
+                grad_scores = by_probs.mul_(scale).sub_(torch.mul(probs, mean, out=part))
+                if grad_bias is not None:
+                    grad_bias[rows] = grad_scores.sum_to_size(grad_bias[rows].shape)
+                grad_scores = grad_scores.to(q.dtype)
                 grad_v[rows] = (scale * probs).to(above.dtype).transpose(-1, -2) @ above
                 grad_q[rows] = grad_scores @ k[rows]
                 grad_k[rows] = grad_scores.transpose(-1, -2) @ q[rows]
-        return grad_q, grad_k, grad_v, None, grad_weights, None, None
+        return grad_q, grad_k, grad_v, grad_bias, grad_weights, None, None
 
 
 def _seen(probs: Tensor, least: Tensor | None, patterns_PTT: Tensor, rows: slice) -> Iterator[Tensor]:
     """M of each kind but full attention, for some rows; the largest scores are those of the largest probabilities."""
-    yield from patterns_PTT
+    yield from (pattern if pattern.ndim == 2 else pattern[rows] for pattern in patterns_PTT)
     if least is not None:
         yield (probs[rows] >= least[rows]).to(probs.dtype)
 
@@ -130,7 +134,7 @@ def _mixed_plainly(
         mixed = weights[0] * probs
         for weight, seen in zip(weights[1:], _seen(known, least, patterns_PTT, slice(None)), strict=True):
             reached = (known * seen).sum(dim=-1, keepdim=True) > 0
-            mixed = mixed + weight * reached * torch.softmax(scores + (1.0 - seen) * BLOCKED, dim=-1)
+            mixed = mixed + weight * reached * torch.softmax(scores + seen.log().clamp_min(BLOCKED), dim=-1)
         return mixed.to(v.dtype) @ v
 
 
@@ -142,6 +146,13 @@ PATTERNS: Mapping[str, Callable[..., Tensor]] = {
 }
 """The kinds that see a fixed pattern (see `pattern`), and how they are exported."""
 LOOKS_AHEAD = ("linear", "lowrank")  # kinds that cannot be causal
+
+
+class Layout(NamedTuple):
+    """Where the tokens of a relaxed network stand."""
+
+    patterns: Tensor  # [P, T, T], or [P, B, 1, T, T] where sequences differ: of the kinds that have one, in their order
+    places: Tensor | None = None  # [B, T, T]: P(the second token stands at the place of the first); None: each at its own
 
 
 class Attention(nn.Module):
@@ -248,7 +259,7 @@ class Attention(nn.Module):
         self,
         x_BTD: Tensor,
         bias: Tensor,
-        patterns_PTT: Tensor,
+        layout: Layout,
         kinds: Tensor,
         heads_C: Tensor,
         kv_HG: Tensor | None,
@@ -258,7 +269,6 @@ class Attention(nn.Module):
         """The mixture over kinds of attention, which share q, k and v, and over numbers of heads.
 
         Args:
-            patterns_PTT: those of the kinds that have one, in the order of `kinds`.
             kinds: weights of `self.kinds`; what is missing to one is "no attention" (and the layer's gate).
             heads_C: mask of the heads' output channels.
             kv_HG: P(query head h sees head g of the keys and values), where there is a choice. As for every size, what is mixed
@@ -271,22 +281,37 @@ class Attention(nn.Module):
         scored = sum(kind not in LOOKS_AHEAD for kind in self.kinds)
         weights = kinds[:scored] if self.kinds[0] == "full" else F.pad(kinds[:scored], (1, 0))
         top = self.window if "topk" in self.kinds else 0
-        out: Tensor = _MixedAttention.apply(q, k, v, bias, weights, patterns_PTT, top)  # type: ignore[no-untyped-call]
+        out: Tensor = _MixedAttention.apply(q, k, v, bias, weights, layout.patterns, top)  # type: ignore[no-untyped-call]
         if scored < len(self.kinds):
             # computed again in the backward pass: what they make of q and k would double what is kept
-            others = (q, k, v, bias[:, :, -1:], kinds[scored:])
+            others = (q, k, v, bias[:, :, -1:], kinds[scored:], layout.places)
             out = out + checkpoint(self._ahead, *others, use_reentrant=False, preserve_rng_state=False)
         return width.write(self._join(out), self.out.weight * heads_C, self.out.bias * kinds.sum())
 
-    def _ahead(self, q: Tensor, k: Tensor, v: Tensor, padding_B11T: Tensor, weights: Tensor) -> Tensor:
+    def _ahead(self, q: Tensor, k: Tensor, v: Tensor, padding_B11T: Tensor, weights: Tensor, places_BTT: Tensor | None) -> Tensor:
         """The weighted sum of the kinds in `LOOKS_AHEAD`."""
         total = torch.zeros_like(v)
         for kind, weight in zip((kind for kind in self.kinds if kind in LOOKS_AHEAD), weights, strict=True):
             if kind == "linear":
                 total = total + weight * linear_attention(q, k, v, padding_B11T)
             else:
-                total = total + weight * lowrank_attention(q, k, v, padding_B11T, self.shorten[:, : q.shape[2]])
+                shorten = self.shorten[:, : q.shape[2]]
+                shorten = shorten if places_BTT is None else (shorten @ places_BTT)[:, None]
+                total = total + weight * lowrank_attention(q, k, v, padding_B11T, shorten)
         return total
+
+    def received(self, x_BTD: Tensor, bias_B11T: Tensor, heads_C: Tensor | None = None, kv_HG: Tensor | None = None) -> Tensor:
+        """How much attention each token gets from the mean of all, [B, T], summed over the heads; the same for all kinds.
+
+        Args:
+            heads_C, kv_HG: of a relaxed layer, as in `relaxed`.
+        """
+        weights_B1T = bias_B11T[:, 0].exp().to(x_BTD.dtype)
+        q = self._split(self.query((weights_B1T / weights_B1T.sum(dim=-1, keepdim=True)) @ x_BTD))
+        k = self._split(_linear(x_BTD, self.key, kv_HG))
+        scores = q.unflatten(1, (-1, k.shape[1])) @ k[:, None].transpose(-1, -2)
+        probs_BHT = torch.softmax(scores + bias_B11T[:, None], dim=-1).flatten(1, 2)[:, :, 0]
+        return probs_BHT.sum(dim=1) if heads_C is None else heads_C[:: self.head_size] @ probs_BHT
 
 
 def _turned(rotation: Rotation | None, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from nas import attention
-from nas.attention import _MixedAttention
+from nas.attention import Layout, _MixedAttention
 from nas.attention_kinds import padding_bias, pattern
 from nas.compute import Compute
 from nas.encoding import Encoding
@@ -112,7 +112,7 @@ def test_a_post_norm_mixture_is_one_of_what_comes_out_of_the_norm(inputs):
     x, bias, one = torch.randn(2, 3, 16).double(), torch.zeros(2, 1, 1, 3).double(), torch.ones(()).double()
     ffn = FeedForwardMasks(one, torch.ones(8).double())
     masks = LayerMasks(torch.tensor([0.3], dtype=torch.float64), torch.ones(16).double(), None, ffn)
-    mixed = block.relaxed(x, bias, bias.new_empty(0, 3, 3), Width.of(torch.ones(16).double()), masks)
+    mixed = block.relaxed(x, bias, Layout(bias.new_empty(0, 3, 3)), Width.of(torch.ones(16).double()), masks)
     y = 0.3 * block.attention_norm(x + block.attention(x, bias)) + 0.7 * x
     torch.testing.assert_close(mixed, block.ffn_norm(y + block.ffn(y)), rtol=1e-10, atol=1e-10)
 

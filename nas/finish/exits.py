@@ -20,6 +20,8 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nas.reduction import mean_token
+
 NEVER = 1.0  # the threshold that no probability is above
 SURE = "sure"  # bool [B, 1] in a file: who is
 GOES_ON = "goes_on"  # the part of a file for the others
@@ -46,11 +48,9 @@ class Head(nn.Module):
         super().__init__()
         self.norm, self.classifier = nn.LayerNorm(width), nn.Linear(width, num_classes)
 
-    def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        """Logits [B, C]; the mask is 1 for tokens and 0 for padding."""
-        token_BT1 = mask_BT[:, :, None]
-        mean_BD = (self.norm(x_BTD) * token_BT1).sum(dim=1) / token_BT1.sum(dim=1)
-        logits: Tensor = self.classifier(mean_BD)
+    def forward(self, x_BTD: Tensor, bias_B11T: Tensor) -> Tensor:
+        """Logits [B, C] of what the bias of the layer's scores lets it see."""
+        logits: Tensor = self.classifier(mean_token(self.norm(x_BTD), bias_B11T))
         return logits
 
 
@@ -83,17 +83,16 @@ class Exits(nn.Module):
         return layers_of(self.network)
 
     def answers(self, *inputs: Tensor) -> list[Tensor]:
-        """Logits [B, C] of each head, then the network's; a second input is the mask of the tokens [B, T]."""
-        streams: list[Tensor] = []
+        """Logits [B, C] of each head, then the network's. A layer is called with its stream and with the bias of its scores."""
+        seen: list[tuple[Tensor, Tensor]] = []
         blocks = dict.fromkeys(self.layers)  # layers may share a block, which is then called several times
-        hooks = [block.register_forward_hook(lambda _, __, x_BTD: streams.append(x_BTD)) for block in blocks]
+        hooks = [block.register_forward_hook(lambda _, given, x_BTD: seen.append((x_BTD, given[1]))) for block in blocks]
         try:
             last: Tensor = self.network(*inputs)
         finally:
             for hook in hooks:
                 hook.remove()
-        mask_BT = inputs[1].to(last.dtype) if len(inputs) > 1 else last.new_ones(streams[0].shape[:2])
-        return [*(head(streams[int(after) - 1], mask_BT) for after, head in self.heads.items()), last]
+        return [*(head(*seen[int(after) - 1]) for after, head in self.heads.items()), last]
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Logits [B, C]: of the first head that is sure, else the network's."""
