@@ -213,7 +213,7 @@ class Attention(nn.Module):
         """How much attention each token gets from the mean of all, [B, T], summed over the heads; the same for all kinds."""
         weights_B1T = bias_B11T[:, 0].exp().to(x_BTD.dtype)
         q = self._split(self.query((weights_B1T / weights_B1T.sum(dim=-1, keepdim=True)) @ x_BTD))
-        k = self._split(_linear(x_BTD, self.key, masks and masks.kv))
+        k = self._split(_linear(x_BTD, self.key, None if masks is None else masks.kv))
         scores = q.unflatten(1, (-1, k.shape[1])) @ k[:, None].transpose(-1, -2)
         probs_BHT = torch.softmax(scores + bias_B11T[:, None], dim=-1).flatten(1, 2)[:, :, 0]
         return probs_BHT.sum(dim=1) if masks is None else masks.kinds.sum(dim=0) @ probs_BHT
