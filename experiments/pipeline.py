@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from experiments.calibration import Calibration, Calibrator
-from experiments.costing import Costing, check_device
+from experiments.costing import Costing, check_device, check_precisions
 from experiments.exploring import Explorer
 from experiments.finishing import Finisher
 from experiments.halving import Halving
@@ -78,6 +78,7 @@ class Pipeline:
             raise ValueError(f"mode: {settings.mode!r} is for spaces of decoders; {family.space.name} answers for whole inputs")
         family.example_input(self.workload)  # refuses a workload that the family cannot take
         check_device(settings.objectives, device)
+        check_precisions(family, device)
         if settings.outer.measure and isinstance(device, RecordedDevice):
             raise ValueError(f"searcher.measure: {device.name} is a table, nothing can be measured on it")
         self._check_memory()

@@ -164,6 +164,7 @@ class Stages:
 
         def write(mode: str, path: Path, keep: Sequence[str]) -> Path:
             model = onnx.load(finisher.onnx_path(arch, mode, tag=name))
+            keep = [*keep, *self._chosen_blocks(model, stage)]
             unfinished = path.with_name(path.name + ".part")
             onnx.save(quantised(model, stage.kind, calibration=stage.calibration, feeds=feeds, keep=keep), unfinished)
             os.replace(unfinished, path)
@@ -185,7 +186,8 @@ class Stages:
         """Mixed precision: the blocks with the least loss added for each ms saved are quantised, as many as the limit of the
         error on the split "architecture" allows. Each block's ms is measured with it alone quantised."""
         whole = self.finisher.onnx_path(self.arch, tag=name)
-        names = list(blocks(onnx.load(whole), stage.kind))
+        model = onnx.load(whole)
+        names = [block for block in blocks(model, stage.kind) if block not in self._chosen_blocks(model, stage)]
         alone = [write("encode", folder / f"{i}.onnx", [b for b in names if b != block]) for i, block in enumerate(names)]
         inputs = self.finisher.exported(self.arch, folder, tag=name).inputs
         first_ms, *ms = [m.latency_ms for m in self._measured([Exported(self.arch, path, inputs) for path in (whole, *alone)])]
@@ -198,6 +200,11 @@ class Stages:
             if self._error(write("encode", folder / "some.onnx", keep)) <= limit:
                 return keep
         return names
+
+    def _chosen_blocks(self, model: onnx.ModelProto, stage: Quantise) -> list[str]:
+        """Those in layers whose precision the search has chosen: they keep it."""
+        chosen = "layer1.precision" in self.finisher.family.space.by_name
+        return [block for block in blocks(model, stage.kind) if chosen and "/stack/" in f"{block}/"]
 
     def _error(self, path: Path) -> float:
         return float(self.finisher.scores_of(path, "architecture")["error_percent"])
@@ -245,7 +252,8 @@ def check_stages(stages: Mapping[str, Stage], *, task: Task, family: Family, dev
     Raises:
         ValueError: a cut of layers that share keys and values or are factored; a quantisation, or an early exit, of files that
             the device does not run, or quantises itself; a calibration of decoders; an early exit of what does not classify whole
-            inputs, or in a precision that has none; class weights without classes.
+            inputs, or in a precision that has none; a quantisation of layers whose precision was chosen; class weights without
+            classes.
     """
     for name in ("early_exit", "layer_skip", "quantise"):
         if name in stages and (format_of(device) != "onnx" or device.environment.get("precision", "fp32") != "fp32"):
@@ -261,6 +269,14 @@ def check_stages(stages: Mapping[str, Stage], *, task: Task, family: Family, dev
         raise ValueError(f"stages: {branching} do not go together, a file has one branch")
     if isinstance(quantise, Quantise) and quantise.kind == "static" and isinstance(family, GenerativeFamily):
         raise ValueError("stages.quantise.kind: 'static' is not for decoders; allowed are 'dynamic', 'fp16' and 'int4'")
+    if isinstance(quantise, Quantise) and "layer1.precision" in family.space.by_name:
+        chosen = f"the space {family.space.name} chooses the precision of layers"
+        if isinstance(family, GenerativeFamily):
+            raise ValueError(f"stages.quantise: {chosen}, and of a decoder nothing else is quantised")
+        if quantise.kind == "fp16":
+            raise ValueError(
+                f"stages.quantise.kind: {chosen}, and 'fp16' would change it; allowed are 'dynamic', 'static', 'int4'"
+            )
     uncut = [c.name for c in family.space if "kv_heads" in c.name or "lowrank" in c.options]
     if "cut" in stages and uncut:
         raise ValueError(f"stages.cut: the space {family.space.name} has the choice {uncut[0]}, whose layers cannot be cut")

@@ -49,7 +49,7 @@ class Memory:
 
 
 def memory_of(family: Family, archs: Sequence[Architecture], workload: Workload) -> list[Memory]:
-    """The memory of architectures in fp32; activations as an allocator without gaps needs them.
+    """The memory of architectures, in the precisions of their layers; activations as an allocator without gaps needs them.
 
     Raises:
         ValueError: the family does not say what is alive.
@@ -70,7 +70,7 @@ def expected_memory(family: Family, encoding: Encoding, workload: Workload) -> t
     live = [operator.live_bytes for operator in operators if not isinstance(operator.live_bytes, float)]
     if not live:
         raise ValueError(f"space: {family.space.name} does not say which activations are alive together")
-    weights: Array = sum(4.0 * operator.parameters for operator in operators) / MIB
+    weights: Array = sum(4.0 * operator.parameters - operator.saved_bytes for operator in operators) / MIB
     return weights, functools.reduce(lambda a, b: (a + b + abs(a - b)) / 2.0, live) / MIB
 
 

@@ -29,6 +29,7 @@ from nas.attention_kinds import (
 from nas.layers import Linear, Width
 from nas.mixed_attention import mixed_attention
 from nas.rotary import Rotation
+from nas.rounding import mixed_input, mixed_weight
 
 Backend = Literal["matmul", "fused", "blocks"]
 """How attention is computed, never what: `matmul` writes it out (fastest in bfloat16 on a CPU, and what masks need), `fused`
@@ -174,12 +175,18 @@ class Attention(nn.Module):
 
     def relaxed(
         self, x_BTD: Tensor, bias: Tensor, layout: Layout, masks: AttentionMasks, width: Width,
-        rotation: Rotation | None = None,
+        precisions: Mapping[str, Tensor], rotation: Rotation | None = None,
     ) -> Tensor:  # fmt: skip
-        """The mixture over kinds of attention, which share q, k and v, and over numbers of heads, written to a stream of some
-        width."""
-        k, v = (self._split(_linear(x_BTD, project, masks.kv)) for project in (self.key, self.value))
-        q, k = _turned(rotation, self._split(self.query(x_BTD)), k)
+        """The mixture over kinds of attention, which share q, k and v, over numbers of heads and over precisions, written to a
+        stream of some width.
+
+        Args:
+            precisions: P(the linear maps are in one) of those but fp32, where there is a choice.
+        """
+        x_BTD = mixed_input(x_BTD, precisions, width.mask)
+        readers = ((self.query, None), (self.key, masks.kv), (self.value, masks.kv))
+        q, k, v = (self._split(_linear(x_BTD, *reader, width, precisions)) for reader in readers)
+        q, k = _turned(rotation, q, k)
         scored = sum(kind not in LOOKS_AHEAD for kind in self.kinds)
         weights_NH = masks.kinds[:scored] if self.kinds[0] == "full" else F.pad(masks.kinds[:scored], (0, 0, 1, 0))
         top = self.window if "topk" in self.kinds else 0
@@ -190,7 +197,9 @@ class Attention(nn.Module):
             shorten = self._shortened(x_BTD.shape[1], layout) if "lowrank" in self.kinds else None
             others = (q, k, v, bias[:, :, -1:], masks.kinds[scored:, :, None, None], shorten)
             out = out + checkpoint(self._ahead, *others, use_reentrant=False, preserve_rng_state=False)
-        return width.write(self._join(out), self.out.weight, self.out.bias * masks.gate)
+        heads_C = masks.kinds.sum(dim=0).repeat_interleave(self.head_size)
+        joined_BTC = mixed_input(self._join(out), precisions, heads_C)
+        return width.write(joined_BTC, mixed_weight(self.out.weight, precisions, heads_C), self.out.bias * masks.gate)
 
     def _shortened(self, num_tokens: int, layout: Layout) -> Tensor:
         """What makes mixtures of tokens that stand somewhere: [W, T], or [B, 1, W, T]."""
@@ -210,10 +219,14 @@ class Attention(nn.Module):
         return total
 
     def received(self, x_BTD: Tensor, bias_B11T: Tensor, masks: AttentionMasks | None = None) -> Tensor:
-        """How much attention each token gets from the mean of all, [B, T], summed over the heads; the same for all kinds."""
+        """How much attention each token gets from the mean of all, [B, T], summed over the heads; the same for all kinds.
+
+        Args:
+            masks: of a relaxed layer in fp32.
+        """
         weights_B1T = bias_B11T[:, 0].exp().to(x_BTD.dtype)
         q = self._split(self.query((weights_B1T / weights_B1T.sum(dim=-1, keepdim=True)) @ x_BTD))
-        k = self._split(_linear(x_BTD, self.key, None if masks is None else masks.kv))
+        k = self._split(self.key(x_BTD) if masks is None else F.linear(x_BTD, *_weights(self.key, masks.kv)))
         scores = q.unflatten(1, (-1, k.shape[1])) @ k[:, None].transpose(-1, -2)
         probs_BHT = torch.softmax(scores + bias_B11T[:, None], dim=-1).flatten(1, 2)[:, :, 0]
         return probs_BHT.sum(dim=1) if masks is None else masks.kinds.sum(dim=0) @ probs_BHT
@@ -223,10 +236,15 @@ def _turned(rotation: Rotation | None, q: Tensor, k: Tensor) -> tuple[Tensor, Te
     return (q, k) if rotation is None else (rotation.turn(q), rotation.turn(k))
 
 
-def _linear(x_BTD: Tensor, project: Linear, kv_HG: Tensor | None) -> Tensor:
-    """Keys or values of all query heads, from mixed rows of a projection to heads of keys or values."""
+def _linear(x_BTD: Tensor, project: Linear, kv_HG: Tensor | None, width: Width, precisions: Mapping[str, Tensor]) -> Tensor:
+    """Queries, or keys or values of all query heads."""
+    weight, bias = _weights(project, kv_HG)
+    return F.linear(x_BTD, mixed_weight(weight, precisions, width.mask), bias)
+
+
+def _weights(project: Linear, kv_HG: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Weight and bias; mixed rows of those of a projection to heads of keys or values."""
     if kv_HG is None:
-        result: Tensor = project(x_BTD)
-        return result
+        return project.weight, project.bias
     weight, bias = ((kv_HG @ p.view(kv_HG.shape[1], -1)).view(-1, *p.shape[1:]) for p in (project.weight, project.bias))
-    return F.linear(x_BTD, weight, bias)
+    return weight, bias

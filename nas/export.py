@@ -18,10 +18,12 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from nas.integers import has_integers, with_integers
 from nas.protocols import Device, Family, GenerativeFamily
 from nas.types import Workload
 
 OPSET = 20  # the first with one Gelu operator, which ONNX Runtime has a kernel for
+INTEGER_TOLERANCE = 0.1  # of the largest output, or of 1, with layers in integers: what lies between two may be rounded to either
 SAME_NUMBER = 0.01  # answers that are one standardised number each and this close are the same
 
 
@@ -69,7 +71,7 @@ def export_onnx(
     Args:
         example: inputs by name, sequences [B, T] or whole inputs [B, ...] if the network does not name its axes; also the first
             that the file is checked on.
-        tolerance: largest absolute difference of the outputs that counts as the same.
+        tolerance: largest absolute difference of the outputs that counts as the same (see `allowed`).
         check_on: further inputs, of any batch size and, if they are sequences, length.
 
     Raises:
@@ -81,7 +83,7 @@ def export_onnx(
         num_examples=total,
         max_abs_difference=difference,
         equal_decisions=equal / total,
-        tolerance=tolerance,
+        tolerance=allowed(network, example, tolerance),
         num_parameters=sum(p.numel() for p in network.parameters()),
         file_bytes=path.stat().st_size,
     )
@@ -101,6 +103,16 @@ def export_for(device: Device, network: nn.Module, example: Mapping[str, Tensor]
     path = path.with_name(path.name + FORMATS[kind].suffix)
     write_as(kind, network, [example], path, tolerance=tolerance)
     return path
+
+
+def allowed(network: nn.Module, example: Mapping[str, Tensor], tolerance: float) -> float:
+    """How far the outputs of a network's file may lie from its own: the tolerance; more if linear maps are in integers, where one
+    that is rounded otherwise changes all that follow."""
+    if not has_integers(network):
+        return tolerance
+    with torch.no_grad():
+        largest = max(float(np.abs(x).max(initial=1)) for x in _arrays(network(*example.values())))
+    return max(tolerance, INTEGER_TOLERANCE * largest)
 
 
 def form_of(family: Family, network: nn.Module, workload: Workload) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -164,6 +176,7 @@ def write_as(
         ValueError: the format's converter is not installed.
     """
     chosen, network = FORMATS[kind], network.eval().cpu().float()
+    tolerance = allowed(network, examples[0], tolerance)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         unfinished = Path(folder) / path.name
         with torch.no_grad(), warnings.catch_warnings():
@@ -197,7 +210,7 @@ def _write_onnx(network: nn.Module, example: Mapping[str, Tensor], path: Path) -
     # The TorchScript exporter: its graphs run as fast as the newer one's, and it takes 0.3 s a network where that takes 9 s.
     # Only so can every measured network be exported in the way that ships.
     torch.onnx.export(
-        network, tuple(example.values()), str(path), input_names=list(example), opset_version=OPSET, dynamo=False,
+        with_integers(network), tuple(example.values()), str(path), input_names=list(example), opset_version=OPSET, dynamo=False,
         output_names=[name for name in axes if name not in example], dynamic_axes=axes,
     )  # fmt: skip
     if isinstance(network, Rewrites):

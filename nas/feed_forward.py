@@ -9,7 +9,7 @@ one before it meets the tokens, p W + (1 - p) U V: a product of weights, not of 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas.layers import Linear, Width
+from nas.rounding import mixed_input, mixed_weight
 from nas.twice import again
 
 aten = torch.ops.aten
@@ -120,21 +121,27 @@ class FeedForward(nn.Module):
         result: Tensor = self.down(hidden_BTF)
         return result
 
-    def relaxed(self, x_BTD: Tensor, masks: FeedForwardMasks, width: Width) -> Tensor:
-        """The mixture over hidden sizes, kinds, ranks and activations, written to a stream of some width."""
+    def relaxed(self, x_BTD: Tensor, masks: FeedForwardMasks, width: Width, precisions: Mapping[str, Tensor]) -> Tensor:
+        """The mixture over hidden sizes, kinds, ranks, activations and precisions, written to a stream of some width.
+
+        Args:
+            precisions: P(the linear maps are in one) of those but fp32, where there is a choice; factored ones have none.
+        """
         up, down = (m.mixed(masks) if isinstance(m, Factored) else m.weight for m in (self.up, self.down))
+        x_BTD, up = mixed_input(x_BTD, precisions, width.mask), mixed_weight(up, precisions, width.mask)
         hidden_BTF = self._activated(F.linear(x_BTD, up, self.up.bias), masks.activation)
         if self.gate is not None:
-            hidden_BTF = hidden_BTF * self._gate(x_BTD, masks.gated)
+            weight, bias = self._gate(self.gate, masks.gated)
+            hidden_BTF = hidden_BTF * F.linear(x_BTD, mixed_weight(weight, precisions, width.mask), bias)
+        hidden_BTF = mixed_input(hidden_BTF, precisions, masks.hidden)
+        down = mixed_weight(down, precisions, masks.hidden)
         return width.write(hidden_BTF, down, self.down.bias * masks.gate, masks.hidden)
 
-    def _gate(self, x_BTD: Tensor, gated: Tensor | None) -> Tensor:
-        """p gate(x) + (1 - p), which leaves a plain layer as it is."""
-        assert self.gate is not None
-        weight, bias = self.gate.weight, self.gate.bias
+    def _gate(self, gate: Linear, gated: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Weight and bias of p gate(x) + (1 - p), which leaves a plain layer as it is."""
         if gated is None:
-            return F.linear(x_BTD, weight, bias)
-        return F.linear(x_BTD, weight * gated, torch.lerp(torch.ones_like(bias), bias, gated))
+            return gate.weight, gate.bias
+        return gate.weight * gated, torch.lerp(torch.ones_like(gate.bias), gate.bias, gated)
 
     def _activated(self, x_BTF: Tensor, weights: Tensor | None) -> Tensor:
         if weights is None:

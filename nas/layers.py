@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nas.rounding import ROUNDINGS
 from nas.twice import again
 
 
@@ -144,11 +145,27 @@ def _mixed_plainly(weights_K: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 class Linear(nn.Linear):
-    """A linear map; on the meta device, where there is nothing to initialise, quick to make."""
+    """A linear map, in a precision; on the meta device, where there is nothing to initialise, quick to make."""
+
+    precision: str = ""  # nobody chose one, so it is fp32 here and the finisher may change it; else fp32, or one of ROUNDINGS
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
             super().reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.precision not in ROUNDINGS:
+            return super().forward(x)
+        rounding = ROUNDINGS[self.precision]
+        return F.linear(rounding.input(x), rounding.weight(self.weight), self.bias)
+
+
+def with_precision(module: nn.Module, precision: str) -> nn.Module:
+    """The module with all its linear maps in a precision."""
+    for part in module.modules():
+        if isinstance(part, Linear):
+            part.precision = precision
+    return module
 
 
 class Norm(nn.LayerNorm):

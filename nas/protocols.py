@@ -36,7 +36,8 @@ class Operator:
 
     `kind` names what shares a speed: a matrix product, an attention of one kind, a norm. `count` is how many run, `flops` their
     floating-point operations (a multiply-add counts 2), `bytes` what they read and write, `parameters` the weights they hold.
-    `live_bytes` are the activations that are alive at the worst moment of one of them, and 0 if the family does not say.
+    `live_bytes` are the activations that are alive at the worst moment of one of them, and 0 if the family does not say;
+    `saved_bytes` are what the weights take less than four bytes each.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class Operator:
     bytes: Array
     parameters: Array = 0.0
     live_bytes: Array = 0.0
+    saved_bytes: Array = 0.0
 
 
 class Batch(NamedTuple):

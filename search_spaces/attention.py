@@ -24,7 +24,7 @@ from nas.attention_kinds import pattern, pattern_at
 from nas.encoding import Array, Encoding
 from nas.protocols import Operator
 from nas.space import Architecture, Choice, Condition, SearchSpace
-from search_spaces.common import TINY, Uses, norm_operators
+from search_spaces.common import TINY, Uses, in_precisions, norm_operators
 
 ATTENTION_KINDS = ("full", "window", "block", "strided", "topk", "linear", "lowrank", "none")
 DEFAULT_KINDS = ("full", "window", "none")
@@ -249,6 +249,7 @@ class LayerAttention:
         heads = encoding.expected(f"{layer}.heads")
         channels = heads * float(self.head_size)
         kv_channels = self.expected_kv_heads(encoding, layer) * float(self.head_size)
+        weights, outputs = 2.0 * width * (channels + kv_channels), channels + 2.0 * kv_channels + width
         operators = []
         for kind in self.kinds:
             p, held = of_kind = uses.times(encoding.probability(f"{layer}.attention", kind))
@@ -256,12 +257,20 @@ class LayerAttention:
             shortening = float(self.window * self.max_tokens) if kind == "lowrank" else 0.0
             operators += [
                 *norm_operators(encoding, "attention", of_kind, all_tokens, width),
-                Operator(
-                    "projections",
-                    p,
-                    p * 4.0 * all_tokens * width * (channels + kv_channels),
-                    p * (8.0 * width * (channels + kv_channels) + 8.0 * all_tokens * (2.0 * width + channels + kv_channels)),
-                    held * (2.0 * width * (channels + kv_channels) + channels + 2.0 * kv_channels + width),
+                *in_precisions(
+                    encoding,
+                    layer,
+                    of_kind,
+                    Operator(
+                        "projections",
+                        p,
+                        p * 2.0 * all_tokens * weights,
+                        p * (4.0 * weights + 8.0 * all_tokens * (2.0 * width + channels + kv_channels)),
+                        held * (weights + outputs),
+                    ),
+                    weights=weights,
+                    read=all_tokens * (width + channels),
+                    outputs=outputs,
                 ),
                 *([_turning(of_kind, all_tokens, width, channels, kv_channels)] if self.rotary else []),
                 Operator(

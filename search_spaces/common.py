@@ -1,4 +1,4 @@
-"""What holds for all layers of a trunk: the kind of norm, the activation, and which layers have the same weights.
+"""What holds for all layers of a trunk: the kind of norm, the activation, which layers have the same weights, and precisions.
 
 A choice that a space does not have is decided by `DEFAULTS`. Weights belong to a layer, the first that uses them; the others of
 its group are the same block once more, with its heads, its kinds and its sizes. They could have prefixes of them, but then a file
@@ -8,6 +8,7 @@ would hold these prefixes too.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,13 +17,19 @@ from nas.encoding import Array, Encoding
 from nas.feed_forward import ACTIVATIONS
 from nas.layers import Norm, RMSNorm
 from nas.protocols import Operator
-from nas.space import Choice, Option, SearchSpace
+from nas.rounding import BLOCK, ROUNDINGS
+from nas.space import Choice, Condition, Option, SearchSpace
 
 NORM_KINDS = ("layer", "rms")
 SHARING = ("none", "pairs", "all")
 """No layers share, each second one has the weights of the one before (MobileLLM, arXiv:2402.14905), or all have the same (ALBERT,
 arXiv:1909.11942)."""
-DEFAULTS = {"ffn_kind": "mlp", "activation": "gelu", "norm_kind": "layer", "sharing": "none"}
+PRECISIONS = ("fp32", *ROUNDINGS)
+"""Of the linear maps of a layer."""
+SAVED = {"int8": (3.0, -5.0), "int4": (4.0 - 0.5 - 4.0 / BLOCK, 0.0)}
+"""Bytes that a weight, and an output, takes less than in fp32: in int8 a byte, and of an output a scale and a zero point; in int4
+half a byte and its part of a scale."""
+DEFAULTS = {"ffn_kind": "mlp", "activation": "gelu", "norm_kind": "layer", "sharing": "none", "precision": "fp32"}
 NormPlace = Literal["pre", "post"]
 NORM_EPS = {"pre": 1e-5, "post": 1e-12}  # of torch, of BERT
 TINY = 1e-6  # what is as good as no probability
@@ -32,6 +39,20 @@ def common_choices(*, sharing: Sequence[str], activation: Sequence[str], norm_ki
     """Raises ValueError: unknown kinds, or none."""
     given = (("sharing", sharing, SHARING), ("activation", activation, ACTIVATIONS), ("norm_kind", norm_kind, NORM_KINDS))
     return [Choice(name, kinds) for name, options, known in given if (kinds := ordered(name, options, tuple(known)))]
+
+
+def precision_choices(
+    layer: int, requires: Sequence[Condition], *, precision: Sequence[str], ffn_kind: Sequence[str]
+) -> list[Choice]:
+    """That of one layer, if there are several precisions.
+
+    Raises:
+        ValueError: an unknown precision, or none, or a choice where layers may be factored, or without a feed-forward.
+    """
+    precisions = ordered("precision", precision, PRECISIONS)
+    if precisions and set(ffn_kind) - {"glu", "mlp"}:
+        raise ValueError(f"precision: {precisions} go with the ffn_kind 'glu' and 'mlp', and {tuple(ffn_kind)} are chosen")
+    return [Choice(f"layer{layer}.precision", precisions, tuple(requires))] if precisions else []
 
 
 def ordered(name: str, given: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
@@ -98,6 +119,35 @@ def uses(encoding: Encoding, first: int, layers: Iterable[int]) -> Uses:
 
 def make_norm(width: int, kind: str, eps: float) -> Norm | RMSNorm:
     return Norm(width, eps=eps) if kind == "layer" else RMSNorm(width, eps=eps)
+
+
+def in_precisions(
+    encoding: Encoding, layer: str, uses: Uses, fp32: Operator, *, weights: Array, read: Array, outputs: Array
+) -> list[Operator]:
+    """Linear maps of a layer in each precision that it may have.
+
+    Args:
+        uses: of the maps.
+        fp32: what they cost where there is no choice.
+        weights, read, outputs: weights in matrices, values that are read (and rounded first in fewer bits), and outputs.
+    """
+    name = f"{layer}.precision"
+    if name not in encoding.space.by_name:
+        return [fp32]
+    kinds = {"fp32": fp32}
+    for precision, (of_weight, of_output) in SAVED.items():
+        kinds[precision] = replace(
+            fp32,
+            kind=f"{fp32.kind}.{precision}",
+            bytes=fp32.bytes + uses.runs * (2.0 * read - of_weight * weights),
+            saved_bytes=uses.held * (of_weight * weights + of_output * outputs),
+        )
+    return [_times(kinds[str(option)], encoding.probability(name, option)) for option in options(encoding.space, name)]
+
+
+def _times(operator: Operator, p: Array) -> Operator:
+    costs = {name: value * p for name, value in vars(operator).items() if name != "kind"}
+    return replace(operator, **costs)
 
 
 def norm_operators(encoding: Encoding, branch: str, of: Uses, tokens: Array, width: Array) -> list[Operator]:

@@ -56,12 +56,13 @@ def decoder_space(
     activation: Sequence[str] = ("gelu",),
     norm_kind: Sequence[str] = ("layer",),
     sharing: Sequence[str] = ("none",),
+    precision: Sequence[str] = ("fp32",),
     name: str = "decoder",
 ) -> SearchSpace:
     """The choices of a decoder. Raises ValueError like `trunk_choices`."""
     choices = trunk_choices(
         width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
-        activation=activation, norm_kind=norm_kind, sharing=sharing,
+        activation=activation, norm_kind=norm_kind, sharing=sharing, precision=precision,
     )  # fmt: skip
     return SearchSpace(name, tuple(choices))
 
@@ -317,12 +318,12 @@ def decoder(
     attention: Sequence[str], head_size: int, window: int, kv_heads: Sequence[int] = (),
     ffn_kind: Sequence[str] = ("mlp",), rank: Sequence[int] = (),
     activation: Sequence[str] = ("gelu",), norm_kind: Sequence[str] = ("layer",), sharing: Sequence[str] = ("none",),
-    positions: Positions = "learned", rotary_base: float = 10000.0, tied: bool = True, norm_eps: float = NORM_EPS["pre"],
-    name: str = "decoder",
+    precision: Sequence[str] = ("fp32",), positions: Positions = "learned", rotary_base: float = 10000.0, tied: bool = True,
+    norm_eps: float = NORM_EPS["pre"], name: str = "decoder",
 ) -> DecoderFamily:  # fmt: skip
     """The family of a space that is given by its options; what a configuration builds. Raises ValueError like its parts."""
     space = decoder_space(
         width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
-        activation=activation, norm_kind=norm_kind, sharing=sharing, name=name,
+        activation=activation, norm_kind=norm_kind, sharing=sharing, precision=precision, name=name,
     )  # fmt: skip
     return DecoderFamily(space, vocab_size, max_tokens, head_size, window, positions, rotary_base, tied, norm_eps)

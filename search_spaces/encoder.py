@@ -48,6 +48,7 @@ def encoder_space(
     activation: Sequence[str] = ("gelu",),
     norm_kind: Sequence[str] = ("layer",),
     sharing: Sequence[str] = ("none",),
+    precision: Sequence[str] = ("fp32",),
     keep: Sequence[int] = (),
     keep_after: int = 1,
     name: str = "encoder",
@@ -55,7 +56,7 @@ def encoder_space(
     """The choices of an encoder; the default holds about 10^9.4 architectures. Raises ValueError like `trunk_choices`."""
     choices = trunk_choices(
         width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
-        activation=activation, norm_kind=norm_kind, sharing=sharing,
+        activation=activation, norm_kind=norm_kind, sharing=sharing, precision=precision,
         keep=keep, keep_after=keep_after,
     )  # fmt: skip
     return SearchSpace(name, tuple(choices))
@@ -186,12 +187,13 @@ def encoder(
     ffn: Sequence[int], attention: Sequence[str], head_size: int, window: int, norm: NormPlace = "pre",
     kv_heads: Sequence[int] = (), ffn_kind: Sequence[str] = ("mlp",), rank: Sequence[int] = (),
     activation: Sequence[str] = ("gelu",), norm_kind: Sequence[str] = ("layer",), sharing: Sequence[str] = ("none",),
-    keep: Sequence[int] = (), keep_after: int = 1, name: str = "encoder", per_token: bool = False,
+    precision: Sequence[str] = ("fp32",), keep: Sequence[int] = (), keep_after: int = 1, name: str = "encoder",
+    per_token: bool = False,
 ) -> EncoderFamily:  # fmt: skip
     """The family of a space that is given by its options; what a configuration builds. Raises ValueError like its parts."""
     space = encoder_space(
         width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
-        activation=activation, norm_kind=norm_kind, sharing=sharing,
+        activation=activation, norm_kind=norm_kind, sharing=sharing, precision=precision,
         keep=keep, keep_after=keep_after, name=name,
     )  # fmt: skip
     return EncoderFamily(space, vocab_size, num_classes, max_tokens, head_size, window, norm, per_token)

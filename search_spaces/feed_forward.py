@@ -15,7 +15,7 @@ from nas.encoding import Array, Encoding
 from nas.feed_forward import FFN_KINDS, FeedForward, FeedForwardMasks
 from nas.protocols import Operator
 from nas.space import Architecture, Choice, Condition, SearchSpace
-from search_spaces.common import DEFAULTS, TINY, Uses, norm_operators, options, ordered
+from search_spaces.common import DEFAULTS, TINY, Uses, in_precisions, norm_operators, options, ordered
 
 
 def ffn_choices(
@@ -115,17 +115,19 @@ class LayerFeedForward:
             p, held = of_kind = uses.times(encoding.probability(f"{layer}.ffn_kind", kind)) if chosen else uses
             rank = encoding.expected(f"{layer}.rank") if kind == "lowrank" else 0.0
             weights = 2.0 * rank * (width + hidden) if kind == "lowrank" else 2.0 * width * hidden
+            plain = Operator(
+                "ffn.lowrank" if kind == "lowrank" else "ffn",
+                p,
+                p * 2.0 * tokens * weights,
+                p * (4.0 * weights + 8.0 * tokens * (width + hidden + 2.0 * rank)),
+                held * (weights + width + hidden),
+                held * 4.0 * tokens * (width + 2.0 * hidden),
+            )
+            outputs, read = width + hidden, tokens * (width + hidden)
             operators += [
                 *norm_operators(encoding, "ffn", of_kind, tokens, width),
                 *self._activation_operators(encoding, p, tokens * hidden),
-                Operator(
-                    "ffn.lowrank" if kind == "lowrank" else "ffn",
-                    p,
-                    p * 2.0 * tokens * weights,
-                    p * (4.0 * weights + 8.0 * tokens * (width + hidden + 2.0 * rank)),
-                    held * (weights + width + hidden),
-                    held * 4.0 * tokens * (width + 2.0 * hidden),
-                ),
+                *in_precisions(encoding, layer, of_kind, plain, weights=weights, read=read, outputs=outputs),
             ]
             if kind == "glu":
                 gate = Operator(
@@ -136,7 +138,8 @@ class LayerFeedForward:
                     held * (width * hidden + hidden),
                     held * 4.0 * tokens * (width + 3.0 * hidden),
                 )
-                operators.append(gate)
+                weights, read = width * hidden, tokens * width
+                operators += in_precisions(encoding, layer, of_kind, gate, weights=weights, read=read, outputs=hidden)
         return operators
 
     def alive(self, encoding: Encoding, layer: str, width: Array, tokens: Array) -> Array:

@@ -28,11 +28,12 @@ Counts = Sequence[tuple[int, Array]]
 """Numbers of tokens of a sequence, and the probability of each."""
 
 
-def keep_choices(depth: Choice, *, keep: Sequence[int], keep_after: int) -> list[Choice]:
+def keep_choices(depth: Choice, *, keep: Sequence[int], keep_after: int, precision: Sequence[str]) -> list[Choice]:
     """None without shares, or with that of all alone.
 
     Raises:
-        ValueError: shares that are no ascending percentages, or a layer behind which no network has another.
+        ValueError: shares that are no ascending percentages, a layer behind which no network has another, or layers that may be
+            in integers: the range of what is rounded would be that of the tokens that a supernet hides, too.
     """
     if tuple(keep) in ((), (ALL,)):
         return []
@@ -40,6 +41,8 @@ def keep_choices(depth: Choice, *, keep: Sequence[int], keep_after: int) -> list
         raise ValueError(
             f"keep_after: {keep_after} is not one of the layers 1 to {depth.largest - 1}, which have one behind them"
         )
+    if set(precision) != {"fp32"}:
+        raise ValueError(f"keep: {tuple(keep)} goes with the precision 'fp32' alone, and {tuple(precision)} are chosen")
     deeper = Condition(depth.name, tuple(d for d in depth.sizes if d > keep_after))
     choice = Choice(f"keep_after_{keep_after}", tuple(keep), (deeper,) * (deeper.options != depth.options))
     if not choice.is_nested or choice.largest > ALL:

@@ -16,7 +16,7 @@ from the keys of the layers behind and from the mean over the tokens, and its wi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from torch.func import functional_call
 
 from nas.attention import Attention, AttentionMasks, Cache, Layout
 from nas.feed_forward import FeedForward, FeedForwardMasks
-from nas.layers import Width, mixed
+from nas.layers import Width, mixed, with_precision
 from nas.reduction import ALL, hidden, keeps, reduced
 from nas.rotary import Rotation
 from search_spaces.attention import LayerAttention
@@ -37,6 +37,7 @@ class LayerMasks:
 
     attention: AttentionMasks
     ffn: FeedForwardMasks
+    precisions: Mapping[str, Tensor] = field(default_factory=dict)  # P(it is in one) of those but fp32, where there is a choice
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Block(nn.Module):
         norm: NormPlace,
         norm_kind: str,
         norm_eps: float,
+        precision: str = "",
     ) -> None:
         super().__init__()
         if attention is not None:
@@ -84,6 +86,7 @@ class Block(nn.Module):
         if ffn is not None:
             self.ffn_norm, self.ffn = make_norm(width, norm_kind, norm_eps), ffn
         self.has_attention, self.has_ffn, self.norm = attention is not None, ffn is not None, norm
+        with_precision(self, precision)
 
     def forward(
         self,
@@ -138,16 +141,16 @@ class Block(nn.Module):
         A post-norm branch that is not there takes its norm with it, so a mixture is one of what comes out of the norm:
         p norm(x + branch) + (1 - p) x, the branch given that it is there.
         """
-        attention, ffn = masks.attention, masks.ffn
+        attention, ffn, precisions = masks.attention, masks.ffn, masks.precisions
         if self.norm == "post":
             given = attention.given(attention.gate.clamp_min(TINY))
-            written = self.attention.relaxed(x_BTD, bias, layout, given, width, rotation)
+            written = self.attention.relaxed(x_BTD, bias, layout, given, width, precisions, rotation)
             x_BTD = torch.lerp(x_BTD, self.attention_norm.relaxed(width.centre_again(x_BTD + written), width), attention.gate)
-            written = self.ffn.relaxed(x_BTD, ffn.given(ffn.gate.clamp_min(TINY)), width)
+            written = self.ffn.relaxed(x_BTD, ffn.given(ffn.gate.clamp_min(TINY)), width, precisions)
             return torch.lerp(x_BTD, self.ffn_norm.relaxed(width.centre_again(x_BTD + written), width), ffn.gate)
         normed = self.attention_norm.relaxed(x_BTD, width)
-        x_BTD = x_BTD + self.attention.relaxed(normed, bias, layout, attention, width, rotation)
-        return x_BTD + self.ffn.relaxed(self.ffn_norm.relaxed(x_BTD, width), ffn, width)
+        x_BTD = x_BTD + self.attention.relaxed(normed, bias, layout, attention, width, precisions, rotation)
+        return x_BTD + self.ffn.relaxed(self.ffn_norm.relaxed(x_BTD, width), ffn, width, precisions)
 
 
 class Stack(nn.Module):

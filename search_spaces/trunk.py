@@ -30,6 +30,7 @@ from search_spaces.common import (
     leaders,
     leaders_of,
     options,
+    precision_choices,
     users,
     uses,
 )
@@ -42,10 +43,10 @@ def trunk_choices(
     *, width: Sequence[int], depth: Sequence[int], heads: Sequence[int], ffn: Sequence[int], attention: Sequence[str],
     kv_heads: Sequence[int] = (), ffn_kind: Sequence[str] = ("mlp",), rank: Sequence[int] = (),
     activation: Sequence[str] = ("gelu",), norm_kind: Sequence[str] = ("layer",), sharing: Sequence[str] = ("none",),
-    keep: Sequence[int] = (), keep_after: int = 1,
+    precision: Sequence[str] = ("fp32",), keep: Sequence[int] = (), keep_after: int = 1,
 ) -> list[Choice]:  # fmt: skip
     """Width, depth, those of `common_choices` and of `keep_choices`, and for each layer that may have weights of its own those of
-    `attention_choices` and of `ffn_choices`.
+    `attention_choices`, of `ffn_choices` and of `precision_choices`.
 
     Raises:
         ValueError: like these.
@@ -55,7 +56,7 @@ def trunk_choices(
     if rank and max(rank) > most:
         raise ValueError(f"rank: {max(rank)} is more than {most}, the smaller one of width and feed-forward size")
     choices += common_choices(sharing=sharing, activation=activation, norm_kind=norm_kind)
-    choices += keep_choices(choices[1], keep=keep, keep_after=keep_after)
+    choices += keep_choices(choices[1], keep=keep, keep_after=keep_after, precision=precision)
     scores = scoring(choices, sharing)
     for layer in range(1, choices[1].largest + 1):
         own = tuple(option for option in SHARING if option in sharing and leader(layer, option) == layer)
@@ -66,6 +67,7 @@ def trunk_choices(
             kinds = [kind for kind in attention if kind != "none" or layer not in scores]
             choices += attention_choices(layer, requires, attention=kinds, heads=heads, kv_heads=kv_heads)
             choices += ffn_choices(layer, requires, ffn=ffn, ffn_kind=ffn_kind, rank=rank)
+            choices += precision_choices(layer, requires, precision=precision, ffn_kind=ffn_kind)
     return choices
 
 
@@ -125,10 +127,10 @@ class Trunk:
         picks, width = {**DEFAULTS, **arch.as_dict}, arch.size("width")
         norms = self._norms(picks["norm_kind"])
         used = [leader(layer, picks["sharing"]) for layer in range(1, arch.size("depth") + 1)]
-        blocks = {
-            n - 1: Block(width, self.attention.module(arch, n, width, backend), self.ffn.module(arch, n, width), **norms)
-            for n in dict.fromkeys(used)
-        }
+        blocks = {}
+        for n in dict.fromkeys(used):
+            branches = self.attention.module(arch, n, width, backend), self.ffn.module(arch, n, width)
+            blocks[n - 1] = Block(width, *branches, **norms, precision=str(arch.as_dict.get(f"layer{n}.precision", "")))
         return Stack(blocks, [[n - 1] for n in used], width, self.attention, keep=self.reduction.of(arch), **norms)
 
     def _norms(self, kind: object) -> dict[str, Any]:
@@ -141,6 +143,11 @@ class Trunk:
     @functools.cached_property
     def _leaders_of(self) -> list[tuple[int, ...]]:
         return [leaders_of(self.space, layer) for layer in self.layers]
+
+    @property
+    def _roundings(self) -> list[str]:
+        """The precisions of layers but fp32."""
+        return [str(option) for option in options(self.space, "layer1.precision") if option != "fp32"]
 
     def masks(self, encoding: Encoding) -> Masks:
         """Masks of one relaxed architecture: `encoding.values` is a tensor [E]. Those of layers with weights of their own are,
@@ -161,7 +168,8 @@ class Trunk:
                 shares = [users_LN[i, [self._leaders.index(m) for m in found]] for i, found in enumerate(self._leaders_of)]
                 rows = {name: users_LN @ part for name, part in rows.items()}
                 kv = None if kv is None else torch.einsum("ln,nhg->lhg", users_LN, kv)
-            layers = map(LayerMasks, self.attention.masks(rows, kv, gates_L), self.ffn.masks(encoding, rows, gates_L))
+            precisions = [{name: rows[name][i, 0] for name in self._roundings} for i in range(self.num_layers)]
+            layers = map(LayerMasks, self.attention.masks(rows, kv, gates_L), self.ffn.masks(encoding, rows, gates_L), precisions)
             return Masks(Width.of(width_D, self._centred(encoding)), list(layers), shares, self.reduction.mask(encoding))
 
     def _centred(self, encoding: Encoding) -> Array:
@@ -209,6 +217,10 @@ class Trunk:
             **{
                 name: each(lambda layer, group=group: kinds(f"{layer}.ffn_kind", [group]))  # type: ignore[misc]
                 for name, group in self.ffn.columns.items()
+            },
+            **{
+                name: each(lambda layer, name=name: kinds(f"{layer}.precision", [(name,)]))  # type: ignore[misc]
+                for name in self._roundings
             },
         }
 

@@ -56,6 +56,7 @@ def vision_space(
     activation: Sequence[str] = ("gelu",),
     norm_kind: Sequence[str] = ("layer",),
     sharing: Sequence[str] = ("none",),
+    precision: Sequence[str] = ("fp32",),
     keep: Sequence[int] = (),
     keep_after: int = 1,
     name: str = "vision",
@@ -73,7 +74,7 @@ def vision_space(
     finest_first = Choice("patch", tuple(map(str, sizes.options)))
     trunk = trunk_choices(
         width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
-        activation=activation, norm_kind=norm_kind, sharing=sharing,
+        activation=activation, norm_kind=norm_kind, sharing=sharing, precision=precision,
         keep=keep, keep_after=keep_after,
     )  # fmt: skip
     return SearchSpace(name, (finest_first, *trunk))
@@ -326,14 +327,14 @@ def vision(
     width: Sequence[int], depth: Sequence[int], heads: Sequence[int], ffn: Sequence[int], attention: Sequence[str],
     head_size: int, window: int, kv_heads: Sequence[int] = (), ffn_kind: Sequence[str] = ("mlp",), rank: Sequence[int] = (),
     activation: Sequence[str] = ("gelu",), norm_kind: Sequence[str] = ("layer",), sharing: Sequence[str] = ("none",),
-    keep: Sequence[int] = (), keep_after: int = 1, pooling: Pooling = "mean", norm_eps: float = NORM_EPS["pre"],
-    name: str = "vision",
+    precision: Sequence[str] = ("fp32",), keep: Sequence[int] = (), keep_after: int = 1, pooling: Pooling = "mean",
+    norm_eps: float = NORM_EPS["pre"], name: str = "vision",
 ) -> VisionFamily:  # fmt: skip
     """The family of a space that is given by its options; what a configuration builds. Raises ValueError like its parts."""
     space = vision_space(
         patch=patch,
         width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
-        activation=activation, norm_kind=norm_kind, sharing=sharing,
+        activation=activation, norm_kind=norm_kind, sharing=sharing, precision=precision,
         keep=keep, keep_after=keep_after, name=name,
     )  # fmt: skip
     return VisionFamily(

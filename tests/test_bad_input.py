@@ -29,7 +29,10 @@ def refused(*words, message: str) -> str:
             "'serch' is not one of ('search', 'pareto', 'export', 'space', 'generate', 'devices', 'calibrate', ",
         ),
         ((*SMOKE, "budgt_ms=3"), "Could not override 'budgt_ms'"),
-        ((*SMOKE, "space=decoder_only"), "Available options in 'space': decoder decoder_tiny encoder encoder_full encoder_tiny"),
+        (
+            (*SMOKE, "space=decoder_only"),
+            "Available options in 'space': decoder decoder_tiny encoder encoder_full encoder_mixed",
+        ),
         ((*SMOKE, "budget_ms=fast"), "Value 'fast' of type 'str' could not be converted to Float"),
         ((*SMOKE, "budget_ms=-1"), "budget_ms: -1.0 is not positive"),
         ((*SMOKE, "space.attention=[full,cross]"), "attention: 'cross' is not one of ('full', 'window', 'block'"),

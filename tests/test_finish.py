@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from nas.compute import Compute
 from nas.export import export_onnx, open_session
 from nas.finish.cut import Cut, cuttable, importance, smaller
-from nas.finish.fake_quant import round_input, round_weight, rounding
+from nas.finish.fake_quant import rounding
 from nas.finish.losses import hidden_states, matched, recorded, relations, soft_labels
 from nas.finish.low_rank import LowRank, truncated
 from nas.finish.precision import CALIBRATIONS, KINDS, blocks, quantised
@@ -23,6 +23,7 @@ from nas.finish.quantise import Quantise, order
 from nas.finish.shapes import linear_layers, with_weights
 from nas.finish.teaching import Lesson, School, teach
 from nas.protocols import IGNORED, Batch
+from nas.rounding import round_input, round_weight
 from nas.supernet import state_of
 from nas.training import TrainConfig, Trainer
 from nas.types import Workload

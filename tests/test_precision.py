@@ -1,4 +1,4 @@
-"""What ships is what was measured: a device of another precision ships the file that it ran."""
+"""What ships is what was measured: a device of another precision ships the file that it ran, and layers in integers stay so."""
 
 import json
 
@@ -7,6 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from nas.export import INTEGER_TOLERANCE
 from tests.conftest import command
 
 
@@ -33,3 +34,26 @@ def test_the_int8_file_ships_and_is_what_was_scored(run):
     assert results["parity"]["max_abs_difference"] > 1e-4, "parity is that of the file that ships"
     assert 0.5 < results["parity"]["equal_decisions"] <= 1
     assert "int8" in results["device"]
+
+
+@pytest.mark.slow
+def test_a_search_whose_layers_are_all_in_integers_ships_that(tmp_path):
+    words = (
+        "experiment=smoke",
+        "space.precision=[int8,int4]",
+        f"run={tmp_path / 'run'}",
+        f"store={tmp_path / 'store'}",
+        "torch_threads=1",
+    )
+    done = command("search", *words)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    [folder] = (tmp_path / "run/export").iterdir()
+    facts = json.loads((folder / "contract.json").read_text())["networks"][0]
+    depth = facts["architecture"]["depth"]
+    chosen = [facts["architecture"][f"layer{n}.precision"] for n in range(1, depth + 1)]
+    kinds = [node.op_type for node in onnx.load(folder / "model.onnx").graph.node]
+    assert ("MatMulInteger" in kinds, "MatMulNBits" in kinds) == ("int8" in chosen, "int4" in chosen)
+    assert results["parity"]["max_abs_difference"] <= INTEGER_TOLERANCE
+    assert results["parity"]["equal_decisions"] >= 0.99
+    assert facts["validation_error_percent"] == pytest.approx(facts["torch_validation_error_percent"], abs=1.0)

@@ -330,6 +330,7 @@ def test_it_exists_where_a_layer_is_behind_and_scores_come_from_one_that_attends
         ({"keep": (0.5, 1.0)}, r"keep_after_2: options \(0.5, 1.0\) must be all integers or all strings"),
         ({"keep_after": 4}, r"keep_after: 4 is not one of the layers 1 to 3, which have one behind them"),
         ({"keep_after": 0}, r"keep_after: 0 is not one of the layers 1 to 3"),
+        ({"precision": ("fp32", "int8")}, r"keep: \(30, 50, 100\) goes with the precision 'fp32' alone, and \('fp32', 'int8'\)"),
     ],
 )
 def test_bad_choices_are_refused(changes, message):

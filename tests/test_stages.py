@@ -64,8 +64,8 @@ def finisher_of(family, tmp_path, device=None, **settings):
     )  # fmt: skip
 
 
-def through(finisher, stages) -> list[StageReport]:
-    arch = finisher.family.space.largest()
+def through(finisher, stages, arch=None) -> list[StageReport]:
+    arch = arch or finisher.family.space.largest()
     if not finisher.is_finished(arch):
         finisher.finish(arch, finisher.family.supernet())
     school = School(

@@ -137,14 +137,15 @@ def _keep(layer: Attention | FeedForward, stays: Tensor) -> None:
     channels = channels.to(_writer(layer).weight.device)
     for name in names:
         reader = getattr(layer, name)
-        setattr(layer, name, _linear(reader.weight[channels], reader.bias[channels]))
+        setattr(layer, name, _linear(reader.weight[channels], reader.bias[channels], reader.precision))
     writer = _writer(layer)
-    cut = _linear(writer.weight[:, channels], writer.bias)
+    cut = _linear(writer.weight[:, channels], writer.bias, writer.precision)
     setattr(layer, "out" if isinstance(layer, Attention) else "down", cut)
 
 
-def _linear(weight_CD: Tensor, bias_C: Tensor) -> Linear:
+def _linear(weight_CD: Tensor, bias_C: Tensor, precision: str) -> Linear:
     layer = Linear(weight_CD.shape[1], weight_CD.shape[0]).to(weight_CD.device)
+    layer.precision = precision
     with torch.no_grad():
         layer.weight.copy_(weight_CD)
         layer.bias.copy_(bias_C)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nas.attention import Attention
 from nas.finish.exits import Exits, is_head
 from nas.finish.skips import SKIPPED, Skips
-from nas.layers import Linear
+from nas.layers import Linear, with_precision
 
 
 def with_weights(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
@@ -43,15 +43,16 @@ def linear_layers(network: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
 
 
 def replace(network: nn.Module, name: str, layer: nn.Module) -> None:
+    """Puts a layer in the place of a linear map, in the precision of that."""
     parent, _, own = name.rpartition(".")
-    setattr(network.get_submodule(parent), own, layer)
+    setattr(network.get_submodule(parent), own, with_precision(layer, getattr(network.get_submodule(name), "precision", "")))
 
 
 def factored(first_RD: Tensor, second_CR: Tensor, bias_C: Tensor | None) -> nn.Sequential:
     """x -> second (first x) + bias."""
     rank, columns = first_RD.shape
-    first = nn.Linear(columns, rank, bias=False, device=first_RD.device)
-    second = nn.Linear(rank, second_CR.shape[0], bias=bias_C is not None, device=first_RD.device)
+    first = Linear(columns, rank, bias=False, device=first_RD.device)
+    second = Linear(rank, second_CR.shape[0], bias=bias_C is not None, device=first_RD.device)
     with torch.no_grad():
         first.weight.copy_(first_RD)
         second.weight.copy_(second_CR)
