@@ -90,7 +90,7 @@ def _expected(network: Mapping[str, Any]) -> list[tuple[str, str]]:
     shipped = [stage["facts"] for stage in network["stages"] if stage["kept"]]
     if not shipped or "expected_ms" not in shipped[-1]:
         return []
-    return [("of inputs like the validation split's, as some stop early", told(shipped[-1]))]
+    return [("of inputs like the validation split's, as some stop early or skip layers", told(shipped[-1]))]
 
 
 def _within(kept: bool | None) -> str:

@@ -16,6 +16,7 @@ from hardware.quality import uncertainty
 from hardware.timing import Exported
 from nas.export import open_session
 from nas.finish.exits import Exits, deciding
+from nas.finish.skips import Skips
 from nas.finish.stage import NothingToDoError
 from nas.finish.teaching import EVALUATION_TOKENS
 from nas.protocols import Batch, Task
@@ -98,12 +99,12 @@ class Timed:
         return sum(share * m.latency_ms * uncertainty(m, beside=other) for share, m, other in ways) / self.expected_ms
 
 
-def exit_facts(network: Exits, timed: Timed) -> dict[str, Any]:
-    """Where the network stops, how often, and what each way takes."""
+def exit_facts(network: Exits | Skips, timed: Timed) -> dict[str, Any]:
+    """Where the network stops or what it skips, how often, and what each way takes."""
     first, last = timed.measurements
-    [after] = network.heads
+    where = {"skips": [network.after + 1, network.until]} if isinstance(network, Skips) else {"exit_after": int(*network.heads)}
     return {
-        "exit_after": int(after),
+        **where,
         "layers": len(network.layers),
         "threshold": network.threshold.item(),
         "exit_rate": timed.shares[0],
@@ -115,8 +116,10 @@ def exit_facts(network: Exits, timed: Timed) -> dict[str, Any]:
 
 def told(facts: Mapping[str, Any]) -> str:
     """The facts in words."""
+    begin, *end = facts["skips"] if "skips" in facts else [facts["exit_after"]]
+    done = f"skip the layers {begin} to {end[0]}" if end else f"stop after layer {begin}"
     return (
-        f"expected {format_ms(facts['expected_ms'])} ms: {100 * facts['exit_rate']:.1f} % of the validation split stop after "
-        f"layer {facts['exit_after']} of {facts['layers']} (probability above {facts['threshold']:.4f}) in "
+        f"expected {format_ms(facts['expected_ms'])} ms: {100 * facts['exit_rate']:.1f} % of the validation split {done} "
+        f"of {facts['layers']} (probability above {facts['threshold']:.4f}) in "
         f"{format_ms(facts['exit_ms'])} ms, the others take {format_ms(facts['full_ms'])} ms"
     )

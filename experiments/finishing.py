@@ -28,6 +28,7 @@ from nas.encoding import Encoding
 from nas.export import FORMATS, Answer, ExportReport, compare, export_for, export_onnx, form_of, format_of
 from nas.finish.exits import Exits
 from nas.finish.shapes import with_weights
+from nas.finish.skips import Skips
 from nas.finish.teaching import EVALUATION_TOKENS, Lesson, teach
 from nas.integers import has_integers
 from nas.protocols import Batch, Device, Family, GenerativeFamily, Task, TaskWithMetrics
@@ -199,14 +200,14 @@ class Finisher:
     def inputs(self, arch: Architecture, *, tag: str | None = None) -> dict[str, np.ndarray]:
         """What a network is timed with: random inputs, of one that may stop early real ones at which it does not."""
         network = self.network(arch, tag=tag)
-        if isinstance(network, Exits):
+        if isinstance(network, Exits | Skips):
             return self._exit_file(arch, tag).inputs(stops=False)
         return {name: value.numpy() for name, value in form_of(self.family, network, self.workload)[1].items()}
 
     def ways(self, arch: Architecture, folder: Path, *, tag: str) -> list[Way]:
         """All ways through a file, the slowest last; but for one that may stop early there is a single one."""
         exported = self.exported(arch, folder, tag=tag)
-        if not isinstance(self.network(arch, tag=tag), Exits):
+        if not isinstance(self.network(arch, tag=tag), Exits | Skips):
             return [Way(1.0, exported)]
         file = self._exit_file(arch, tag)
         rate = file.rate()

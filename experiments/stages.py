@@ -35,9 +35,11 @@ from hardware.timing import Exported
 from nas.export import format_of
 from nas.finish.early_exit import EarlyExit
 from nas.finish.exits import Exits
+from nas.finish.layer_skip import LayerSkip
 from nas.finish.precision import blocks, quantised
 from nas.finish.prune import Prune
 from nas.finish.quantise import Quantise, order
+from nas.finish.skips import Skips
 from nas.finish.stage import NothingToDoError, Stage
 from nas.finish.teaching import School
 from nas.protocols import Device, DeviceError, Family, GenerativeFamily, Task
@@ -143,12 +145,12 @@ class Stages:
         limit = self.finisher.settings.most_points_lost
         kept, sentence = judged(**figures, error_of_ratio=error_of_ratio, most_points_lost=limit, lost=lost)
         network = self.finisher.network(self.arch, tag=after)
-        if isinstance(network, Exits) and timed:
+        if isinstance(network, Exits | Skips) and timed:
             facts = {**facts, **exit_facts(network, timed["after"])}
             sentence = f"{sentence}; {told(facts)}"
             if kept and timed["before"].slowest_ms <= self.budget_ms < facts["full_ms"]:
                 kept = False
-                sentence = f"does not ship, all layers with an exit are over the budget of {self.budget_ms:g} ms: {told(facts)}"
+                sentence = f"does not ship, all layers are over the budget of {self.budget_ms:g} ms: {told(facts)}"
         return StageReport(name, kept, sentence, **figures, facts=facts, identity=identity)
 
     def _measured(self, files: Sequence[Exported]) -> list[Measurement]:
@@ -253,15 +255,18 @@ def check_stages(stages: Mapping[str, Stage], *, task: Task, family: Family, dev
             inputs, or in a precision that has none; a quantisation of layers whose precision was chosen; class weights without
             classes.
     """
-    for name in ("early_exit", "quantise"):
+    for name in ("early_exit", "layer_skip", "quantise"):
         if name in stages and (format_of(device) != "onnx" or device.environment.get("precision", "fp32") != "fp32"):
             raise ValueError(f"stages.{name}: the device {device.name} does not run ONNX files in float32")
     classes, quantise = task.sizes.get("num_classes", 0), stages.get("quantise")
-    if isinstance(stages.get("early_exit"), EarlyExit):
+    branching = [name for name, stage in stages.items() if isinstance(stage, EarlyExit | LayerSkip)]
+    for name in branching:
         if isinstance(family, GenerativeFamily) or classes < 2 or task.sizes.get("per_token"):
-            raise ValueError(f"stages.early_exit: it is for classification of whole inputs, the task {task.name} is none")
+            raise ValueError(f"stages.{name}: it is for classification of whole inputs, the task {task.name} is none")
         if isinstance(quantise, Quantise) and quantise.kind != "dynamic":
-            raise ValueError(f"stages.quantise.kind: {quantise.kind!r} does not go with early_exit; allowed is 'dynamic'")
+            raise ValueError(f"stages.quantise.kind: {quantise.kind!r} does not go with {name}; allowed is 'dynamic'")
+    if len(branching) > 1:
+        raise ValueError(f"stages: {branching} do not go together, a file has one branch")
     if isinstance(quantise, Quantise) and quantise.kind == "static" and isinstance(family, GenerativeFamily):
         raise ValueError("stages.quantise.kind: 'static' is not for decoders; allowed are 'dynamic', 'fp16' and 'int4'")
     if isinstance(quantise, Quantise) and "layer1.precision" in family.space.by_name:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,13 @@ class AttentionMasks:
     def given(self, gate: Tensor) -> AttentionMasks:
         """The same, given what has the probability `gate`."""
         return replace(self, gate=self.gate / gate, kinds=self.kinds / gate)
+
+
+class Layout(NamedTuple):
+    """Where the tokens of a relaxed network stand."""
+
+    patterns: Tensor  # [P, T, T], or [P, B, 1, T, T] where sequences differ: of the kinds that have one, in their order
+    places: Tensor | None = None  # [B, T, T]: P(the second token stands at the place of the first); None: each at its own
 
 
 class Attention(nn.Module):
@@ -167,14 +174,13 @@ class Attention(nn.Module):
         return x_BGTK if self.shared == 1 else x_BGTK.repeat(1, self.shared, 1, 1)
 
     def relaxed(
-        self, x_BTD: Tensor, bias: Tensor, patterns_PTT: Tensor, masks: AttentionMasks, width: Width,
+        self, x_BTD: Tensor, bias: Tensor, layout: Layout, masks: AttentionMasks, width: Width,
         precisions: Mapping[str, Tensor], rotation: Rotation | None = None,
     ) -> Tensor:  # fmt: skip
         """The mixture over kinds of attention, which share q, k and v, over numbers of heads and over precisions, written to a
         stream of some width.
 
         Args:
-            patterns_PTT: those of the kinds that have one, in the order of `kinds`.
             precisions: P(the linear maps are in one) of those but fp32, where there is a choice.
         """
         x_BTD = mixed_input(x_BTD, precisions, width.mask)
@@ -184,15 +190,21 @@ class Attention(nn.Module):
         scored = sum(kind not in LOOKS_AHEAD for kind in self.kinds)
         weights_NH = masks.kinds[:scored] if self.kinds[0] == "full" else F.pad(masks.kinds[:scored], (0, 0, 1, 0))
         top = self.window if "topk" in self.kinds else 0
-        out = mixed_attention(q, k, v, bias, weights_NH, patterns_PTT, top=top)
+        out = mixed_attention(q, k, v, bias, weights_NH, layout.patterns, top=top)
         if scored < len(self.kinds):
             # computed again in the backward pass: what they make of q and k would double what is kept
-            shorten = self.shorten if "lowrank" in self.kinds else None  # an argument, or it would be the module's own again
+            # the matrix is an argument, or it would be the module's own again
+            shorten = self._shortened(x_BTD.shape[1], layout) if "lowrank" in self.kinds else None
             others = (q, k, v, bias[:, :, -1:], masks.kinds[scored:, :, None, None], shorten)
             out = out + checkpoint(self._ahead, *others, use_reentrant=False, preserve_rng_state=False)
         heads_C = masks.kinds.sum(dim=0).repeat_interleave(self.head_size)
         joined_BTC = mixed_input(self._join(out), precisions, heads_C)
         return width.write(joined_BTC, mixed_weight(self.out.weight, precisions, heads_C), self.out.bias * masks.gate)
+
+    def _shortened(self, num_tokens: int, layout: Layout) -> Tensor:
+        """What makes mixtures of tokens that stand somewhere: [W, T], or [B, 1, W, T]."""
+        shorten = self.shorten[:, :num_tokens]
+        return shorten if layout.places is None else (shorten @ layout.places)[:, None]
 
     def _ahead(
         self, q: Tensor, k: Tensor, v: Tensor, padding_B11T: Tensor, weights: Tensor, shorten: Tensor | None
@@ -201,10 +213,23 @@ class Attention(nn.Module):
         total = torch.zeros_like(v)
         for kind, weight in zip((kind for kind in self.kinds if kind in LOOKS_AHEAD), weights, strict=True):
             if shorten is not None and kind == "lowrank":
-                total = total + weight * lowrank_attention(q, k, v, padding_B11T, shorten[:, : q.shape[2]])
+                total = total + weight * lowrank_attention(q, k, v, padding_B11T, shorten)
             else:
                 total = total + weight * linear_attention(q, k, v, padding_B11T)
         return total
+
+    def received(self, x_BTD: Tensor, bias_B11T: Tensor, masks: AttentionMasks | None = None) -> Tensor:
+        """How much attention each token gets from the mean of all, [B, T], summed over the heads; the same for all kinds.
+
+        Args:
+            masks: of a relaxed layer in fp32.
+        """
+        weights_B1T = bias_B11T[:, 0].exp().to(x_BTD.dtype)
+        q = self._split(self.query((weights_B1T / weights_B1T.sum(dim=-1, keepdim=True)) @ x_BTD))
+        k = self._split(self.key(x_BTD) if masks is None else F.linear(x_BTD, *_weights(self.key, masks.kv)))
+        scores = q.unflatten(1, (-1, k.shape[1])) @ k[:, None].transpose(-1, -2)
+        probs_BHT = torch.softmax(scores + bias_B11T[:, None], dim=-1).flatten(1, 2)[:, :, 0]
+        return probs_BHT.sum(dim=1) if masks is None else masks.kinds.sum(dim=0) @ probs_BHT
 
 
 def _turned(rotation: Rotation | None, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -212,9 +237,14 @@ def _turned(rotation: Rotation | None, q: Tensor, k: Tensor) -> tuple[Tensor, Te
 
 
 def _linear(x_BTD: Tensor, project: Linear, kv_HG: Tensor | None, width: Width, precisions: Mapping[str, Tensor]) -> Tensor:
-    """Queries, or keys or values of all query heads, from mixed rows of a projection to heads of keys or values."""
-    weight: Tensor = project.weight
-    bias: Tensor = project.bias
-    if kv_HG is not None:
-        weight, bias = ((kv_HG @ p.view(kv_HG.shape[1], -1)).view(-1, *p.shape[1:]) for p in (weight, bias))
+    """Queries, or keys or values of all query heads."""
+    weight, bias = _weights(project, kv_HG)
     return F.linear(x_BTD, mixed_weight(weight, precisions, width.mask), bias)
+
+
+def _weights(project: Linear, kv_HG: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Weight and bias; mixed rows of those of a projection to heads of keys or values."""
+    if kv_HG is None:
+        return project.weight, project.bias
+    weight, bias = ((kv_HG @ p.view(kv_HG.shape[1], -1)).view(-1, *p.shape[1:]) for p in (project.weight, project.bias))
+    return weight, bias

@@ -33,8 +33,12 @@ def pattern(kind: str, num_tokens: int, window: int, like: Tensor, *, causal: bo
     arXiv:2004.05150, beside BigBird's blocks, arXiv:2007.14062). `strided`: i - j is a multiple of W (Sparse Transformer,
     arXiv:1904.10509, section 4.2).
     """
-    query = torch.arange(num_tokens, device=like.device)[:, None]
-    key = query.T
+    return pattern_at(kind, torch.arange(num_tokens, device=like.device), window, like, causal=causal)
+
+
+def pattern_at(kind: str, places: Tensor, window: int, like: Tensor, *, causal: bool) -> Tensor:
+    """The same of tokens that stand at other places than their own, [..., T]: [..., T, T]."""
+    query, key = places[..., :, None], places[..., None, :]
     if kind == "window":
         seen = (query - key).abs() <= window
     elif kind == "block":
@@ -153,14 +157,14 @@ def topk_attention(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, bias: Tensor 
 
 def lowrank_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, padding_B11T: Tensor, shorten_RT: Tensor) -> Tensor:
     """Attention to R mixtures of all the tokens' keys and values (Linformer, arXiv:2006.04768, with one matrix for the heads,
-    keys and values of a layer): linear in T, not causal."""
-    kept_B1T1 = (padding_B11T > BLOCKED / 2).to(q_BHTK.dtype).transpose(-1, -2)
+    keys and values of a layer): linear in T, not causal. The matrix is [R, T], or [B, 1, R, T]."""
+    kept_B1T1 = padding_B11T.exp().to(q_BHTK.dtype).transpose(-1, -2)
     return attention(q_BHTK, shorten_RT @ (k_BHTK * kept_B1T1), shorten_RT @ (v_BHTK * kept_B1T1), None)
 
 
 def linear_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, padding_B11T: Tensor) -> Tensor:
     """Attention with elu(x) + 1 of queries and keys in the place of the softmax (arXiv:2006.16236): linear in T, not causal."""
-    kept_B1T1 = (padding_B11T > BLOCKED / 2).to(q_BHTK.dtype).transpose(-1, -2)
+    kept_B1T1 = padding_B11T.exp().to(q_BHTK.dtype).transpose(-1, -2)
     q_BHTK, k_BHTK = F.elu(q_BHTK) + 1.0, (F.elu(k_BHTK) + 1.0) * kept_B1T1
     total_BHK1 = k_BHTK.sum(dim=2, keepdim=True).transpose(-1, -2)
     return (q_BHTK @ (k_BHTK.transpose(-1, -2) @ v_BHTK)) / (q_BHTK @ total_BHK1)

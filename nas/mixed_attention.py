@@ -18,7 +18,7 @@ CACHE_BYTES = 1 << 19  # of one buffer: a few of them fit a core's second-level 
 
 
 def mixed_attention(
-    q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, bias: Tensor, weights_NH: Tensor, patterns_PTT: Tensor, *, top: int
+    q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, bias: Tensor, weights_NH: Tensor, patterns: Tensor, *, top: int
 ) -> Tensor:  # fmt: skip
     """A weighted sum, for weights that may be anything, of full attention, of attention inside each of some patterns and, unless
     `top` is 0, of attention to the `top` largest scores; of a scaled q.
@@ -26,11 +26,12 @@ def mixed_attention(
     Args:
         bias: added to the scores, [B, 1, 1 or T, T].
         weights_NH: of these kinds, in this order, for each head.
-        patterns_PTT: 1 where a query (the rows) looks at a key, and 0 elsewhere.
+        patterns: 1 where a query (the rows) looks at a key, 0 elsewhere, and between them how likely it does: [P, T, T], or
+            [P, B, 1, T, T] where sequences differ.
 
     A query that sees nothing but padding gives zero.
     """
-    mixed: Tensor = _MixedAttention.apply(q_BHTK, k_BHTK, v_BHTK, bias, weights_NH, patterns_PTT, top)  # type: ignore[no-untyped-call]
+    mixed: Tensor = _MixedAttention.apply(q_BHTK, k_BHTK, v_BHTK, bias, weights_NH, patterns, top)  # type: ignore[no-untyped-call]
     return mixed
 
 
@@ -60,48 +61,51 @@ class _MixedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, weights_NH: Tensor, patterns_PTT: Tensor, top: int
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, weights_NH: Tensor, patterns: Tensor, top: int
     ) -> Tensor:
         (B, H, T, _), (N, _) = q.shape, weights_NH.shape
         with torch.autocast(q.device.type, enabled=False):
             out, bias_BHTT, weights = torch.empty_like(v), bias.expand(-1, H, -1, -1), _by_head(weights_NH, B)
             totals, least = bias.new_empty(B, H, N - 1, T, 1), bias.new_empty(B, H, T, int(top > 0))
-            parts = _parts(T * T * bias.element_size(), q, k, v, bias_BHTT, weights, out, totals, least)
+            seen_BHPTT = _by_sequence(patterns, B, H)
+            parts = _parts(T * T * bias.element_size(), q, k, v, bias_BHTT, weights, seen_BHPTT, out, totals, least)
             kept: list[Tensor] = []
-            for q_, k_, v_, bias_, weights_, out_, totals_, least_ in parts:
+            for q_, k_, v_, bias_, weights_, seen_, out_, totals_, least_ in parts:
                 scores = (q_ @ k_.transpose(-1, -2)).to(totals.dtype).add_(bias_)
                 kept.append(probs := torch.softmax(scores, dim=-1))
                 if top:
                     torch.amin(probs.topk(min(top, T), dim=-1, sorted=False)[0], dim=-1, keepdim=True, out=least_)
                 of_full, *of_others = weights_.unbind(2)
                 mixed, part = torch.mul(probs, of_full, out=scores), torch.empty_like(scores)
-                for seen, weight, total in zip(_seen(probs, least_, patterns_PTT), of_others, totals_.unbind(2), strict=True):
+                for seen, weight, total in zip(_seen(probs, least_, seen_), of_others, totals_.unbind(2), strict=True):
                     torch.mul(probs, seen, out=part)
                     torch.sum(part, dim=-1, keepdim=True, out=total).clamp_min_(1e-30)
                     mixed.addcmul_(part, weight / total)
                 out_.copy_(mixed.to(v.dtype) @ v_)
-            ctx.save_for_backward(q, k, v, bias, weights_NH, patterns_PTT, totals, least, *kept)
+            ctx.save_for_backward(q, k, v, bias, weights_NH, patterns, totals, least, *kept)
             ctx.top = top
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, bias, weights_NH, patterns_PTT, totals, least, *kept = ctx.saved_tensors
+        q, k, v, bias, weights_NH, patterns, totals, least, *kept = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return again(_mixed_plainly, (q, k, v, bias, weights_NH, patterns_PTT, ctx.top), ctx.needs_input_grad, grad)
+            return again(_mixed_plainly, (q, k, v, bias, weights_NH, patterns, ctx.top), ctx.needs_input_grad, grad)
         (B, H, T, _), (N, _) = q.shape, weights_NH.shape
         with torch.autocast(grad.device.type, enabled=False):
             grads = [torch.empty_like(x) for x in (q, k, v)]
             weights, by_weights = _by_head(weights_NH, B), totals.new_empty(B, H, N, T, 1)
-            parts = _parts(T * T * totals.element_size(), q, k, v, weights, totals, least, grad, *grads, by_weights)
+            by_bias = torch.zeros_like(bias[..., : T * ctx.needs_input_grad[3]])  # none where it is not asked for
+            read = (q, k, v, weights, _by_sequence(patterns, B, H), totals, least, grad)
+            parts = _parts(T * T * totals.element_size(), *read, *grads, by_weights, by_bias.expand(-1, H, -1, -1))
             for probs, part_of_each in zip(kept, parts, strict=True):
-                q_, k_, v_, weights_, totals_, least_, grad_, grad_q, grad_k, grad_v, by_weights_ = part_of_each
+                q_, k_, v_, weights_, seen_, totals_, least_, grad_, grad_q, grad_k, grad_v, by_weights_, by_bias_ = part_of_each
                 by_probs = (grad_ @ v_.transpose(-1, -2)).to(probs.dtype)
                 (of_full, *of_others), (by_full, *by_others) = weights_.unbind(2), by_weights_.unbind(2)
                 part, mixed = torch.mul(by_probs, probs), torch.mul(probs, of_full)
                 shares: list[Tensor] = []
                 torch.sum(part, dim=-1, keepdim=True, out=by_full)
-                others = zip(_seen(probs, least_, patterns_PTT), of_others, totals_.unbind(2), by_others, strict=True)
+                others = zip(_seen(probs, least_, seen_), of_others, totals_.unbind(2), by_others, strict=True)
                 for seen, weight, total, by_weight in others:
                     shares.append(weight / total)
                     mixed.addcmul_(torch.mul(probs, seen, out=part), shares[-1])
@@ -109,12 +113,14 @@ class _MixedAttention(torch.autograd.Function):
                 grad_v.copy_(mixed.to(grad.dtype).transpose(-1, -2) @ grad_)
                 last = by_weights_[:, :, -1]
                 by_scores = by_probs.sub_(last).mul_(mixed).addcmul_(probs, (by_full - last) * of_full, value=-1)
-                for seen, share, by_weight in zip(patterns_PTT, shares[:-1], by_others, strict=False):
+                for seen, share, by_weight in zip(seen_.unbind(2), shares[:-1], by_others, strict=False):
                     by_scores.addcmul_(torch.mul(probs, seen, out=part), (by_weight - last) * share, value=-1)
+                if by_bias_.shape[-1]:
+                    by_bias_[:, :1].add_(by_scores.sum_to_size(by_bias_[:, :1].shape))
                 by_scores = by_scores.to(q.dtype)
                 grad_q.copy_(by_scores @ k_)
                 grad_k.copy_(by_scores.transpose(-1, -2) @ q_)
-        return *grads, None, by_weights.sum(dim=(0, 3, 4)).T, None, None
+        return *grads, by_bias if by_bias.shape[-1] else None, by_weights.sum(dim=(0, 3, 4)).T, None, None
 
 
 def _by_head(weights_NH: Tensor, num_sequences: int) -> Tensor:
@@ -122,25 +128,31 @@ def _by_head(weights_NH: Tensor, num_sequences: int) -> Tensor:
     return weights_NH.T[None, :, :, None, None].expand(num_sequences, -1, -1, -1, -1)
 
 
-def _seen(probs: Tensor, least: Tensor, patterns_PTT: Tensor) -> Iterator[Tensor]:
+def _by_sequence(patterns: Tensor, num_sequences: int, num_heads: int) -> Tensor:
+    """[B, H, P, T, T], not copied."""
+    patterns = patterns if patterns.ndim == 5 else patterns[:, None, None]
+    return patterns.expand(-1, num_sequences, num_heads, -1, -1).movedim(0, 2)
+
+
+def _seen(probs: Tensor, least: Tensor, seen_BHPTT: Tensor) -> Iterator[Tensor]:
     """M of each kind but full attention; the largest scores are those of the largest probabilities, if `least` says of what."""
-    yield from patterns_PTT
+    yield from seen_BHPTT.unbind(2)
     if least.shape[-1]:
         yield (probs >= least).to(probs.dtype)
 
 
 def _mixed_plainly(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, weights_NH: Tensor, patterns_PTT: Tensor, top: int
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, weights_NH: Tensor, patterns: Tensor, top: int
 ) -> Tensor:  # fmt: skip
     """What `_MixedAttention` computes, in operations that have all derivatives."""
     with torch.autocast(q.device.type, enabled=False):
-        scores = (q @ k.transpose(-1, -2)).to(patterns_PTT.dtype) + bias
+        scores = (q @ k.transpose(-1, -2)).to(patterns.dtype) + bias
         probs = torch.softmax(scores, dim=-1)
         known = probs.detach()
         least = known.topk(min(top, probs.shape[-1]), dim=-1)[0].amin(dim=-1, keepdim=True) if top else known[..., :0]
         of_full, *of_others = weights_NH[..., None, None].unbind()
         mixed = of_full * probs
-        for weight, seen in zip(of_others, _seen(known, least, patterns_PTT), strict=True):
+        for weight, seen in zip(of_others, _seen(known, least, _by_sequence(patterns, *q.shape[:2])), strict=True):
             reached = (known * seen).sum(dim=-1, keepdim=True) > 0
-            mixed = mixed + weight * reached * torch.softmax(scores + (1.0 - seen) * BLOCKED, dim=-1)
+            mixed = mixed + weight * reached * torch.softmax(scores + seen.log().clamp_min(BLOCKED), dim=-1)
         return mixed.to(v.dtype) @ v

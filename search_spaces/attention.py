@@ -17,9 +17,10 @@ from typing import cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from nas.attention import LOOKS_AHEAD, PATTERNS, Attention, AttentionKind, AttentionMasks, Backend
-from nas.attention_kinds import pattern
+from nas.attention import LOOKS_AHEAD, PATTERNS, Attention, AttentionKind, AttentionMasks, Backend, Layout
+from nas.attention_kinds import pattern, pattern_at
 from nas.encoding import Array, Encoding
 from nas.protocols import Operator
 from nas.space import Architecture, Choice, Condition, SearchSpace
@@ -131,10 +132,27 @@ class LayerAttention:
             max_tokens=self.max_tokens, backend=backend, causal=self.causal,
         )  # fmt: skip
 
-    def patterns(self, num_tokens: int, like: Tensor) -> Tensor:
-        """[P, T, T] of the kinds that have one."""
+    def layout(self, num_tokens: int, like: Tensor) -> Layout:
+        """Of tokens that stand at their own places."""
         found = [pattern(kind, num_tokens, self.window, like, causal=self.causal) for kind in self.kinds if kind in PATTERNS]
-        return torch.stack(found) if found else like.new_empty(0, num_tokens, num_tokens)
+        return Layout(torch.stack(found) if found else like.new_empty(0, num_tokens, num_tokens))
+
+    @torch.no_grad()
+    def moved(self, layout: Layout, keeps_RBT: Tensor, shares_R: Tensor) -> Layout:
+        """The mean of layouts where what is kept moves up, without a gradient: exact where it is decided.
+
+        Args:
+            shares_R: probability of each; what is missing to one stays.
+        """
+        places_RBT = (keeps_RBT.cumsum(dim=-1) - 1.0).clamp_min(0.0).long()
+        shares_R, stays, T = shares_R.to(keeps_RBT), 1.0 - shares_R.sum().to(keeps_RBT), keeps_RBT.shape[-1]
+        patterns, standing = stays * layout.patterns[:, None, None], stays * torch.eye(T).to(keeps_RBT)
+        for share, places_BT in zip(shares_R, places_RBT, strict=True):
+            kinds = (kind for kind in self.kinds if kind in PATTERNS)
+            at = [pattern_at(kind, places_BT, self.window, keeps_RBT, causal=self.causal)[:, None] for kind in kinds]
+            patterns = patterns + share * torch.stack(at) if at else patterns
+            standing = standing + share * F.one_hot(places_BT, T).transpose(1, 2)
+        return Layout(patterns, standing if "lowrank" in self.kinds else None)
 
     def masks(self, rows: Mapping[str, Tensor], kv_LHG: Tensor | None, gates_L: Tensor) -> list[AttentionMasks]:
         """Of each layer.
@@ -265,6 +283,14 @@ class LayerAttention:
                 ),
             ]
         return operators
+
+    def alive(
+        self, encoding: Encoding, layer: str, width: Array, *, batch: int, tokens: Array, pairs: Mapping[str, Array]
+    ) -> Array:
+        """Bytes that are alive together, given the layer, without its normed input."""
+        heads = encoding.expected(f"{layer}.heads")
+        each = {kind: 4.0 * batch * (heads * pairs[f"{kind} live"] + tokens * width) for kind in self.kinds}
+        return sum(encoding.probability(f"{layer}.attention", kind) * live for kind, live in each.items())
 
 
 def _table(pairs: Mapping[str, float], moved: Mapping[str, float], live: Mapping[str, float]) -> dict[str, float]:

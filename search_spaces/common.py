@@ -7,7 +7,7 @@ would hold these prefixes too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
@@ -103,18 +103,18 @@ class Uses(NamedTuple):
         return Uses(self.runs * p, self.held * p)
 
 
-def uses(encoding: Encoding, layer: int) -> Uses:
-    """Of the weights of a leader."""
-    space = encoding.space
+def share_of(encoding: Encoding, layer: int, first: int) -> Array:
+    """P(a layer uses the weights of a leader)."""
+    kept = [sharing for sharing in options(encoding.space, "sharing") if leader(layer, sharing) == first]
+    everyone = len(kept) == len(options(encoding.space, "sharing"))
+    return 1.0 if everyone else sum(encoding.probability("sharing", sharing) for sharing in kept)
 
-    def uses_them(other: int) -> Array:
-        kept = [sharing for sharing in options(space, "sharing") if leader(other, sharing) == layer]
-        everyone = len(kept) == len(options(space, "sharing"))
-        return 1.0 if everyone else sum(encoding.probability("sharing", sharing) for sharing in kept)
 
-    others = [n for n in range(layer, space.by_name["depth"].largest + 1) if layer in leaders_of(space, n)]
-    first, *more = (encoding.at_least("depth", other) * uses_them(other) for other in others)
-    return Uses(sum(more, first), first)
+def uses(encoding: Encoding, first: int, layers: Iterable[int]) -> Uses:
+    """Of the weights of a leader, by some of the layers; they are held where it is one of them itself."""
+    its = [n for n in layers if first in leaders_of(encoding.space, n)]
+    found = {n: encoding.at_least("depth", n) * share_of(encoding, n, first) for n in its}
+    return Uses(sum(found.values()), found.get(first, 0.0))
 
 
 def make_norm(width: int, kind: str, eps: float) -> Norm | RMSNorm:

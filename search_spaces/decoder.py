@@ -88,7 +88,7 @@ class Decoder(nn.Module):
         both int64 [B, T]. At padding they mean nothing."""
         x_BTD, rotation = self.begin(token_ids_BT)
         x_BTD = x_BTD * attention_mask_BT[:, :, None].to(x_BTD.dtype)  # so that it is an input even if no layer attends
-        return self.logits(self.stack(x_BTD, self.bias(attention_mask_BT, x_BTD), masks, rotation))
+        return self.logits(self.stack(x_BTD, self.bias(attention_mask_BT, x_BTD), masks, rotation)[0])
 
     def begin(self, token_ids_BT: Tensor) -> tuple[Tensor, Rotation | None]:
         """The stream of the first T tokens, and by what their queries and keys are turned."""
@@ -285,7 +285,8 @@ class DecoderFamily:
         tokens = workload.batch * workload.tokens
         answers = tokens if workload.mode == "encode" else workload.batch
         one = workload.mode == "decode"
-        pairs = self.trunk.attention.pairs_of_next(workload.past) if one else self.trunk.attention.pairs_of(workload.tokens)
+        attention = self.trunk.attention
+        pairs_of = (lambda _: attention.pairs_of_next(workload.past)) if one else attention.pairs_of
         moved = 4.0 * (words * width + answers * (width + words))
         held = norm_parameters(encoding) + (0.0 if self.tied else words * width)
         rotary = self.positions == "rotary"
@@ -294,7 +295,7 @@ class DecoderFamily:
             embedding_operator(self.vocab_size + (0 if rotary else self.max_tokens), tokens, width),
             *([Operator("angles", 1.0, 0.0 * width, 4.0 * angles, angles)] if rotary else []),
             Operator("head", 1.0, 2.0 * answers * words * width, moved, held, 4.0 * answers * (width + words)),
-            *self.trunk.operators(encoding, batch=workload.batch, tokens=workload.tokens, pairs=pairs),
+            *self.trunk.operators(encoding, [(workload.tokens, 1.0)], batch=workload.batch, pairs_of=pairs_of),
             *([] if workload.mode == "encode" else self._cache_operators(encoding, workload)),
         ]
 
@@ -306,7 +307,7 @@ class DecoderFamily:
         for layer in leaders(self.space):
             channels = attention.expected_kv_heads(encoding, f"layer{layer}") * float(self.head_size)
             for kind in attention.kinds:
-                p = uses(encoding, layer).runs * encoding.probability(f"layer{layer}.attention", kind)
+                p = uses(encoding, layer, self.trunk.layers).runs * encoding.probability(f"layer{layer}.attention", kind)
                 kept = min(seen, self.window) if kind == "window" else seen
                 operators.append(Operator(f"cache.{kind}", p, 0.0 * p, p * 16.0 * workload.batch * kept * channels))
         return operators

@@ -3,7 +3,7 @@
 Shapes: B sequences, T tokens, D width. Learned positions, pre-norm or post-norm, linear head. An answer is as many logits as
 there are classes or tags, and for a number one.
 
-    tokens -> embedding + position -> stack -> mean over the tokens -> logits
+    tokens -> embedding + position -> stack -> mean over the tokens that are left -> logits
     tokens -> embedding + position -> stack -> logits of each token
 """
 
@@ -23,6 +23,7 @@ from nas.attention_kinds import padding_bias
 from nas.encoding import Encoding
 from nas.layers import Linear, Table
 from nas.protocols import Operator
+from nas.reduction import visible
 from nas.space import Architecture, SearchSpace
 from nas.types import Workload
 from search_spaces import pretrained
@@ -48,12 +49,15 @@ def encoder_space(
     norm_kind: Sequence[str] = ("layer",),
     sharing: Sequence[str] = ("none",),
     precision: Sequence[str] = ("fp32",),
+    keep: Sequence[int] = (),
+    keep_after: int = 1,
     name: str = "encoder",
 ) -> SearchSpace:
     """The choices of an encoder; the default holds about 10^9.4 architectures. Raises ValueError like `trunk_choices`."""
     choices = trunk_choices(
         width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
         activation=activation, norm_kind=norm_kind, sharing=sharing, precision=precision,
+        keep=keep, keep_after=keep_after,
     )  # fmt: skip
     return SearchSpace(name, tuple(choices))
 
@@ -74,8 +78,9 @@ class Encoder(nn.Module):
         padding, both int64 [B, T]. At padding they mean nothing."""
         T = token_ids_BT.shape[1]
         x_BTD = self.embedding(token_ids_BT) + self.positions.weight[:T]
-        x_BTD = self.stack(x_BTD, padding_bias(attention_mask_BT, x_BTD.dtype), masks)
-        token_BT1 = attention_mask_BT[:, :, None].to(x_BTD.dtype)
+        bias = padding_bias(attention_mask_BT, x_BTD.dtype)
+        x_BTD, left = self.stack(x_BTD, bias, masks)
+        token_BT1 = attention_mask_BT[:, :, None].to(x_BTD.dtype) if left is bias else visible(left)
         x_BTD = x_BTD * token_BT1
         logits: Tensor = self.classifier(x_BTD if self.per_token else x_BTD.sum(dim=1) / token_BT1.sum(dim=1))
         return logits
@@ -90,7 +95,7 @@ class EncoderFamily:
         per_token: whether each token has an answer.
 
     Raises:
-        ValueError: a size under 1, or a `norm` that is not "pre" or "post".
+        ValueError: a size under 1, a `norm` that is not "pre" or "post", or answers of tokens that are not kept.
     """
 
     space: SearchSpace
@@ -108,7 +113,9 @@ class EncoderFamily:
                 raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
         if self.norm not in NORM_EPS:
             raise ValueError(f"norm: {self.norm!r} is not one of {tuple(NORM_EPS)}")
-        _ = self.trunk
+        fewer = self.trunk.reduction.largest.fewer
+        if self.per_token and fewer:
+            raise ValueError(f"keep: {fewer} % of the tokens are too few for a task that asks for each (space.keep=[])")
 
     @functools.cached_property
     def trunk(self) -> Trunk:
@@ -170,7 +177,7 @@ class EncoderFamily:
             embedding_operator(self.vocab_size + self.max_tokens, tokens, width),
             Operator("head", 1.0, 2.0 * answers * width * classes, moved, final),
             *self.trunk.operators(
-                encoding, batch=workload.batch, tokens=workload.tokens, pairs=self.trunk.attention.pairs_of(workload.tokens)
+                encoding, [(workload.tokens, 1.0)], batch=workload.batch, pairs_of=self.trunk.attention.pairs_of
             ),
         ]
 
@@ -180,11 +187,13 @@ def encoder(
     ffn: Sequence[int], attention: Sequence[str], head_size: int, window: int, norm: NormPlace = "pre",
     kv_heads: Sequence[int] = (), ffn_kind: Sequence[str] = ("mlp",), rank: Sequence[int] = (),
     activation: Sequence[str] = ("gelu",), norm_kind: Sequence[str] = ("layer",), sharing: Sequence[str] = ("none",),
-    precision: Sequence[str] = ("fp32",), name: str = "encoder", per_token: bool = False,
+    precision: Sequence[str] = ("fp32",), keep: Sequence[int] = (), keep_after: int = 1, name: str = "encoder",
+    per_token: bool = False,
 ) -> EncoderFamily:  # fmt: skip
     """The family of a space that is given by its options; what a configuration builds. Raises ValueError like its parts."""
     space = encoder_space(
         width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
-        activation=activation, norm_kind=norm_kind, sharing=sharing, precision=precision, name=name,
+        activation=activation, norm_kind=norm_kind, sharing=sharing, precision=precision,
+        keep=keep, keep_after=keep_after, name=name,
     )  # fmt: skip
     return EncoderFamily(space, vocab_size, num_classes, max_tokens, head_size, window, norm, per_token)

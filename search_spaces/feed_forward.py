@@ -142,6 +142,12 @@ class LayerFeedForward:
                 operators += in_precisions(encoding, layer, of_kind, gate, weights=weights, read=read, outputs=hidden)
         return operators
 
+    def alive(self, encoding: Encoding, layer: str, width: Array, tokens: Array) -> Array:
+        """Bytes that are alive together, given the layer."""
+        chosen, hidden = f"{layer}.ffn_kind" in self.space.by_name, encoding.expected(f"{layer}.ffn")
+        each = {kind: 4.0 * tokens * (width + (3.0 if kind == "glu" else 2.0) * hidden) for kind in self.kinds if kind != "none"}
+        return sum((encoding.probability(f"{layer}.ffn_kind", kind) if chosen else 1.0) * live for kind, live in each.items())
+
     def _activation_operators(self, encoding: Encoding, runs: Array, values: Array) -> list[Operator]:
         """Where it is a choice: a pass over the hidden values, at a price of each kind's own."""
         if len(self.activations) == 1:

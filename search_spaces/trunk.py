@@ -35,6 +35,7 @@ from search_spaces.common import (
     uses,
 )
 from search_spaces.feed_forward import LayerFeedForward, ffn_choices
+from search_spaces.reduction import Counts, Reduction, keep_choices, scoring
 from search_spaces.stack import Block, LayerMasks, Masks, Stack
 
 
@@ -42,10 +43,10 @@ def trunk_choices(
     *, width: Sequence[int], depth: Sequence[int], heads: Sequence[int], ffn: Sequence[int], attention: Sequence[str],
     kv_heads: Sequence[int] = (), ffn_kind: Sequence[str] = ("mlp",), rank: Sequence[int] = (),
     activation: Sequence[str] = ("gelu",), norm_kind: Sequence[str] = ("layer",), sharing: Sequence[str] = ("none",),
-    precision: Sequence[str] = ("fp32",),
+    precision: Sequence[str] = ("fp32",), keep: Sequence[int] = (), keep_after: int = 1,
 ) -> list[Choice]:  # fmt: skip
-    """Width, depth, those of `common_choices`, and for each layer that may have weights of its own those of `attention_choices`,
-    of `ffn_choices` and of `precision_choices`.
+    """Width, depth, those of `common_choices` and of `keep_choices`, and for each layer that may have weights of its own those of
+    `attention_choices`, of `ffn_choices` and of `precision_choices`.
 
     Raises:
         ValueError: like these.
@@ -55,13 +56,16 @@ def trunk_choices(
     if rank and max(rank) > most:
         raise ValueError(f"rank: {max(rank)} is more than {most}, the smaller one of width and feed-forward size")
     choices += common_choices(sharing=sharing, activation=activation, norm_kind=norm_kind)
+    choices += keep_choices(choices[1], keep=keep, keep_after=keep_after, precision=precision)
+    scores = scoring(choices, sharing)
     for layer in range(1, choices[1].largest + 1):
         own = tuple(option for option in SHARING if option in sharing and leader(layer, option) == layer)
         deep_enough = Condition("depth", tuple(d for d in choices[1].sizes if d >= layer))
         requires = [deep_enough] * (deep_enough.options != choices[1].options)
         requires += [Condition("sharing", own)] * (len(own) < len(set(sharing)))
         if own:
-            choices += attention_choices(layer, requires, attention=attention, heads=heads, kv_heads=kv_heads)
+            kinds = [kind for kind in attention if kind != "none" or layer not in scores]
+            choices += attention_choices(layer, requires, attention=kinds, heads=heads, kv_heads=kv_heads)
             choices += ffn_choices(layer, requires, ffn=ffn, ffn_kind=ffn_kind, rank=rank)
             choices += precision_choices(layer, requires, precision=precision, ffn_kind=ffn_kind)
     return choices
@@ -91,9 +95,18 @@ class Trunk:
     def ffn(self) -> LayerFeedForward:
         return LayerFeedForward(self.space)
 
+    @functools.cached_property
+    def reduction(self) -> Reduction:
+        return Reduction(self.space)
+
     @property
     def num_layers(self) -> int:
         return self.space.by_name["depth"].largest
+
+    @property
+    def layers(self) -> range:
+        """Their numbers."""
+        return range(1, self.num_layers + 1)
 
     def shallow(self) -> dict[str, Architecture]:
         """What one would build without a search: the largest network, and it with 2 layers and with 1 if the space has them."""
@@ -106,7 +119,8 @@ class Trunk:
         """The one that holds every shared weight."""
         width, norms = self.space.by_name["width"].largest, self._norms(options(self.space, "norm_kind")[0])
         blocks = {n - 1: Block(width, self.attention.largest(width), self.ffn.largest(width), **norms) for n in self._leaders}
-        return Stack(blocks, [[m - 1 for m in numbers] for numbers in self._leaders_of], width, self.attention, **norms)
+        users = [[m - 1 for m in numbers] for numbers in self._leaders_of]
+        return Stack(blocks, users, width, self.attention, keep=self.reduction.largest, **norms)
 
     def stack(self, arch: Architecture, backend: Backend) -> Stack:
         """The stand-alone stack of an architecture."""
@@ -117,7 +131,7 @@ class Trunk:
         for n in dict.fromkeys(used):
             branches = self.attention.module(arch, n, width, backend), self.ffn.module(arch, n, width)
             blocks[n - 1] = Block(width, *branches, **norms, precision=str(arch.as_dict.get(f"layer{n}.precision", "")))
-        return Stack(blocks, [[n - 1] for n in used], width, self.attention, **norms)
+        return Stack(blocks, [[n - 1] for n in used], width, self.attention, keep=self.reduction.of(arch), **norms)
 
     def _norms(self, kind: object) -> dict[str, Any]:
         return {"norm": self.norm, "norm_kind": kind, "norm_eps": self.norm_eps}
@@ -128,7 +142,7 @@ class Trunk:
 
     @functools.cached_property
     def _leaders_of(self) -> list[tuple[int, ...]]:
-        return [leaders_of(self.space, layer) for layer in range(1, self.num_layers + 1)]
+        return [leaders_of(self.space, layer) for layer in self.layers]
 
     @property
     def _roundings(self) -> list[str]:
@@ -156,7 +170,7 @@ class Trunk:
                 kv = None if kv is None else torch.einsum("ln,nhg->lhg", users_LN, kv)
             precisions = [{name: rows[name][i, 0] for name in self._roundings} for i in range(self.num_layers)]
             layers = map(LayerMasks, self.attention.masks(rows, kv, gates_L), self.ffn.masks(encoding, rows, gates_L), precisions)
-            return Masks(Width.of(width_D, self._centred(encoding)), list(layers), shares)
+            return Masks(Width.of(width_D, self._centred(encoding)), list(layers), shares, self.reduction.mask(encoding))
 
     def _centred(self, encoding: Encoding) -> Array:
         """P(norms are layer norms); None if they all are."""
@@ -210,18 +224,33 @@ class Trunk:
             },
         }
 
-    def operators(self, encoding: Encoding, *, batch: int, tokens: Array, pairs: Mapping[str, Array]) -> list[Operator]:
+    def operators(
+        self, encoding: Encoding, counts: Counts, *, batch: int, pairs_of: Callable[[int], Mapping[str, float]]
+    ) -> list[Operator]:
         """Per block of weights and kind of operator: count, FLOPs, bytes in fp32 and parameters, as expectations over the
         encoding; and what lives in the exported graph, where the stream, a branch's input and its intermediate results are side
         by side. Weights that several layers use run in each of them, and are held once.
 
         Args:
-            tokens: of one sequence.
-            pairs: what `LayerAttention.pairs_of` gives; expectations of it if the number of tokens is itself a choice.
+            counts: tokens of one sequence.
+            pairs_of: of a number of tokens, as `LayerAttention.pairs_of` gives.
         """
-        width, operators = encoding.expected("width"), []
-        for layer in self._leaders:
-            name, of_layer = f"layer{layer}", uses(encoding, layer)
-            operators += self.attention.operators(encoding, name, of_layer, width, batch=batch, tokens=tokens, pairs=pairs)
-            operators += self.ffn.operators(encoding, name, of_layer, width, batch * tokens)
+        width, after = encoding.expected("width"), self.reduction.largest.after
+
+        def expected(counts: Counts) -> dict[str, Any]:
+            pairs = {kind: sum(p * pairs_of(n)[kind] for n, p in counts) for kind in pairs_of(1)}
+            return {"batch": batch, "tokens": sum(p * float(n) for n, p in counts), "pairs": pairs}
+
+        def alive(layer: str) -> list[Array]:
+            given = expected(counts)
+            in_ffn = self.ffn.alive(encoding, layer, width, batch * given["tokens"])
+            return [self.attention.alive(encoding, layer, width, **given), in_ffn]
+
+        operators = self.reduction.operators(encoding, counts, self.attention, batch=batch, alive=alive)
+        for layers, seen in ((self.layers[:after], counts), (self.layers[after:], self.reduction.left(encoding, counts))):
+            given = expected(seen)
+            for layer in (n for n in self._leaders if any(n in self._leaders_of[other - 1] for other in layers)):
+                name, of_layer = f"layer{layer}", uses(encoding, layer, layers)
+                operators += self.attention.operators(encoding, name, of_layer, width, **given)
+                operators += self.ffn.operators(encoding, name, of_layer, width, batch * given["tokens"])
         return operators

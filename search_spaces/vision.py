@@ -29,6 +29,7 @@ from nas.attention import Backend
 from nas.encoding import Array, Encoding
 from nas.layers import Linear, Table
 from nas.protocols import Operator
+from nas.reduction import mean_token
 from nas.space import Architecture, Choice, SearchSpace
 from nas.types import Workload
 from search_spaces import pretrained
@@ -56,6 +57,8 @@ def vision_space(
     norm_kind: Sequence[str] = ("layer",),
     sharing: Sequence[str] = ("none",),
     precision: Sequence[str] = ("fp32",),
+    keep: Sequence[int] = (),
+    keep_after: int = 1,
     name: str = "vision",
 ) -> SearchSpace:
     """The choices; the default holds about 10^9.7 architectures.
@@ -72,6 +75,7 @@ def vision_space(
     trunk = trunk_choices(
         width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
         activation=activation, norm_kind=norm_kind, sharing=sharing, precision=precision,
+        keep=keep, keep_after=keep_after,
     )  # fmt: skip
     return SearchSpace(name, (finest_first, *trunk))
 
@@ -149,8 +153,11 @@ class Vision(nn.Module):
     def _pooled(self, x: Tensor, patches: nn.Module, masks: Masks | None) -> Tensor:
         assert isinstance(patches, Patches)
         nothing_hidden = x.new_zeros(1 if masks is None else len(x), 1, 1, patches.num_tokens)  # a constant in an exported file
-        x_BTD: Tensor = self.stack(patches(x), nothing_hidden, masks)
-        return x_BTD[:, 0] if patches.class_token else x_BTD.mean(dim=1)
+        tokens: tuple[Tensor, Tensor] = self.stack(patches(x), nothing_hidden, masks)
+        x_BTD, left = tokens
+        if patches.class_token:
+            return x_BTD[:, 0]
+        return mean_token(x_BTD, left) if masks is not None and masks.keep is not None else x_BTD.mean(dim=1)
 
 
 @dataclass(frozen=True)
@@ -197,7 +204,9 @@ class VisionFamily:
                 allowed = [n for n in range(1, common + 1) if common % n == 0]
                 sides = " x ".join(map(str, self.input_shape[1:]))
                 raise ValueError(f"patch: {size} does not divide the input of {sides}; allowed are {allowed} (space.patch=[…])")
-        _ = self.trunk
+        fewer = self.trunk.reduction.largest.fewer
+        if fewer and self.pooling == "token":
+            raise ValueError("keep: a first token that the classifier reads might not be kept; pooling=mean, or space.keep=[]")
 
     @functools.cached_property
     def trunk(self) -> Trunk:
@@ -286,9 +295,6 @@ class VisionFamily:
         tokens = expected(dict(counts))
         values_of = {size: float(channels * size ** (len(self.input_shape) - 1)) for size in counts}
         weights = width * (expected(values_of) + 1.0 + tokens)
-        pairs_of = {size: self.trunk.attention.pairs_of(n) for size, n in counts.items()}
-        kinds = next(iter(pairs_of.values()))
-        pairs = {kind: expected({size: of_size[kind] for size, of_size in pairs_of.items()}) for kind in kinds}
         stream = 4.0 * batch * tokens * width
         return [
             Operator("standard", 1.0, 2.0 * values, 16.0 * values, 2.0 * channels, 8.0 * values),
@@ -307,7 +313,12 @@ class VisionFamily:
                 4.0 * classes * width,
                 (width + 1.0) * classes + norm_parameters(encoding),
             ),
-            *self.trunk.operators(encoding, batch=batch, tokens=tokens, pairs=pairs),
+            *self.trunk.operators(
+                encoding,
+                [(n, encoding.probability("patch", str(size))) for size, n in counts.items()],
+                batch=batch,
+                pairs_of=self.trunk.attention.pairs_of,
+            ),
         ]
 
 
@@ -316,13 +327,15 @@ def vision(
     width: Sequence[int], depth: Sequence[int], heads: Sequence[int], ffn: Sequence[int], attention: Sequence[str],
     head_size: int, window: int, kv_heads: Sequence[int] = (), ffn_kind: Sequence[str] = ("mlp",), rank: Sequence[int] = (),
     activation: Sequence[str] = ("gelu",), norm_kind: Sequence[str] = ("layer",), sharing: Sequence[str] = ("none",),
-    precision: Sequence[str] = ("fp32",), pooling: Pooling = "mean", norm_eps: float = NORM_EPS["pre"], name: str = "vision",
+    precision: Sequence[str] = ("fp32",), keep: Sequence[int] = (), keep_after: int = 1, pooling: Pooling = "mean",
+    norm_eps: float = NORM_EPS["pre"], name: str = "vision",
 ) -> VisionFamily:  # fmt: skip
     """The family of a space that is given by its options; what a configuration builds. Raises ValueError like its parts."""
     space = vision_space(
         patch=patch,
         width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
-        activation=activation, norm_kind=norm_kind, sharing=sharing, precision=precision, name=name,
+        activation=activation, norm_kind=norm_kind, sharing=sharing, precision=precision,
+        keep=keep, keep_after=keep_after, name=name,
     )  # fmt: skip
     return VisionFamily(
         space, tuple(input_shape), num_classes, tuple(mean), tuple(std), head_size, window, pooling, norm_eps

@@ -7,7 +7,7 @@ from torch import nn
 from torch.func import functional_call
 
 from nas import mixed_attention as mixing
-from nas.attention import AttentionMasks
+from nas.attention import AttentionMasks, Layout
 from nas.attention_kinds import padding_bias, pattern
 from nas.compute import Compute
 from nas.encoding import Encoding
@@ -141,7 +141,7 @@ def test_a_post_norm_mixture_is_one_of_what_comes_out_of_the_norm(inputs):
     x, bias, one = torch.randn(2, 3, 16).double(), torch.zeros(2, 1, 1, 3).double(), torch.ones(()).double()
     p = torch.tensor(0.3, dtype=torch.float64)
     masks = LayerMasks(AttentionMasks(p, p.expand(1, 2)), FeedForwardMasks(one, torch.ones(8).double()))
-    mixed = block.relaxed(x, bias, bias.new_empty(0, 3, 3), Width.of(torch.ones(16).double()), masks)
+    mixed = block.relaxed(x, bias, Layout(bias.new_empty(0, 3, 3)), Width.of(torch.ones(16).double()), masks)
     y = 0.3 * block.attention_norm(x + block.attention(x, bias)) + 0.7 * x
     torch.testing.assert_close(mixed, block.ffn_norm(y + block.ffn(y)), rtol=1e-10, atol=1e-10)
 

@@ -66,7 +66,7 @@ def test_the_supernet_without_masks_is_the_largest_network(family):
 
 def test_a_decided_patch_costs_one_pass(family):
     supernet, passes, x = family.supernet().double(), [], inputs_of(family).double()
-    supernet.stack.register_forward_hook(lambda module, inputs, output: passes.append(output.shape[1]))
+    supernet.stack.register_forward_hook(lambda module, inputs, output: passes.append(output[0].shape[1]))
     masks = one_hot(family, family.space.smallest())
     supernet(x, masks=masks)
     assert passes == [list(supernet.patches.values())[-1].num_tokens]

@@ -56,11 +56,12 @@ FULL = {
     "kv_heads": (1, 2, 4, 8),
     "ffn": (64, 128, 192, 256, 384, 512, 768), "attention": ATTENTION_KINDS, "ffn_kind": FFN_KINDS,
     "rank": (16, 32, 64), "activation": ("gelu", "hardswish", "relu"), "norm_kind": NORM_KINDS, "sharing": SHARING,
+    "keep": (25, 50, 75, 100),
 }  # fmt: skip
 """The choices of conf/space/encoder_full.yaml."""
 ALONE = {
     "attention": ("full",), "ffn_kind": ("mlp",), "rank": (), "activation": ("gelu",), "norm_kind": ("layer",),
-    "sharing": ("none",),
+    "sharing": ("none",), "keep": (),
 }  # fmt: skip
 """Its categorical choices, each without a choice."""
 CATEGORICAL = tuple(name for name in ALONE if name != "rank")
@@ -109,7 +110,7 @@ def full_family(*choices: str) -> EncoderFamily:
     """All sizes of the full space, and these categorical choices."""
     kept = {*choices, *(("rank",) if "ffn_kind" in choices else ())}
     chosen = {**FULL, **{name: options for name, options in ALONE.items() if name not in kept}}
-    return EncoderFamily(encoder_space(name="encoder_full", **chosen), VOCAB_SIZE, NUM_CLASSES, MAX_TOKENS)  # type: ignore[arg-type]
+    return EncoderFamily(encoder_space(name="encoder_full", keep_after=2, **chosen), VOCAB_SIZE, NUM_CLASSES, MAX_TOKENS)  # type: ignore[arg-type]
 
 
 def added(preset: Preset, *, on_choice: Callable[[int], None]) -> dict[str, float]:

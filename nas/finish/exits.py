@@ -20,6 +20,8 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nas.reduction import mean_token
+
 NEVER = 1.0  # the threshold that no probability is above
 SURE = "sure"  # bool [B, 1] in a file: who is
 GOES_ON = "goes_on"  # the part of a file for the others
@@ -46,11 +48,9 @@ class Head(nn.Module):
         super().__init__()
         self.norm, self.classifier = nn.LayerNorm(width), nn.Linear(width, num_classes)
 
-    def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        """Logits [B, C]; the mask is 1 for tokens and 0 for padding."""
-        token_BT1 = mask_BT[:, :, None]
-        mean_BD = (self.norm(x_BTD) * token_BT1).sum(dim=1) / token_BT1.sum(dim=1)
-        logits: Tensor = self.classifier(mean_BD)
+    def forward(self, x_BTD: Tensor, bias_B11T: Tensor) -> Tensor:
+        """Logits [B, C] of what the bias of the layer's scores lets it see."""
+        logits: Tensor = self.classifier(mean_token(self.norm(x_BTD), bias_B11T))
         return logits
 
 
@@ -83,17 +83,16 @@ class Exits(nn.Module):
         return layers_of(self.network)
 
     def answers(self, *inputs: Tensor) -> list[Tensor]:
-        """Logits [B, C] of each head, then the network's; a second input is the mask of the tokens [B, T]."""
-        streams: list[Tensor] = []
+        """Logits [B, C] of each head, then the network's. A layer is called with its stream and with the bias of its scores."""
+        seen: list[tuple[Tensor, Tensor]] = []
         blocks = dict.fromkeys(self.layers)  # layers may share a block, which is then called several times
-        hooks = [block.register_forward_hook(lambda _, __, x_BTD: streams.append(x_BTD)) for block in blocks]
+        hooks = [block.register_forward_hook(lambda _, given, x_BTD: seen.append((x_BTD, given[1]))) for block in blocks]
         try:
             last: Tensor = self.network(*inputs)
         finally:
             for hook in hooks:
                 hook.remove()
-        mask_BT = inputs[1].to(last.dtype) if len(inputs) > 1 else last.new_ones(streams[0].shape[:2])
-        return [*(head(streams[int(after) - 1], mask_BT) for after, head in self.heads.items()), last]
+        return [*(head(*seen[int(after) - 1]) for after, head in self.heads.items()), last]
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Logits [B, C]: of the first head that is sure, else the network's."""
@@ -132,25 +131,21 @@ def early_loss(early: Sequence[Tensor], last: Tensor, own: Sequence[Tensor]) -> 
 
 
 def stopping(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with its last operator, Where(sure, early, last), in the branch of an `If`, with all that only `last` needs.
+    """The model with its only Where(a > b, early, late) in the branch of an `If`, with all that only `late` needs.
 
     The branch runs unless all are sure, over what it takes from the graph around it.
     """
-    *nodes, where = model.graph.node
-    assert where.op_type == "Where"
+    nodes = list(model.graph.node)
+    compared = {name for node in nodes if node.op_type == "Greater" for name in node.output}
+    [where] = [node for node in nodes if node.op_type == "Where" and node.input[0] in compared]
     sure, early, _ = where.input
-    for node in (*nodes, where):
+    for node in nodes:
         for names in (node.input, node.output):
             names[:] = [SURE if name == sure else name for name in names]
-    first: list[onnx.NodeProto] = []
-    needed = {SURE, early}
-    for node in reversed(nodes):
-        if needed & set(node.output):
-            needed |= set(node.input)
-            first.insert(0, node)
-    rest = [node for node in nodes if node not in first]
-    [output] = model.graph.output
-    kept, answered = (_renamed(output, f"{output.name}_{when}") for when in ("early", "late"))
+    result = where.output[0]
+    kept, answered = (helper.make_tensor_value_info(f"{result}_{when}", TensorProto.FLOAT, None) for when in ("early", "late"))
+    first = _needed([node for node in nodes if node is not where], {SURE, early, *(value.name for value in model.graph.output)})
+    rest = [node for node in nodes if not any(node is other for other in first)]
     where.output[0] = answered.name
     condition = [
         helper.make_node("Cast", [SURE], ["sure_number"], to=TensorProto.FLOAT),
@@ -160,39 +155,58 @@ def stopping(model: onnx.ModelProto) -> onnx.ModelProto:
     outside = {name for node in first for name in node.input}
     weights = [tensor for tensor in model.graph.initializer if tensor.name not in outside]
     stops = helper.make_graph([helper.make_node("Identity", [early], [kept.name])], "stops", [], [kept])
-    goes_on = helper.make_graph([*rest, where], GOES_ON, [], [answered], weights)  # their kernels want the weights inside
-    branch = helper.make_node("If", ["all_sure"], [output.name], name="early_exit", then_branch=stops, else_branch=goes_on)
-    _replace(model.graph.node, [*first, *condition, branch])
+    goes_on = helper.make_graph(rest, GOES_ON, [], [answered], weights)  # their kernels want the weights inside
+    branch = helper.make_node("If", ["all_sure"], [result], name="early_exit", then_branch=stops, else_branch=goes_on)
+    behind = _behind(first, {result})
+    before = [node for node in first if not any(node is other for other in behind)]
+    _replace(model.graph.node, [*before, *condition, branch, *behind])
     _replace(model.graph.initializer, [tensor for tensor in model.graph.initializer if tensor.name in outside])
     return model
 
 
 def deciding(model: onnx.ModelProto) -> onnx.ModelProto:
     """Of a model that `stopping` made, the part before the branch, whose output is who is sure."""
-    _replace(model.graph.node, [node for node in model.graph.node if node.op_type != "If"])
+    _replace(model.graph.node, _needed(model.graph.node, {SURE}))
+    used = {name for node in model.graph.node for name in node.input}
+    _replace(model.graph.initializer, [tensor for tensor in model.graph.initializer if tensor.name in used])
     _replace(model.graph.output, [helper.make_tensor_value_info(SURE, TensorProto.BOOL, ["batch", 1])])
     return model
 
 
 def going_on(model: onnx.ModelProto) -> onnx.ModelProto:
     """Of a model that `stopping` made, the one that always runs everything; any other as it is."""
-    branches = [a.g for node in model.graph.node if node.op_type == "If" for a in node.attribute if a.g.name == GOES_ON]
-    for branch in branches:
-        nodes = [node for node in model.graph.node if node.op_type != "If"]
-        _replace(model.graph.node, [*nodes, *branch.node])
-        _replace(model.graph.output, branch.output)
-        model.graph.initializer.extend(branch.initializer)
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        branches = [a.g for a in node.attribute if a.g.name == GOES_ON]
+        for branch in branches:
+            nodes += [*branch.node, helper.make_node("Identity", [branch.output[0].name], node.output)]
+            model.graph.initializer.extend(branch.initializer)
+        nodes += [] if branches else [node]
+    _replace(model.graph.node, nodes)
     return model
+
+
+def _needed(nodes: Iterable[onnx.NodeProto], names: set[str]) -> list[onnx.NodeProto]:
+    """Those that make what has these names, in their order."""
+    found: list[onnx.NodeProto] = []
+    for node in reversed(list(nodes)):
+        if names & set(node.output):
+            names = names | set(node.input)
+            found.insert(0, node)
+    return found
+
+
+def _behind(nodes: Iterable[onnx.NodeProto], names: set[str]) -> list[onnx.NodeProto]:
+    """Those that need what has these names."""
+    found: list[onnx.NodeProto] = []
+    for node in nodes:
+        if names & set(node.input):
+            names = names | set(node.output)
+            found.append(node)
+    return found
 
 
 def _replace(field: Any, values: Iterable[Any]) -> None:
     values = list(values)
     del field[:]
     field.extend(values)
-
-
-def _renamed(value: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
-    copy = onnx.ValueInfoProto()
-    copy.CopyFrom(value)
-    copy.name = name
-    return copy

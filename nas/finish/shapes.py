@@ -9,14 +9,17 @@ from torch import Tensor, nn
 
 from nas.attention import Attention
 from nas.finish.exits import Exits, is_head
+from nas.finish.skips import SKIPPED, Skips
 from nas.layers import Linear, with_precision
 
 
 def with_weights(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """The network, its linear maps replaced where the weights are those of smaller or of factored ones, with these weights; and
-    with early exits where they hold any."""
+    with early exits, or a gate, where they hold any."""
     if any(map(is_head, state)):
         network = Exits.of_weights(network, state)
+    elif SKIPPED in state:
+        network = Skips.of_weights(network, state)
     for name, layer in list(linear_layers(network)):
         if f"{name}.0.weight" in state:
             first, second = state[f"{name}.0.weight"], state[f"{name}.1.weight"]

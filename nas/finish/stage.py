@@ -9,7 +9,7 @@ from torch import nn
 from nas.finish.teaching import Lesson, School
 from nas.training import TrainConfig
 
-STAGES = ("longer", "distil", "cut", "low_rank", "prune", "early_exit", "quantise")
+STAGES = ("longer", "distil", "cut", "low_rank", "prune", "early_exit", "layer_skip", "quantise")
 """A cut wants whole matrices, factors would fill what was pruned, and what comes after the quantiser would undo it."""
 
 
