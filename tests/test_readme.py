@@ -74,7 +74,7 @@ def test_search_commands_compose(line, tmp_path):
     for word in words[1:]:
         name, _, value = word.partition("=")
         if "." in name or name in ("budget_ms", "seed", "run"):
-            assert f"{name.split('.')[-1]}: {value}" in done.stdout
+            assert OmegaConf.select(OmegaConf.create(done.stdout), name) == OmegaConf.from_dotlist([f"value={value}"]).value
 
 
 def test_pareto_shows_a_finished_run(finished):
