@@ -158,7 +158,7 @@ def trivial_wins(results: Results) -> bool:
 
 def after_stages(results: Results) -> str:
     """Which stages are in what ships, and what it was before; empty without any."""
-    kept = [stage.name for stage in results.stages if stage.kept]
+    kept = [stage.name for stage in results.kept_stages]
     return f" after {', '.join(kept)} ({results.picked.error_percent:.2f} % before)" if kept else ""
 
 

@@ -160,12 +160,16 @@ class Results:
         return next(n for n in self.networks if n.id == self.picked_id)
 
     @property
+    def kept_stages(self) -> tuple[StageReport, ...]:
+        """Those that are in what ships."""
+        return tuple(stage for stage in self.stages if stage.kept)
+
+    @property
     def shipped(self) -> Network:
         """The same after the stages that are kept."""
-        kept = [stage.after for stage in self.stages if stage.kept]
-        if not kept:
+        if not self.kept_stages:
             return self.picked
-        last = kept[-1]
+        last = self.kept_stages[-1].after
         return replace(
             self.picked, error_percent=last.error_percent, num_parameters=last.num_parameters,
             measured_ms=last.latency_ms or self.picked.measured_ms,

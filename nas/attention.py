@@ -197,9 +197,11 @@ class Attention(nn.Module):
             shorten = self._shortened(x_BTD.shape[1], layout) if "lowrank" in self.kinds else None
             others = (q, k, v, bias[:, :, -1:], masks.kinds[scored:, :, None, None], shorten)
             out = out + checkpoint(self._ahead, *others, use_reentrant=False, preserve_rng_state=False)
-        heads_C = masks.kinds.sum(dim=0).repeat_interleave(self.head_size)
-        joined_BTC = mixed_input(self._join(out), precisions, heads_C)
-        return width.write(joined_BTC, mixed_weight(self.out.weight, precisions, heads_C), self.out.bias * masks.gate)
+        joined_BTC, weight_DC = self._join(out), self.out.weight
+        if precisions:
+            heads_C = masks.kinds.sum(dim=0).repeat_interleave(self.head_size)
+            joined_BTC, weight_DC = mixed_input(joined_BTC, precisions, heads_C), mixed_weight(weight_DC, precisions, heads_C)
+        return width.write(joined_BTC, weight_DC, self.out.bias * masks.gate)
 
     def _shortened(self, num_tokens: int, layout: Layout) -> Tensor:
         """What makes mixtures of tokens that stand somewhere: [W, T], or [B, 1, W, T]."""

@@ -70,6 +70,16 @@ def inputs_of(num=64):
     return {"token_ids": ids, "attention_mask": mask}
 
 
+def products(path, inputs):
+    """How many matrix products a file runs."""
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling, options.profile_file_prefix = True, str(path.parent / "profile")
+    session = onnxruntime.InferenceSession(path, options)
+    session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    with open(session.end_profiling()) as file:
+        return sum("MatMul" in str(e.get("args", {}).get("op_name")) for e in json.load(file) if "kernel_time" in e["name"])
+
+
 def rows(inputs, chosen):
     return {name: value[chosen] for name, value in inputs.items()}
 
@@ -157,14 +167,6 @@ def test_the_file_really_stops(exits, tmp_path):
     """What only the last answer needs is in one branch, and does not run for those that are sure."""
     _, sure, unsure = balanced(exits)
     export_onnx(exits, sure, tmp_path / "a.onnx")
-
-    def products(path, inputs):
-        options = onnxruntime.SessionOptions()
-        options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
-        session = onnxruntime.InferenceSession(path, options)
-        session.run(None, {name: value.numpy() for name, value in inputs.items()})
-        with open(session.end_profiling()) as file:
-            return sum("MatMul" in str(e.get("args", {}).get("op_name")) for e in json.load(file) if "kernel_time" in e["name"])
 
     stops, goes_on, whole = (products(tmp_path / "a.onnx", x) for x in (sure, unsure, rows(unsure, slice(0, 1))))
     assert goes_on == whole > 2 * stops > 0

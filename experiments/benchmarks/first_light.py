@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 from rich.box import SIMPLE_HEAD
@@ -43,11 +42,8 @@ from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory
 from hardware.store import MeasurementStore, sentinel_reference
 from hardware.timing import Exported, measure
-from nas.export import open_session
-from nas.finish.teaching import EVALUATION_TOKENS
 from nas.pareto import hypervolume
 from nas.projection import discretise
-from nas.protocols import Task
 from nas.space import Architecture, Option, SearchSpace
 from nas.types import Measurement
 
@@ -186,7 +182,7 @@ def fronts_of(preset: Preset, seed: int, folder: Path, report: Reporter) -> Fron
             sentinel_reference_ms=outcome.calibration.sentinel_reference_ms,
         )  # fmt: skip
         points = tuple(
-            Point(who, arch.id, m.latency_ms, error, file_error_percent(pipeline.task, path))
+            Point(who, arch.id, m.latency_ms, error, finisher.scores_of(path, "test")["error_percent"])
             for (who, arch, path, error), m in zip(networks, measurements, strict=True)
         )
     found = Fronts(
@@ -217,18 +213,6 @@ def same_layers(space: SearchSpace, arch: Mapping[str, int]) -> Architecture:
     layer: dict[str, Option] = {"attention": "full", "heads": arch["heads"], "ffn": arch["ffn"]}
     layers = {f"layer{i}.{name}": option for i in range(1, arch["depth"] + 1) for name, option in layer.items()}
     return space.canonical({"width": arch["width"], "depth": arch["depth"], **layers})
-
-
-def file_error_percent(task: Task, path: Path) -> float:
-    """Error in percent of an exported file on the test split."""
-    session = open_session(path, threads=torch.get_num_threads())
-    names = [value.name for value in session.get_inputs()]
-    wrong, total = 0.0, 0
-    for batch in task.batches("test", tokens_per_batch=EVALUATION_TOKENS, seed=None):
-        feed = {name: value.numpy() for name, value in zip(names, batch.inputs, strict=True)}
-        wrong += task.error(torch.from_numpy(session.run(None, feed)[0]), batch.targets)
-        total += len(batch.targets)
-    return 100 * wrong / total
 
 
 def judge_predictor(pipeline: Pipeline, preset: Preset, folder: Path, report: Reporter) -> dict[str, float]:

@@ -198,7 +198,7 @@ def _place_labels(figure: Figure, axes: Axes, results: Results, limits: _Limits,
     asked = f"asked {format_ms(verdict.asked_ms)} ms"
     labels.place(asked, (verdict.asked_ms, bottom), offsets, color=VERMILLION, fontweight="bold", gid="asked")
     offsets = [(dx, dy, side) for dy in (-34, -50, 30, 46, -8) for dx, side in ((-16, "right"), (16, "left"), (-40, "right"))]
-    stages = "".join(f", {stage.name}" for stage in results.stages if stage.kept)
+    stages = "".join(f", {stage.name}" for stage in results.kept_stages)
     ships = f"ships {shipped.id}{stages}\n{shipped.error_percent:.2f} %, {format_ms(shipped.latency_ms)} ms"
     arrow = {"arrowstyle": "-", "color": INK, "lw": 0.8, "shrinkA": 0, "shrinkB": 8}
     labels.place(ships, (shipped.latency_ms, shipped.error_percent), offsets, fontweight="bold", arrowprops=arrow, gid="ships")

@@ -52,8 +52,8 @@ class EarlyExit:
         school.teach(exits, self.train, self.lesson)
 
         *early, last = answers_on(exits, school)
-        allowed = school.most_points_lost / 100 - (last.wrong.mean() - before.wrong.mean())
-        found = [threshold(each.confidence, each.wrong - last.wrong, allowed=float(allowed)) for each in early]
+        allowed = still_allowed(school, before, last)
+        found = [threshold(each.confidence, each.wrong - last.wrong, allowed=allowed) for each in early]
         left = [1 - share * (1 - costs[after - 1] / costs[-1]) for after, (_, share) in zip(numbers, found, strict=True)]
         best = int(np.argmin(left))
         if not found[best][1]:
@@ -82,6 +82,11 @@ def answers_on(network: nn.Module, school: School) -> list[Answers]:
         answers = answers_of(network, batch.inputs)
         rows.append([(confidence(x)[:, 0].cpu(), (x.argmax(dim=-1) != batch.targets).double().cpu()) for x in answers])
     return [Answers(*(torch.cat(column).numpy() for column in zip(*each, strict=True))) for each in zip(*rows, strict=True)]
+
+
+def still_allowed(school: School, before: Answers, after: Answers) -> float:
+    """The share of the examples that a stage may still get wrong, after what teaching the network changed."""
+    return float(school.most_points_lost / 100 - (after.wrong.mean() - before.wrong.mean()))
 
 
 def threshold(confidence_N: np.ndarray, added_N: np.ndarray, *, allowed: float) -> tuple[float, float]:

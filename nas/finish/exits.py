@@ -11,7 +11,8 @@ takes the entropy). An answer does not depend on what else is in the batch, but 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import onnx
@@ -85,13 +86,8 @@ class Exits(nn.Module):
     def answers(self, *inputs: Tensor) -> list[Tensor]:
         """Logits [B, C] of each head, then the network's. A layer is called with its stream and with the bias of its scores."""
         seen: list[tuple[Tensor, Tensor]] = []
-        blocks = dict.fromkeys(self.layers)  # layers may share a block, which is then called several times
-        hooks = [block.register_forward_hook(lambda _, given, x_BTD: seen.append((x_BTD, given[1]))) for block in blocks]
-        try:
+        with after_layers(self.network, lambda _, given, x_BTD: seen.append((x_BTD, given[1]))):
             last: Tensor = self.network(*inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
         return [*(head(*seen[int(after) - 1]) for after, head in self.heads.items()), last]
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -104,6 +100,17 @@ class Exits(nn.Module):
     def rewritten(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """What is exported of a network with one head, so that it stops."""
         return stopping(model)
+
+
+@contextmanager
+def after_layers(network: nn.Module, hook: Callable[..., Tensor | None]) -> Iterator[None]:
+    """Calls a forward hook after each layer of a network; after a block that layers share, once for each of them."""
+    handles = [block.register_forward_hook(hook) for block in dict.fromkeys(layers_of(network))]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def is_head(name: str) -> bool:

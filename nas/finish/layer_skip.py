@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nas.finish.early_exit import answers_on, threshold
+from nas.finish.early_exit import answers_on, still_allowed, threshold
 from nas.finish.exits import layers_of
 from nas.finish.skips import Gate, Skips
 from nas.finish.stage import NothingToDoError
@@ -62,8 +62,7 @@ class LayerSkip:
         unseen_N = torch.empty_like(easy_N)
         for half in halves:
             unseen_N[half] = _probability(*logistic(features_ND[~half], easy_N[~half]), features_ND[half])
-        allowed = school.most_points_lost / 100 - (whole.wrong.mean() - before.wrong.mean())
-        lowest, share = threshold(unseen_N.numpy(), added_N, allowed=float(allowed))
+        lowest, share = threshold(unseen_N.numpy(), added_N, allowed=still_allowed(school, before, whole))
         if not share:
             raise NothingToDoError(
                 f"no example may skip a layer, at {school.most_points_lost:g} points of error that may be lost"

@@ -18,7 +18,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from nas.finish.exits import NEVER, layers_of, stopping
+from nas.finish.exits import NEVER, after_layers, layers_of, stopping
 from nas.reduction import mean_token
 
 SKIPPED = "skipped"  # the numbers of layers before, and of the last that is skipped, among the weights
@@ -116,11 +116,6 @@ class Skips(nn.Module):
             given.append((to_layer[0], to_layer[1]))
             return choose(given[self.after], x_BTD) if len(given) == self.until else None
 
-        blocks = dict.fromkeys(self.layers)  # layers may share a block, which is then called several times
-        hooks = [block.register_forward_hook(after_layer) for block in blocks]
-        try:
+        with after_layers(self.network, after_layer):
             answer: Tensor = self.network(*inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
         return answer
