@@ -59,7 +59,8 @@ class DartsConfig:
     before. The temperature falls geometrically from `temperature[0]` to `temperature[1]` in every search. Every `check_every`
     steps the guards look. When their alarm trips, at a budget's second look or later, the search for that budget begins again
     with even logits and the `remedy`, for the steps that are left: `beta_decay`, or `perturbation`, which trains the weights
-    under even probabilities and then ranks the options by perturbation, once for all budgets.
+    under even probabilities and then ranks the options by perturbation, once for all budgets. The alarm is false where a small
+    network is as good as any, so the proposal names both what was found before the remedy and what was found with it.
 
     Raises:
         ValueError: a value outside its range.
@@ -108,21 +109,32 @@ class Proposal:
     loss: float  # of the relaxed architecture on the architecture split, mean of the last ten batches
     alarm: str = ""  # what the guards found wrong at first, in words
     remedy: str = ""  # what was done about it
+    before_remedy: Architecture | None = None  # what it would have been without
 
     @property
-    def alarm_sentence(self) -> str:
-        """What was wrong and what was done, or nothing."""
+    def archs(self) -> tuple[Architecture, ...]:
+        """What is worth scoring: a false alarm is told from a collapse by the errors of both."""
+        return (self.arch,) if self.before_remedy is None else (self.arch, self.before_remedy)
+
+    def alarm_sentence(self, errors: Mapping[str, float] | None = None) -> str:
+        """What was wrong and what was done, or nothing; with the `errors` of ids, in percent, also whether that helped."""
         if not self.alarm:
             return ""
         done = f"it began again with the remedy {self.remedy!r}" if self.remedy else "nothing was done about it"
-        return f"For {self.budget_ms:.3f} ms it collapsed: {self.alarm}; {done}."
+        known = [errors.get(arch.id) for arch in self.archs] if errors else []
+        judged = ""
+        if len(known) == 2 and None not in known:
+            judged = f", and scored both: {known[0]:.1f} % with the remedy, {known[1]:.1f} % without"
+        return f"For {self.budget_ms:.3f} ms it seemed to collapse: {self.alarm}; {done}{judged}."
 
     def to_json(self) -> dict[str, Any]:
-        return {**self.__dict__, "arch": self.arch.to_json()}
+        before = self.before_remedy and self.before_remedy.to_json()
+        return {**self.__dict__, "arch": self.arch.to_json(), "before_remedy": before}
 
     @classmethod
     def from_json(cls, space: SearchSpace, record: Mapping[str, Any]) -> Proposal:
-        return cls(**{**record, "arch": space.canonical(record["arch"])})
+        archs = {name: space.canonical(found) for name in ("arch", "before_remedy") if (found := record.get(name))}
+        return cls(**{**record, **archs})
 
 
 class Darts:
@@ -156,20 +168,15 @@ class Darts:
         can_help = self.config.remedy != "none" and not self.remedy
         losses, alarm = self._search(budget_ms, steps, on_step, on_check, until_alarm=can_help)
         remedy = self.config.remedy if alarm and can_help else ""
+        before_remedy = None
         if remedy:
-            self.remedy = remedy
+            before_remedy = self._discrete(self._encoding(self.config.temperature[1]), budget_ms)
+            self.remedy, self.option_losses = remedy, np.empty(0)
             self._even_logits()
             steps_left = max(steps - len(losses), SETTLING * self.config.check_every)
             losses, _ = self._search(budget_ms, steps_left, on_step, on_check, until_alarm=False)
         encoding = self._encoding(self.config.temperature[1])
-        probabilities = encoding.values.double().cpu().numpy()
-        if "perturbation" in (self.config.discretisation, self.remedy):
-            if self.remedy != "perturbation" or not len(self.option_losses):  # the remedy's even probabilities stay the same
-                self.option_losses = self._option_losses(encoding)
-            log_p = -self.option_losses
-        else:
-            log_p = np.log(np.clip(probabilities, 1e-9, 1.0))
-        arch = discretise(self.space, log_p, self.latency_model, budget_ms)
+        arch = self._discrete(encoding, budget_ms)
         prediction = self.latency_model.predict([arch])
         return Proposal(
             arch=arch,
@@ -177,10 +184,11 @@ class Darts:
             predicted_ms=float(prediction.mean_ms[0]),
             upper_ms=float(prediction.upper_ms[0]),
             relaxed_ms=self._expected_ms(encoding).item(),
-            entropy=guards.mean(guards.entropies(self.space, probabilities)),
+            entropy=guards.mean(guards.entropies(self.space, encoding.values.double().cpu().numpy())),
             loss=float(np.mean(losses[-10:])),
             alarm=alarm,
             remedy=remedy,
+            before_remedy=before_remedy,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -203,6 +211,16 @@ class Darts:
         self.multiplier, self.remedy, self.num_steps = state["multiplier"], state["remedy"], state["num_steps"]
         self.option_losses = state["option_losses"].numpy()
         self._open_streams()
+
+    def _discrete(self, encoding: Encoding, budget_ms: float) -> Architecture:
+        """The architecture within the budget that the probabilities, or the losses of the options alone, prefer."""
+        if "perturbation" in (self.config.discretisation, self.remedy):
+            if self.remedy != "perturbation" or not len(self.option_losses):  # the remedy's even probabilities stay the same
+                self.option_losses = self._option_losses(encoding)
+            log_p = -self.option_losses
+        else:
+            log_p = np.log(np.clip(encoding.values.double().cpu().numpy(), 1e-9, 1.0))
+        return discretise(self.space, log_p, self.latency_model, budget_ms)
 
     def _even_logits(self) -> None:
         self.logits.data.zero_()

@@ -1,7 +1,9 @@
 """The differentiable search: relaxations, second order, budget and projection, guards, resume."""
 
 import itertools
+import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -272,11 +274,15 @@ def test_a_planted_collapse_trips_the_alarm_and_recovers():
     collapsed, checks, loss_before = planted("none")
     assert collapsed.alarm
     assert not collapsed.remedy
-    assert "nothing was done about it" in collapsed.alarm_sentence
+    assert collapsed.archs == (collapsed.arch,)
+    assert collapsed.alarm_sentence({collapsed.arch.id: 20.0}).endswith("nothing was done about it.")
     assert checks[-1].skip_share > 0.9
     recovered, checks, loss = planted("perturbation")
     assert (recovered.alarm != "", recovered.remedy) == (True, "perturbation")
-    assert "it began again with the remedy 'perturbation'" in recovered.alarm_sentence
+    assert recovered.alarm_sentence().endswith("it began again with the remedy 'perturbation'.")
+    assert recovered.archs[1]["layer1.attention"] == "none", "what it would have been without the remedy is scored too"
+    said = recovered.alarm_sentence({arch.id: error for arch, error in zip(recovered.archs, (12.34, 45.0), strict=True)})
+    assert said.endswith("and scored both: 12.3 % with the remedy, 45.0 % without.")
     assert [bool(check.alarm) for check in checks] == [False, True] + [False] * 3
     assert recovered.arch["layer1.attention"] == "full"
     assert loss < loss_before - 0.2
@@ -284,7 +290,8 @@ def test_a_planted_collapse_trips_the_alarm_and_recovers():
 
 def test_proposals_survive_json(latency):
     proposal = darts(latency).propose(0.8, steps=2)
-    assert Proposal.from_json(FAMILY.space, proposal.to_json()) == proposal
+    for known in (proposal, replace(proposal, alarm="skips", remedy="perturbation", before_remedy=FAMILY.space.smallest())):
+        assert Proposal.from_json(FAMILY.space, json.loads(json.dumps(known.to_json()))) == known
 
 
 def test_it_leaves_the_supernet_alone(latency):

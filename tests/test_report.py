@@ -113,8 +113,9 @@ def test_summary_ends_with_the_facts(tmp_path):
 
 
 def test_a_collapse_of_the_differentiable_search_is_said_so():
-    results = make_results(alarms=("For 0.950 ms it collapsed: all is skipped; it began again with the remedy 'perturbation'.",))
-    said = "Differentiable search: For 0.950 ms it collapsed: all is skipped; it began again with the remedy 'perturbation'."
+    alarm = "For 0.950 ms it seemed to collapse: all is skipped; it began again with the remedy 'perturbation'."
+    results = make_results(alarms=(alarm,))
+    said = f"Differentiable search: {alarm}"
     assert said in " ".join(printed(*summary(results, "runs/x")).split())
     assert said in " ".join(Page(page(results, [])).text.replace("\u00a0", " ").split())
 
