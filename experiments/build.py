@@ -99,7 +99,9 @@ def family_of_task(config: DictConfig) -> tuple[Task, Family]:
         family: Any = of_sizes(**task.sizes)
     except TypeError as error:
         sizes = ", ".join(task.sizes)
-        raise ValueError(f"space: {config.space._target_} does not take the task {task.name}, which gives {sizes}") from error
+        raise ValueError(
+            f"space: {config.space._target_} does not take the task {task.name}, which gives {sizes}: {error}"
+        ) from error
     beside = surroundings(config)
     return task, replace(family, space=surrounded(family.space, beside)) if beside else family
 

@@ -15,10 +15,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -33,38 +32,21 @@ from nas.rotary import Rotary, Rotation
 from nas.space import Architecture, SearchSpace
 from nas.types import Workload
 from search_spaces import pretrained
-from search_spaces.attention import DEFAULT_KINDS, LayerAttention
+from search_spaces.attention import LayerAttention
 from search_spaces.common import NORM_EPS, leaders, norm_parameters, uses
 from search_spaces.stack import Block, Masks, Stack
 from search_spaces.tokens import embedding_operator, example_tokens
-from search_spaces.trunk import Trunk, trunk_choices
+from search_spaces.trunk import Trunk, TrunkOptions, trunk_choices
 
 Positions = Literal["learned", "rotary"]
 POSITIONS = ("learned", "rotary")
+DEFAULT_FFN = (64, 128, 256, 384)
 
 
-def decoder_space(
-    *,
-    width: Sequence[int] = (32, 48, 64, 96, 128),
-    depth: Sequence[int] = (1, 2, 3, 4, 5, 6),
-    heads: Sequence[int] = (1, 2, 4),
-    ffn: Sequence[int] = (64, 128, 256, 384),
-    attention: Sequence[str] = DEFAULT_KINDS,
-    kv_heads: Sequence[int] = (),
-    ffn_kind: Sequence[str] = ("mlp",),
-    rank: Sequence[int] = (),
-    activation: Sequence[str] = ("gelu",),
-    norm_kind: Sequence[str] = ("layer",),
-    sharing: Sequence[str] = ("none",),
-    precision: Sequence[str] = ("fp32",),
-    name: str = "decoder",
-) -> SearchSpace:
+def decoder_space(*, name: str = "decoder", **choices: Unpack[TrunkOptions]) -> SearchSpace:
     """The choices of a decoder. Raises ValueError like `trunk_choices`."""
-    choices = trunk_choices(
-        width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
-        activation=activation, norm_kind=norm_kind, sharing=sharing, precision=precision,
-    )  # fmt: skip
-    return SearchSpace(name, tuple(choices))
+    options: TrunkOptions = {"ffn": DEFAULT_FFN, **choices}
+    return SearchSpace(name, tuple(trunk_choices(**options)))
 
 
 class TiedTable(Table):
@@ -314,16 +296,10 @@ class DecoderFamily:
 
 
 def decoder(
-    *, vocab_size: int, max_tokens: int, width: Sequence[int], depth: Sequence[int], heads: Sequence[int], ffn: Sequence[int],
-    attention: Sequence[str], head_size: int, window: int, kv_heads: Sequence[int] = (),
-    ffn_kind: Sequence[str] = ("mlp",), rank: Sequence[int] = (),
-    activation: Sequence[str] = ("gelu",), norm_kind: Sequence[str] = ("layer",), sharing: Sequence[str] = ("none",),
-    precision: Sequence[str] = ("fp32",), positions: Positions = "learned", rotary_base: float = 10000.0, tied: bool = True,
-    norm_eps: float = NORM_EPS["pre"], name: str = "decoder",
+    *, vocab_size: int, max_tokens: int, head_size: int, window: int, positions: Positions = "learned",
+    rotary_base: float = 10000.0, tied: bool = True, norm_eps: float = NORM_EPS["pre"], name: str = "decoder",
+    **choices: Unpack[TrunkOptions],
 ) -> DecoderFamily:  # fmt: skip
     """The family of a space that is given by its options; what a configuration builds. Raises ValueError like its parts."""
-    space = decoder_space(
-        width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
-        activation=activation, norm_kind=norm_kind, sharing=sharing, precision=precision, name=name,
-    )  # fmt: skip
+    space = decoder_space(name=name, **choices)
     return DecoderFamily(space, vocab_size, max_tokens, head_size, window, positions, rotary_base, tied, norm_eps)

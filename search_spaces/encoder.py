@@ -12,9 +12,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 from torch import Tensor, nn
 
@@ -27,39 +27,17 @@ from nas.reduction import visible
 from nas.space import Architecture, SearchSpace
 from nas.types import Workload
 from search_spaces import pretrained
-from search_spaces.attention import DEFAULT_KINDS, LayerAttention
+from search_spaces.attention import LayerAttention
 from search_spaces.common import NORM_EPS, NormPlace, norm_parameters
 from search_spaces.compact import inside
 from search_spaces.stack import Masks, Stack
 from search_spaces.tokens import embedding_operator, example_tokens
-from search_spaces.trunk import Trunk, trunk_choices
+from search_spaces.trunk import Trunk, TrunkOptions, trunk_choices
 
 
-def encoder_space(
-    *,
-    width: Sequence[int] = (32, 48, 64, 96, 128),
-    depth: Sequence[int] = (1, 2, 3, 4, 5, 6),
-    heads: Sequence[int] = (1, 2, 4),
-    ffn: Sequence[int] = (64, 128, 192, 256),
-    attention: Sequence[str] = DEFAULT_KINDS,
-    kv_heads: Sequence[int] = (),
-    ffn_kind: Sequence[str] = ("mlp",),
-    rank: Sequence[int] = (),
-    activation: Sequence[str] = ("gelu",),
-    norm_kind: Sequence[str] = ("layer",),
-    sharing: Sequence[str] = ("none",),
-    precision: Sequence[str] = ("fp32",),
-    keep: Sequence[int] = (),
-    keep_after: int = 1,
-    name: str = "encoder",
-) -> SearchSpace:
+def encoder_space(*, name: str = "encoder", **choices: Unpack[TrunkOptions]) -> SearchSpace:
     """The choices of an encoder; the default holds about 10^9.4 architectures. Raises ValueError like `trunk_choices`."""
-    choices = trunk_choices(
-        width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
-        activation=activation, norm_kind=norm_kind, sharing=sharing, precision=precision,
-        keep=keep, keep_after=keep_after,
-    )  # fmt: skip
-    return SearchSpace(name, tuple(choices))
+    return SearchSpace(name, tuple(trunk_choices(**choices)))
 
 
 class Encoder(nn.Module):
@@ -183,17 +161,9 @@ class EncoderFamily:
 
 
 def encoder(
-    *, vocab_size: int, num_classes: int, max_tokens: int, width: Sequence[int], depth: Sequence[int], heads: Sequence[int],
-    ffn: Sequence[int], attention: Sequence[str], head_size: int, window: int, norm: NormPlace = "pre",
-    kv_heads: Sequence[int] = (), ffn_kind: Sequence[str] = ("mlp",), rank: Sequence[int] = (),
-    activation: Sequence[str] = ("gelu",), norm_kind: Sequence[str] = ("layer",), sharing: Sequence[str] = ("none",),
-    precision: Sequence[str] = ("fp32",), keep: Sequence[int] = (), keep_after: int = 1, name: str = "encoder",
-    per_token: bool = False,
+    *, vocab_size: int, num_classes: int, max_tokens: int, head_size: int, window: int, norm: NormPlace = "pre",
+    per_token: bool = False, name: str = "encoder", **choices: Unpack[TrunkOptions],
 ) -> EncoderFamily:  # fmt: skip
     """The family of a space that is given by its options; what a configuration builds. Raises ValueError like its parts."""
-    space = encoder_space(
-        width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
-        activation=activation, norm_kind=norm_kind, sharing=sharing, precision=precision,
-        keep=keep, keep_after=keep_after, name=name,
-    )  # fmt: skip
+    space = encoder_space(name=name, **choices)
     return EncoderFamily(space, vocab_size, num_classes, max_tokens, head_size, window, norm, per_token)

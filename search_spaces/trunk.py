@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from nas.encoding import Array, Encoding, prefix_membership
 from nas.layers import Width
 from nas.protocols import Operator
 from nas.space import Architecture, Choice, Condition, SearchSpace
-from search_spaces.attention import LayerAttention, attention_choices
+from search_spaces.attention import DEFAULT_KINDS, LayerAttention, attention_choices
 from search_spaces.common import (
     DEFAULTS,
     SHARING,
@@ -39,11 +39,31 @@ from search_spaces.reduction import Counts, Reduction, keep_choices, scoring
 from search_spaces.stack import Block, LayerMasks, Masks, Stack
 
 
+class TrunkOptions(TypedDict, total=False):
+    """What `trunk_choices` takes: the words of a space's YAML that all families share."""
+
+    width: Sequence[int]
+    depth: Sequence[int]
+    heads: Sequence[int]
+    ffn: Sequence[int]
+    attention: Sequence[str]
+    kv_heads: Sequence[int]
+    ffn_kind: Sequence[str]
+    rank: Sequence[int]
+    activation: Sequence[str]
+    norm_kind: Sequence[str]
+    sharing: Sequence[str]
+    precision: Sequence[str]
+    keep: Sequence[int]
+    keep_after: int
+
+
 def trunk_choices(
-    *, width: Sequence[int], depth: Sequence[int], heads: Sequence[int], ffn: Sequence[int], attention: Sequence[str],
-    kv_heads: Sequence[int] = (), ffn_kind: Sequence[str] = ("mlp",), rank: Sequence[int] = (),
-    activation: Sequence[str] = ("gelu",), norm_kind: Sequence[str] = ("layer",), sharing: Sequence[str] = ("none",),
-    precision: Sequence[str] = ("fp32",), keep: Sequence[int] = (), keep_after: int = 1,
+    *, width: Sequence[int] = (32, 48, 64, 96, 128), depth: Sequence[int] = (1, 2, 3, 4, 5, 6), heads: Sequence[int] = (1, 2, 4),
+    ffn: Sequence[int] = (64, 128, 192, 256), attention: Sequence[str] = DEFAULT_KINDS, kv_heads: Sequence[int] = (),
+    ffn_kind: Sequence[str] = ("mlp",), rank: Sequence[int] = (), activation: Sequence[str] = ("gelu",),
+    norm_kind: Sequence[str] = ("layer",), sharing: Sequence[str] = ("none",), precision: Sequence[str] = ("fp32",),
+    keep: Sequence[int] = (), keep_after: int = 1,
 ) -> list[Choice]:  # fmt: skip
     """Width, depth, those of `common_choices` and of `keep_choices`, and for each layer that may have weights of its own those of
     `attention_choices`, of `ffn_choices` and of `precision_choices`.

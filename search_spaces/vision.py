@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -33,34 +33,16 @@ from nas.reduction import mean_token
 from nas.space import Architecture, Choice, SearchSpace
 from nas.types import Workload
 from search_spaces import pretrained
-from search_spaces.attention import DEFAULT_KINDS, LayerAttention
+from search_spaces.attention import LayerAttention
 from search_spaces.common import NORM_EPS, norm_parameters
 from search_spaces.stack import Masks, Stack
-from search_spaces.trunk import Trunk, trunk_choices
+from search_spaces.trunk import Trunk, TrunkOptions, trunk_choices
 
 Pooling = Literal["mean", "token"]
 POOLING = ("mean", "token")
 
 
-def vision_space(
-    *,
-    patch: Sequence[int] = (4, 7),
-    width: Sequence[int] = (32, 48, 64, 96, 128),
-    depth: Sequence[int] = (1, 2, 3, 4, 5, 6),
-    heads: Sequence[int] = (1, 2, 4),
-    ffn: Sequence[int] = (64, 128, 192, 256),
-    attention: Sequence[str] = DEFAULT_KINDS,
-    kv_heads: Sequence[int] = (),
-    ffn_kind: Sequence[str] = ("mlp",),
-    rank: Sequence[int] = (),
-    activation: Sequence[str] = ("gelu",),
-    norm_kind: Sequence[str] = ("layer",),
-    sharing: Sequence[str] = ("none",),
-    precision: Sequence[str] = ("fp32",),
-    keep: Sequence[int] = (),
-    keep_after: int = 1,
-    name: str = "vision",
-) -> SearchSpace:
+def vision_space(*, patch: Sequence[int] = (4, 7), name: str = "vision", **choices: Unpack[TrunkOptions]) -> SearchSpace:
     """The choices; the default holds about 10^9.7 architectures.
 
     `patch` is categorical, with the finest first: it makes the most tokens, so it belongs to the largest network.
@@ -72,12 +54,7 @@ def vision_space(
     if not sizes.is_nested:
         raise ValueError(f"patch: {sizes.options} are not integers")
     finest_first = Choice("patch", tuple(map(str, sizes.options)))
-    trunk = trunk_choices(
-        width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
-        activation=activation, norm_kind=norm_kind, sharing=sharing, precision=precision,
-        keep=keep, keep_after=keep_after,
-    )  # fmt: skip
-    return SearchSpace(name, (finest_first, *trunk))
+    return SearchSpace(name, (finest_first, *trunk_choices(**choices)))
 
 
 @dataclass(frozen=True)
@@ -324,19 +301,9 @@ class VisionFamily:
 
 def vision(
     *, input_shape: Sequence[int], num_classes: int, mean: Sequence[float], std: Sequence[float], patch: Sequence[int],
-    width: Sequence[int], depth: Sequence[int], heads: Sequence[int], ffn: Sequence[int], attention: Sequence[str],
-    head_size: int, window: int, kv_heads: Sequence[int] = (), ffn_kind: Sequence[str] = ("mlp",), rank: Sequence[int] = (),
-    activation: Sequence[str] = ("gelu",), norm_kind: Sequence[str] = ("layer",), sharing: Sequence[str] = ("none",),
-    precision: Sequence[str] = ("fp32",), keep: Sequence[int] = (), keep_after: int = 1, pooling: Pooling = "mean",
-    norm_eps: float = NORM_EPS["pre"], name: str = "vision",
+    head_size: int, window: int, pooling: Pooling = "mean", norm_eps: float = NORM_EPS["pre"], name: str = "vision",
+    **choices: Unpack[TrunkOptions],
 ) -> VisionFamily:  # fmt: skip
     """The family of a space that is given by its options; what a configuration builds. Raises ValueError like its parts."""
-    space = vision_space(
-        patch=patch,
-        width=width, depth=depth, heads=heads, ffn=ffn, attention=attention, kv_heads=kv_heads, ffn_kind=ffn_kind, rank=rank,
-        activation=activation, norm_kind=norm_kind, sharing=sharing, precision=precision,
-        keep=keep, keep_after=keep_after, name=name,
-    )  # fmt: skip
-    return VisionFamily(
-        space, tuple(input_shape), num_classes, tuple(mean), tuple(std), head_size, window, pooling, norm_eps
-    )  # fmt: skip
+    space, shape = vision_space(patch=patch, name=name, **choices), tuple(input_shape)
+    return VisionFamily(space, shape, num_classes, tuple(mean), tuple(std), head_size, window, pooling, norm_eps)
