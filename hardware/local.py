@@ -6,15 +6,46 @@ import importlib
 import shutil
 import tempfile
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from hardware import environment
+from hardware.visit import Visit, VisitOptions
 from nas.protocols import DeviceError
+
+
+class OnThisMachine(ABC):
+    """A device that times networks in this process. Every visit opens the file anew, so that no two are ever open together.
+
+    Args:
+        threads: that one run may use.
+        visit: see `Visit`.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    def __init__(self, *, threads: int = 1, **visit: Unpack[VisitOptions]) -> None:
+        self.threads = check_threads(threads)
+        self.visit = Visit(**visit)
+
+    @property
+    @abstractmethod
+    def environment(self) -> dict[str, Any]:
+        """The stable facts that a time depends on."""
+
+    @property
+    def fingerprint(self) -> str:
+        return environment.fingerprint(self.environment)
+
+    def conditions(self) -> dict[str, Any]:
+        """The state of the machine right now: governor, frequency and load."""
+        return environment.conditions()
 
 
 def check_threads(threads: int) -> int:

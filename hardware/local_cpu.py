@@ -5,28 +5,26 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import onnxruntime
 
-from hardware import environment
 from hardware.int8 import Int8Files
-from hardware.local import check_option, check_threads, describe, refusals
+from hardware.local import OnThisMachine, check_option, describe, refusals
 from hardware.placement import CPU, LEVELS, Placement
-from hardware.visit import Visit, wall
+from hardware.visit import VisitOptions, wall
 
 PRECISIONS = ("fp32", "int8")
 
 
-class LocalCpu:
-    """Times a network in this process. Every visit opens the file anew, so that no two sessions are ever open together.
+class LocalCpu(OnThisMachine):
+    """Times a network in this process.
 
     Args:
-        threads: that one run may use.
         precision: fp32, the file as it is; int8, its dynamic quantisation, which may be slower as well as faster.
         graph_optimization: of ONNX Runtime when it loads the file: all, extended, basic or none.
-        warmup_seconds, visit_seconds, min_samples, max_samples: see `Visit`.
+        threads, visit: see `OnThisMachine`.
 
     Raises:
         ValueError: a value outside its range.
@@ -35,19 +33,10 @@ class LocalCpu:
     name = "local_cpu"
 
     def __init__(
-        self,
-        *,
-        threads: int = 1,
-        precision: str = "fp32",
-        warmup_seconds: float = 0.1,
-        visit_seconds: float = 0.02,
-        min_samples: int = 10,
-        max_samples: int = 200,
-        graph_optimization: str = "all",
+        self, *, precision: str = "fp32", graph_optimization: str = "all", threads: int = 1, **visit: Unpack[VisitOptions]
     ) -> None:
-        self.threads = check_threads(threads)
+        super().__init__(threads=threads, **visit)
         self.precision = check_option("precision", precision, PRECISIONS)
-        self.visit = Visit(warmup_seconds, visit_seconds, min_samples, max_samples)
         self.graph_optimization = check_option("graph_optimization", graph_optimization, tuple(LEVELS))
         self._int8 = Int8Files()
 
@@ -58,14 +47,6 @@ class LocalCpu:
             "onnxruntime", onnxruntime.__version__, threads=self.threads, precision=self.precision,
             provider=CPU, graph_optimization=self.graph_optimization,
         )  # fmt: skip
-
-    @property
-    def fingerprint(self) -> str:
-        return environment.fingerprint(self.environment)
-
-    def conditions(self) -> dict[str, Any]:
-        """The state of the machine right now: governor, frequency and load."""
-        return environment.conditions()
 
     def run(self, onnx_path: Path, inputs: Mapping[str, np.ndarray]) -> tuple[float, ...]:
         """One visit: raw wall times in ms, in the order in which they were taken.

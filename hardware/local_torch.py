@@ -13,36 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from hardware import environment
-from hardware.local import check_threads, describe, in_order, refusals
-from hardware.visit import Visit, wall
+from hardware.local import OnThisMachine, describe, in_order, refusals
+from hardware.visit import wall
 
 
-class LocalTorch:
-    """Times torch's own operators, without gradients, in this process. Every visit opens the file anew.
-
-    Args:
-        threads: that one run may use.
-        warmup_seconds, visit_seconds, min_samples, max_samples: see `Visit`.
-
-    Raises:
-        ValueError: a value outside its range.
-    """
+class LocalTorch(OnThisMachine):
+    """Times torch's own operators, without gradients, in this process."""
 
     name = "local_torch"
     format = "torchscript"
-
-    def __init__(
-        self,
-        *,
-        threads: int = 1,
-        warmup_seconds: float = 0.1,
-        visit_seconds: float = 0.02,
-        min_samples: int = 10,
-        max_samples: int = 200,
-    ) -> None:
-        self.threads = check_threads(threads)
-        self.visit = Visit(warmup_seconds, visit_seconds, min_samples, max_samples)
 
     @functools.cached_property
     def environment(self) -> dict[str, Any]:
@@ -51,14 +30,6 @@ class LocalTorch:
             "torch", torch.__version__, threads=self.threads, precision="fp32",
             matmul_precision=torch.get_float32_matmul_precision(), mkldnn=torch.backends.mkldnn.is_available(),
         )  # fmt: skip
-
-    @property
-    def fingerprint(self) -> str:
-        return environment.fingerprint(self.environment)
-
-    def conditions(self) -> dict[str, Any]:
-        """The state of the machine right now: governor, frequency and load."""
-        return environment.conditions()
 
     def run(self, path: Path, inputs: Mapping[str, np.ndarray]) -> tuple[float, ...]:
         """One visit to a TorchScript or .pt2 file: raw wall times in ms, in the order in which they were taken.

@@ -5,27 +5,26 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
-from hardware import environment
-from hardware.local import check_option, check_threads, describe, in_order, optional, refusals
-from hardware.visit import Visit, wall
+from hardware.local import OnThisMachine, check_option, describe, in_order, optional, refusals
+from hardware.visit import VisitOptions, wall
 from nas.protocols import DeviceError
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 PLUGINS = ("CPU", "GPU", "NPU")
 
 
-class OpenVino:
-    """Times a network in this process, compiled for the shapes of its inputs. Every visit opens the file anew.
+class OpenVino(OnThisMachine):
+    """Times a network in this process, compiled for the shapes of its inputs.
 
     Args:
         plugin: CPU, GPU or NPU; a machine with several GPUs has GPU.0, GPU.1, ...
         threads: that one run may use on the CPU.
         precision: fp32, bf16 or fp16, where the plugin has it. Left to itself OpenVINO takes the lowest that the chip has.
-        warmup_seconds, visit_seconds, min_samples, max_samples: see `Visit`.
+        visit: see `OnThisMachine`.
 
     Raises:
         ValueError: a value outside its range.
@@ -33,22 +32,11 @@ class OpenVino:
 
     name = "openvino"
 
-    def __init__(
-        self,
-        *,
-        plugin: str = "CPU",
-        threads: int = 1,
-        precision: str = "fp32",
-        warmup_seconds: float = 0.1,
-        visit_seconds: float = 0.02,
-        min_samples: int = 10,
-        max_samples: int = 200,
-    ) -> None:
+    def __init__(self, *, plugin: str = "CPU", precision: str = "fp32", threads: int = 1, **visit: Unpack[VisitOptions]) -> None:
+        super().__init__(threads=threads, **visit)
         check_option("plugin", plugin.partition(".")[0], PLUGINS)
         self.plugin = plugin
-        self.threads = check_threads(threads)
         self.precision = check_option("precision", precision, tuple(PRECISIONS))
-        self.visit = Visit(warmup_seconds, visit_seconds, min_samples, max_samples)
 
     @functools.cached_property
     def environment(self) -> dict[str, Any]:
@@ -57,14 +45,6 @@ class OpenVino:
             "openvino", optional("openvino", extra="openvino").__version__, threads=self.threads, precision=self.precision,
             plugin=self.plugin, chip=self._core.get_property(self.plugin, "FULL_DEVICE_NAME"), shapes="static",
         )  # fmt: skip
-
-    @property
-    def fingerprint(self) -> str:
-        return environment.fingerprint(self.environment)
-
-    def conditions(self) -> dict[str, Any]:
-        """The state of the machine right now: governor, frequency and load."""
-        return environment.conditions()
 
     def run(self, onnx_path: Path, inputs: Mapping[str, np.ndarray]) -> tuple[float, ...]:
         """One visit: raw wall times in ms, in the order in which they were taken.

@@ -12,9 +12,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 WINDOW = 5  # runs of which a median is taken
 LEAST_SECONDS = 0.01  # of warm-up, unless the bound is lower
+
+
+class VisitOptions(TypedDict, total=False):
+    """What a device's YAML says of its visits, as `Visit` takes it."""
+
+    warmup_seconds: float
+    visit_seconds: float
+    min_samples: int
+    max_samples: int
 
 
 @dataclass(frozen=True)

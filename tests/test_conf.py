@@ -17,6 +17,7 @@ from experiments.build import build
 from experiments.config import SearchConfig, register
 from experiments.progress import Reporter
 from experiments.settings import Settings
+from hardware.visit import Visit, VisitOptions
 from nas.encoding import Encoding
 from nas.protocols import DifferentiableLatencyModel, Family
 from nas.space import SearchSpace
@@ -86,10 +87,13 @@ def test_every_component_builds_with_the_constructor_s_defaults(group, name, req
     node = node[name] if group == "stages" else node
     built = hydra.utils.instantiate(node, _convert_="all")
     target = built.func if isinstance(built, partial) else type(built)
-    defaults = {n: p.default for n, p in inspect.signature(target).parameters.items() if p.default is not inspect.Parameter.empty}
-    assert set(node) - {"_target_", "_partial_"} == set(inspect.signature(target).parameters) - {"self"}
+    parameters = dict(inspect.signature(target).parameters)
+    if parameters.pop("visit", None):
+        parameters |= {n: p for n, p in inspect.signature(Visit).parameters.items() if n in VisitOptions.__annotations__}
+    defaults = {n: p.default for n, p in parameters.items() if p.default is not inspect.Parameter.empty}
+    assert set(node) - {"_target_", "_partial_"} == set(parameters) - {"self"}
     for key, default in defaults.items():
-        given = getattr(built, key, default)
+        given = getattr(built, key, getattr(getattr(built, "visit", None), key, default))
         if not callable(given) and not hasattr(given, "steps") and group != "searcher" and key not in VARIANTS:
             assert given == default, f"{group}.{key}"
 
