@@ -242,13 +242,14 @@ class Calibrator:
                 sentinel_reference_ms=reference,
             )  # fmt: skip
             chunk = [pooled(*pair) for pair in zip(chunk, more, strict=True)] if chunk else more
+            session = Session.of(chunk)
             try:
-                Session.of(chunk).check()
+                session.check()
                 break
-            except ValueError as error:
+            except ValueError:
                 if attempt == ATTEMPTS:
                     raise
-                self.report.say(f"{error}; these networks are measured on")
+                self.report.say(f"measurements: {session.troubles()}; these networks are measured longer")
         return chunk
 
     def _export(self, archs: Sequence[Architecture], folder: str) -> list[Exported]:

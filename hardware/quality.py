@@ -83,12 +83,17 @@ class Session:
 
     def advice(self, limits: Limits = DEFAULT_LIMITS) -> str:
         """What is worth a word, and what to do about it; empty for a good session."""
+        troubles = self.troubles(limits)
+        return f"{troubles}: {', '.join(self._remedies(limits))}" if troubles else ""
+
+    def troubles(self, limits: Limits = DEFAULT_LIMITS) -> str:
+        """What is worth a word; empty for a good session."""
         words = []
         if self.noise > limits.noisy:
             words.append(f"latencies are uncertain by {self.noise:.1%} ({limits.noisy:.0%} would be well)")
         if self.drift > limits.drifted:
             words.append(f"the quiet speed of the machine changed by {self.drift:.0%} ({limits.drifted:.0%} would be well)")
-        return f"{', and '.join(words)}: {', '.join(self._remedies(limits))}" if words else ""
+        return ", and ".join(words)
 
     def _remedies(self, limits: Limits) -> list[str]:
         remedies = [f"close {load}" for load in self.loads[:3]]

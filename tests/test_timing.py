@@ -321,7 +321,7 @@ def test_a_calibration_measures_on_what_was_too_disturbed():
     chunk = job._measure_together(NETWORKS, SENTINEL, None)
     assert len(device.visited) == 2 * visits
     assert len(heard.lines) == 1
-    assert heard.lines[0].endswith("these networks are measured on")
+    assert heard.lines[0].endswith("these networks are measured longer")
     assert chunk[1].latency_ms == pytest.approx(TIMES["b"], rel=0.01)
     assert [len(m.samples_ms) for m in chunk] == [12] * len(NETWORKS)
     assert chunk[0].environment["rounds"] == 12
