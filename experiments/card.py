@@ -57,7 +57,8 @@ def _network(contract: Mapping[str, Any], network: Mapping[str, Any]) -> str:
         ("workload", contract["workload"]),
         ("parameters", f"{network['num_parameters']:,}"),
         *([("memory as ONNX Runtime places it", _memory(memory))] if memory else []),
-        *([("who runs it", _placement(network))] if "run" in network else []),
+        *([("who runs it", _placement(network))] if "operators" in network else []),
+        *([("sizes of its inputs, shorter ones padded with zeros", json.dumps(network["sizes"]))] if "sizes" in network else []),
         *((f"file `{name}`", _file(contract["files"][name])) for name in network["files"]),
         (
             "answers equal to the torch network's",
@@ -104,12 +105,15 @@ def _memory(memory: Mapping[str, Any]) -> str:
 
 
 def _placement(network: Mapping[str, Any]) -> str:
-    run, fallbacks = network["run"], network["fallbacks"]
-    fallen = ", ".join(f"{f['operator']} ({f['provider']})" for f in fallbacks)
+    fallen = ", ".join(f"{f['operator']} ({f['provider']})" for f in network["fallbacks"])
+    fallen = f"fallbacks: {fallen}" if fallen else "no operator falls back"
+    if "run" not in network:
+        return f"{network['delegate']}; {fallen}"
+    run = network["run"]
     tried = f", the fastest of {len(network['tried'])} ways that were tried" if network["tried"] else " (where it was exported)"
     return (
         f"{run['provider']}, {run['threads']} thread{'s' * (run['threads'] != 1)}, graph optimisation "
-        f"`{run['graph_optimization']}`{tried}; " + (f"fallbacks: {fallen}" if fallen else "no operator falls back")
+        f"`{run['graph_optimization']}`{tried}; {fallen}"
     )
 
 

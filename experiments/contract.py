@@ -17,6 +17,7 @@ import onnx
 
 from experiments.finishing import Finisher
 from experiments.formatting import format_ms
+from hardware import executorch_device
 from hardware.local_cpu import LocalCpu
 from hardware.placement import CPU, Placement, Trial, operators, peak_memory, tune
 from hardware.surroundings import device_of
@@ -108,6 +109,7 @@ def proven(
         "latency_ms": latency_of(measurement),
         "environment": dict(measurement.environment) if measurement else {},
         **(placed(finisher, arch, files.timed) if kind == "onnx" else {}),
+        **(delegated(finisher, arch, files.timed) if kind == "pte" else {}),
         "num_parameters": sum(p.numel() for p in network.parameters()),
     }
 
@@ -131,6 +133,18 @@ def placed(finisher: Finisher, arch: Architecture, path: Path) -> dict[str, Any]
         "operators": ran,
         "fallbacks": [o for o in ran if o["provider"] != run.provider],
         "memory": {**asdict(planned), "peak": peak_memory(path, inputs, run)},
+    }
+
+
+def delegated(finisher: Finisher, arch: Architecture, path: Path) -> dict[str, Any]:
+    """The only sizes of inputs that an ExecuTorch file takes, and what its delegate runs of it."""
+    inputs = finisher.inputs(arch)
+    ran = executorch_device.operators(path, inputs)
+    return {
+        "sizes": {name: list(value.shape) for name, value in inputs.items()},
+        "delegate": executorch_device.DELEGATE,
+        "operators": ran,
+        "fallbacks": [o for o in ran if o["provider"] != executorch_device.DELEGATE],
     }
 
 

@@ -29,6 +29,7 @@ from experiments.progress import Reporter
 from experiments.results import Results
 from experiments.shipping import Terms, check_unchanged, replacing, ship
 from hardware import placement
+from hardware.executorch_device import ExecuTorch
 from hardware.openvino_device import OpenVino
 from hardware.placement import CPU, Placement, operators, peak_memory, tune
 from nas.compute import Compute
@@ -520,3 +521,18 @@ def test_another_format_has_the_same_contract(run, exporter):
     assert tests[f"{facts['id']}.openvino"]["error_percent"] == facts["test"]["error_percent"]
     assert not (shipped.folder / "predict.py").exists()
     assert "its runtime opens it" in (shipped.folder / "card.md").read_text()
+
+
+def test_an_executorch_file_says_what_its_delegate_left_to_others(exporter):
+    pytest.importorskip("executorch", reason="executorch is not installed")
+    finisher = replace(exporter.finisher, device=ExecuTorch())
+    of_executorch = replace(exporter, finisher=finisher, kind="pte", variant="pte")
+    shipment = of_executorch.shipment(pick(exporter.results.networks, "fastest_within:100%"), ["fast"])
+    shipped = ship(finisher, [shipment], Terms("again", Limits(tolerance=1e-4), kind="pte", variant="pte"))
+    [facts] = shipped.networks
+    assert facts["files"] == ["model.pte"]
+    assert facts["parity"]["equal_decisions"] == 1
+    assert facts["latency_ms"]["p99"] > 0
+    assert facts["sizes"] == {"token_ids": [1, 32], "attention_mask": [1, 32]}
+    assert {o["operator"] for o in facts["fallbacks"]} < {o["operator"] for o in facts["operators"]}
+    assert "embedding.out (portable kernels)" in (shipped.folder / "card.md").read_text()
