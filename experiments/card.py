@@ -138,7 +138,8 @@ def _shared(contract: Mapping[str, Any]) -> list[str]:
         return []
     return [
         f"All ONNX files lie over one file of weights, {shared['stored_bytes']:,} bytes; equal weights are stored once, which "
-        f"saves {shared['shared_percent']:.1f} %. Networks that were trained on their own share little."
+        f"saves {shared['shared_percent']:.1f} %. Networks that were trained on their own share little. What the smallest "
+        "network needs comes first: it answers before the rest is read (`--at-once`)."
     ]
 
 
@@ -147,7 +148,7 @@ def _use(contract: Mapping[str, Any]) -> str:
         return f"The file is in the format `{contract['format']}`; its runtime opens it."
     example = f"    python predict.py {FOR_EACH[contract['input']['kind']]}"
     more = "\n    python predict.py --within 8ms …        the best network that fits" if len(contract["networks"]) > 1 else ""
-    return f"{example}{more}\n    python predict.py --help\n\nIt compares every file that it opens with its checksum first."
+    return f"{example}{more}\n    python predict.py --help\n\nIt compares what it reads of every file with its checksum first."
 
 
 def _environment(network: Mapping[str, Any]) -> str:

@@ -162,6 +162,12 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def beginning_of(path: Path, num_bytes: int) -> dict[str, Any]:
+    """Size and checksum of what a file begins with."""
+    with path.open("rb") as file:
+        return {"bytes": num_bytes, "sha256": hashlib.sha256(file.read(num_bytes)).hexdigest()}
+
+
 def files_of(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and checksum of everything in a folder."""
     return {p.name: {"bytes": p.stat().st_size, "sha256": checksum(p)} for p in sorted(folder.iterdir())}

@@ -350,8 +350,8 @@ def _write_pte(network: nn.Module, example: Mapping[str, Tensor], path: Path) ->
 FORMATS = {
     "onnx": Format(".onnx", _write_onnx, _open_onnx),
     "openvino": Format(".xml", _write_openvino, _open_openvino),
-    "pte": Format(".pte", _write_pte, executorch_file.Answers),
     "pt2": Format(".pt2", _write_pt2, _open_pt2),
+    "pte": Format(".pte", _write_pte, executorch_file.Answers),
     "torchscript": Format(".pt", _write_torchscript, _open_torchscript),
     "tflite": Format(".tflite", _write_tflite, _open_tflite),
 }
