@@ -57,7 +57,8 @@ def _network(contract: Mapping[str, Any], network: Mapping[str, Any]) -> str:
         ("workload", contract["workload"]),
         ("parameters", f"{network['num_parameters']:,}"),
         *([("memory as ONNX Runtime places it", _memory(memory))] if memory else []),
-        *([("who runs it", _placement(network))] if "run" in network else []),
+        *([("who runs it", _placement(network))] if "operators" in network else []),
+        *([("sizes of its inputs, shorter ones padded with zeros", json.dumps(network["sizes"]))] if "sizes" in network else []),
         *((f"file `{name}`", _file(contract["files"][name])) for name in network["files"]),
         (
             "answers equal to the torch network's",
@@ -104,12 +105,15 @@ def _memory(memory: Mapping[str, Any]) -> str:
 
 
 def _placement(network: Mapping[str, Any]) -> str:
-    run, fallbacks = network["run"], network["fallbacks"]
-    fallen = ", ".join(f"{f['operator']} ({f['provider']})" for f in fallbacks)
+    fallen = ", ".join(f"{f['operator']} ({f['provider']})" for f in network["fallbacks"])
+    fallen = f"fallbacks: {fallen}" if fallen else "no operator falls back"
+    if "run" not in network:
+        return f"{network['delegate']}; {fallen}"
+    run = network["run"]
     tried = f", the fastest of {len(network['tried'])} ways that were tried" if network["tried"] else " (where it was exported)"
     return (
         f"{run['provider']}, {run['threads']} thread{'s' * (run['threads'] != 1)}, graph optimisation "
-        f"`{run['graph_optimization']}`{tried}; " + (f"fallbacks: {fallen}" if fallen else "no operator falls back")
+        f"`{run['graph_optimization']}`{tried}; {fallen}"
     )
 
 
@@ -134,7 +138,8 @@ def _shared(contract: Mapping[str, Any]) -> list[str]:
         return []
     return [
         f"All ONNX files lie over one file of weights, {shared['stored_bytes']:,} bytes; equal weights are stored once, which "
-        f"saves {shared['shared_percent']:.1f} %. Networks that were trained on their own share little."
+        f"saves {shared['shared_percent']:.1f} %. Networks that were trained on their own share little. What the smallest "
+        "network needs comes first: it answers before the rest is read (`--at-once`)."
     ]
 
 
@@ -143,7 +148,7 @@ def _use(contract: Mapping[str, Any]) -> str:
         return f"The file is in the format `{contract['format']}`; its runtime opens it."
     example = f"    python predict.py {FOR_EACH[contract['input']['kind']]}"
     more = "\n    python predict.py --within 8ms …        the best network that fits" if len(contract["networks"]) > 1 else ""
-    return f"{example}{more}\n    python predict.py --help\n\nIt compares every file that it opens with its checksum first."
+    return f"{example}{more}\n    python predict.py --help\n\nIt compares what it reads of every file with its checksum first."
 
 
 def _environment(network: Mapping[str, Any]) -> str:

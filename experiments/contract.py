@@ -17,6 +17,7 @@ import onnx
 
 from experiments.finishing import Finisher
 from experiments.formatting import format_ms
+from hardware import executorch_device
 from hardware.local_cpu import LocalCpu
 from hardware.placement import CPU, Placement, Trial, operators, peak_memory, tune
 from hardware.surroundings import device_of
@@ -108,6 +109,7 @@ def proven(
         "latency_ms": latency_of(measurement),
         "environment": dict(measurement.environment) if measurement else {},
         **(placed(finisher, arch, files.timed) if kind == "onnx" else {}),
+        **(delegated(finisher, arch, files.timed) if kind == "pte" else {}),
         "num_parameters": sum(p.numel() for p in network.parameters()),
     }
 
@@ -134,6 +136,18 @@ def placed(finisher: Finisher, arch: Architecture, path: Path) -> dict[str, Any]
     }
 
 
+def delegated(finisher: Finisher, arch: Architecture, path: Path) -> dict[str, Any]:
+    """The only sizes of inputs that an ExecuTorch file takes, and what its delegate runs of it."""
+    inputs = finisher.inputs(arch)
+    ran = executorch_device.operators(path, inputs)
+    return {
+        "sizes": {name: list(value.shape) for name, value in inputs.items()},
+        "delegate": executorch_device.DELEGATE,
+        "operators": ran,
+        "fallbacks": [o for o in ran if o["provider"] != executorch_device.DELEGATE],
+    }
+
+
 def latency_of(measurement: Measurement | None) -> dict[str, float] | None:
     """In ms: `quiet`, which the verdict is about, and percentiles of all calls."""
     if measurement is None:
@@ -146,6 +160,12 @@ def checksum(path: Path) -> str:
     """SHA-256, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def beginning_of(path: Path, num_bytes: int) -> dict[str, Any]:
+    """Size and checksum of what a file begins with."""
+    with path.open("rb") as file:
+        return {"bytes": num_bytes, "sha256": hashlib.sha256(file.read(num_bytes)).hexdigest()}
 
 
 def files_of(folder: Path) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,7 @@
 paretoformer export run=DIR pick=best precision=int8 max_drop=0.5      as int8, unless it loses more than 0.5 points
 paretoformer export run=DIR pick=budget:8ms                            refused if it takes more than 8 ms when it is measured
 paretoformer export run=DIR pick=fast,balanced,best                    a family over one file of weights
-paretoformer export run=DIR pick=knee format=openvino                  or pt2, torchscript, tflite
+paretoformer export run=DIR pick=knee format=openvino                  or pt2, pte, torchscript, tflite
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from experiments.progress import Reporter
 from experiments.results import Results
 from experiments.run_directory import RunError
 from experiments.shipping import Shipment, Terms, ship
+from hardware.executorch_device import ExecuTorch
 from hardware.litert import LiteRt
 from hardware.local_torch import LocalTorch
 from hardware.openvino_device import OpenVino
@@ -40,7 +41,7 @@ from nas.protocols import Device, DeviceError
 from nas.space import Architecture
 from nas.types import Measurement
 
-RUNTIMES = {"openvino": OpenVino, "pt2": LocalTorch, "torchscript": LocalTorch, "tflite": LiteRt}
+RUNTIMES = {"openvino": OpenVino, "pt2": LocalTorch, "pte": ExecuTorch, "torchscript": LocalTorch, "tflite": LiteRt}
 NAMES = {"fast": "fastest_within:100%", "balanced": "knee"}  # what picks of a family are also called
 
 
@@ -52,7 +53,7 @@ class Words:
     pick: str = (
         "knee"  # fast, balanced, knee, best, fastest_within:1.5%, budget:8ms, or the beginning of an id; several by commas
     )
-    format: str = "onnx"  # onnx, openvino, pt2, torchscript or tflite
+    format: str = "onnx"  # onnx, openvino, pt2, pte, torchscript or tflite
     precision: str | None = None  # of the run's device, if it has any: fp32, int8, …; by default the run's
     tolerance: float | None = None  # of outputs against torch's; 1e-4 in fp32, else no limit
     max_drop: float = 1.0  # points of validation error that the file may lose against the torch network

@@ -5,8 +5,9 @@
     python predict.py picture.npy                   python predict.py < arrays.jsonl     images, signals, token ids: JSON arrays
     python predict.py "def " --tokens 100           language models: the text goes on
 
-contract.json says which file answers, how it is opened and what it was measured to do. Every file is compared with its checksum
-first. An input that cannot be answered has a line with its "error", and the exit code is 1; it is 2 if nothing can be answered.
+contract.json says which file answers, how it is opened and what it was measured to do. What is read of a file is compared with
+its checksum first. An input that cannot be answered has a line with its "error", and the exit code is 1; it is 2 if nothing can
+be answered.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import hashlib
 import json
 import os
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help="what is answered; without any, the lines of stdin")
     parser.add_argument("--within", metavar="8ms", help="the most accurate network that nine in ten times took at most so long")
     parser.add_argument("--network", metavar="NAME", help="one of the networks by its name or id")
+    parser.add_argument("--at-once", action="store_true", help="the smallest network answers until the best one is loaded")
     parser.add_argument("--top", type=int, default=1, help="how many classes are named (1)")
     parser.add_argument("--tokens", type=int, default=100, help="language models: how many tokens are added (100)")
     parser.add_argument("--temperature", type=float, default=0.0, help="language models: 0 takes the most probable token (0)")
@@ -61,6 +64,9 @@ def main(words: Sequence[str] | None = None) -> int:
         except Refused as refused:
             code = 1
             print(json.dumps({"error": f"input {number} {refused}"}, ensure_ascii=False), flush=True)
+    if (missed := answers.loading()) is not None:
+        code = 1
+        print(f"predict.py: {missed}; {answers.network['id']} answered", file=sys.stderr)
     return code
 
 
@@ -89,22 +95,23 @@ def read_contract(folder: Path) -> dict[str, Any]:
     return contract
 
 
-def checked(folder: Path, contract: Mapping[str, Any], name: str) -> Path:
-    """The path of a file that is the one that was exported."""
+def checked(folder: Path, contract: Mapping[str, Any], name: str, part: Mapping[str, Any] | None = None) -> Path:
+    """The path of a file that is the one that was exported, or of which the part is that it begins with."""
     path = folder / name
     if not path.is_file():
         raise Refused(f"{name}: is missing from {folder}")
-    digest = hashlib.sha256()
+    digest, left = hashlib.sha256(), part["bytes"] if part else path.stat().st_size
     with path.open("rb") as file:
-        while block := file.read(2**20):
+        while block := file.read(min(left, 2**20)):
             digest.update(block)
-    if digest.hexdigest() != contract["files"].get(name, {}).get("sha256"):
+            left -= len(block)
+    if digest.hexdigest() != (part or contract["files"].get(name, {})).get("sha256"):
         raise Refused(f"{name}: is not the file that was exported, its checksum differs from the one in contract.json")
     return path
 
 
-def chosen(contract: Mapping[str, Any], *, within: str | None, name: str | None) -> dict[str, Any]:
-    """The network with the lowest validation error of those that a person allows."""
+def chosen(contract: Mapping[str, Any], *, within: str | None, name: str | None) -> list[dict[str, Any]]:
+    """The networks that a person allows, the one with the lowest validation error first."""
     networks: list[dict[str, Any]] = contract["networks"]
     if name is not None:
         networks = [n for n in networks if name in (n["id"], *n["names"])]
@@ -123,7 +130,14 @@ def chosen(contract: Mapping[str, Any], *, within: str | None, name: str | None)
         if not networks:
             fastest = min(n["latency_ms"]["p90"] for n in timed)
             raise Refused(f"--within: no network answers within {within_ms:g} ms, the fastest takes {fastest:.4g} ms (p90)")
-    return min(networks, key=lambda n: n["validation_error_percent"])
+    return sorted(networks, key=lambda n: n["validation_error_percent"])
+
+
+def part_of(contract: Mapping[str, Any], network: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """The beginning of a file of weights that a network needs, if it lies there with others."""
+    shared = contract.get("shared_weights")
+    part: dict[str, Any] | None = shared["parts"].get(network["answers"]) if shared and shared["file"] == name else None
+    return part
 
 
 def open_session(path: Path, run: Mapping[str, Any]) -> onnxruntime.InferenceSession:
@@ -153,17 +167,48 @@ class Predictor:
         contract = read_contract(folder)
         if contract["format"] != "onnx":
             raise Refused(f"contract.json: this folder holds the format {contract['format']}, ONNX Runtime runs onnx")
-        network = chosen(contract, within=options.within, name=options.network)
-        self.options, self.input = options, contract["input"]
-        paths = {name: checked(folder, contract, name) for name in network["files"]}
-        self.session = open_session(paths[network["answers"]], network["run"])
+        self.folder, self.contract, self.options, self.input = folder, contract, options, contract["input"]
+        networks = chosen(contract, within=options.within, name=options.network)
+        first = min(networks, key=self.bytes_of) if options.at_once else networks[0]
+        self.network, self.session = self.loaded = first, self.opened(first)
         if self.input["kind"] in ("text", "language model"):
             self.tokenizer = read_tokenizer(checked(folder, contract, "tokenizer.json"))
         if self.input["kind"] != "language model":
             name = "target.json" if self.input["answer"] == "number" else "labels.json"
             self.meaning: Any = json.loads(checked(folder, contract, name).read_text(encoding="utf-8"))
+        self.refused: Refused | None = None
+        self.loader = threading.Thread(target=self.load, args=(networks[0],))
+        if networks[0] is not first:
+            self.loader.start()
+
+    def bytes_of(self, network: Mapping[str, Any]) -> int:
+        """What is read to open it."""
+        return sum((part_of(self.contract, network, n) or self.contract["files"][n])["bytes"] for n in network["files"])
+
+    def opened(self, network: Mapping[str, Any]) -> onnxruntime.InferenceSession:
+        names = network["files"]
+        paths = {name: checked(self.folder, self.contract, name, part_of(self.contract, network, name)) for name in names}
+        return open_session(paths[network["answers"]], network["run"])
+
+    def load(self, network: dict[str, Any]) -> None:
+        """Lets a network answer from the next input on."""
+        try:
+            self.loaded = network, self.opened(network)
+        except Refused as refused:
+            self.refused = refused
+
+    def loading(self) -> Refused | None:
+        """Waits for the network that is being loaded; why it cannot be, if so."""
+        if self.loader.ident is not None:
+            self.loader.join()
+        return self.refused
 
     def __call__(self, given: bytes) -> Iterator[dict[str, Any]]:
+        self.network, self.session = self.loaded
+        said_by = {"network": self.network["id"]} if self.options.at_once else {}
+        return ({**answer, **said_by} for answer in self.answered(given))
+
+    def answered(self, given: bytes) -> Iterator[dict[str, Any]]:
         if self.input["kind"] == "text":
             yield self.of_text(given)
         elif self.input["kind"] == "language model":

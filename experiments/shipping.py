@@ -14,13 +14,13 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from experiments import predict
 from experiments.card import card
-from experiments.contract import Files, Limits, checksum, files_of, input_of, promised, proven, versions
+from experiments.contract import Files, Limits, beginning_of, checksum, files_of, input_of, promised, proven, versions
 from experiments.finishing import Finisher
 from experiments.run_directory import RunError
 from experiments.verdicts import Verdict
@@ -168,7 +168,13 @@ def _write(
     shared = None
     if terms.kind == "onnx" and len(sources) > 1:
         data, saved = (WEIGHTS,), share_weights(sources, folder, data=WEIGHTS)
-        shared = {**asdict(saved), "shared_percent": saved.shared_percent}
+        shared = {
+            "file": WEIGHTS,
+            "weight_bytes": saved.weight_bytes,
+            "stored_bytes": saved.stored_bytes,
+            "shared_percent": saved.shared_percent,
+            "parts": {name: beginning_of(folder / WEIGHTS, needed) for name, needed in saved.needed_bytes.items()},
+        }
     else:
         for name, source in sources.items():
             shutil.copyfile(source, folder / name)

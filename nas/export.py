@@ -18,6 +18,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from nas import executorch_file
 from nas.integers import has_integers, with_integers
 from nas.protocols import Device, Family, GenerativeFamily
 from nas.types import Workload
@@ -337,10 +338,20 @@ def _open_pt2(path: Path) -> Answer:
     return answer
 
 
+def _write_pte(network: nn.Module, example: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        executorch_file.write(network, example, path)
+    except ModuleNotFoundError as error:
+        raise ValueError("executorch is not installed: pip install 'paretoformer[executorch]'") from error
+    except Exception as error:  # a compiler's: many kinds
+        raise ExportError(f"{path.name}: ExecuTorch cannot convert the network: {error}") from error
+
+
 FORMATS = {
     "onnx": Format(".onnx", _write_onnx, _open_onnx),
     "openvino": Format(".xml", _write_openvino, _open_openvino),
     "pt2": Format(".pt2", _write_pt2, _open_pt2),
+    "pte": Format(".pte", _write_pte, executorch_file.Answers),
     "torchscript": Format(".pt", _write_torchscript, _open_torchscript),
     "tflite": Format(".tflite", _write_tflite, _open_tflite),
 }

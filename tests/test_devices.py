@@ -22,6 +22,7 @@ from experiments.run_directory import RunDirectory
 from experiments.settings import FinishSettings
 from hardware import cuda
 from hardware.cuda import Cuda, energy_per_run
+from hardware.executorch_device import ExecuTorch, operators
 from hardware.litert import LiteRt
 from hardware.local_cpu import LocalCpu
 from hardware.local_torch import LocalTorch, load, move_constants
@@ -37,7 +38,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # of J
 DEVICES = sorted(path.stem for path in (Path(__file__).parent.parent / "conf" / "device").glob("*.yaml"))
 EVERYWHERE = ("local_cpu", "local_torch")  # that need nothing that can be absent
 OTHER_PRECISION = {"local_cpu": "int8", "openvino": "bf16", "cuda": "tf32"}
-RUNTIMES = ("onnxruntime", "openvino", "ai_edge_litert", "torch")
+RUNTIMES = ("onnxruntime", "openvino", "ai_edge_litert", "executorch", "torch")
 FAMILY = EncoderFamily(encoder_space(), vocab_size=100, num_classes=3, max_tokens=64)
 EXAMPLE = FAMILY.example_input(Workload(tokens=64))
 INPUTS = {name: value.numpy() for name, value in EXAMPLE.items()}
@@ -258,7 +259,12 @@ def test_openvino_runs_in_the_precision_that_was_asked_for():
 
 @pytest.mark.parametrize(
     ("make_device", "module", "extra"),
-    [(OpenVino, "openvino", "openvino"), (LiteRt, "ai_edge_litert", "litert"), (Cuda, "pynvml", "cuda")],
+    [
+        (OpenVino, "openvino", "openvino"),
+        (LiteRt, "ai_edge_litert", "litert"),
+        (ExecuTorch, "executorch", "executorch"),
+        (Cuda, "pynvml", "cuda"),
+    ],
 )
 def test_what_is_not_installed_is_named_with_its_extra(make_device, module, extra, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, module, None)
@@ -275,6 +281,44 @@ def test_the_litert_converter_is_named_with_its_extra(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=r"litert-torch is not installed: pip install 'paretoformer\[litert\]'"):
         export_for(LiteRt(), network_of(32, 1), EXAMPLE, tmp_path / "small")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_executorch_converter_is_named_with_its_extra(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "executorch", None)
+    for name in [name for name in sys.modules if name.startswith("executorch.")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ValueError, match=r"executorch is not installed: pip install 'paretoformer\[executorch\]'"):
+        export_for(ExecuTorch(), network_of(32, 1), EXAMPLE, tmp_path / "small")
+    assert not list(tmp_path.iterdir())
+
+
+class Mean(torch.nn.Module):
+    """Of the vectors of all tokens, without padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.classifier = torch.nn.Embedding(100, 8), torch.nn.Linear(8, 3)
+
+    def forward(self, token_ids, attention_mask):
+        return self.classifier((self.embedding(token_ids) * attention_mask[:, :, None]).sum(1) / attention_mask.sum(1)[:, None])
+
+
+def test_a_pte_file_answers_shorter_inputs_and_says_who_runs_its_operators(tmp_path):
+    present("executorch")
+    network = Mean()
+    path = export_for(ExecuTorch(), network, EXAMPLE, tmp_path / "mean")
+    answers = FORMATS["pte"].open(path)
+    ids = torch.randint(100, (3, 37))
+    mask = torch.ones_like(ids)
+    mask[1, 20:] = 0
+    with torch.no_grad():
+        np.testing.assert_allclose(answers({"attention_mask": mask, "token_ids": ids})[0], network(ids, mask), atol=1e-5)
+    ran = {(o["operator"], o["provider"]) for o in operators(path, INPUTS)}
+    assert ("embedding.out", "portable kernels") in ran
+    assert ("Fully Connected (NC, F32) GEMM", "XnnpackBackend") in ran
+    long = torch.ones(1, 65, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"token_ids is of the size \(1, 65\), the file takes at most \(1, 64\)"):
+        answers({"token_ids": long, "attention_mask": long})
 
 
 def test_without_a_gpu_one_sentence_says_so():
@@ -342,6 +386,7 @@ def test_a_counter_that_stands_still_is_an_error(monkeypatch):
     [
         (LocalCpu, {"precision": "fp8"}, r"precision: 'fp8' is not one of \('fp32', 'int8'\)"),
         (LocalTorch, {"threads": 0}, "threads: 0 is not between 1 and "),
+        (ExecuTorch, {"threads": 0}, "threads: 0 is not between 1 and "),
         (LiteRt, {"threads": 100_000}, "threads: 100000 is not between 1 and "),
         (OpenVino, {"plugin": "TPU"}, "plugin: 'TPU' is not one of"),
         (OpenVino, {"precision": "int8"}, "precision: 'int8' is not one of"),
@@ -377,6 +422,8 @@ def test_a_file_that_answers_otherwise_is_not_written(name, tmp_path):
 
     if name == "openvino":
         pytest.importorskip("openvino", reason="openvino is not installed")
+    if name == "pte":
+        pytest.importorskip("executorch", reason="executorch is not installed")
     if name == "tflite":
         pytest.importorskip("litert_torch", reason="litert-torch is not installed")
     with pytest.raises(ExportError, match=r"network.*: outputs differ by 1.00e-03 from the network's, allowed are 1.00e-04"):

@@ -6,7 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,9 @@ from experiments.predict import Predictor, Refused, chosen
 from experiments.predict import main as predict
 from experiments.progress import Reporter
 from experiments.results import Results
-from experiments.shipping import Terms, check_unchanged, replacing, ship
+from experiments.shipping import Shipped, Terms, check_unchanged, replacing, ship
 from hardware import placement
+from hardware.executorch_device import ExecuTorch
 from hardware.openvino_device import OpenVino
 from hardware.placement import CPU, Placement, operators, peak_memory, tune
 from nas.compute import Compute
@@ -260,10 +262,14 @@ def test_an_interrupted_export_leaves_what_was_there(tmp_path):
     assert (tmp_path / "folder" / "file").read_text() == "1"
 
 
-def test_a_family_over_one_file_of_weights(run, exporter):
+@pytest.fixture(scope="module")
+def family(exporter) -> Shipped:
     networks = picks(exporter.results.networks, "fast,knee,best")
-    shipped = ship(exporter.finisher, [exporter.shipment(*network) for network in networks], Terms("again"))
-    folder, contract, facts = shipped.folder, json.loads((shipped.folder / "contract.json").read_text()), shipped.networks
+    return ship(exporter.finisher, [exporter.shipment(*network) for network in networks], Terms("again"))
+
+
+def test_a_family_over_one_file_of_weights(run, family):
+    folder, contract, facts = family.folder, json.loads((family.folder / "contract.json").read_text()), family.networks
     assert {name for n in facts for name in n["names"]} == {"fast", "knee", "best"}
     assert contract["shared_weights"]["stored_bytes"] == (folder / "weights.bin").stat().st_size
     assert all((folder / n["answers"]).stat().st_size < 50_000 for n in facts), "weights lie in the shared file"
@@ -272,12 +278,41 @@ def test_a_family_over_one_file_of_weights(run, exporter):
         assert n["test"]["error_percent"] == plain["error_percent"]
         assert n["parity"]["equal_decisions"] == 1
     fast = next(n for n in facts if "fast" in n["names"])
-    assert chosen(contract, within=None, name="fast")["id"] == fast["id"]
+    assert chosen(contract, within=None, name="fast")[0]["id"] == fast["id"]
     best = min(contract["networks"], key=lambda n: n["validation_error_percent"])
-    assert chosen(contract, within="1000ms", name=None) == best
+    assert chosen(contract, within="1000ms", name=None)[0] == best
     done = ask(folder, "Guten Tag", "--network", "fast", "--within", "1000")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["label"]
+
+
+def test_the_smallest_of_a_family_answers_before_the_rest_is_there(family, tmp_path):
+    """As if the file of weights were on its way: it ends behind what the smallest network needs."""
+    folder = tmp_path / "folder"
+    shutil.copytree(family.folder, folder)
+    shared = family.contract["shared_weights"]
+    smallest = min(family.networks, key=lambda n: shared["parts"][n["answers"]]["bytes"])
+    best = min(family.networks, key=lambda n: n["validation_error_percent"])
+    part = shared["parts"][smallest["answers"]]["bytes"]
+    assert part < shared["stored_bytes"] == shared["parts"][best["answers"]]["bytes"]
+    whole = Predictor(folder, Options(at_once=True))
+    assert whole.network["id"] == smallest["id"]
+    assert whole.loading() is None
+    [answer] = whole(b"Guten Tag")
+    assert answer["network"] == best["id"]
+    [expected] = Predictor(folder, Options(network=smallest["id"]))(b"Guten Tag")
+    with (folder / "weights.bin").open("rb+") as file:
+        file.truncate(part)
+    done = ask(folder, "Guten Tag", "--at-once")
+    assert json.loads(done.stdout) == {**expected, "network": smallest["id"]}
+    said = "predict.py: weights.bin: is not the file that was exported, its checksum differs from the one in contract.json"
+    assert (done.returncode, done.stderr.decode().strip()) == (1, f"{said}; {smallest['id']} answered")
+    with pytest.raises(Refused, match=r"weights\.bin: is not the file that was exported"):
+        Predictor(folder, Options())
+    with (folder / "weights.bin").open("rb+") as file:
+        file.truncate(part - 1)
+    with pytest.raises(Refused, match=r"weights\.bin: is not the file that was exported"):
+        Predictor(folder, Options(at_once=True))
 
 
 def test_the_best_that_fits_is_taken():
@@ -285,7 +320,7 @@ def test_the_best_that_fits_is_taken():
         return {"id": name, "names": [], "validation_error_percent": error, "latency_ms": ms and {"p90": ms}}
 
     family = {"networks": [network("a", 9, 1.0), network("b", 5, 4.0), network("c", 3, 9.0)]}
-    assert [chosen(family, within=w, name=None)["id"] for w in ("1ms", "8.5 ms", "100", None)] == ["a", "b", "c", "c"]
+    assert [chosen(family, within=w, name=None)[0]["id"] for w in ("1ms", "8.5 ms", "100", None)] == ["a", "b", "c", "c"]
     with pytest.raises(Refused, match=r"no network answers within 0\.5 ms, the fastest takes 1 ms"):
         chosen(family, within="0.5", name=None)
     with pytest.raises(Refused, match="no latency was measured"):
@@ -319,6 +354,28 @@ def test_equal_weights_are_stored_once(tmp_path):
         np.testing.assert_array_equal(actual, expected)
 
 
+def test_each_file_needs_a_beginning_of_the_weights(tmp_path):
+    sizes = {"large.onnx": [48, 40, 24], "small.onnx": [32], "middle.onnx": [32, 40]}
+    (tmp_path / "shared").mkdir()
+    for name, rows in sizes.items():
+        export_onnx(
+            Layers([torch.randn(a, b) for a, b in pairwise([*rows, 16])]), {"x": torch.randn(2, rows[0])}, tmp_path / name
+        )
+    shared = share_weights({name: tmp_path / name for name in sizes}, tmp_path / "shared", data="weights.bin")
+    needed = [shared.needed_bytes[name] for name in ("small.onnx", "middle.onnx", "large.onnx")]
+    assert needed[0] == 4 * 32 * 16
+    assert needed == sorted(needed)
+    assert needed[-1] == shared.stored_bytes
+    large = onnx.load(tmp_path / "shared/large.onnx", load_external_data=False)
+    places = {t.name: int(next(e.value for e in t.external_data if e.key == "offset")) for t in large.graph.initializer}
+    used = [places[name] for node in large.graph.node for name in node.input if name in places]
+    assert used == sorted(used), "in the order in which they are used"
+    (tmp_path / "shared/weights.bin").write_bytes((tmp_path / "shared/weights.bin").read_bytes()[: needed[0]])
+    x = {"x": np.ones((1, 32), np.float32)}
+    expected, actual = (open_session(folder / "small.onnx").run(None, x)[0] for folder in (tmp_path, tmp_path / "shared"))
+    np.testing.assert_array_equal(actual, expected)
+
+
 def test_the_beginning_of_a_weight_is_shared(tmp_path):
     large = torch.randn(48, 32)
     x, longer = torch.randn(1, 32), torch.randn(1, 48)
@@ -347,8 +404,12 @@ def tiny_folder(folder: Path, network: torch.nn.Module, example: dict[str, torch
     return folder
 
 
+@dataclass
 class Options:
-    within, network, top = None, None, 1
+    within: str | None = None
+    network: str | None = None
+    top: int = 1
+    at_once: bool = False
 
 
 def answers(predictor: Predictor, *given: bytes) -> list[str]:
@@ -520,3 +581,18 @@ def test_another_format_has_the_same_contract(run, exporter):
     assert tests[f"{facts['id']}.openvino"]["error_percent"] == facts["test"]["error_percent"]
     assert not (shipped.folder / "predict.py").exists()
     assert "its runtime opens it" in (shipped.folder / "card.md").read_text()
+
+
+def test_an_executorch_file_says_what_its_delegate_left_to_others(exporter, tmp_path):
+    pytest.importorskip("executorch", reason="executorch is not installed")
+    finisher = replace(exporter.finisher, device=ExecuTorch())
+    of_executorch = replace(exporter, finisher=finisher, kind="pte", variant="pte", folder=tmp_path)
+    shipment = of_executorch.shipment(pick(exporter.results.networks, "fastest_within:100%"), ["fast"])
+    shipped = ship(finisher, [shipment], Terms("again", Limits(tolerance=1e-4), kind="pte", variant="pte"))
+    [facts] = shipped.networks
+    assert facts["files"] == ["model.pte"]
+    assert facts["parity"]["equal_decisions"] == 1
+    assert facts["latency_ms"]["p99"] > 0
+    assert facts["sizes"] == {"token_ids": [1, 32], "attention_mask": [1, 32]}
+    assert {o["operator"] for o in facts["fallbacks"]} < {o["operator"] for o in facts["operators"]}
+    assert "embedding.out (portable kernels)" in (shipped.folder / "card.md").read_text()

@@ -320,7 +320,9 @@ def test_a_decoder_ships_over_one_file_of_weights(task, family, exported, tmp_pa
     assert facts["timed"] == facts["answers"] == "decode.onnx"
     assert facts["files"] == ["model.onnx", "prefill.onnx", "decode.onnx", "weights.bin"]
     assert facts["test"]["metrics"]["bits per byte"] < 3
-    predictor = Predictor(shipped.folder, SimpleNamespace(within=None, network=None, tokens=T, temperature=0.0, seed=0))
+    predictor = Predictor(
+        shipped.folder, SimpleNamespace(within=None, network=None, at_once=False, tokens=T, temperature=0.0, seed=0)
+    )
     for prompt in ("def n", "def name_1(x):\n    return 1 * x  # more than a window\n"):
         [answer] = predictor(prompt.encode())
         assert answer["text"] == generate(shipped.folder, prompt, T)

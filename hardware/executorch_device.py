@@ -1,0 +1,125 @@
+"""This machine's CPU under ExecuTorch with XNNPACK's kernels: what PyTorch runs on phones and boards."""
+
+from __future__ import annotations
+
+import functools
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hardware import environment
+from hardware.local import check_threads, describe, in_order, optional, refusals
+from hardware.visit import Visit, wall
+from nas.executorch_file import opened, quietly
+
+DELEGATE = "XnnpackBackend"
+KERNEL = "native_call_"  # before an operator's name in ExecuTorch's record
+PORTABLE = "portable kernels"  # ExecuTorch's own, which run what the delegate does not take
+
+
+class ExecuTorch:
+    """Times a network in this process. Every visit opens the file anew.
+
+    Args:
+        threads: that one run may use.
+        warmup_seconds, visit_seconds, min_samples, max_samples: see `Visit`.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    name = "executorch"
+    format = "pte"
+
+    def __init__(
+        self,
+        *,
+        threads: int = 1,
+        warmup_seconds: float = 0.1,
+        visit_seconds: float = 0.02,
+        min_samples: int = 10,
+        max_samples: int = 200,
+    ) -> None:
+        self.threads = check_threads(threads)
+        self.visit = Visit(warmup_seconds, visit_seconds, min_samples, max_samples)
+
+    @functools.cached_property
+    def environment(self) -> dict[str, Any]:
+        """The stable facts that a time depends on. Raises DeviceError without ExecuTorch."""
+        optional("executorch", extra="executorch")
+        return describe("executorch", version("executorch"), threads=self.threads, precision="fp32", delegate="xnnpack")
+
+    @property
+    def fingerprint(self) -> str:
+        return environment.fingerprint(self.environment)
+
+    def conditions(self) -> dict[str, Any]:
+        """The state of the machine right now: governor, frequency and load."""
+        return environment.conditions()
+
+    def run(self, path: Path, inputs: Mapping[str, np.ndarray]) -> tuple[float, ...]:
+        """One visit to a .pte file: raw wall times in ms, in the order in which they were taken.
+
+        Raises:
+            DeviceError: ExecuTorch is not installed, there is no such file, or ExecuTorch refuses the file or the inputs.
+        """
+        optional("executorch", extra="executorch")
+        with refusals(path, "ExecuTorch"):
+            set_threads(self.threads)
+            program, names = opened(path)
+            tensors = [torch.from_numpy(value) for value in in_order(inputs, names)]
+            method = program.load_method("forward")
+            return self.visit.times(wall(lambda: method.execute(tensors)))
+
+
+def set_threads(threads: int) -> None:
+    """ExecuTorch has one pool of threads for the whole process."""
+    with quietly():
+        from executorch.extension.pybindings import portable_lib
+    if portable_lib._threadpool_get_thread_count() != threads:
+        portable_lib._unsafe_reset_threadpool(threads)
+
+
+def operators(path: Path, inputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """What ran of a .pte file, like `hardware.placement.operators`; XNNPACK counts its time in whole microseconds.
+
+    Raises:
+        DeviceError: like `ExecuTorch.run`.
+    """
+    optional("executorch", extra="executorch")
+    counts: Counter[tuple[str, str]] = Counter()
+    spent: Counter[tuple[str, str]] = Counter()
+    with refusals(path, "ExecuTorch"):
+        for event in record(path, inputs):
+            if event.is_delegated_op or event.name.startswith(KERNEL):
+                name = re.sub(r" #\d+$", "", event.name.removeprefix(KERNEL))
+                key = name, DELEGATE if event.is_delegated_op else PORTABLE
+                counts[key] += 1
+                spent[key] += sum(event.perf_data.raw)
+    whole = sum(spent.values()) or 1
+    return [
+        {"operator": name, "provider": provider, "count": counts[name, provider], "percent": round(100 * time / whole, 1)}
+        for (name, provider), time in spent.most_common()
+    ]
+
+
+def record(path: Path, inputs: Mapping[str, np.ndarray]) -> list[Any]:
+    """ExecuTorch's events of five runs, the same operator's as one."""
+    with quietly(), tempfile.TemporaryDirectory() as folder:
+        from executorch.devtools import Inspector
+
+        program, names = opened(path, profiled=True)
+        tensors = [torch.from_numpy(value) for value in in_order(inputs, names)]
+        method = program.load_method("forward")
+        for _ in range(5):
+            method.execute(tensors)
+        dump = Path(folder) / "record.etdp"
+        program.write_etdump_result_to_file(str(dump), str(dump.with_suffix(".bin")))
+        return [event for block in Inspector(etdump_path=str(dump)).event_blocks for event in block.events]
