@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from hardware import environment
-from hardware.local import check_threads, describe, in_order, optional, refusals
-from hardware.visit import Visit, wall
+from hardware.local import OnThisMachine, describe, in_order, optional, refusals
+from hardware.visit import wall
 from nas.executorch_file import opened, quietly
 
 DELEGATE = "XnnpackBackend"
@@ -24,45 +23,17 @@ KERNEL = "native_call_"  # before an operator's name in ExecuTorch's record
 PORTABLE = "portable kernels"  # ExecuTorch's own, which run what the delegate does not take
 
 
-class ExecuTorch:
-    """Times a network in this process. Every visit opens the file anew.
-
-    Args:
-        threads: that one run may use.
-        warmup_seconds, visit_seconds, min_samples, max_samples: see `Visit`.
-
-    Raises:
-        ValueError: a value outside its range.
-    """
+class ExecuTorch(OnThisMachine):
+    """Times a network in this process."""
 
     name = "executorch"
     format = "pte"
-
-    def __init__(
-        self,
-        *,
-        threads: int = 1,
-        warmup_seconds: float = 0.1,
-        visit_seconds: float = 0.02,
-        min_samples: int = 10,
-        max_samples: int = 200,
-    ) -> None:
-        self.threads = check_threads(threads)
-        self.visit = Visit(warmup_seconds, visit_seconds, min_samples, max_samples)
 
     @functools.cached_property
     def environment(self) -> dict[str, Any]:
         """The stable facts that a time depends on. Raises DeviceError without ExecuTorch."""
         optional("executorch", extra="executorch")
         return describe("executorch", version("executorch"), threads=self.threads, precision="fp32", delegate="xnnpack")
-
-    @property
-    def fingerprint(self) -> str:
-        return environment.fingerprint(self.environment)
-
-    def conditions(self) -> dict[str, Any]:
-        """The state of the machine right now: governor, frequency and load."""
-        return environment.conditions()
 
     def run(self, path: Path, inputs: Mapping[str, np.ndarray]) -> tuple[float, ...]:
         """One visit to a .pte file: raw wall times in ms, in the order in which they were taken.
