@@ -178,8 +178,9 @@ def _notes(pipeline: Pipeline, outcome: Outcome, shipped: Shipped) -> tuple[str,
     if health := health_sentence(pipeline.run.read_lines(HEALTH)):
         notes.append(health)
     for p in outcome.proposals:
+        others = "".join(f", at most {upper:.4g} of {name}" for name, upper in p.others.items())
         notes.append(
             f"The differentiable search proposed {p.arch.id} for {p.budget_ms:.3f} ms: predicted {p.predicted_ms:.3f} ms "
-            f"(at most {p.upper_ms:.3f}), {p.relaxed_ms:.3f} ms while relaxed; entropy of its choices {p.entropy:.2f}."
+            f"(at most {p.upper_ms:.3f}){others}, {p.relaxed_ms:.3f} ms while relaxed; entropy of its choices {p.entropy:.2f}."
         )
     return tuple(notes)

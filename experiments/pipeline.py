@@ -36,8 +36,9 @@ from experiments.stages import check_stages
 from experiments.table_calibration import TableCalibrator
 from hardware.recorded import RecordedDevice
 from hardware.store import MeasurementStore
-from latency_models.memory import memory_of
+from latency_models.memory import MemoryCost, memory_of
 from nas.compute import Compute, choose_compute
+from nas.constraints import Constraint
 from nas.darts import Darts, Proposal
 from nas.projection import BudgetError
 from nas.protocols import (
@@ -283,7 +284,10 @@ class Pipeline:
             return [Proposal.from_json(self.family.space, record) for record in self.run.read_json("proposals.json")]
         budgets = np.geomspace(budget.ms, self._fastest_ms(calibration), self.settings.outer.proposals).tolist()
         config = self.settings.darts
-        darts = Darts(self.family, supernet, calibration.model, self.task, config, compute=compute, seed=self.settings.seed)
+        darts = Darts(
+            self.family, supernet, calibration.model, self.task, config, compute=compute, seed=self.settings.seed,
+            limits=self._limits(),
+        )  # fmt: skip
         proposals: list[Proposal] = []
         state = self._checkpoint("darts.ckpt", compute)
         if state is not None:
@@ -309,6 +313,11 @@ class Pipeline:
         self.run.write_json("proposals.json", [p.to_json() for p in proposals])
         (self.run / "darts.ckpt").unlink(missing_ok=True)
         return proposals
+
+    def _limits(self) -> list[Constraint]:
+        """What proposals keep beside their budgets in ms."""
+        asked = self.settings.budget_mib
+        return [] if asked is None else [Constraint("budget_mib", "MiB", MemoryCost(self.family, self.workload), asked)]
 
     def _keep_health(self, *, until: int) -> None:
         """Drops what a stopped process wrote of steps that are done again."""

@@ -17,10 +17,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import torch
 
 from nas.encoding import Array, Encoding
 from nas.finish.exits import going_on
 from nas.protocols import Family
+from nas.relaxations import draws
 from nas.space import Architecture
 from nas.types import Workload
 
@@ -28,6 +30,7 @@ MIB = 2.0**20
 PROVIDERS = ["CPUExecutionProvider"]
 ALIGNMENT = 64  # bytes
 GAPS = 1.7  # ONNX Runtime's arena for activations, over what is alive together: the most that was seen (tests/test_memory.py)
+DRAWS = 64  # of a relaxed architecture, for the expectation of a peak
 ALIASES = ("Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 
 
@@ -72,6 +75,30 @@ def expected_memory(family: Family, encoding: Encoding, workload: Workload) -> t
         raise ValueError(f"space: {family.space.name} does not say which activations are alive together")
     weights: Array = sum(4.0 * operator.parameters - operator.saved_bytes for operator in operators) / MIB
     return weights, functools.reduce(lambda a, b: (a + b + abs(a - b)) / 2.0, live) / MIB
+
+
+@dataclass(frozen=True)
+class MemoryCost:
+    """What `nas.constraints` asks of a cost: `Memory.upper_mib` of architectures, and its expectation of a relaxed one.
+
+    Weights are multilinear in the choices, so theirs is exact. A peak of activations is a largest over layers, and the largest of
+    expectations lies below its expectation (by half where nothing is decided), so it would promise too much: instead the peaks of
+    `nas.relaxations.draws` are averaged.
+    """
+
+    family: Family
+    workload: Workload
+
+    def upper(self, archs: Sequence[Architecture]) -> np.ndarray:
+        """Of `memory_of`, in MiB, [N]. Raises ValueError like it."""
+        return np.array([memory.upper_mib for memory in memory_of(self.family, archs, self.workload)])
+
+    def expected_upper(self, encoding: Encoding) -> torch.Tensor:
+        """In MiB. Raises ValueError like `memory_of`."""
+        weights, _ = expected_memory(self.family, encoding, self.workload)
+        _, activations_N = expected_memory(self.family, draws(encoding, DRAWS), self.workload)
+        mib: torch.Tensor = weights + GAPS * activations_N.mean()
+        return mib
 
 
 def memory_of_file(path: Path, inputs: Mapping[str, np.ndarray]) -> Memory:

@@ -1,13 +1,14 @@
-"""Differentiable architecture search under a latency budget.
+"""Differentiable architecture search under a latency budget, and limits beside it.
 
 DARTS (Liu et al., arXiv:1806.09055, algorithm 1) over the entangled supernet: the weights learn on the training split, the
 architecture's logits on a split of their own, and both see the architecture that `nas.relaxations` makes of the logits. With
 `unroll_rate` 0 the logits' gradient is that of first order (eq. 7 with xi = 0); otherwise it goes, exactly, through one step of
 gradient descent of that rate on the weights (eq. 6; the paper's eq. 8 approximates it by finite differences).
 
-The budget is a constraint, not a weight to guess: an augmented Lagrangian drives the expected latency under it (Nocedal & Wright,
-section 17.4, for one inequality), and what comes out is discrete and within the budget by projection (`nas.projection`). Expected
-latency is multilinear, so that of the mean probabilities is the mean over draws, however the relaxation draws.
+The budget is a constraint, not a weight to guess, and so is every limit beside it: an augmented Lagrangian with a multiplier for
+each drives the expected costs under them (Nocedal & Wright, section 17.4, for inequalities), and what comes out is discrete and
+within all of them by projection (`nas.projection`). Costs are those of the mean probabilities, however the relaxation draws:
+expected latency is multilinear, so that this is its mean over draws.
 
 `nas.guards` looks after the search. Its options against collapse:
 
@@ -24,8 +25,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -35,6 +36,7 @@ from torch.func import functional_call
 
 from nas import guards
 from nas.compute import Compute
+from nas.constraints import Constraint, within_ms
 from nas.encoding import Encoding
 from nas.guards import Health
 from nas.projection import discretise
@@ -56,11 +58,12 @@ class DartsConfig:
     """Steps of one search and how fast things move.
 
     `steps` are for the first budget, `steps_more` for each further one, which starts from the logits and weights of the one
-    before. The temperature falls geometrically from `temperature[0]` to `temperature[1]` in every search. Every `check_every`
-    steps the guards look. When their alarm trips, at a budget's second look or later, the search for that budget begins again
-    with even logits and the `remedy`, for the steps that are left: `beta_decay`, or `perturbation`, which trains the weights
-    under even probabilities and then ranks the options by perturbation, once for all budgets. The alarm is false where a small
-    network is as good as any, so the proposal names both what was found before the remedy and what was found with it.
+    before. The temperature falls geometrically from `temperature[0]` to `temperature[1]` in every search. The guards look every
+    `check_every` steps and at the end of a budget; a look costs about as much as two steps. When their alarm trips, at a budget's
+    second look or later (so at one of `steps_more` only if these are longer), the search for that budget begins again with even
+    logits and the `remedy`, for the steps that are left: `beta_decay`, or `perturbation`, which trains the weights under even
+    probabilities and then ranks the options by perturbation, once for all budgets. The alarm is false where a small network is as
+    good as any, so the proposal names both what was found before the remedy and what was found with it.
 
     Raises:
         ValueError: a value outside its range.
@@ -78,7 +81,7 @@ class DartsConfig:
     beta_decay: float = 0.0
     discretisation: Discretisation = "probability"
     remedy: Remedy = "perturbation"
-    check_every: int = 5
+    check_every: int = 6
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "temperature", tuple(self.temperature))
@@ -110,6 +113,7 @@ class Proposal:
     alarm: str = ""  # what the guards found wrong at first, in words
     remedy: str = ""  # what was done about it
     before_remedy: Architecture | None = None  # what it would have been without
+    others: Mapping[str, float] = field(default_factory=dict)  # upper bounds of what else has a limit, by its name
 
     @property
     def archs(self) -> tuple[Architecture, ...]:
@@ -138,14 +142,18 @@ class Proposal:
 
 
 class Darts:
-    """A differentiable search over budgets, one after the other; works on its own copy of the supernet's weights."""
+    """A differentiable search over budgets, one after the other; works on its own copy of the supernet's weights.
+
+    Args:
+        limits: what is kept beside every budget in ms.
+    """
 
     def __init__(
         self, family: Family, supernet: nn.Module, latency_model: DifferentiableLatencyModel, task: Task, config: DartsConfig, *,
-        compute: Compute, seed: int,
+        compute: Compute, seed: int, limits: Sequence[Constraint] = (),
     ) -> None:  # fmt: skip
         self.family, self.space, self.latency_model, self.task = family, family.space, latency_model, task
-        self.config, self.compute = config, compute
+        self.config, self.compute, self.limits = config, compute, tuple(limits)
         self.supernet = copy.deepcopy(supernet)
         self.logits = nn.Parameter(torch.empty(self.space.encoding_size, device=compute.device))
         self.weight_optimizer = torch.optim.AdamW(self.supernet.parameters(), lr=config.weight_rate, fused=True)
@@ -163,32 +171,34 @@ class Darts:
 
         Raises:
             TrainingError: the loss is not finite.
-            BudgetError: no architecture meets the budget.
+            BudgetError: no architecture meets the budget and the limits.
         """
+        constraints = (within_ms(self.latency_model, budget_ms), *self.limits)
         can_help = self.config.remedy != "none" and not self.remedy
-        losses, alarm = self._search(budget_ms, steps, on_step, on_check, until_alarm=can_help)
+        losses, alarm = self._search(constraints, steps, on_step, on_check, until_alarm=can_help)
         remedy = self.config.remedy if alarm and can_help else ""
         before_remedy = None
         if remedy:
-            before_remedy = self._discrete(self._encoding(self.config.temperature[1]), budget_ms)
+            before_remedy = self._discrete(self._encoding(self.config.temperature[1]), constraints)
             self.remedy, self.option_losses = remedy, np.empty(0)
             self._even_logits()
             steps_left = max(steps - len(losses), SETTLING * self.config.check_every)
-            losses, _ = self._search(budget_ms, steps_left, on_step, on_check, until_alarm=False)
+            losses, _ = self._search(constraints, steps_left, on_step, on_check, until_alarm=False)
         encoding = self._encoding(self.config.temperature[1])
-        arch = self._discrete(encoding, budget_ms)
+        arch = self._discrete(encoding, constraints)
         prediction = self.latency_model.predict([arch])
         return Proposal(
             arch=arch,
             budget_ms=budget_ms,
             predicted_ms=float(prediction.mean_ms[0]),
             upper_ms=float(prediction.upper_ms[0]),
-            relaxed_ms=self._expected_ms(encoding).item(),
+            relaxed_ms=self.latency_model.expected_ms(_exact(encoding)).item(),
             entropy=guards.mean(guards.entropies(self.space, encoding.values.double().cpu().numpy())),
             loss=float(np.mean(losses[-10:])),
             alarm=alarm,
             remedy=remedy,
             before_remedy=before_remedy,
+            others={limit.name: float(limit.cost.upper([arch])[0]) for limit in self.limits},
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -197,7 +207,7 @@ class Darts:
             "logits": self.logits.detach().clone(),
             "weight_optimizer": self.weight_optimizer.state_dict(),
             "logit_optimizer": self.logit_optimizer.state_dict(),
-            "multiplier": self.multiplier,
+            "multipliers": self.multipliers,
             "remedy": self.remedy,
             "option_losses": torch.from_numpy(self.option_losses),
             "num_steps": self.num_steps,
@@ -208,24 +218,24 @@ class Darts:
         self.logits.data.copy_(state["logits"])
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
         self.logit_optimizer.load_state_dict(state["logit_optimizer"])
-        self.multiplier, self.remedy, self.num_steps = state["multiplier"], state["remedy"], state["num_steps"]
+        self.multipliers, self.remedy, self.num_steps = list(state["multipliers"]), state["remedy"], state["num_steps"]
         self.option_losses = state["option_losses"].numpy()
         self._open_streams()
 
-    def _discrete(self, encoding: Encoding, budget_ms: float) -> Architecture:
-        """The architecture within the budget that the probabilities, or the losses of the options alone, prefer."""
+    def _discrete(self, encoding: Encoding, constraints: Sequence[Constraint]) -> Architecture:
+        """The architecture within the limits that the probabilities, or the losses of the options alone, prefer."""
         if "perturbation" in (self.config.discretisation, self.remedy):
             if self.remedy != "perturbation" or not len(self.option_losses):  # the remedy's even probabilities stay the same
                 self.option_losses = self._option_losses(encoding)
             log_p = -self.option_losses
         else:
             log_p = np.log(np.clip(encoding.values.double().cpu().numpy(), 1e-9, 1.0))
-        return discretise(self.space, log_p, self.latency_model, budget_ms)
+        return discretise(self.space, log_p, constraints)
 
     def _even_logits(self) -> None:
         self.logits.data.zero_()
         self.logit_optimizer = torch.optim.Adam([self.logits], lr=self.config.logit_rate, betas=(0.5, 0.999))
-        self.multiplier = 0.0
+        self.multipliers = [0.0] * (1 + len(self.limits))
 
     def _open_streams(self) -> None:
         self._train, self._architecture = (
@@ -234,11 +244,10 @@ class Darts:
         )
 
     def _search(
-        self, budget_ms: float, steps: int, on_step: Callable[[int, float], None], on_check: Callable[[Health], None], *,
-        until_alarm: bool,
+        self, constraints: Sequence[Constraint], steps: int, on_step: Callable[[int, float], None],
+        on_check: Callable[[Health], None], *, until_alarm: bool,
     ) -> tuple[list[float], str]:  # fmt: skip
         """The losses of the steps on the architecture split, and the last alarm, which may have ended them."""
-        target_ms = budget_ms / self.latency_model.upper_factor()
         losses: list[float] = []
         gaps: list[float] = []
         alarm = ""
@@ -246,7 +255,7 @@ class Darts:
             done = step / max(1, steps - 1)
             temperature = cooled(self.config.temperature, done)
             train, self._batch = (next(batches).to(self.compute.device) for batches in (self._train, self._architecture))
-            losses.append(self._logit_step(train, self._batch, temperature, target_ms, done))
+            losses.append(self._logit_step(train, self._batch, temperature, constraints, done))
             gaps.append(losses[-1] - self._weight_step(train, temperature))
             if not math.isfinite(losses[-1]):
                 raise TrainingError(f"the loss of the differentiable search is {losses[-1]} at step {step}")
@@ -254,22 +263,23 @@ class Darts:
             on_step(step + 1, losses[-1])
             if (step + 1) % self.config.check_every == 0 or step + 1 == steps:
                 settled = step + 1 >= SETTLING * self.config.check_every
-                health = self._check(budget_ms, target_ms, temperature, float(np.mean(gaps)), settled=settled)
+                health = self._check(constraints, temperature, float(np.mean(gaps)), settled=settled)
                 on_check(health)
                 gaps, alarm = [], health.alarm
                 if alarm and until_alarm:
                     break
         return losses, alarm
 
-    def _check(self, budget_ms: float, target_ms: float, temperature: float, gap: float, *, settled: bool) -> Health:
+    def _check(self, constraints: Sequence[Constraint], temperature: float, gap: float, *, settled: bool) -> Health:
         encoding = self._encoding(temperature)
-        skipped, used = guards.skip_share(encoding), self._expected_ms(encoding).item() / target_ms
+        skipped = guards.skip_share(encoding)
+        used = max(constraint.expected_use(_exact(encoding)).item() for constraint in constraints)
         size = -(-len(self._batch.targets) // SMALLER)
         part = Batch(tuple(x[:size] for x in self._batch.inputs), self._batch.targets[:size])
         loss = self._loss(part, relax(self.space, self.logits, temperature=temperature, kind=self.config.relaxation))
         return Health(
             step=self.num_steps,
-            budget_ms=budget_ms,
+            budget_ms=constraints[0].limit,
             entropy=guards.entropies(self.space, encoding.values.double().cpu().numpy()),
             skip_share=skipped,
             used=used,
@@ -293,9 +303,6 @@ class Darts:
             outputs = functional_call(self.supernet, dict(weights or {}), batch.inputs, masks)
             return self.task.loss(outputs, batch.targets)
 
-    def _expected_ms(self, encoding: Encoding) -> Tensor:
-        return self.latency_model.expected_ms(Encoding(self.space, encoding.values.double().cpu()))
-
     def _weight_step(self, batch: Batch, temperature: float) -> float:
         self.weight_optimizer.zero_grad(set_to_none=True)
         loss = self._loss(batch, self._drawn(self.logits.detach(), temperature, 0))
@@ -304,21 +311,24 @@ class Darts:
         self.weight_optimizer.step()
         return float(loss.detach())
 
-    def _logit_step(self, train: Batch, batch: Batch, temperature: float, target_ms: float, done: float) -> float:
+    def _logit_step(
+        self, train: Batch, batch: Batch, temperature: float, constraints: Sequence[Constraint], done: float
+    ) -> float:  # fmt: skip
         if self.remedy == "perturbation":
             with torch.no_grad():
                 return float(self._loss(batch, self._encoding(temperature)))
         weights = self._unrolled(train, temperature) if self.config.unroll_rate else fixed(self.supernet)
         loss = self._loss(batch, self._drawn(self.logits, temperature, 1), weights)
-        mean = relax(self.space, self.logits, temperature=temperature, kind=self.config.relaxation)
-        penalty = self.config.penalty
-        pull = torch.clamp(self.multiplier + penalty * (self._expected_ms(mean) / target_ms - 1.0), min=0.0)
-        total = loss + (pull.square() - self.multiplier**2) / (2 * penalty)
+        mean = _exact(relax(self.space, self.logits, temperature=temperature, kind=self.config.relaxation))
+        total, penalty, pulls = loss, self.config.penalty, []
+        for constraint, multiplier in zip(constraints, self.multipliers, strict=True):
+            pulls.append(torch.clamp(multiplier + penalty * (constraint.expected_use(mean) - 1.0), min=0.0))
+            total = total + (pulls[-1].square() - multiplier**2) / (2 * penalty)
         if beta := BETA_DECAY if self.remedy == "beta_decay" else self.config.beta_decay:
             total = total + beta * done * torch.stack([self.logits[s].logsumexp(0) for s in self.space.offsets.values()]).mean()
         (self.logits.grad,) = torch.autograd.grad(total, [self.logits])
         self.logit_optimizer.step()
-        self.multiplier = float(pull.detach())
+        self.multipliers = [float(pull.detach()) for pull in pulls]
         return float(loss.detach())
 
     def _unrolled(self, train: Batch, temperature: float) -> dict[str, Tensor]:
@@ -339,3 +349,8 @@ class Darts:
                 values[index] = 1.0
                 losses.append(float(self._loss(self._batch, Encoding(self.space, values))))
         return np.array(losses)
+
+
+def _exact(encoding: Encoding) -> Encoding:
+    """What costs are computed from."""
+    return Encoding(encoding.space, encoding.values.double().cpu())

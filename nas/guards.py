@@ -30,9 +30,9 @@ class Health:
     """The state of a search after a step.
 
     `entropy` is that of each choice, 0 (decided) to 1 (uniform), `skip_share` the expected share of what can be skipped and is,
-    `used` the expected latency over the budget's, `gap` the loss on the architecture split minus that on the training split,
-    `sharpness` the Hessian's eigenvalue of largest magnitude of the architecture split's loss in the logits. `alarm` says in
-    words what is wrong, or nothing.
+    `used` the expected share of the limit that is used most, `gap` the loss on the architecture split minus that on the training
+    split, `sharpness` the Hessian's eigenvalue of largest magnitude of the architecture split's loss in the logits. `alarm` says
+    in words what is wrong, or nothing.
     """
 
     step: int

@@ -1,92 +1,163 @@
-"""From relaxed to discrete: the most probable architecture that a budget allows and that uses it.
+"""From relaxed to discrete: the most probable architecture that all limits allow and that uses the first of them.
 
-The log-probabilities of the options are the values of a knapsack, the predictor's upper bound is its weight, and the predictor
-itself is the judge of every candidate: nothing is assumed of how a latency comes about. A greedy descent brings the most probable
-picks within the budget, a greedy ascent spends what is left, and exchanges of one or two picks win back log-probability, or fill
-a budget that single steps cannot fill. What is given up is counted over all choices, absent ones too: of two networks of other
-depth the deeper one does not pay for having more picks.
+The log-probabilities of the options are the values of a knapsack, the upper bounds of the costs are its weights, and the
+predictors themselves are the judges of every candidate: nothing is assumed of how a cost comes about. A greedy descent brings the
+most probable picks within the limits, a greedy ascent spends what is left, and exchanges of one or two picks win back
+log-probability, or fill a budget that single steps cannot fill. What is given up is counted over all choices, absent ones too: of
+two networks of other depth the deeper one does not pay for having more picks.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from nas.protocols import LatencyModel
+from nas.constraints import Constraint
 from nas.space import Architecture, Option, SearchSpace
 
-USED = 0.93  # share of a budget that a proposal is to use at least
+USED = 0.93  # share of a limit that a proposal is to use at least
 SLACK = 1e-9  # sums of another order differ in the last digits
-TRIED = 64  # exchanges that look best and are judged by the predictor, at a time
+DRAWN = 512  # architectures that are tried where steps lead nowhere
+TRIED = 64  # exchanges that look best and are judged by the predictors, at a time
 
 
 class BudgetError(ValueError):
-    """No architecture of the space meets the budget; names the fastest and its time."""
+    """No architecture of the space meets the budgets; names the one that none meets, and what comes nearest to it."""
 
 
 @dataclass(frozen=True)
 class Moves:
-    """Changes of one pick: the choice and the option, the log-probability that each gives up, and the upper bound after it."""
+    """Changes of one pick: choices and options, the log-probability that each gives up, [N], and the loads after it, [N, K]."""
 
     changes: list[tuple[str, Option]]
     costs: np.ndarray
-    upper_ms: np.ndarray
+    loads: np.ndarray
 
 
-def discretise(space: SearchSpace, log_p_E: np.ndarray, latency_model: LatencyModel, budget_ms: float) -> Architecture:
-    """The most probable architecture whose upper bound lies in [0.93, 1] of the budget, as far as local changes find it.
+def discretise(space: SearchSpace, log_p_E: np.ndarray, constraints: Sequence[Constraint]) -> Architecture:
+    """The most probable architecture within all limits whose upper bound lies in [0.93, 1] of the first, as far as local changes
+    find it.
 
-    Where the space has nothing in that range the result is below it, never above the budget.
+    Where the others do not allow that, it lies in that range of any of them; where the space has nothing there the result is
+    below it, never above a limit.
 
     Raises:
-        BudgetError: even the fastest neighbour of every step is over the budget.
+        BudgetError: the smallest network is over a limit, and so is the best neighbour of every step.
     """
-    return _Projection(space, log_p_E, latency_model, budget_ms).run()
+    projection = _Projection(space, log_p_E, constraints, num_filled=1)
+    projection.run()
+    if len(constraints) > 1 and not projection.is_full(projection.now):
+        if not projection.draw():
+            projection = _Projection(space, log_p_E, constraints, num_filled=len(constraints))
+        projection.run()
+    return space.canonical(projection.picks)
 
 
 class _Projection:
-    def __init__(self, space: SearchSpace, log_p_E: np.ndarray, latency_model: LatencyModel, budget_ms: float) -> None:
-        self.space, self.log_p, self.model, self.budget_ms = space, log_p_E, latency_model, budget_ms
-        self.picks = {c.name: c.options[int(np.argmax(log_p_E[space.offsets[c.name]]))] for c in space}
-        self.now_ms = self._upper_ms([self.picks])[0]
+    """Loads are upper bounds in the unit of the first: each times the first limit over its own, [..., K] for K limits.
 
-    def run(self) -> Architecture:
-        while self.now_ms > self.budget_ms * (1 + SLACK):
+    Args:
+        num_filled: so many of the limits, the first ones, count as used up.
+    """
+
+    def __init__(
+        self, space: SearchSpace, log_p_E: np.ndarray, constraints: Sequence[Constraint], *, num_filled: int
+    ) -> None:  # fmt: skip
+        self.space, self.log_p, self.constraints, self.num_filled = space, log_p_E, constraints, num_filled
+        self.limit = constraints[0].limit
+        self.scale = np.array([self.limit / c.limit for c in constraints])
+        self.least = math.inf  # load in the first that was seen
+        self.likely = {c.name: c.options[int(np.argmax(log_p_E[space.offsets[c.name]]))] for c in space}
+        self.picks = self.likely
+        self.now = self._loads([self.picks])[0]
+
+    def run(self) -> None:
+        while self._over(self.now).any():
             self._descend()
-        while (not self._in_range(self.now_ms) and self._ascend()) or self._exchange():
+        while (not self.is_full(self.now) and self._ascend()) or self._exchange():
             pass
         while self._ascend():
             pass
-        return self.space.canonical(self.picks)
+
+    def draw(self) -> bool:
+        """Begins again at the most probable of many draws that use up a limit that counts; whether there was one.
+
+        Where two limits are nearly met, no one or two changes may lead to another width.
+        """
+        rng, columns = np.random.default_rng(0), []
+        for choice in self.space:
+            log_p = self.log_p[self.space.offsets[choice.name]]
+            p = np.exp((log_p - log_p.max()) / 2)  # flatter, for more than the most probable ones
+            columns.append([choice.options[index] for index in rng.choice(len(p), size=DRAWN, p=p / p.sum())])
+        names = list(self.space.by_name)
+        archs = [self.space.canonical(dict(zip(names, picks, strict=True))) for picks in zip(*columns, strict=True)]
+        drawn = [{**self.likely, **arch.as_dict} for arch in dict.fromkeys(archs)]
+        full = [picks for picks, is_full in zip(drawn, self.is_full(self._loads(drawn)), strict=True) if is_full]
+        if full:
+            self._take(max(full, key=self._total_log_p))
+        return bool(full)
+
+    def _total_log_p(self, picks: Mapping[str, Option]) -> float:
+        parts = self.space.offsets
+        return float(sum(self.log_p[parts[c.name].start + c.index(picks[c.name])] for c in self.space))
+
+    def is_full(self, loads: np.ndarray) -> np.ndarray:
+        """Whether all limits are kept, and one that counts is used up."""
+        return (self._level(loads) >= USED * self.limit) & self._fits(loads)
+
+    def _level(self, loads: np.ndarray) -> np.ndarray:
+        level: np.ndarray = loads[..., : self.num_filled].max(axis=-1)
+        return level
+
+    def _fits(self, loads: np.ndarray) -> np.ndarray:
+        fits: np.ndarray = (loads <= self.limit).all(axis=-1)
+        return fits
+
+    def _over(self, loads: np.ndarray) -> np.ndarray:
+        over: np.ndarray = loads > self.limit * (1 + SLACK)
+        return over
 
     def _descend(self) -> None:
-        """The change that gives up the least log-probability for each millisecond saved."""
+        """The change that gives up the least log-probability for what it saves of limits that are exceeded, and exceeds no other;
+        if there is none, all of the smallest network."""
         moves = self._moves()
-        faster = moves.upper_ms < self.now_ms - SLACK
-        if not faster.any():
-            raise BudgetError(
-                f"budget_ms: {self.budget_ms:.4g} is below the fastest network reached, {self.now_ms:.4g} ms (upper bound)"
-            )
-        prices = np.maximum(moves.costs, 1e-6) / np.maximum(self.now_ms - moves.upper_ms, SLACK)
-        self._take(dict([moves.changes[int(np.argmin(np.where(faster, prices, np.inf)))]]))
+        saved = (self.now - moves.loads)[:, self._over(self.now)].sum(axis=1)
+        helps = (saved > SLACK) & (moves.loads <= np.maximum(self.now, self.limit)).all(axis=1)
+        if helps.any():
+            prices = np.maximum(moves.costs, 1e-6) / np.maximum(saved, SLACK)
+            self._take(dict([moves.changes[int(np.argmin(np.where(helps, prices, np.inf)))]]))
+            return
+        self._take({c.name: c.options[0] if c.is_nested else c.options[-1] for c in self.space})
+        if self._over(self.now).any():
+            raise BudgetError(self._complaint())
+
+    def _complaint(self) -> str:
+        """The limits that nothing meets alone, or that all together are too much."""
+        if len(self.constraints) == 1:
+            [c] = self.constraints
+            return f"{c.name}: {c.limit:.4g} is below the least that was reached, {self.least:.4g} {c.unit} (upper bound)"
+        alone = [message for c in self.constraints if (message := _unmet(self.space, self.log_p, c))]
+        limits = " and ".join(f"{c.name}: {c.limit:.4g}" for c in self.constraints)
+        return "; ".join(alone) or f"{limits}: networks meet each of them, and none that was reached meets all"
 
     def _ascend(self) -> bool:
         """Spends what is left on the larger option that gives up the least log-probability; whether there was one."""
         moves = self._moves(grow=True)
-        fits = (moves.upper_ms <= self.budget_ms) & (moves.upper_ms > self.now_ms + SLACK)
+        fits = self._fits(moves.loads) & (self._level(moves.loads) > self._level(self.now) + SLACK)
         if not fits.any():
             return False
         self._take(dict([moves.changes[int(np.argmin(np.where(fits, moves.costs, np.inf)))]]))
         return True
 
     def _exchange(self) -> bool:
-        """One or two changes that stay in the range and win log-probability, or that lead towards it; whether there were any.
+        """One or two changes that leave a limit used up and win log-probability, or that lead towards it; whether there were any.
 
-        In the range, the effects of two changes are taken to add up, and the predictor judges the pairs that then look best;
-        below it, where single steps have ended, it judges all of them.
+        Where one is used up, the effects of two changes are taken to add up, and the predictors judge the pairs that then look
+        best; below it, where single steps have ended, they judge all of them.
         """
         moves = self._moves()
         pairs = np.array([
@@ -96,26 +167,24 @@ class _Projection:
         both = pairs[:, 0] != pairs[:, 1]
         costs = moves.costs[pairs[:, 0]] + both * moves.costs[pairs[:, 1]]
         order = np.argsort(costs, kind="stable")
-        if self._in_range(self.now_ms):
-            upper_ms = moves.upper_ms[pairs[:, 0]] + both * (moves.upper_ms[pairs[:, 1]] - self.now_ms)
-            order = order[(self._in_range(upper_ms) & (costs < -SLACK))[order]][:TRIED]
+        if self.is_full(self.now):
+            loads = moves.loads[pairs[:, 0]] + both[:, None] * (moves.loads[pairs[:, 1]] - self.now)
+            order = order[(self.is_full(loads) & (costs < -SLACK))[order]][:TRIED]
         tried = [dict(moves.changes[k] for k in pairs[o]) for o in order]
-        upper_ms = self._upper_ms([{**self.picks, **changes} for changes in tried])
-        good = np.flatnonzero(self._in_range(upper_ms))
-        if not len(good) and not self._in_range(self.now_ms):
-            nearer = np.where((upper_ms <= self.budget_ms) & (upper_ms > self.now_ms + SLACK), upper_ms, 0.0)
+        loads = self._loads([{**self.picks, **changes} for changes in tried])
+        good = np.flatnonzero(self.is_full(loads))
+        if not len(good) and not self.is_full(self.now):
+            level = self._level(loads)
+            nearer = np.where(self._fits(loads) & (level > self._level(self.now) + SLACK), level, 0.0)
             good = np.flatnonzero(nearer == nearer.max(initial=SLACK))
         if not len(good):
             return False
         self._take(tried[good[0]])
         return True
 
-    def _in_range(self, upper_ms: np.ndarray | float) -> np.ndarray:
-        return np.logical_and(upper_ms >= USED * self.budget_ms, upper_ms <= self.budget_ms)
-
     def _take(self, changes: Mapping[str, Option]) -> None:
         self.picks = {**self.picks, **changes}
-        self.now_ms = self._upper_ms([self.picks])[0]
+        self.now = self._loads([self.picks])[0]
 
     def _moves(self, *, grow: bool = False) -> Moves:
         """All other options of the present choices, or the larger ones: a size, attention where there was none."""
@@ -128,10 +197,22 @@ class _Projection:
                 if index != now and (larger or not grow):
                     changes.append((choice.name, option))
                     costs.append(self.log_p[start + now] - self.log_p[start + index])
-        upper_ms = self._upper_ms([{**self.picks, name: option} for name, option in changes])
-        return Moves(changes, np.array(costs), upper_ms)
+        loads = self._loads([{**self.picks, name: option} for name, option in changes])
+        return Moves(changes, np.array(costs), loads)
 
-    def _upper_ms(self, candidates: Sequence[Mapping[str, Option]]) -> np.ndarray:
+    def _loads(self, candidates: Sequence[Mapping[str, Option]]) -> np.ndarray:
         if not candidates:
-            return np.empty(0)
-        return np.asarray(self.model.predict([self.space.canonical(picks) for picks in candidates]).upper_ms)
+            return np.empty((0, len(self.constraints)))
+        archs = [self.space.canonical(picks) for picks in candidates]
+        loads = np.stack([c.cost.upper(archs) for c in self.constraints], axis=-1) * self.scale
+        self.least = min(self.least, loads[:, 0].min())
+        return loads
+
+
+def _unmet(space: SearchSpace, log_p_E: np.ndarray, constraint: Constraint) -> str:
+    """What is wrong with a limit alone, or nothing."""
+    try:
+        discretise(space, log_p_E, [constraint])
+    except BudgetError as error:
+        return str(error)
+    return ""

@@ -57,6 +57,21 @@ def relax(
     return Encoding(space, torch.softmax(rows(logits_E / temperature, -math.inf), dim=1)[is_option])
 
 
+def draws(encoding: Encoding, num: int) -> Encoding:
+    """Architectures of a relaxed one, `encoding.values` [E], as one-hot rows [num, E], whose gradient goes straight through.
+
+    The same for the same probabilities: each choice is drawn at quantiles that are spread evenly, in an order of its own (Latin
+    hypercube; McKay et al., 1979). What is linear in each choice has an unbiased gradient.
+    """
+    values_E = encoding.values
+    rng, columns = np.random.default_rng(0), []
+    for part in encoding.space.offsets.values():
+        quantiles_N = torch.as_tensor((rng.permutation(num) + 0.5) / num).to(values_E)
+        picks_N = torch.searchsorted(values_E[part].detach().cumsum(0)[:-1].contiguous(), quantiles_N)
+        columns.append(F.one_hot(picks_N, part.stop - part.start))
+    return Encoding(encoding.space, torch.cat(columns, dim=1).to(values_E) + (values_E - values_E.detach()))
+
+
 def cooled(temperature: tuple[float, float], done: float) -> float:
     """The temperature after a share `done` of a search: it falls geometrically from the first to the second."""
     start, end = temperature

@@ -12,6 +12,7 @@ import torch
 from latency_models.additive import AdditiveLatency
 from nas import guards
 from nas.compute import Compute
+from nas.constraints import within_ms
 from nas.darts import Darts, DartsConfig, Proposal
 from nas.encoding import Encoding
 from nas.projection import USED, BudgetError, discretise
@@ -108,7 +109,7 @@ def test_what_comes_out_is_within_the_budget_and_uses_it(seed):
     probabilities = np.concatenate([rng.dirichlet(np.ones(len(c.options))) for c in BIG.space])
     ends = model.predict([BIG.space.smallest(), BIG.space.largest()])
     budget = float(math.exp(rng.uniform(*np.log([ends.upper_ms[0] * 1.05, ends.upper_ms[1]]))))
-    arch = discretise(BIG.space, np.log(probabilities), model, budget)
+    arch = discretise(BIG.space, np.log(probabilities), [within_ms(model, budget)])
     upper = model.predict([arch]).upper_ms[0]
     assert upper <= budget
     for choice in BIG.space:
@@ -126,7 +127,7 @@ def test_budgets_spread_over_the_space_are_used():
     rng, used = np.random.default_rng(0), []
     for budget, concentration in zip(np.geomspace(*ends, 40), itertools.cycle([0.1, 1.0, 10.0]), strict=False):
         p = np.concatenate([rng.dirichlet(np.full(len(c.options), concentration)) for c in BIG.space])
-        arch = discretise(BIG.space, np.log(np.clip(p, 1e-9, 1.0)), model, float(budget))
+        arch = discretise(BIG.space, np.log(np.clip(p, 1e-9, 1.0)), [within_ms(model, float(budget))])
         used.append(model.predict([arch]).upper_ms[0] / budget)
     assert max(used) <= 1 + 1e-9
     assert np.mean([use >= USED for use in used]) >= 0.95
@@ -147,7 +148,7 @@ def test_the_projection_is_close_to_the_most_probable_architecture_that_fits(lat
     for _ in range(20):
         log_p = np.log(np.concatenate([rng.dirichlet(np.ones(len(c.options))) for c in space]))
         budget = float(rng.uniform(*np.quantile(upper_ms, (0.2, 1.0))))
-        arch = discretise(space, log_p, latency, budget)
+        arch = discretise(space, log_p, [within_ms(latency, budget)])
         use = latency.predict([arch]).upper_ms[0] / budget
         as_full = [a for a, u in zip(archs, upper_ms, strict=True) if min(use, USED) * budget - 1e-9 <= u <= budget]
         lost.append(given_up(arch, log_p) - min(given_up(a, log_p) for a in as_full))
@@ -156,8 +157,8 @@ def test_the_projection_is_close_to_the_most_probable_architecture_that_fits(lat
 
 def test_a_budget_that_nothing_meets_is_named(latency):
     uniform = np.concatenate([np.full(len(c.options), 1 / len(c.options)) for c in FAMILY.space])
-    with pytest.raises(BudgetError, match=r"budget_ms: 0.01 is below the fastest network reached, 0\.\d+ ms"):
-        discretise(FAMILY.space, np.log(uniform), latency, 0.01)
+    with pytest.raises(BudgetError, match=r"budget_ms: 0.01 is below the least that was reached, 0\.\d+ ms"):
+        discretise(FAMILY.space, np.log(uniform), [within_ms(latency, 0.01)])
 
 
 def test_a_smaller_budget_gives_a_faster_network(latency):

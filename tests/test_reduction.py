@@ -13,6 +13,7 @@ from latency_models.memory import MIB, buffers, living, memory_of, optimized, si
 from nas import mixed_attention as mixing
 from nas.attention_kinds import BLOCKED, padding_bias
 from nas.compute import Compute
+from nas.constraints import within_ms
 from nas.encoding import Encoding
 from nas.export import export_onnx
 from nas.finish.exits import Exits, Head
@@ -293,7 +294,7 @@ def test_an_additive_latency_model_prices_it_and_a_budget_buys_it():
     likely = np.log(np.clip(space.encode([picked(family, 0, **PLAIN, keep_after_2=100)])[0], 1e-9, 1.0))
     likely[space.offsets["keep_after_2"]] = np.log([0.3, 0.3, 0.4])
     assert half < whole
-    assert discretise(space, likely, model, budget_ms=half)["keep_after_2"] == 50
+    assert discretise(space, likely, [within_ms(model, half)])["keep_after_2"] == 50
 
 
 def test_an_early_answer_behind_the_reduction_is_of_what_is_left(tmp_path):

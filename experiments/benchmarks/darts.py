@@ -31,6 +31,7 @@ from experiments.progress import Reporter
 from experiments.tasks.languages import Languages
 from latency_models.additive import AdditiveLatency
 from nas.compute import Compute, choose_compute
+from nas.constraints import within_ms
 from nas.darts import Darts, DartsConfig
 from nas.encoding import Encoding
 from nas.projection import USED, discretise
@@ -157,7 +158,7 @@ def budgets_hit(
     with report.phase("Many budgets", len(budgets)) as advance:
         for number, budget in enumerate(budgets, 1):
             use.append(darts.propose(budget, steps=preset.brief).upper_ms / budget)
-            arch = discretise(family.space, _random_log_p(family, rng), model, budget)
+            arch = discretise(family.space, _random_log_p(family, rng), [within_ms(model, budget)])
             of_random.append(model.predict([arch]).upper_ms[0] / budget)
             advance(number, f"{use[-1]:.3f} of {budget:.3f} ms")
     return {
@@ -214,8 +215,8 @@ def _options(
                 advance(seed * len(OPTIONS) + number, f"{name}: {errors[name][seed].mean():.2f} %")
             rng = np.random.default_rng([seed, 7])
             for i, budget in enumerate(budgets):
-                errors["even"][seed, i] = error(discretise(space, np.zeros(space.encoding_size), model, budget))
-                drawn = [error(discretise(space, _random_log_p(family, rng), model, budget)) for _ in range(RANDOM)]
+                errors["even"][seed, i] = error(discretise(space, np.zeros(space.encoding_size), [within_ms(model, budget)]))
+                drawn = [error(discretise(space, _random_log_p(family, rng), [within_ms(model, budget)])) for _ in range(RANDOM)]
                 errors["random"][seed, i], errors["random_best"][seed, i] = np.mean(drawn), np.min(drawn)
             report.say(f"Seed {seed}: " + ", ".join(f"{name} {of_seeds[seed].mean():.2f} %" for name, of_seeds in errors.items()))
     return errors

@@ -42,6 +42,7 @@ from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory
 from hardware.store import MeasurementStore, sentinel_reference
 from hardware.timing import Exported, measure
+from nas.constraints import within_ms
 from nas.pareto import hypervolume
 from nas.projection import discretise
 from nas.space import Architecture, Option, SearchSpace
@@ -259,7 +260,7 @@ def try_budgets(pipeline: Pipeline, preset: Preset, folder: Path, report: Report
     fastest, slowest = model.predict([space.smallest(), space.largest()]).upper_ms
     budgets = np.geomspace(1.1 * fastest, slowest, preset.num_budgets)
     rng = np.random.default_rng(1)
-    archs = [discretise(space, np.log(_random_probabilities(space, rng)), model, budget) for budget in budgets]
+    archs = [discretise(space, np.log(_random_probabilities(space, rng)), [within_ms(model, budget)]) for budget in budgets]
     measurements = _measured(pipeline, archs, folder, preset.rounds, known[0].sentinel_reference_ms, report)
     times = np.array([m.latency_ms for m in measurements])
     table = Table(
