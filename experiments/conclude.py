@@ -53,7 +53,6 @@ def assemble(
     facts = shipped.networks[0]
     ledger: dict[str, Any] = pipeline.run.read_json(LEDGER)
     reference = (outcome.budget.ms, 100.0)
-    inherited = {c.arch.id: c.objectives["error"] for c in outcome.explored.by_phase["search"]}
     return Results(
         title=f"{pipeline.task.name} on {pipeline.device.name}",
         task=pipeline.task.name,
@@ -81,7 +80,7 @@ def assemble(
         num_validation=pipeline.task.num_examples("validation"),
         refined=outcome.explored.refined,
         stages=outcome.stages,
-        alarms=tuple(p.alarm_sentence(inherited) for p in outcome.proposals if p.alarm),
+        alarms=tuple(p.alarm_sentence for p in outcome.proposals if p.alarm),
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     )
 

@@ -157,8 +157,7 @@ class Pipeline:
         explorer = Explorer(
             self.family, self.task, supernet, compute, calibration, costing, budget, self.settings, self.run, self.report
         )
-        initial = {arch.id: arch for proposal in proposals for arch in proposal.archs}
-        explored = explorer.explore(list(initial.values()), self.calibrator())
+        explored = explorer.explore([p.arch for p in proposals], self.calibrator())
         finisher = self.finisher(compute)
         climbed = Halving(finisher, budget, self.settings, self.run, self.report).climb(explored, supernet)
         selection = Selection(self.family, finisher, calibration, budget, self.settings, self.run, self.report)
@@ -306,7 +305,7 @@ class Pipeline:
                     on_check=lambda health: self.run.append(HEALTH, health.to_json()),
                 )
                 if proposal.alarm:
-                    self.report.say(f"Differentiable search: {proposal.alarm_sentence()}")
+                    self.report.say(f"Differentiable search: {proposal.alarm_sentence}")
                 proposals.append(proposal)
                 records = json.dumps([p.to_json() for p in proposals])
                 self._save_checkpoint("darts.ckpt", {**darts.state_dict(), "proposals": records})

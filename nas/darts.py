@@ -24,6 +24,7 @@ beside every branch.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,6 +51,7 @@ Discretisation = Literal["probability", "perturbation"]
 Remedy = Literal["none", "beta_decay", "perturbation"]
 BETA_DECAY = 1.0  # weight of the remedy of that name
 SMALLER = 4  # what sharpness is measured on: this part of a batch
+JUDGES = 4  # batches that tell whether a remedy helped
 SETTLING = 2  # the check of a budget from which an alarm counts: a smaller one than before overshoots at first
 
 
@@ -63,7 +65,7 @@ class DartsConfig:
     second look or later (so at one of `steps_more` only if these are longer), the search for that budget begins again with even
     logits and the `remedy`, for the steps that are left: `beta_decay`, or `perturbation`, which trains the weights under even
     probabilities and then ranks the options by perturbation, once for all budgets. The alarm is false where a small network is as
-    good as any, so the proposal names both what was found before the remedy and what was found with it.
+    good as any: a remedy stays only if what it finds has less loss on the architecture split than what was found before.
 
     Raises:
         ValueError: a value outside its range.
@@ -111,34 +113,29 @@ class Proposal:
     entropy: float  # mean over choices, 0 (decided) to 1 (uniform)
     loss: float  # of the relaxed architecture on the architecture split, mean of the last ten batches
     alarm: str = ""  # what the guards found wrong at first, in words
-    remedy: str = ""  # what was done about it
-    before_remedy: Architecture | None = None  # what it would have been without
+    remedy: str = ""  # what was tried against it
+    remedy_losses: tuple[float, ...] = ()  # of the discrete architectures with it and without, on the architecture split
     others: Mapping[str, float] = field(default_factory=dict)  # upper bounds of what else has a limit, by its name
 
     @property
-    def archs(self) -> tuple[Architecture, ...]:
-        """What is worth scoring: a false alarm is told from a collapse by the errors of both."""
-        return (self.arch,) if self.before_remedy is None else (self.arch, self.before_remedy)
-
-    def alarm_sentence(self, errors: Mapping[str, float] | None = None) -> str:
-        """What was wrong and what was done, or nothing; with the `errors` of ids, in percent, also whether that helped."""
+    def alarm_sentence(self) -> str:
+        """What was wrong, what was done, and whether it helped; or nothing."""
         if not self.alarm:
             return ""
-        done = f"it began again with the remedy {self.remedy!r}" if self.remedy else "nothing was done about it"
-        known = [errors.get(arch.id) for arch in self.archs] if errors else []
-        judged = ""
-        if len(known) == 2 and None not in known:
-            judged = f", and scored both: {known[0]:.1f} % with the remedy, {known[1]:.1f} % without"
-        return f"For {self.budget_ms:.3f} ms it seemed to collapse: {self.alarm}; {done}{judged}."
+        done = "nothing was done about it"
+        if self.remedy:
+            with_it, without = self.remedy_losses
+            verdict = "which helps" if with_it < without else "which does not help, so that it went on as before: a false alarm"
+            done = f"it began again with the remedy {self.remedy!r}, {verdict} (loss {with_it:.3f}, without it {without:.3f})"
+        return f"For {self.budget_ms:.3f} ms it seemed to collapse: {self.alarm}; {done}."
 
     def to_json(self) -> dict[str, Any]:
-        before = self.before_remedy and self.before_remedy.to_json()
-        return {**self.__dict__, "arch": self.arch.to_json(), "before_remedy": before}
+        return {**self.__dict__, "arch": self.arch.to_json()}
 
     @classmethod
     def from_json(cls, space: SearchSpace, record: Mapping[str, Any]) -> Proposal:
-        archs = {name: space.canonical(found) for name in ("arch", "before_remedy") if (found := record.get(name))}
-        return cls(**{**record, **archs})
+        losses = tuple(record.get("remedy_losses", ()))
+        return cls(**{**record, "arch": space.canonical(record["arch"]), "remedy_losses": losses})
 
 
 class Darts:
@@ -157,7 +154,8 @@ class Darts:
         self.supernet = copy.deepcopy(supernet)
         self.logits = nn.Parameter(torch.empty(self.space.encoding_size, device=compute.device))
         self.weight_optimizer = torch.optim.AdamW(self.supernet.parameters(), lr=config.weight_rate, fused=True)
-        self.remedy = ""
+        self.remedy, self.was_helped = "", False
+        self.logit_optimizer: torch.optim.Optimizer
         self.option_losses = np.empty(0)
         self.num_steps, self.seed = 0, seed
         self._even_logits()
@@ -174,18 +172,14 @@ class Darts:
             BudgetError: no architecture meets the budget and the limits.
         """
         constraints = (within_ms(self.latency_model, budget_ms), *self.limits)
-        can_help = self.config.remedy != "none" and not self.remedy
+        can_help = self.config.remedy != "none" and not self.was_helped
         losses, alarm = self._search(constraints, steps, on_step, on_check, until_alarm=can_help)
-        remedy = self.config.remedy if alarm and can_help else ""
-        before_remedy = None
-        if remedy:
-            before_remedy = self._discrete(self._encoding(self.config.temperature[1]), constraints)
-            self.remedy, self.option_losses = remedy, np.empty(0)
-            self._even_logits()
+        arch = self._discrete(constraints)
+        remedy_losses: tuple[float, ...] = ()
+        if alarm and can_help:
             steps_left = max(steps - len(losses), SETTLING * self.config.check_every)
-            losses, _ = self._search(constraints, steps_left, on_step, on_check, until_alarm=False)
+            arch, losses, remedy_losses = self._help(arch, losses, constraints, steps_left, on_step, on_check)
         encoding = self._encoding(self.config.temperature[1])
-        arch = self._discrete(encoding, constraints)
         prediction = self.latency_model.predict([arch])
         return Proposal(
             arch=arch,
@@ -196,8 +190,8 @@ class Darts:
             entropy=guards.mean(guards.entropies(self.space, encoding.values.double().cpu().numpy())),
             loss=float(np.mean(losses[-10:])),
             alarm=alarm,
-            remedy=remedy,
-            before_remedy=before_remedy,
+            remedy=self.config.remedy if remedy_losses else "",
+            remedy_losses=remedy_losses,
             others={limit.name: float(limit.cost.upper([arch])[0]) for limit in self.limits},
         )
 
@@ -209,6 +203,7 @@ class Darts:
             "logit_optimizer": self.logit_optimizer.state_dict(),
             "multipliers": self.multipliers,
             "remedy": self.remedy,
+            "was_helped": self.was_helped,
             "option_losses": torch.from_numpy(self.option_losses),
             "num_steps": self.num_steps,
         }
@@ -219,11 +214,42 @@ class Darts:
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
         self.logit_optimizer.load_state_dict(state["logit_optimizer"])
         self.multipliers, self.remedy, self.num_steps = list(state["multipliers"]), state["remedy"], state["num_steps"]
-        self.option_losses = state["option_losses"].numpy()
+        self.was_helped, self.option_losses = state["was_helped"], state["option_losses"].numpy()
         self._open_streams()
 
-    def _discrete(self, encoding: Encoding, constraints: Sequence[Constraint]) -> Architecture:
+    def _help(
+        self, arch: Architecture, losses: list[float], constraints: Sequence[Constraint], steps: int,
+        on_step: Callable[[int, float], None], on_check: Callable[[Health], None],
+    ) -> tuple[Architecture, list[float], tuple[float, float]]:  # fmt: skip
+        """Begins again with the remedy, which stays if its architecture has less loss than the one found before. Otherwise the
+        alarm was false, and the search goes on from where it was, with the weights of now.
+
+        Returns the better architecture, the losses of the steps that led to it, and both architectures' losses.
+        """
+        before = self.logits.detach().clone(), self.logit_optimizer, self.multipliers
+        self.remedy, self.was_helped = self.config.remedy, True
+        self._even_logits()
+        helped_losses, _ = self._search(constraints, steps, on_step, on_check, until_alarm=False)
+        helped = self._discrete(constraints)
+        judged = self._loss_of(helped), self._loss_of(arch)
+        if judged[0] < judged[1]:
+            return helped, helped_losses, judged
+        logits, self.logit_optimizer, self.multipliers = before
+        self.logits.data.copy_(logits)
+        self.remedy, self.option_losses = "", np.empty(0)
+        return arch, losses, judged
+
+    @torch.no_grad()
+    def _loss_of(self, arch: Architecture) -> float:
+        """Of a discrete architecture on the first batches of the architecture split."""
+        values = torch.as_tensor(self.space.encode([arch])[0], dtype=self.logits.dtype, device=self.logits.device)
+        batches = stream(self.task, "architecture", tokens_per_batch=self.config.tokens_per_batch, seed=self.seed)
+        first = (batch.to(self.compute.device) for batch in itertools.islice(batches, JUDGES))
+        return float(np.mean([float(self._loss(batch, Encoding(self.space, values))) for batch in first]))
+
+    def _discrete(self, constraints: Sequence[Constraint]) -> Architecture:
         """The architecture within the limits that the probabilities, or the losses of the options alone, prefer."""
+        encoding = self._encoding(self.config.temperature[1])
         if "perturbation" in (self.config.discretisation, self.remedy):
             if self.remedy != "perturbation" or not len(self.option_losses):  # the remedy's even probabilities stay the same
                 self.option_losses = self._option_losses(encoding)

@@ -275,23 +275,48 @@ def test_a_planted_collapse_trips_the_alarm_and_recovers():
     collapsed, checks, loss_before = planted("none")
     assert collapsed.alarm
     assert not collapsed.remedy
-    assert collapsed.archs == (collapsed.arch,)
-    assert collapsed.alarm_sentence({collapsed.arch.id: 20.0}).endswith("nothing was done about it.")
+    assert collapsed.alarm_sentence.endswith("nothing was done about it.")
     assert checks[-1].skip_share > 0.9
     recovered, checks, loss = planted("perturbation")
     assert (recovered.alarm != "", recovered.remedy) == (True, "perturbation")
-    assert recovered.alarm_sentence().endswith("it began again with the remedy 'perturbation'.")
-    assert recovered.archs[1]["layer1.attention"] == "none", "what it would have been without the remedy is scored too"
-    said = recovered.alarm_sentence({arch.id: error for arch, error in zip(recovered.archs, (12.34, 45.0), strict=True)})
-    assert said.endswith("and scored both: 12.3 % with the remedy, 45.0 % without.")
+    with_it, without = recovered.remedy_losses
+    assert with_it < without
+    said = f"it began again with the remedy 'perturbation', which helps (loss {with_it:.3f}, without it {without:.3f})."
+    assert recovered.alarm_sentence.endswith(said)
     assert [bool(check.alarm) for check in checks] == [False, True] + [False] * 3
     assert recovered.arch["layer1.attention"] == "full"
     assert loss < loss_before - 0.2
 
 
+@pytest.mark.parametrize("remedy", ["beta_decay", "perturbation"])
+def test_a_false_alarm_leaves_the_search_where_it_was(latency, monkeypatch, remedy):
+    monkeypatch.setattr(guards, "alarm", lambda **_: "all is skipped")
+    search = darts(latency, check_every=2, remedy=remedy)
+    looks: list[tuple[str, torch.Tensor, list[float]]] = []
+    monkeypatch.setattr(search, "_loss_of", lambda arch: 1.0)
+    proposal = search.propose(
+        0.8, steps=12, on_check=lambda health: looks.append((health.alarm, search.logits.detach().clone(), search.multipliers))
+    )
+    assert [alarm for alarm, *_ in looks] == ["", "all is skipped", "", *["all is skipped"] * 3], (
+        "4 steps, and the 8 that are left"
+    )
+    assert proposal.remedy_losses == (1.0, 1.0)
+    said = (
+        f"the remedy {remedy!r}, which does not help, so that it went on as before: a false alarm (loss 1.000, without it 1.000)."
+    )
+    assert proposal.alarm_sentence.endswith(said)
+    _, logits, multipliers = looks[1]
+    torch.testing.assert_close(search.logits.detach(), logits, rtol=0, atol=0)
+    assert search.multipliers == multipliers
+    assert proposal.arch == search._discrete([within_ms(latency, 0.8)])
+    second = search.propose(0.7, steps=2)
+    assert (second.alarm, second.remedy, second.remedy_losses) == ("", "", ())
+    assert "nothing was done about it" in search.propose(0.6, steps=4).alarm_sentence
+
+
 def test_proposals_survive_json(latency):
     proposal = darts(latency).propose(0.8, steps=2)
-    for known in (proposal, replace(proposal, alarm="skips", remedy="perturbation", before_remedy=FAMILY.space.smallest())):
+    for known in (proposal, replace(proposal, alarm="skips", remedy="perturbation", remedy_losses=(1.0, 2.0))):
         assert Proposal.from_json(FAMILY.space, json.loads(json.dumps(known.to_json()))) == known
 
 
