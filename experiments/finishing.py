@@ -202,9 +202,8 @@ class Finisher:
                 path = export_for(self.device, form, example, Path(folder) / str(number))
                 files.append(Exported(arch, path, {name: value.numpy() for name, value in example.items()}))
             first, *rest = self.measure_files(files, reference_ms=reference_ms, rounds=2 * self.settings.rounds)
-        ratios = [m.latency_ms / first.latency_ms for m in rest]
-        clear = [ratio * margin(uncertainty(m, beside=first)) <= 1 for ratio, m in zip(ratios, rest, strict=True)]
-        return [(1 - ratio) * faster for ratio, faster in zip(ratios, clear, strict=True)]
+        ratios = [(m.latency_ms / first.latency_ms, uncertainty(m, beside=first)) for m in rest]
+        return [1 - ratio if ratio * margin(error) <= 1 else 0.0 for ratio, error in ratios]
 
     def exported(self, arch: Architecture, folder: Path, *, tag: str | None = None) -> Exported:
         """The file that ships, or the same network in the other format that the device runs."""

@@ -145,7 +145,7 @@ class Stages:
         limit = self.finisher.settings.most_points_lost
         kept, sentence = judged(**figures, error_of_ratio=error_of_ratio, most_points_lost=limit, lost=lost)
         if facts.get("not_faster"):
-            sentence = f"{sentence}; maps of {', '.join(facts['not_faster'])} stay whole, in factors they are NOT FASTER"
+            sentence = f"{sentence}; maps of {', '.join(facts['not_faster'])} stay whole, in factors they are NOT clearly FASTER"
         network = self.finisher.network(self.arch, tag=after)
         if isinstance(network, Exits | Skips) and timed:
             facts = {**facts, **exit_facts(network, timed["after"])}
