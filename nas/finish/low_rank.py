@@ -104,7 +104,9 @@ def by_latency(network: nn.Module, school: School, *, faster: float) -> dict[str
     saved = {key: share for key, share in zip(tried, school.saved(network, alike), strict=True) if share > 0}
     school.facts["not_faster"] = [f"{C} x {D}" for C, D in names if not any(size == (C, D) for size, _ in saved)]
     if not saved:
-        raise NothingToDoError(f"no map is clearly faster in factors on the device (tried: {', '.join(school.facts['not_faster'])})")
+        raise NothingToDoError(
+            f"no map is clearly faster in factors on the device (tried: {', '.join(school.facts['not_faster'])})"
+        )
     added = added_loss(network, school, {name: [r for s, r in saved if s == size] for size in names for name in names[size]})
     options: dict[str, dict[int, tuple[float, float]]] = {}
     for (size, rank), share in saved.items():
