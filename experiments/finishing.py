@@ -20,6 +20,7 @@ from experiments.calibration import MEASUREMENTS, export_for_timing, read_measur
 from experiments.early_exits import ExitFile, Way
 from experiments.run_directory import RunDirectory
 from experiments.settings import FinishSettings
+from hardware.quality import margin, uncertainty
 from hardware.surroundings import device_of
 from hardware.timing import Exported, HasDeployment, measure
 from nas.attention import Backend
@@ -187,6 +188,22 @@ class Finisher:
             return measure(
                 self.device, networks, sentinel=timed, workload=self.workload, rounds=rounds, sentinel_reference_ms=reference_ms
             )
+
+    def saved(
+        self, arch: Architecture, network: nn.Module, others: Sequence[nn.Module], *, reference_ms: float | None
+    ) -> list[float]:
+        """Shares of a network's latency that others of its architecture save, all as they would be exported and side by side; 0
+        where one is not clearly faster. Raises DeviceError."""
+        with tempfile.TemporaryDirectory() as folder:
+            files = []
+            for number, one in enumerate([network, *others]):
+                exact = with_weights(self.family.network(arch, backend="blocks"), state_of(one))
+                form, example = form_of(self.family, exact, self.workload)
+                path = export_for(self.device, form, example, Path(folder) / str(number))
+                files.append(Exported(arch, path, {name: value.numpy() for name, value in example.items()}))
+            first, *rest = self.measure_files(files, reference_ms=reference_ms, rounds=2 * self.settings.rounds)
+        ratios = [(m.latency_ms / first.latency_ms, uncertainty(m, beside=first)) for m in rest]
+        return [1 - ratio if ratio * margin(error) <= 1 else 0.0 for ratio, error in ratios]
 
     def exported(self, arch: Architecture, folder: Path, *, tag: str | None = None) -> Exported:
         """The file that ships, or the same network in the other format that the device runs."""

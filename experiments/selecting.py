@@ -138,11 +138,13 @@ class Selection:
             archs = self._front(finalists, measurements) if name == "front" else [self.family.space.largest()]
             return [self.finisher.to_train(arch, tag="") for arch in archs]
 
+        reference_ms = self.calibration.sentinel_reference_ms
         school = School(
             self.finisher.task, self.finisher.compute, self.settings.seed, self.family.space, choice.arch, teachers,
-            lambda archs: self.calibration.model.predict(archs).mean_ms.tolist(), self.settings.finish.most_points_lost,
+            lambda archs: self.calibration.model.predict(archs).mean_ms.tolist(),
+            lambda network, others: self.finisher.saved(choice.arch, network, others, reference_ms=reference_ms),
+            self.settings.finish.most_points_lost,
         )  # fmt: skip
-        reference_ms = self.calibration.sentinel_reference_ms
         reports = Stages(self.finisher, stages, school, reference_ms, self.budget.ms, self.report).run()
         if any(report.kept for report in reports):
             choice = replace(choice, measurement=self.finisher.verdict(choice.arch, reference_ms=reference_ms))

@@ -31,6 +31,7 @@ from experiments.ledger import spent
 from experiments.progress import Reporter
 from experiments.results import StageFigures, StageReport
 from experiments.run_directory import RunDirectory
+from hardware.quality import margin
 from hardware.timing import Exported
 from nas.export import format_of
 from nas.finish.early_exit import EarlyExit
@@ -45,8 +46,6 @@ from nas.finish.teaching import School
 from nas.protocols import Device, DeviceError, Family, GenerativeFamily, Task
 from nas.space import Architecture
 from nas.types import Measurement
-
-LEAST_SPEEDUP = 1.02  # what is closer to 1 is not worth a point
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ class Stages:
         try:
             facts = self._apply(name, stage, before)
             return self._judge(name, before, name, identity, facts)
-        except NothingToDoError as error:  # what was there stays, and is measured once more
+        except (NothingToDoError, DeviceError) as error:  # what was there stays, and is measured once more
             report = self._judge(name, before, before, identity, {})
             return dataclasses.replace(report, kept=False, sentence=f"does not ship, {error}")
 
@@ -110,13 +109,14 @@ class Stages:
         def teachers(wanted: str) -> Sequence[Any]:
             return [finisher.to_train(arch, tag=before)] if wanted == "itself" else self.school.teachers(wanted)
 
-        network = stage.apply(finisher.to_train(arch, tag=before), dataclasses.replace(self.school, teachers=teachers))
+        school = dataclasses.replace(self.school, teachers=teachers, facts={})
+        network = stage.apply(finisher.to_train(arch, tag=before), school)
         for mode in finisher.modes:  # of an earlier try with other settings
             (self._run / f"{finisher.name(arch, name)}.{mode}.onnx").unlink(missing_ok=True)
         finisher.export(arch, network, tag=name)
         if isinstance(stage, Quantise):
             return self._quantise(stage, before, name)
-        return stage.facts(onnx.load(finisher.onnx_path(arch, tag=name))) if isinstance(stage, Prune) else {}
+        return stage.facts(onnx.load(finisher.onnx_path(arch, tag=name))) if isinstance(stage, Prune) else school.facts
 
     def _judge(self, name: str, before: str, after: str, identity: str, facts: dict[str, Any]) -> StageReport:
         tags = {"before": before, "after": after}
@@ -144,6 +144,8 @@ class Stages:
         }
         limit = self.finisher.settings.most_points_lost
         kept, sentence = judged(**figures, error_of_ratio=error_of_ratio, most_points_lost=limit, lost=lost)
+        if facts.get("not_faster"):
+            sentence = f"{sentence}; maps of {', '.join(facts['not_faster'])} stay whole, in factors they are NOT clearly FASTER"
         network = self.finisher.network(self.arch, tag=after)
         if isinstance(network, Exits | Skips) and timed:
             facts = {**facts, **exit_facts(network, timed["after"])}
@@ -226,7 +228,7 @@ def judged(
     """Whether a stage's file takes the place of the one before it, and why in words.
 
     Args:
-        error_of_ratio: relative standard error of the ratio of the latencies; faster is what is so by three times that.
+        error_of_ratio: relative standard error of the ratio of the latencies; see `hardware.quality.margin`.
         lost: how the device was lost, if it was.
     """
     points = after.error_percent - before.error_percent
@@ -238,10 +240,9 @@ def judged(
     words = f"{first} ms before, {last} ms after ({speedup:.2f} ± {error_of_ratio * speedup:.2f} times as fast); {errors}"
     if points > most_points_lost:
         return False, f"does not ship, it loses {points:.2f} points and {most_points_lost:g} are allowed: {words}"
-    margin = max(LEAST_SPEEDUP, 1 + 3 * error_of_ratio)
-    if speedup >= margin:
+    if speedup >= margin(error_of_ratio):
         return True, f"ships, it is faster: {words}"
-    if speedup > 1 / margin and points < 0:
+    if speedup > 1 / margin(error_of_ratio) and points < 0:
         return True, f"ships, it is more accurate, and NOT FASTER: {words}"
     return False, f"does not ship, it is NOT FASTER: {words}"
 

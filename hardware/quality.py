@@ -26,6 +26,7 @@ from hardware.timing import states
 from nas.types import Measurement
 
 OUTLIER_SCORE = 3.5  # Iglewicz and Hoaglin (1993), How to detect and handle outliers, chapter 3
+LEAST_SPEEDUP = 1.02  # what is closer to 1 is not worth a word
 LEAST_ROUNDS = 4  # that tell a noisy session from a disturbed visit
 
 
@@ -140,6 +141,11 @@ def drift(measurements: Sequence[Measurement]) -> float:
         halves = zip(*(np.array_split(d, 2) for d in group), strict=True)
         quiet += [float(half.min()) for half in map(np.concatenate, halves) if len(half)]
     return max(quiet) / min(quiet) - 1.0
+
+
+def margin(error_of_ratio: float) -> float:
+    """How many times as fast is clearly faster: by three standard errors of the ratio, and by 2 %."""
+    return max(LEAST_SPEEDUP, 1 + 3 * error_of_ratio)
 
 
 def uncertainty(measurement: Measurement, *, beside: Measurement | None = None) -> float:

@@ -1,5 +1,6 @@
 """The ideas behind the stages, each against an independent reference."""
 
+import copy
 import math
 from types import SimpleNamespace
 from typing import ClassVar
@@ -16,16 +17,17 @@ from nas.export import export_onnx, open_session
 from nas.finish.cut import Cut, cuttable, importance, smaller
 from nas.finish.fake_quant import rounding
 from nas.finish.losses import hidden_states, matched, recorded, relations, soft_labels
-from nas.finish.low_rank import LowRank, truncated
+from nas.finish.low_rank import NUM_BATCHES, LowRank, added_loss, by_latency, cheapest, factor, rank_of, truncated
 from nas.finish.precision import CALIBRATIONS, KINDS, blocks, quantised
 from nas.finish.prune import PATTERNS, SCORES, Prune, cubic, keeps, kept, masked, matrices
 from nas.finish.quantise import Quantise, order
 from nas.finish.shapes import linear_layers, with_weights
+from nas.finish.stage import NothingToDoError
 from nas.finish.teaching import Lesson, School, teach
 from nas.protocols import IGNORED, Batch
 from nas.rounding import round_input, round_weight
 from nas.supernet import state_of
-from nas.training import TrainConfig, Trainer
+from nas.training import TrainConfig, Trainer, stream
 from nas.types import Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
 
@@ -61,10 +63,18 @@ def network(family):
     return family.network(family.space.largest())
 
 
-def school(family, arch=None, predict_ms=None):
+def school(family, arch=None, predict_ms=None, saved=None):
     arch = arch or family.space.largest()
     return School(
-        Sum(), Compute(), 0, family.space, arch, lambda name: [family.network(arch)], predict_ms or (lambda a: [1.0]), 0.5
+        Sum(),
+        Compute(),
+        0,
+        family.space,
+        arch,
+        lambda name: [family.network(arch)],
+        predict_ms or (lambda a: [1.0]),
+        saved or (lambda network, others: [0.0] * len(others)),
+        0.5,
     )
 
 
@@ -377,7 +387,7 @@ def test_the_smallest_rank_that_keeps_the_energy():
     weight = torch.linalg.svd(torch.randn(6, 9)).U @ torch.diag(torch.tensor([4.0, 2, 1, 0.5, 0.2, 0.1])) @ torch.eye(6, 9)
     squares = np.array([16, 4, 1, 0.25, 0.04, 0.01])
     for energy, rank in ((0.7, 1), (0.9, 2), (0.99, 4), (1.0, 6)):
-        first, second = truncated(weight, energy=energy)
+        first, second = truncated(weight, rank_of(weight, energy=energy))
         assert first.shape == (rank, 9)
         lost = float((weight - second @ first).square().sum())
         assert lost == pytest.approx(squares[rank:].sum(), abs=1e-5)
@@ -391,6 +401,48 @@ def test_factored_networks_are_read_again_and_exported(family, network, tmp_path
     example = family.example_input(Workload(2, 8)).values()
     torch.testing.assert_close(again(*example), network.eval()(*example))
     exported(family, again, tmp_path / "float.onnx")
+
+
+def test_ranks_cost_the_least_loss_for_what_they_save():
+    options = {"a": {8: (1.0, 0.1), 4: (2.0, 0.9)}, "b": {8: (1.0, 0.4), 4: (1.5, 0.5)}, "c": {8: (3.0, 9.0)}}
+    assert cheapest(options, save=1.0) == {"a": 8}
+    assert cheapest(options, save=2.4) == {"a": 8, "b": 4}
+    assert cheapest(options, save=3.0) == {"a": 4, "b": 4}
+    assert cheapest(options, save=99.0) == {"a": 4, "b": 4, "c": 8}
+
+
+def test_maps_are_factored_where_the_device_is_faster_for_it():
+    """On a device on which attention costs nothing, its maps stay whole."""
+    torch.manual_seed(0)
+    space = encoder_space(width=(32,), depth=(1, 2), heads=(4,), ffn=(64,), attention=("full",))
+    family = EncoderFamily(space, 20, 3, max_tokens=8, head_size=8)
+    network = family.network(space.largest()).eval()
+
+    def size(network):
+        return sum(w.numel() for name, w in network.named_parameters() if ".ffn." in name)
+
+    teacher = school(family, saved=lambda network, others: [1 - size(n) / size(network) for n in others])
+    before = state_of(network)
+    ranks = by_latency(network, teacher, faster=0.3)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert {name.rpartition(".")[2] for name in ranks} <= {"up", "down"}
+    assert teacher.facts["not_faster"] == ["32 x 32"]
+    assert size(factor(copy.deepcopy(network), ranks)) <= 0.7 * size(network)
+    name, rank = next(iter(ranks.items()))
+    added = added_loss(network, teacher, {name: [rank]})[name, rank]
+    source = stream(Sum(), "architecture", tokens_per_batch=2048, seed=0)
+    batches = [next(source) for _ in range(NUM_BATCHES)]
+    with torch.no_grad():
+        both = [network, factor(copy.deepcopy(network), {name: rank})]
+        first, after = (sum(Sum.loss(n(*b.inputs), b.targets) for b in batches) / NUM_BATCHES for n in both)
+    assert added == pytest.approx(float(after - first), abs=1e-6)
+
+
+def test_no_map_is_factored_where_none_is_faster(family, network):
+    with pytest.raises(NothingToDoError, match=r"no map is clearly faster in factors on the device \(tried: 32 x 32\)"):
+        LowRank(train=FAST, by="latency").apply(network, school(family))
+    with pytest.raises(ValueError, match="by: 'rank' is not one of"):
+        LowRank(by="rank")
 
 
 def test_cuts_leave_what_matters(family, network):

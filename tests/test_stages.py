@@ -70,7 +70,8 @@ def through(finisher, stages, arch=None) -> list[StageReport]:
         finisher.finish(arch, finisher.family.supernet())
     school = School(
         finisher.task, finisher.compute, 0, finisher.family.space, arch, lambda name: [finisher.to_train(arch, tag="")],
-        lambda archs: [1.0] * len(archs), finisher.settings.most_points_lost,
+        lambda archs: [1.0] * len(archs), lambda network, others: finisher.saved(arch, network, others, reference_ms=None),
+        finisher.settings.most_points_lost,
     )  # fmt: skip
     return Stages(finisher, stages, school, None, BUDGET_MS, Reporter(quiet=True)).run()
 
@@ -102,6 +103,18 @@ def test_what_is_faster_takes_its_place(family, tmp_path):
     section = stages_of({"id": arch.id, "stages": finisher.stages(arch)["stages"]})
     assert section.count("\n- ") == 1 + 1
     assert quantise.sentence in section
+
+
+def test_ranks_are_chosen_by_what_they_save_on_the_device(family, tmp_path):
+    stages = {"low_rank": LowRank(train=FAST, by="latency", faster=0.2)}
+    [report] = through(finisher_of(family, tmp_path / "scale"), stages)
+    assert report.kept, report.sentence
+    assert report.facts["ranks"]
+    assert report.after.latency_ms <= 0.85 * report.before.latency_ms, "what small weights need beside is not saved"
+    [report] = through(finisher_of(family, tmp_path / "lost", Scale(lost=True)), stages)
+    assert not report.kept
+    assert report.sentence.startswith("does not ship, ")
+    assert report.sentence.endswith("the scale is gone")
 
 
 def test_what_was_done_is_read_and_other_settings_are_done_anew(family, tmp_path):

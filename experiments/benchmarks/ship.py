@@ -233,6 +233,7 @@ def _rows(pipeline: Pipeline, finisher: Finisher, name: str, arch: Architecture,
         arch,
         lambda _: [finisher.to_train(largest, tag="")],
         flops,
+        lambda network, others: finisher.saved(arch, network, others, reference_ms=None),
         finisher.settings.most_points_lost,
     )
     rows = []
