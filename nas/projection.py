@@ -107,19 +107,16 @@ class _Projection:
 
     def is_full(self, loads: np.ndarray) -> np.ndarray:
         """Whether all limits are kept, and one that counts is used up."""
-        return (self._level(loads) >= USED * self.limit) & self._fits(loads)
+        return np.asarray((self._level(loads) >= USED * self.limit) & self._fits(loads))
 
     def _level(self, loads: np.ndarray) -> np.ndarray:
-        level: np.ndarray = loads[..., : self.num_filled].max(axis=-1)
-        return level
+        return np.asarray(loads[..., : self.num_filled].max(axis=-1))
 
     def _fits(self, loads: np.ndarray) -> np.ndarray:
-        fits: np.ndarray = (loads <= self.limit).all(axis=-1)
-        return fits
+        return np.asarray((loads <= self.limit).all(axis=-1))
 
     def _over(self, loads: np.ndarray) -> np.ndarray:
-        over: np.ndarray = loads > self.limit * (1 + SLACK)
-        return over
+        return np.asarray(loads > self.limit * (1 + SLACK))
 
     def _descend(self) -> None:
         """The change that gives up the least log-probability for what it saves of limits that are exceeded, and exceeds no other;
@@ -204,7 +201,7 @@ class _Projection:
         if not candidates:
             return np.empty((0, len(self.constraints)))
         archs = [self.space.canonical(picks) for picks in candidates]
-        loads = np.stack([c.cost.upper(archs) for c in self.constraints], axis=-1) * self.scale
+        loads: np.ndarray = np.stack([c.cost.upper(archs) for c in self.constraints], axis=-1) * self.scale
         self.least = min(self.least, loads[:, 0].min())
         return loads
 

@@ -64,6 +64,9 @@ def test_memory_is_an_objective_and_a_budget(searched):
         assert candidate["objectives"]["upper_mib"] > candidate["objectives"]["memory_mib"]
         if candidate["phase"] == "random":
             assert candidate["objectives"]["upper_mib"] <= BUDGET_MIB
+    proposals = json.loads((searched / "proposals.json").read_text())
+    assert proposals
+    assert all(0 < proposal["others"]["budget_mib"] <= BUDGET_MIB for proposal in proposals)
     with (searched / "pareto.csv").open() as file:
         assert all(float(row["measured_memory_mib"]) > 0 for row in csv.DictReader(file))
 
