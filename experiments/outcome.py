@@ -11,7 +11,7 @@ from experiments.costing import Costing
 from experiments.finishing import Finisher
 from experiments.results import StageReport
 from nas.compute import Compute
-from nas.darts import Proposal
+from nas.proposals import Proposal
 from nas.space import Architecture
 from nas.types import Candidate, Measurement
 

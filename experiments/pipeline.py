@@ -39,8 +39,9 @@ from hardware.store import MeasurementStore
 from latency_models.memory import MemoryCost, memory_of
 from nas.compute import Compute, choose_compute
 from nas.constraints import Constraint
-from nas.darts import Darts, Proposal
+from nas.darts import Darts
 from nas.projection import BudgetError
+from nas.proposals import Proposal
 from nas.protocols import (
     Device,
     DifferentiableLatencyModel,

@@ -13,9 +13,10 @@ from latency_models.additive import AdditiveLatency
 from nas import guards
 from nas.compute import Compute
 from nas.constraints import within_ms
-from nas.darts import Darts, DartsConfig, Proposal
+from nas.darts import Darts, DartsConfig
 from nas.encoding import Encoding
 from nas.projection import USED, BudgetError, discretise
+from nas.proposals import Proposal
 from nas.protocols import Batch
 from nas.relaxations import RELAXATIONS, cooled, relax
 from nas.supernet import call, skeleton
