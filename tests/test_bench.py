@@ -57,10 +57,10 @@ def test_peak_memory_is_the_same_every_time():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], r"bench: '' is not one of \('supernet', 'first_light', 'latency', 'spaces', 'ship', 'darts', 'search'\)"),
+        ([], r"bench: '' is not one of \('supernet', 'first_light', 'latency', 'spaces', 'ship', 'darts', 'search', 'exhaustive'\)"),
         (
             ["supernets"],
-            r"bench: 'supernets' is not one of \('supernet', 'first_light', 'latency', 'spaces', 'ship', 'darts', 'search'\)",
+            r"bench: 'supernets' is not one of \('supernet', 'first_light', 'latency', 'spaces', 'ship', 'darts', 'search', 'exhaustive'\)",
         ),
         (["supernet", "preset=huge"], r"preset: 'huge' is not one of \('tiny', 'quick', 'full'\)"),
         (["first_light", "preset=huge"], r"preset: 'huge' is not one of \('quick', 'full'\)"),
