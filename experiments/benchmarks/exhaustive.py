@@ -25,6 +25,7 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from experiments.bench import rounded
 from experiments.benchmarks.supernet import threads
 from experiments.benchmarks.tabular import front_of
 from experiments.benchmarks.trained_table import Recipe, TrainedTable
@@ -53,24 +54,23 @@ PACKAGES = ("torch", "numpy", "tokenizers", "onnxruntime")
 class Words:
     """What the benchmark takes."""
 
-    preset: str = "full"  # full (most of an hour of CPU time) or tiny (shows only that it runs)
+    preset: str = "full"  # full (a quarter of an hour of CPU time) or tiny (shows only that it runs)
     out: str | None = None  # a file for the figures
     directory: str = "runs/exhaustive"  # where trained networks and the table stay
 
 
 FULL = Recipe(
     languages=("af", "ca", "cs", "da", "de", "es", "fr", "gl", "it", "nb", "nl", "nn", "pt", "ro", "sk", "sv"),
-    vocab_size=2000,
+    vocab_size=4000,
     max_tokens=16,
     space={
-        "name": "small_encoders", "width": [8, 12, 16, 24, 32], "depth": [1, 2], "heads": [1, 2], "ffn": [16, 32, 64, 128],
-        "attention": ["full", "window", "none"],
+        "name": "small_encoders", "width": [4, 6, 8, 12, 16, 20, 24, 32, 40, 48], "depth": [1, 2], "heads": [2],
+        "ffn": [4, 8, 16, 32, 64, 96, 128], "attention": ["full", "none"],
     },
     head_size=8,
-    window=2,
-    train=TrainConfig(steps=100, tokens_per_batch=512, learning_rate=5e-3),
+    train=TrainConfig(steps=33, tokens_per_batch=1024, learning_rate=1e-2),
     seeds=3,
-    repeated=250,
+    repeated=60,
     batch=32,
     calibration=CalibrationSettings(num_fit=40, num_held_out=16),
 )  # fmt: skip
@@ -79,21 +79,15 @@ TINY = Recipe(
     vocab_size=200,
     max_tokens=16,
     space={
-        "name": "tiny_encoders",
-        "width": [8, 16],
-        "depth": [1],
-        "heads": [1],
-        "ffn": [16, 32, 64],
-        "attention": ["full", "none"],
+        "name": "tiny_encoders", "width": [8, 16], "depth": [1], "heads": [1], "ffn": [16, 32, 64], "attention": ["full", "none"],
     },
     head_size=8,
-    window=2,
     train=TrainConfig(steps=5, tokens_per_batch=128),
     seeds=2,
     repeated=5,
     batch=1,
     calibration=CalibrationSettings(num_fit=8, num_held_out=2, rounds=2),
-)
+)  # fmt: skip
 PRESETS = {"full": FULL, "tiny": TINY}
 
 Records = dict[tuple[str, int], Mapping[str, float]]
@@ -107,13 +101,13 @@ def run(words: Words, report: Reporter) -> dict[str, float]:
         family = recipe.family(task)
         versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
         directory.claim({"recipe": recipe.to_json(), "data": task.fingerprint, "versions": versions})
-        trained = train_all(recipe, task, directory, report)
+        trained = train_all(recipe, family, task, directory, report)
         calibration = _calibrated(recipe, family, directory, report)
         about = {
             "what": "all networks of a small space of text encoders, each trained alike",
             "command": f"paretoformer bench exhaustive preset={words.preset}",
             "data": _data(task),
-            "device": {**LocalCpu().environment, **calibration.quality},
+            "device": {**LocalCpu().environment, **rounded(calibration.quality)},
             "versions": versions,
         }
         columns = _columns(recipe, family, trained, calibration)
@@ -131,25 +125,25 @@ def _data(task: Task) -> dict[str, str | int]:
 
 
 def trainings(recipe: Recipe) -> list[tuple[Architecture, int]]:
-    """Networks and seeds, in the order in which they are trained: each network once, shuffled, then the first of them again."""
+    """Networks and seeds, in the order in which they are trained: shuffled, and of the first ones all seeds."""
     archs = recipe.search_space().architectures()
     shuffled = [archs[i] for i in np.random.default_rng(0).permutation(len(archs))]
-    again = itertools.product(range(1, recipe.seeds), shuffled[: recipe.repeated])
-    return [*((arch, 0) for arch in shuffled), *((arch, seed) for seed, arch in again)]
+    first, others = shuffled[: recipe.repeated], shuffled[recipe.repeated :]
+    return [*itertools.product(first, range(recipe.seeds)), *((arch, 0) for arch in others)]
 
 
-def train_all(recipe: Recipe, task: Task, directory: RunDirectory, report: Reporter) -> Records:
+def train_all(recipe: Recipe, family: Family, task: Task, directory: RunDirectory, report: Reporter) -> Records:
     """Those that the directory lacks are trained, and written to it one by one."""
-    family, wanted = recipe.family(task), trainings(recipe)
+    wanted = trainings(recipe)
     done: Records = {(record["id"], record["seed"]): record for record in directory.read_lines(NETWORKS)}
     validation = list(task.batches("validation", tokens_per_batch=EVALUATION_TOKENS, seed=None))
     with report.phase("Training networks", len(wanted), done=len(done)) as advance:
         for arch, seed in wanted:
             if (arch.id, seed) not in done:
-                record = {"id": arch.id, "seed": seed, **train(recipe.train, family, task, arch, validation, seed=seed)}
-                directory.append(NETWORKS, record)
-                done[arch.id, seed] = record
-                advance(len(done), f"error {record['error_percent']:.1f} %")
+                found = train(recipe.train, family, task, arch, validation, seed=seed)
+                directory.append(NETWORKS, {"id": arch.id, "seed": seed, **found})
+                done[arch.id, seed] = found
+                advance(len(done), f"error {found['error_percent']:.1f} %")
     return done
 
 
@@ -165,7 +159,7 @@ def train(
     def gradient(number: int) -> float:
         batch = next(batches)
         loss = task.loss(network(*batch.inputs), batch.targets)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return float(loss.detach())
 
     Trainer(network, config, gradient).run()

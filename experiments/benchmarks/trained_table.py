@@ -56,7 +56,6 @@ class Recipe:
     max_tokens: int
     space: Mapping[str, Any]
     head_size: int
-    window: int
     train: TrainConfig
     seeds: int
     repeated: int
@@ -83,7 +82,7 @@ class Recipe:
 
     def family(self, task: TextClassification) -> EncoderFamily:
         sizes: dict[str, Any] = dict(task.sizes)
-        return EncoderFamily(self.search_space(), **sizes, head_size=self.head_size, window=self.window)
+        return EncoderFamily(self.search_space(), **sizes, head_size=self.head_size)
 
     @property
     def workload(self) -> Workload:
