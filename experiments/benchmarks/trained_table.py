@@ -34,7 +34,7 @@ COLUMNS = {
     "flops": "floating-point operations of one call of the workload; a multiply-add counts 2",
     "predicted_ms": "time of that call by the latency model, which was fitted to all of measured_ms",
     "measured_ms": "the same as measured; empty if it was not",
-    "train_cpu_seconds": "CPU time of the training with seed 0, on a machine that was busy with other work",
+    "train_cpu_seconds": "CPU time of the training with seed 0",
 }
 
 
