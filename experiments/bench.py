@@ -22,6 +22,7 @@ BENCHMARKS = {
     "ship": "experiments.benchmarks.ship",
     "darts": "experiments.benchmarks.darts",
     "search": "experiments.benchmarks.search",
+    "exhaustive": "experiments.benchmarks.exhaustive",
 }
 WIDTH = 130  # of a table where there is no terminal
 DIGITS = 4  # significant ones of every figure

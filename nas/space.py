@@ -240,6 +240,17 @@ class SearchSpace:
         """
         return _count(self.choices, {})
 
+    def architectures(self) -> list[Architecture]:
+        """All of them, each once; only for small spaces."""
+        found: list[dict[str, Option]] = [{}]
+        for choice in self.choices:
+            found = [
+                {**picks, **more}
+                for picks in found
+                for more in ([{choice.name: option} for option in choice.options] if self.present(choice, picks) else [{}])
+            ]
+        return [Architecture(tuple(picks.items())) for picks in found]
+
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name,

@@ -24,6 +24,7 @@ STEPS = (
     "relaxed_step_ratio", "relaxed_step_ratio_256", "darts_iteration_ratio", "latency_term_ratio", "sandwich_step_ratio",
     "sandwich_step_ratio_1_random",
 )  # fmt: skip
+NAMES = "'supernet', 'first_light', 'latency', 'spaces', 'ship', 'darts', 'search', 'exhaustive'"
 FIRST_LIGHT = {
     "seconds_main_job", "hypervolume_ours", "hypervolume_random", "hypervolume_main_job", "hypervolume_do_it_yourself",
     "hypervolume_ratio_to_random", "test_error_percent_main_job",
@@ -57,11 +58,8 @@ def test_peak_memory_is_the_same_every_time():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], r"bench: '' is not one of \('supernet', 'first_light', 'latency', 'spaces', 'ship', 'darts', 'search'\)"),
-        (
-            ["supernets"],
-            r"bench: 'supernets' is not one of \('supernet', 'first_light', 'latency', 'spaces', 'ship', 'darts', 'search'\)",
-        ),
+        ([], rf"bench: '' is not one of \({NAMES}\)"),
+        (["supernets"], rf"bench: 'supernets' is not one of \({NAMES}\)"),
         (["supernet", "preset=huge"], r"preset: 'huge' is not one of \('tiny', 'quick', 'full'\)"),
         (["first_light", "preset=huge"], r"preset: 'huge' is not one of \('quick', 'full'\)"),
         (["supernet", "rounds=3"], r"'rounds=3' is not one of preset=…, out=…"),
@@ -242,7 +240,7 @@ def test_search_ends_with_its_figures_and_trains_once(capsys, tmp_path):
     lines = capsys.readouterr().out.splitlines()
     figures = json.loads(lines[-1])
     assert any(line.startswith("SKIPPED: hat_xeon") for line in lines)
-    assert figures["num_tabular_problems"] == 1
+    assert figures["num_tabular_problems"] == 2
     assert 0 < figures["regret_law_tpe_23"] <= figures["regret_law_tpe_21"] < 1
     assert figures["budget_hit_percent"] == 100.0
     for key in ("regret_ratio_to_random_23", "hypervolume_ratio_to_best_peer", "ask_tell_ms", "evaluations_per_minute"):

@@ -81,6 +81,9 @@ def test_size_counts_every_architecture_once():
     everything = itertools.product(*(c.options for c in small))
     ids = {small.canonical(dict(zip(small.by_name, picks, strict=True))).id for picks in everything}
     assert small.num_architectures() == len(ids)
+    assert sorted(arch.id for arch in small.architectures()) == sorted(ids)
+    for arch in small.architectures():
+        small.validate(arch)
     assert small.log10_size() == pytest.approx(math.log10(len(ids)))
 
 

@@ -4,6 +4,9 @@
 parameters that a network lacks to the largest. Both follow from sums over layers, of which the space has fewer than a million:
 the front comes from all of them.
 
+*Trained encoders*: all networks of a small space, trained by `bench exhaustive`, with their validation errors and predicted
+latencies. The error is that of one training, seed and all.
+
 *A synthetic law* over the default space of encoders. No network was trained for it: an invented error falls with width, heads and
 feed-forward sizes, each with diminishing returns, and every layer helps less than the one before it; an invented device takes a
 time for each operator and for its FLOPs, which the family counts. Both are sums over layers once the width is chosen, so the
@@ -20,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.benchmarks.trained_table import TrainedTable
 from hardware.tables import load_table
 from latency_models.physical import PhysicalRegressor
 from nas.encoding import Encoding
@@ -105,6 +109,17 @@ def all_rows(space: SearchSpace) -> np.ndarray:
 def _sums(options: Sequence[int], number: int) -> np.ndarray:
     """What so many picks of the options can add up to."""
     return np.unique([sum(picks) for picks in itertools.combinations_with_replacement(options, number)])
+
+
+# --- trained encoders
+
+
+def trained(table: TrainedTable) -> Tabular:
+    """Predicted latency in ms and the error in percent after the training with seed 0."""
+    rows = np.stack([table.columns["predicted_ms"], table.columns["error_percent_0"]], axis=1)
+    costs = {arch.id: (ms, error) for arch, (ms, error) in zip(table.archs, rows.tolist(), strict=True)}
+    space, (slowest, worst) = table.recipe.search_space(), rows.max(axis=0).tolist()
+    return Tabular(space.name, space, lambda arch: costs[arch.id], front_of(rows), (slowest, worst))
 
 
 # --- a law
