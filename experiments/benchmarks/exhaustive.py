@@ -72,7 +72,7 @@ FULL = Recipe(
     head_size=8,
     train=TrainConfig(steps=33, tokens_per_batch=1024, learning_rate=1e-2),
     seeds=3,
-    repeated=60,
+    repeated=200,
     batch=32,
     calibration=CalibrationSettings(num_fit=40, num_held_out=16),
 )  # fmt: skip
