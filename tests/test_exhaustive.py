@@ -94,10 +94,9 @@ def test_search_knows_the_best_front_of_trained_encoders(table):
     costs = np.array([problem.costs(arch) for arch in table.archs])
     assert problem.regret(costs) == pytest.approx(0.0, abs=1e-12)
     assert 0.0 < problem.regret(costs[rng.permutation(len(costs))[:50]]) < 0.5
-    with pytest.raises(KeyError):
-        problem.costs(TINY.search_space().smallest())
 
 
+@pytest.mark.slow
 def test_the_recipe_trains_the_same_networks_again(table):
     """Sums in another order than on the machine that made the table drift apart as other seeds would, and no further."""
     task = table.recipe.task()

@@ -71,6 +71,7 @@ RECORDED = ("hat_raspberrypi4", "hat_xeon", "hat_titanxp_wmt")
 OBJECTIVES = ("first", "second")
 POPULATION = OuterSettings().population
 RESAMPLES = 2000
+SMALLEST_REGRET = 1e-3  # a smaller one counts as this in ratios: of a few thousand networks a search may miss none
 
 Regrets = dict[str, np.ndarray]
 """Of each searcher [seeds, numbers of evaluations]."""
@@ -153,9 +154,10 @@ def _regrets(problems: Sequence[Tabular], preset: Preset, report: Reporter) -> d
         for name, values in regrets.items():
             medians = zip(preset.evaluations, np.median(values, axis=0), strict=False)
             figures |= {f"regret_{problem.name}_{name}_{number}": float(median) for number, median in medians}
+    counted = [{name: np.maximum(values, SMALLEST_REGRET) for name, values in of.items()} for of in found.values()]
     for column, number in enumerate(preset.evaluations):
         for name in COMPARED:
-            pairs = [(of[name][:, column], of["random"][:, column]) for of in found.values()]
+            pairs = [(of[name][:, column], of["random"][:, column]) for of in counted]
             key = f"regret_ratio_to_random_{number}" if name == OURS else f"regret_ratio_{name}_to_random_{number}"
             figures |= ratio_with_interval(key, pairs)
             if name == OURS:
