@@ -15,4 +15,5 @@ from nas.types import Workload
 def flops_of(family: Family, archs: Sequence[Architecture], workload: Workload) -> np.ndarray:
     """FLOPs of one call that encodes the workload's sequences, [N]."""
     operators = family.operators(Encoding.of(family.space, archs), workload.encoded)
-    return np.sum([np.broadcast_to(operator.flops, len(archs)) for operator in operators], axis=0)
+    flops: np.ndarray = np.sum([np.broadcast_to(operator.flops, len(archs)) for operator in operators], axis=0)
+    return flops

@@ -3,8 +3,7 @@
     paretoformer bench pretrained path=DIR data=FILE [preset=quick|full] [directory=DIR]
 
 `path` is the folder of all-MiniLM-L6-v2, `data` the file that experiments/tasks/movies.py names. Both sides are parts of a search
-as it is configured: `experiment=pretrained`, and `space=minilm` with its random start. They share the space, the sentences and
-their tokenizer, the device, the rule by which a supernet learns, and how many steps and tokens; learning rates are their own.
+with `experiment=pretrained`, and differ in nothing but the weights that their supernets begin with.
 
 The same architectures, of at most half of the largest network's FLOPs, are scored with the weights of each supernet. Each side's
 best, by that error and FLOPs, are cut out, trained for equal FLOPs, exported, timed together and scored on the test split. The
@@ -46,7 +45,7 @@ from nas.space import Architecture
 from nas.supernet import inherited_error
 from nas.types import Candidate, Provenance
 
-STARTS = {"pretrained": "experiment=pretrained", "scratch": "space=minilm"}  # how each is configured
+STARTS = ("pretrained", "scratch")
 SUPERNET, FINALISTS = "supernet", "finalists"  # phases of a side's ledger
 
 
@@ -63,7 +62,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Preset:
-    """Overrides of both sides' configurations, seeds, how many architectures are scored, and how many of them are trained."""
+    """Overrides of both sides' configuration, seeds, how many architectures are scored, and how many of them are trained."""
 
     overrides: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -71,12 +70,11 @@ class Preset:
     num_finalists: int
 
 
-MOVIES = ("task=movie_snippets", "init.rule=single")
 PRESETS = {
     "tiny": Preset(
         (
             "task=csv", "task.text=text", "task.label=label", "task.max_tokens=12", "space.width=[16,32]", "space.depth=[1,2]",
-            "space.heads=[2,4]", "space.ffn=[16,48]", "space.head_size=8", "init.rule=single", "init.train.steps=4",
+            "space.heads=[2,4]", "space.ffn=[16,48]", "space.head_size=8", "init.train.steps=4",
             "init.train.tokens_per_batch=128", "finish.train.steps=2", "finish.most_steps=4",
             "finish.train.tokens_per_batch=128", "finish.rounds=2", "torch_threads=1",
         ),
@@ -84,12 +82,12 @@ PRESETS = {
     ),
     "quick": Preset(
         (
-            *MOVIES, "init.train.steps=300", "init.train.tokens_per_batch=1024", "finish.train.steps=50",
+            "task=movie_snippets", "init.train.steps=300", "init.train.tokens_per_batch=1024", "finish.train.steps=40",
             "finish.train.tokens_per_batch=1024", "finish.most_steps=600", "torch_threads=1",
         ),
-        (0,), num_scored=20, num_finalists=4,
+        (0,), num_scored=16, num_finalists=4,
     ),
-    "full": Preset((*MOVIES, "init.train.steps=1500", "finish.train.steps=150", "finish.most_steps=1000"), (0, 1, 2), 100, 8),
+    "full": Preset(("task=movie_snippets", "finish.most_steps=1000"), (0, 1, 2), num_scored=60, num_finalists=8),
 }  # fmt: skip
 
 
@@ -150,9 +148,10 @@ def run(words: Words, report: Reporter) -> dict[str, float]:
 
 def configured(start: str, words: Words, preset: Preset, seed: int, folder: Path, report: Reporter) -> Pipeline:
     """A search as the command line would build it."""
-    config = composed(STARTS[start], *preset.overrides, f"seed={seed}")
-    config.run, config.task.path, config.task.tokenizer = str(folder / start), words.data, f"{words.path}/tokenizer.json"
+    config = composed("experiment=pretrained", *preset.overrides, f"seed={seed}")
+    config.task.path, config.task.tokenizer = words.data, f"{words.path}/tokenizer.json"
     config.init.path = words.path if start == "pretrained" else None
+    config.run = str(folder / start)
     pipeline = build(config, report=report)
     pipeline.claim()
     return pipeline
