@@ -161,12 +161,13 @@ def compared(pipelines: Mapping[str, Pipeline], preset: Preset, report: Reporter
     """Both sides of one seed, by start."""
     compute = pipelines["scratch"].compute()
     scored: dict[str, list[Candidate]] = {}
+    chosen: dict[str, list[Architecture]] = {}
     for start, pipeline in pipelines.items():
         report.say(f"Seed {pipeline.settings.seed}, {start} start")
         supernet = pipeline.supernet(compute)
         scored[start] = inherited(pipeline, supernet, compute, preset.num_scored)
-        train(pipeline, finalists(scored[start], preset.num_finalists), supernet, compute)
-    chosen = {start: finalists(scored[start], preset.num_finalists) for start in pipelines}
+        chosen[start] = finalists(scored[start], preset.num_finalists)
+        train(pipeline, chosen[start], supernet, compute)
     with report.phase("Measuring the finalists of both", 1):
         latency_ms, budget_ms = measured(pipelines, chosen, compute)
     sides = {}
