@@ -5,10 +5,10 @@
 `path` is the folder of all-MiniLM-L6-v2, `data` the file that experiments/tasks/movies.py names. Both sides are parts of a search
 with `experiment=pretrained`, and differ in nothing but the weights that their supernets begin with.
 
-The same architectures, of at most half of the largest network's FLOPs, are scored with the weights of each supernet. Each side's
-best, by that error and FLOPs, are cut out, trained for equal FLOPs, exported, timed together and scored on the test split. The
-hypervolume is in points of test error below the majority class's, a mean over all budgets up to half of the largest network's
-latency.
+The same architectures, of at most half of the largest network's FLOPs, are scored with the weights of each supernet. The best of
+either side, by that error and FLOPs, are cut out of both, trained for equal FLOPs, exported, timed once and scored on the test
+split. The hypervolume is in points of test error below the majority class's, a mean over all budgets up to half of the largest
+network's latency.
 
 With `directory=`, what was trained stays there, and a benchmark that was stopped goes on.
 """
@@ -62,7 +62,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Preset:
-    """Overrides of both sides' configuration, seeds, how many architectures are scored, and how many of them are trained."""
+    """Overrides of both sides' configuration, seeds, how many architectures are scored, and each side's best of them."""
 
     overrides: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -78,16 +78,16 @@ PRESETS = {
             "init.train.tokens_per_batch=128", "finish.train.steps=2", "finish.most_steps=4",
             "finish.train.tokens_per_batch=128", "finish.rounds=2", "torch_threads=1",
         ),
-        (0,), num_scored=3, num_finalists=2,
+        (0,), num_scored=3, num_finalists=1,
     ),
     "quick": Preset(
         (
             "task=movie_snippets", "init.train.steps=300", "init.train.tokens_per_batch=1024", "finish.train.steps=40",
             "finish.train.tokens_per_batch=1024", "finish.most_steps=600", "torch_threads=1",
         ),
-        (0,), num_scored=16, num_finalists=4,
+        (0,), num_scored=16, num_finalists=3,
     ),
-    "full": Preset(("task=movie_snippets", "finish.most_steps=1000"), (0, 1, 2), num_scored=60, num_finalists=8),
+    "full": Preset(("task=movie_snippets", "finish.most_steps=1000"), (0, 1, 2), num_scored=60, num_finalists=6),
 }  # fmt: skip
 
 
@@ -160,16 +160,14 @@ def configured(start: str, words: Words, preset: Preset, seed: int, folder: Path
 def compared(pipelines: Mapping[str, Pipeline], preset: Preset, report: Reporter) -> dict[str, Side]:
     """Both sides of one seed, by start."""
     compute = pipelines["scratch"].compute()
-    scored: dict[str, list[Candidate]] = {}
-    chosen: dict[str, list[Architecture]] = {}
+    supernets = {start: pipeline.supernet(compute) for start, pipeline in pipelines.items()}
+    scored = {start: inherited(pipeline, supernets[start], compute, preset.num_scored) for start, pipeline in pipelines.items()}
+    chosen = list(dict.fromkeys(arch for found in scored.values() for arch in best(found, preset.num_finalists)))
     for start, pipeline in pipelines.items():
         report.say(f"Seed {pipeline.settings.seed}, {start} start")
-        supernet = pipeline.supernet(compute)
-        scored[start] = inherited(pipeline, supernet, compute, preset.num_scored)
-        chosen[start] = finalists(scored[start], preset.num_finalists)
-        train(pipeline, chosen[start], supernet, compute)
-    with report.phase("Measuring the finalists of both", 1):
-        latency_ms, budget_ms = measured(pipelines, chosen, compute)
+        train(pipeline, chosen, supernets[start], compute)
+    with report.phase("Measuring the finalists", 1):
+        latency_ms, budget_ms = measured(pipelines["scratch"], chosen, compute)
     sides = {}
     for start, pipeline in pipelines.items():
         finisher, ledger = pipeline.finisher(compute), pipeline.run.read_json(LEDGER)
@@ -178,7 +176,7 @@ def compared(pipelines: Mapping[str, Pipeline], preset: Preset, report: Reporter
                 arch, latency_ms[arch.id] / budget_ms, latency_ms[arch.id], finisher.record(arch)["error_percent"],
                 finisher.file_scores(arch, "test", tag="")["error_percent"],
             )
-            for arch in chosen[start]
+            for arch in chosen
         ]  # fmt: skip
         seconds = sum(ledger[phase]["cpu_seconds"] for phase in (SUPERNET, FINALISTS))
         errors = np.array([[c.objectives["flops"], c.objectives["error"]] for c in scored[start]])
@@ -206,7 +204,7 @@ def inherited(pipeline: Pipeline, supernet: nn.Module, compute: Compute, num: in
         return list(search(searcher, evaluate, num_evaluations=num).candidates)
 
 
-def finalists(candidates: Sequence[Candidate], num: int) -> list[Architecture]:
+def best(candidates: Sequence[Candidate], num: int) -> list[Architecture]:
     costs = np.array([[c.objectives["error"], c.objectives["flops"]] for c in candidates])
     return [candidates[i].arch for i in fittest(costs, num, reference=(100.0, 1.01), first=0)]
 
@@ -222,24 +220,15 @@ def train(pipeline: Pipeline, archs: Sequence[Architecture], supernet: nn.Module
             advance(number, f"error {finisher.record(arch)['error_percent']:.1f} %")
 
 
-def measured(
-    pipelines: Mapping[str, Pipeline], chosen: Mapping[str, Sequence[Architecture]], compute: Compute
-) -> tuple[dict[str, float], float]:
-    """Latency in ms of every finalist by its id, whichever side trained it, and half of the largest network's."""
-    pipeline = pipelines["scratch"]
+def measured(pipeline: Pipeline, archs: Sequence[Architecture], compute: Compute) -> tuple[dict[str, float], float]:
+    """Latency in ms of finished networks, by id, and half of the largest one's."""
+    family, finisher = pipeline.family, pipeline.finisher(compute)
     with tempfile.TemporaryDirectory() as folder:
-        largest = export_for_timing(
-            pipeline.family, [pipeline.family.space.largest()], pipeline.workload, Path(folder), device=pipeline.device
-        )
-        networks = {
-            arch.id: pipelines[start].finisher(compute).exported(arch, Path(folder), tag="")
-            for start, archs in chosen.items()
-            for arch in archs
-        }
-        finisher = pipeline.finisher(compute)
-        times = finisher.measure_files([*networks.values(), *largest], reference_ms=None, rounds=finisher.settings.rounds)
+        largest = export_for_timing(family, [family.space.largest()], pipeline.workload, Path(folder), device=pipeline.device)
+        networks = [*(finisher.exported(arch, Path(folder), tag="") for arch in archs), *largest]
+        times = finisher.measure_files(networks, reference_ms=None, rounds=finisher.settings.rounds)
     *milliseconds, of_largest = [measurement.latency_ms for measurement in times]
-    return dict(zip(networks, milliseconds, strict=True)), of_largest / 2
+    return {arch.id: ms for arch, ms in zip(archs, milliseconds, strict=True)}, of_largest / 2
 
 
 def summary(trials: Sequence[Mapping[str, Side]], trivial_percent: Mapping[str, float]) -> dict[str, float]:
