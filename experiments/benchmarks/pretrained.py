@@ -53,7 +53,7 @@ SUPERNET, FINALISTS = "supernet", "finalists"  # phases of a side's ledger
 class Words:
     """What the benchmark takes."""
 
-    preset: str = "quick"  # quick or full (tiny shows only that it runs, with a small checkpoint and a CSV file)
+    preset: str = "quick"  # quick (10 to 15 minutes of one core) or full (tiny shows only that it runs, with other files)
     out: str | None = None  # a file for the figures
     path: str = MISSING  # folder of the checkpoint
     data: str = MISSING  # file of the task
