@@ -23,6 +23,7 @@ BENCHMARKS = {
     "darts": "experiments.benchmarks.darts",
     "search": "experiments.benchmarks.search",
     "exhaustive": "experiments.benchmarks.exhaustive",
+    "pretrained": "experiments.benchmarks.pretrained",
 }
 WIDTH = 130  # of a table where there is no terminal
 DIGITS = 4  # significant ones of every figure

@@ -25,7 +25,7 @@ from hardware.surroundings import device_of
 from hardware.timing import Exported, HasDeployment, measure
 from nas.attention import Backend
 from nas.compute import Compute
-from nas.encoding import Encoding
+from nas.costs import flops_of
 from nas.export import FORMATS, Answer, ExportReport, compare, export_for, export_onnx, form_of, format_of
 from nas.finish.exits import Exits
 from nas.finish.shapes import with_weights
@@ -87,8 +87,7 @@ class Finisher:
     def steps(self, arch: Architecture) -> int:
         """Steps that cost as many FLOPs as `train.steps` of the largest network, at most `most_steps`. A step is three times a
         forward pass, and one of the teacher where there is one."""
-        encoding = Encoding.of(self.family.space, [self.family.space.largest(), arch])
-        largest, own = sum(operator.flops + np.zeros(2) for operator in self.family.operators(encoding, self.workload.encoded))
+        largest, own = flops_of(self.family, [self.family.space.largest(), arch], self.workload)
         teaching = largest if self._lesson(arch).needs_teacher else 0.0
         return min(self.settings.most_steps, int(self.settings.train.steps * largest / (own + teaching / 3)))
 

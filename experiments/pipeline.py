@@ -152,8 +152,8 @@ class Pipeline:
         costing = Costing.of(self.settings, self.family, self.workload, calibration)
         with spent(self.run, "trivial baselines"):
             trivial = self._once("trivial.json", "Trivial baselines", lambda: dict(self.task.trivial_baselines()))
-        compute = self._compute()
-        supernet = self._supernet(compute)
+        compute = self.compute()
+        supernet = self.supernet(compute)
         proposals = self._propose(supernet, calibration, budget, compute)
         explorer = Explorer(
             self.family, self.task, supernet, compute, calibration, costing, budget, self.settings, self.run, self.report
@@ -232,7 +232,9 @@ class Pipeline:
         """Upper bound of the smallest network: no budget below it can be promised."""
         return float(calibration.model.predict([self.family.space.smallest()]).upper_ms[0])
 
-    def _compute(self) -> Compute:
+    def compute(self) -> Compute:
+        """Where and how this run trains: the fastest way that a short trial found."""
+
         def choose() -> dict[str, Any]:
             batch = next(iter(self.task.batches("train", tokens_per_batch=self.settings.supernet.train.tokens_per_batch, seed=0)))
             wanted = self.settings.train_on
@@ -244,7 +246,7 @@ class Pipeline:
         self.report.say(f"Training on {compute}")
         return compute
 
-    def _supernet(self, compute: Compute) -> nn.Module:
+    def supernet(self, compute: Compute) -> nn.Module:
         """The trained supernet, from `supernet.safetensors`, from the checkpoint of this run, or from the start."""
         torch.manual_seed(self.settings.seed)
         supernet = self.family.supernet()

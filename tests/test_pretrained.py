@@ -4,12 +4,15 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch.nn import functional as F
 
+from experiments import bench
+from experiments.benchmarks.pretrained import Point, Side, dominated_share
 from experiments.tasks.text import TextClassification
 from nas.compute import Compute
 from nas.export import export_onnx
@@ -299,23 +302,27 @@ def test_an_unknown_place_of_the_norm():
         make_family(norm="middle")
 
 
-def test_a_search_refuses_before_any_work(tmp_path):
-    folder = write(tmp_path / "model", BERT, bert_tensors())
+def write_films(folder: Path) -> Path:
+    """Nine good and nine bad ones."""
     lines = [
         f"{word} film,{label}" for kind, label in (("good", "yes"), ("bad", "no")) for word in [f"{kind}{i}" for i in range(9)]
     ]
-    (tmp_path / "films.csv").write_text("\n".join(["text,label", *lines]))
-    task = ["task=csv", f"task.path={tmp_path / 'films.csv'}", "task.text=text", "task.label=label"]
+    (folder / "films.csv").write_text("\n".join(["text,label", *lines]))
+    return folder / "films.csv"
+
+
+def test_a_search_refuses_before_any_work(tmp_path):
+    folder = write(tmp_path / "model", BERT, bert_tensors())
+    task = ["task=csv", f"task.path={write_films(tmp_path)}", "task.text=text", "task.label=label"]
     words = ["search", *task, "space=encoder_tiny", "space.norm=post", "init=pretrained", f"run={tmp_path / 'run'}"]
     refused(*words, message="init.path: has no value")
     refused(*words, f"init.path={folder}", message="init: num_hidden_layers: 2 of")
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-@pytest.fixture
-def words_file(tmp_path) -> Path:
-    """A tokenizer like BERT's: whole words, and two special tokens around a text."""
-    vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film"])}
+def write_tokenizer(folder: Path, *words: str) -> Path:
+    """Like BERT's: whole words, and two special tokens around a text."""
+    vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
     special = [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     template = {
         "type": "TemplateProcessing", "single": [*special, {"SpecialToken": {"id": "[SEP]", "type_id": 0}}],
@@ -326,8 +333,13 @@ def words_file(tmp_path) -> Path:
         "version": "1.0", "pre_tokenizer": {"type": "Whitespace"}, "post_processor": template,
         "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"},
     }  # fmt: skip
-    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    return tmp_path / "tokenizer.json"
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return folder / "tokenizer.json"
+
+
+@pytest.fixture
+def words_file(tmp_path) -> Path:
+    return write_tokenizer(tmp_path, "good", "bad", "film")
 
 
 def test_a_task_with_a_tokenizer_of_ones_own(words_file, tmp_path):
@@ -361,6 +373,44 @@ def test_a_post_norm_network_is_exported(tmp_path):
     network = cut_out(family, supernet, family.space.smallest(), Compute(backend="blocks")).eval()
     report = export_onnx(network, family.example_input(Workload(tokens=8)), tmp_path / "model.onnx")
     assert report.max_abs_difference < 1e-4
+
+
+def test_the_benchmark_ends_with_its_figures_and_trains_once(tmp_path, capsys):
+    folder = write(tmp_path / "model", BERT, bert_tensors())
+    write_tokenizer(
+        folder, "film", *(f"{kind}{i}" for kind in ("good", "bad") for i in range(9)), *(f"unused{i}" for i in range(37))
+    )
+    words = ["pretrained", "preset=tiny", f"path={folder}", f"data={write_films(tmp_path)}", f"directory={tmp_path / 'runs'}"]
+    assert bench.main(words) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    figures = json.loads(last)
+    assert all(any(f"Front of the {start} start" in line for line in lines) for start in ("pretrained", "scratch"))
+    share = figures["scratch_front_dominated_share"]
+    assert share is None or 0 <= share <= 1
+    for start in ("pretrained", "scratch"):
+        assert figures[f"{start}_train_cpu_seconds"] > 0
+        assert all(0 <= figures[f"{start}_{kind}hypervolume"] <= figures["majority_error_percent"] for kind in ("", "inherited_"))
+        assert 0 <= figures[f"{start}_error_percent"] <= 100
+    trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.safetensors")}
+    finalists = [
+        {path.name for path in trained if path.parts[-3:-1] == (start, "shortlist")} for start in ("pretrained", "scratch")
+    ]
+    assert finalists[0] == finalists[1] != set(), "both sides train the same networks"
+    assert len(trained) == 2 * (1 + len(finalists[0])), "and a supernet"
+    assert bench.main(words) == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.safetensors")} == trained
+
+
+def test_the_benchmark_counts_what_is_dominated():
+    def front(*costs: tuple[float, float]) -> list[Point]:
+        arch = make_family().space.smallest()
+        return [Point(arch, latency, latency, error, error) for latency, error in costs]
+
+    ours, theirs = front((0.2, 40.0), (0.6, 20.0)), front((0.1, 50.0), (0.2, 40.0), (0.3, 40.0), (0.6, 30.0))
+    assert dominated_share(ours, theirs) == 0.5, "not the fastest, and not an equal one"
+    side = Side(np.ones((1, 2)), (*ours, *front((0.7, 25.0), (1.5, 1.0))), 1.0)
+    assert side.front == ours
+    assert side.error_percent == 20.0, "the best of all is beyond the budget"
 
 
 @pytest.mark.skipif(not MINILM, reason="no all-MiniLM-L6-v2 (PARETOFORMER_MINILM names its folder)")

@@ -187,6 +187,7 @@ def test_the_network_standardises_its_input():
         ({"std": (0.0,)}, r"std: \(0.0,\) are not all positive"),
         ({"num_classes": 0}, "num_classes: 0 is not at least 1"),
         ({"window": 0}, "window: 0 is not at least 1"),
+        ({"pooling": "max"}, r"pooling: 'max' is not one of \('mean', 'token'\)"),
     ],
 )
 def test_bad_families_are_refused(changes, message):
@@ -206,3 +207,19 @@ def test_bad_patches_are_refused(patch, message):
 def test_a_workload_of_another_size_is_refused(family):
     with pytest.raises(ValueError, match=r"tokens: 7 of the workload are not the (96|24) positions of (8 x 12|24)"):
         family.example_input(Workload(tokens=7))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_class_token_keeps_the_law_and_is_exported(seed, tmp_path):
+    """It is one token more, whose answer hangs on the patches."""
+    family = family_of((2, 8, 12), (2, 4), pooling="token")
+    supernet, x = trained(family.supernet()), inputs_of(family).double()
+    arch = family.space.sample(np.random.default_rng(seed))
+    network = cut_out(family, supernet, arch, COMPUTE).double()
+    torch.testing.assert_close(supernet(x, masks=one_hot(family, arch)), network(x), rtol=1e-10, atol=1e-10)
+    size = int(arch["patch"])
+    assert next(iter(network.patches.values())).positions.weight.shape[0] == 96 // size**2 + 1
+    operators = family.operators(Encoding.of(family.space, [arch]), Workload(batch=2, tokens=96))
+    assert sum(float(np.sum(o.parameters)) for o in operators) == sum(p.numel() for p in network.parameters())
+    report = export_onnx(network.float(), family.example_input(Workload(tokens=96)), tmp_path / "model.onnx")
+    assert report.max_abs_difference <= 1e-4

@@ -34,7 +34,7 @@ from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory
 from experiments.stages import Stages
 from nas.compute import Compute, choose_compute
-from nas.encoding import Encoding
+from nas.costs import flops_of
 from nas.finish.cut import Cut
 from nas.finish.learn import Learn
 from nas.finish.low_rank import LowRank
@@ -217,13 +217,7 @@ def _train(finisher: Finisher, arch: Architecture, seed: int) -> None:
 
 def _rows(pipeline: Pipeline, finisher: Finisher, name: str, arch: Architecture, preset: Preset, report: Reporter) -> list[Row]:
     """Every stage on its own; a cut goes by FLOPs, no latency model is fitted here."""
-    family, workload = pipeline.family, pipeline.workload
-
-    def flops(archs: Sequence[Architecture]) -> list[float]:
-        encoding = Encoding.of(family.space, list(archs))
-        total = sum(operator.flops + np.zeros(len(archs)) for operator in family.operators(encoding, workload.encoded))
-        return list(map(float, np.asarray(total)))
-
+    family = pipeline.family
     largest = family.space.largest()
     school = School(
         finisher.task,
@@ -232,7 +226,7 @@ def _rows(pipeline: Pipeline, finisher: Finisher, name: str, arch: Architecture,
         family.space,
         arch,
         lambda _: [finisher.to_train(largest, tag="")],
-        flops,
+        lambda archs: flops_of(family, archs, pipeline.workload).tolist(),
         lambda network, others: finisher.saved(arch, network, others, reference_ms=None),
         finisher.settings.most_points_lost,
     )
