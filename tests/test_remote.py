@@ -1,6 +1,7 @@
 """Boards over ssh and adb: a real sshd on loopback, the agent on its own, and what a board, a wire or an answer may do wrong."""
 
 import ast
+import contextlib
 import gc
 import hashlib
 import json
@@ -543,7 +544,8 @@ def sshd(tmp_path):
     if not entered.returncode:
         yield server, f"ssh -F {tmp_path}/ssh_config"
     for process in (*server.children(recursive=True), server):
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # a connection's own ends with the connection
+            process.kill()
     server.wait(timeout=10)
     server.stderr.close()
     if entered.returncode:
