@@ -52,7 +52,7 @@ Discretisation = Literal["probability", "perturbation"]
 Remedy = Literal["none", "beta_decay", "perturbation"]
 BETA_DECAY = 1.0  # weight of the remedy of that name
 SMALLER = 4  # what sharpness is measured on: this part of a batch
-JUDGES = 4  # batches that tell whether a remedy helped
+JUDGES = 12  # batches that tell whether a remedy helped; of texts of one length each, so that a few would not do
 SETTLING = 2  # the check of a budget from which an alarm counts: a smaller one than before overshoots at first
 
 
