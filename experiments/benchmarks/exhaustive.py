@@ -41,6 +41,7 @@ from hardware.local_cpu import LocalCpu
 from hardware.store import MeasurementStore
 from latency_models.additive import AdditiveLatency
 from nas.compute import Compute
+from nas.costs import flops_of
 from nas.encoding import Encoding
 from nas.finish.teaching import EVALUATION_TOKENS
 from nas.protocols import Batch, Family, Task
@@ -188,7 +189,7 @@ def _columns(recipe: Recipe, family: Family, trained: Records, calibration: Cali
     return {
         **{f"error_percent_{seed}": column("error_percent", seed) for seed in range(recipe.seeds)},
         "parameters": np.zeros(len(archs)) + sum(operator.parameters for operator in operators),
-        "flops": np.zeros(len(archs)) + sum(operator.flops for operator in operators),
+        "flops": flops_of(family, archs, recipe.workload),
         "predicted_ms": calibration.model.predict(archs).mean_ms,
         "measured_ms": np.array([measured.get(arch.id, np.nan) for arch in archs]),
         "train_cpu_seconds": column("cpu_seconds", 0),

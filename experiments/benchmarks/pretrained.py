@@ -188,13 +188,14 @@ def inherited(pipeline: Pipeline, supernet: nn.Module, compute: Compute, num: in
     """The hand-designed and random architectures of at most half of the largest network's FLOPs, which count as 1."""
     family, task = pipeline.family, pipeline.task
     half = flops_of(family, [family.space.largest()], pipeline.workload)[0] / 2
-    validation = list(task.batches("validation", tokens_per_batch=EVALUATION_TOKENS, seed=None))
+    batches = task.batches("validation", tokens_per_batch=EVALUATION_TOKENS, seed=None)
+    validation = [batch.to(compute.device) for batch in batches]
 
     def flops(arch: Architecture) -> float:
         return float(flops_of(family, [arch], pipeline.workload)[0] / half)
 
     def evaluate(arch: Architecture) -> Candidate:
-        error = inherited_error(family, supernet, arch, [b.to(compute.device) for b in validation], task, compute)
+        error = inherited_error(family, supernet, arch, validation, task, compute)
         provenance = {"error": Provenance.INHERITED, "flops": Provenance.PREDICTED}
         return Candidate(arch, {"error": error, "flops": flops(arch)}, provenance)
 
