@@ -1,7 +1,9 @@
 """Measuring a few dozen architectures on the device and fitting the latency model to them.
 
 The architectures cover the space: the family's named ones first, then, from random candidates, always the one that lies farthest
-from those chosen, in the logarithms of what each kind of operator costs. The held-out ones are uniformly random.
+from those chosen, in the logarithms of what each kind of operator costs. The held-out ones are uniformly random. All are measured
+in random order: a machine's state changes from minute to minute, and in the order of the design such a change would be taken for
+the effect of a choice, and what is held out would be judged in another state than the one that was fitted in.
 """
 
 from __future__ import annotations
@@ -114,7 +116,9 @@ class Calibrator:
         have = read_measurements(self.family, self.run, phase="calibration")
         if not set(wanted) <= set(have):
             have |= self._from_store(wanted, have)
-            have |= self._measure([arch for id_, arch in wanted.items() if id_ not in have], have)
+            missing = [arch for id_, arch in wanted.items() if id_ not in have]
+            order = np.random.default_rng([seed, 5]).permutation(len(missing))
+            have |= self._measure([missing[i] for i in order], have)
         fitting, judging = ([have[a.id] for a in archs] for archs in (to_fit, held_out))
         twin = copy.deepcopy(model).fit(self.family, fitting)
         prediction = twin.predict(held_out)

@@ -1,10 +1,11 @@
 """Calibrating on: where the model is least certain, until the bound is narrow or the time is over, and from where it stopped."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from experiments.calibration import CHUNK, Calibrator
+from experiments.calibration import CHUNK, MEASUREMENTS, Calibrator
 from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory
 from experiments.settings import CalibrationSettings
@@ -71,3 +72,14 @@ def test_a_model_without_uncertainty_is_refused(calibrator):
     calibration = calibrator.calibrate(AdditiveLatency(), seed=0)
     with pytest.raises(ValueError, match="latency_model: object does not say where it is uncertain"):
         calibrator.refine(object(), calibration, minutes=1, margin_percent=1.0, seed=0)
+
+
+def test_held_out_networks_are_measured_among_the_others(calibrator):
+    """Where the machine changes half way, the held-out networks must not all be on the far side of it."""
+    calibrator = replace(calibrator, settings=CalibrationSettings(num_fit=24, num_held_out=12, rounds=1))
+    _, held_out = calibrator.design(seed=0)
+    calibration = calibrator.calibrate(AdditiveLatency(), seed=0)
+    measured = [record["arch"] for record in calibrator.run.read_lines(MEASUREMENTS)]
+    assert len(measured) == len(calibration.measurements) == 36
+    in_first_half = sum(arch.to_json() in measured[:18] for arch in held_out)
+    assert 3 <= in_first_half <= 9
