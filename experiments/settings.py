@@ -10,7 +10,7 @@ from nas.darts import DartsConfig
 from nas.finish.stage import STAGES, Stage
 from nas.finish.teaching import Lesson
 from nas.protocols import Searcher
-from nas.searchers.tpe import Tpe
+from nas.searchers.surrogate_evolution import SurrogateEvolution
 from nas.training import RULES, Rule, TrainConfig
 
 
@@ -68,7 +68,7 @@ class OuterSettings:
         baseline: whether as many random architectures are scored beside it.
     """
 
-    make_searcher: Callable[..., Searcher] = field(default=Tpe)
+    make_searcher: Callable[..., Searcher] = field(default=SurrogateEvolution)
     population: int = 20
     evaluations: int = 50
     proposals: int = 6

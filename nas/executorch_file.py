@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+
+from nas.fixed_sizes import FixedSizes
 
 
 def write(network: nn.Module, example: Mapping[str, Tensor], path: Path) -> None:
@@ -52,33 +53,9 @@ def quietly() -> Iterator[None]:
             logging.disable(logging.NOTSET)
 
 
-class Answers:
-    """A file's outputs for inputs of any batch and of at most its own number of tokens.
-
-    They are padded with zeros to the file's size, which a mask of zeros leaves out, and it runs as often as their batch takes.
-    """
-
-    def __init__(self, path: Path) -> None:
-        program, self.names = opened(path)
-        self.name, self.method = path.name, program.load_method("forward")
-        metadata = self.method.metadata
-        self.sizes = {name: tuple(metadata.input_tensor_meta(i).sizes()) for i, name in enumerate(self.names)}
-
-    def __call__(self, inputs: Mapping[str, Tensor]) -> list[np.ndarray]:
-        """Raises ValueError for inputs that are larger than the file's."""
-        step = self.sizes[self.names[0]][0]
-        parts = zip(*(inputs[name].split(step) for name in self.names), strict=True)
-        return [np.concatenate(outputs) for outputs in zip(*map(self._run, parts), strict=True)]
-
-    def _run(self, values: tuple[Tensor, ...]) -> list[np.ndarray]:
-        outputs = self.method.execute([self._padded(*named) for named in zip(self.names, values, strict=True)])
-        batch, tokens = values[0].shape[:2]
-        return [(x[:batch, :tokens] if x.ndim == 3 else x[:batch]).numpy() for x in outputs]  # [B, T, C] or [B, C]
-
-    def _padded(self, name: str, value: Tensor) -> Tensor:
-        size = self.sizes[name]
-        if value.ndim != len(size) or any(own > most for own, most in zip(value.shape, size, strict=True)):
-            raise ValueError(f"{self.name}: {name} is of the size {tuple(value.shape)}, the file takes at most {size}")
-        whole = torch.zeros(size, dtype=value.dtype)
-        whole[tuple(map(slice, value.shape))] = value
-        return whole
+def answers(path: Path) -> FixedSizes:
+    """A file's outputs, its first ones the logits."""
+    program, names = opened(path)
+    method = program.load_method("forward")
+    sizes = {name: tuple(method.metadata.input_tensor_meta(i).sizes()) for i, name in enumerate(names)}
+    return FixedSizes(path.name, sizes, lambda values: [x.numpy() for x in method.execute(list(values))])

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from nas import executorch_file
+from nas.fixed_sizes import FixedSizes
 from nas.integers import has_integers, with_integers
 from nas.protocols import Device, Family, GenerativeFamily
 from nas.types import Workload
@@ -280,14 +281,14 @@ def _write_tflite(network: nn.Module, example: Mapping[str, Tensor], path: Path)
 def _open_tflite(path: Path) -> Answer:
     from ai_edge_litert.interpreter import Interpreter  # comes with litert-torch
 
-    interpreter = Interpreter(str(path), num_threads=1)
-    runner = interpreter.get_signature_runner()
-    types = {name: detail["dtype"] for name, detail in runner.get_input_details().items()}
+    runner = Interpreter(str(path), num_threads=1).get_signature_runner()
+    details = runner.get_input_details()
 
-    def answer(inputs: Mapping[str, Tensor]) -> list[np.ndarray]:
-        return [runner(**{name: value.numpy().astype(types[name]) for name, value in inputs.items()})["logits"]]
+    def execute(values: Sequence[Tensor]) -> list[np.ndarray]:
+        named = zip(details.items(), values, strict=True)
+        return [runner(**{name: value.numpy().astype(detail["dtype"]) for (name, detail), value in named})["logits"]]
 
-    return answer
+    return FixedSizes(path.name, {name: tuple(detail["shape"].tolist()) for name, detail in details.items()}, execute)
 
 
 def _write_openvino(network: nn.Module, example: Mapping[str, Tensor], path: Path) -> None:
@@ -351,7 +352,7 @@ FORMATS = {
     "onnx": Format(".onnx", _write_onnx, _open_onnx),
     "openvino": Format(".xml", _write_openvino, _open_openvino),
     "pt2": Format(".pt2", _write_pt2, _open_pt2),
-    "pte": Format(".pte", _write_pte, executorch_file.Answers),
+    "pte": Format(".pte", _write_pte, executorch_file.answers),
     "torchscript": Format(".pt", _write_torchscript, _open_torchscript),
     "tflite": Format(".tflite", _write_tflite, _open_tflite),
 }

@@ -14,30 +14,34 @@ import numpy as np
 def non_dominated(costs: np.ndarray) -> np.ndarray:
     """Mask [N] of the points that no other point dominates; of identical points the first stays."""
     costs = np.asarray(costs, dtype=float)
-    order = np.lexsort(costs.T[::-1])
+    order = np.lexsort(costs.T[::-1])  # in lexicographic order a point can be dominated only by one that came before it
     keep = np.zeros(len(costs), dtype=bool)
+    if costs.shape[1] == 2:
+        second = costs[order, 1]
+        keep[order[:1]] = True
+        keep[order[1:]] = second[1:] < np.minimum.accumulate(second)[:-1]
+        return keep
     front: list[int] = []
     for i in order:
-        # in lexicographic order a point can be dominated only by one that came before it
         if not front or not np.any(np.all(costs[front] <= costs[i], axis=1)):
             keep[i] = True
             front.append(int(i))
     return keep
 
 
-def ranks(costs: np.ndarray) -> np.ndarray:
+def ranks(costs: np.ndarray, *, enough: int | None = None) -> np.ndarray:
     """Number [N] of the front on which each point lies: 0 if no other dominates it, 1 if only points of front 0 do, and so on
-    (non-dominated sorting, Goldberg, 1989). Identical points share their front."""
-    costs = np.asarray(costs, dtype=float)
-    one, other = costs[:, None], costs[None]
-    dominates = np.all(one <= other, axis=2) & np.any(one < other, axis=2)
-    result = np.zeros(len(costs), dtype=int)
-    left = np.ones(len(costs), dtype=bool)
-    while left.any():
-        front = left & ~np.any(dominates[left], axis=0)
-        left &= ~front
+    (non-dominated sorting, Goldberg, 1989). Identical points share their front. From the front on that completes `enough` points,
+    all others share the next."""
+    points, which, counts = np.unique(np.asarray(costs, dtype=float), axis=0, return_inverse=True, return_counts=True)
+    result = np.zeros(len(points), dtype=int)
+    left, ranked = np.arange(len(points)), 0
+    while len(left) and (enough is None or ranked < enough):
+        on_front = non_dominated(points[left])
+        ranked += counts[left[on_front]].sum()
+        left = left[~on_front]
         result[left] += 1
-    return result
+    return result[which.reshape(-1)]
 
 
 def crowding(costs: np.ndarray) -> np.ndarray:
@@ -68,6 +72,9 @@ def hypervolume(costs: np.ndarray, reference: Sequence[float] | np.ndarray) -> f
         return float(limit[0] - inside.min())
     front = inside[non_dominated(inside)]
     front = front[np.argsort(front[:, -1], kind="stable")]
+    if len(limit) == 2:
+        lowest_first = np.minimum.accumulate(front[:, 0])
+        return float(np.diff(np.append(front[:, 1], limit[1])) @ (limit[0] - lowest_first))
     depths = np.diff(np.append(front[:, -1], limit[-1]))
     return float(sum(depth * hypervolume(front[: i + 1, :-1], limit[:-1]) for i, depth in enumerate(depths) if depth))
 

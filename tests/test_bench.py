@@ -241,7 +241,7 @@ def test_search_ends_with_its_figures_and_trains_once(capsys, tmp_path):
     figures = json.loads(lines[-1])
     assert any(line.startswith("SKIPPED: hat_xeon") for line in lines)
     assert figures["num_tabular_problems"] == 2
-    assert 0 < figures["regret_law_tpe_23"] <= figures["regret_law_tpe_21"] < 1
+    assert 0 < figures["regret_law_surrogate_evolution_23"] <= figures["regret_law_surrogate_evolution_21"] < 1
     assert figures["budget_hit_percent"] == 100.0
     for key in ("regret_ratio_to_random_23", "hypervolume_ratio_to_best_peer", "ask_tell_ms", "evaluations_per_minute"):
         assert figures[key] > 0

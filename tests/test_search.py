@@ -106,7 +106,10 @@ def test_a_space_that_is_exhausted_ends_the_search():
             searcher.ask()
 
 
-@pytest.mark.parametrize(("name", "evaluations"), [("nsga2", 300), ("nsga3", 300), ("tpe", 80), ("regularised_evolution", 300)])
+@pytest.mark.parametrize(
+    ("name", "evaluations"),
+    [("nsga2", 300), ("nsga3", 300), ("tpe", 80), ("surrogate_evolution", 80), ("regularised_evolution", 300)],
+)
 def test_it_beats_random_search_on_a_known_law(name, evaluations):
     """Over 3 seeds, in the default space, started from nothing."""
     space, capacity = encoder_space(), math.log(6 * 128 * (256 + 32))

@@ -5,12 +5,13 @@
 - *Regret*: the share of the best hypervolume that a search has missed after so many evaluations, where the best front is known
   (`experiments.benchmarks.tabular`): the space of HAT on recorded devices, from the tables in `data=`, a small space of encoders
   that were all trained, and a synthetic law over our default one. The ratio is that of the medians over seeds, over all problems
-  their geometric mean; ours is TPE, the default sampler, without the proposals that a run begins with. GP takes about a second a
-  trial, so it joins for few on the law.
-- *Inherited weights* (`experiments.benchmarks.inherited`): hypervolume of the default, differentiable proposals and then TPE,
-  over the best peer's and over TPE's without them. At equal time, the others go on for as many evaluations as the proposals would
-  have bought, in CPU time. The supernet is trained once, and briefly; with `directory=` it stays there for the next call, and
-  `attainment.png` shows what the fronts of all seeds attain. *Epsilon* is how far a front is behind the best that any found.
+  their geometric mean; ours is the default strategy, evolution on a surrogate, without the proposals that a run begins with. GP
+  takes about a second a trial, so it joins for few on the law.
+- *Inherited weights* (`experiments.benchmarks.inherited`): hypervolume of the default, differentiable proposals and then that
+  strategy, over the best peer's and over its own without them. At equal time, the others go on for as many evaluations as the
+  proposals would have bought, in CPU time. The supernet is trained once, and briefly; with `directory=` it stays there for the
+  next call, and `attainment.png` shows what the fronts of all seeds attain. *Epsilon* is how far a front is behind the best that
+  any found.
 - *Overhead*: CPU time of asking and telling, per trial, over a long search of the law; what evaluates is not in it.
 - *Budgets*: the share of them that the differentiable search hits, as `bench darts` counts it.
 
@@ -50,12 +51,14 @@ from nas.searchers.nsga2 import Nsga2
 from nas.searchers.nsga3 import Nsga3
 from nas.searchers.random import Random
 from nas.searchers.regularised_evolution import RegularisedEvolution
+from nas.searchers.surrogate_evolution import SurrogateEvolution
 from nas.searchers.tpe import Tpe
 from nas.space import Architecture
 from nas.training import TrainConfig
 from nas.types import Candidate, Provenance
 
 SEARCHERS: dict[str, Callable[..., Searcher]] = {
+    "surrogate_evolution": SurrogateEvolution,
     "tpe": Tpe,
     "random": Random,
     "nsga2": Nsga2,
@@ -63,9 +66,9 @@ SEARCHERS: dict[str, Callable[..., Searcher]] = {
     "regularised_evolution": RegularisedEvolution,
     "gp": Gp,
 }
-OURS = "tpe"  # of the default configuration
-COMPARED = ("tpe", "nsga2", "nsga3", "regularised_evolution")  # with random search, at all numbers of evaluations
-PEERS = ("random", "nsga2", "regularised_evolution")
+OURS = "surrogate_evolution"  # of the default configuration
+COMPARED = (OURS, "tpe", "nsga2", "nsga3", "regularised_evolution")  # with random search, at all numbers of evaluations
+PEERS = ("random", "tpe", "nsga2", "regularised_evolution")
 OTHERS = {"without_proposals": OURS, **{name: name for name in PEERS}}  # what the default is compared with
 RECORDED = ("hat_raspberrypi4", "hat_xeon", "hat_titanxp_wmt")
 OBJECTIVES = ("first", "second")

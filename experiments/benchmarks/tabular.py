@@ -27,7 +27,7 @@ from experiments.benchmarks.trained_table import TrainedTable
 from hardware.tables import load_table
 from latency_models.physical import PhysicalRegressor
 from nas.encoding import Encoding
-from nas.pareto import hypervolume
+from nas.pareto import hypervolume, non_dominated
 from nas.protocols import Family
 from nas.space import Architecture, Option, SearchSpace
 from nas.types import Workload
@@ -62,11 +62,10 @@ class Tabular:
 
 
 def front_of(costs: np.ndarray) -> np.ndarray:
-    """The points [N, 2] that no other dominates, ascending in the first; of equals one. For many more than `nas.pareto` is."""
-    ordered = costs[np.lexsort(costs.T[::-1])]
-    below = np.minimum.accumulate(ordered[:, 1])
-    front: np.ndarray = ordered[np.concatenate([[True], ordered[1:, 1] < below[:-1]])]
-    return front
+    """The points [N, 2] that no other dominates, ascending in the first; of equals one."""
+    front = costs[non_dominated(costs)]
+    result: np.ndarray = front[np.argsort(front[:, 0])]
+    return result
 
 
 # --- recorded devices
