@@ -2,7 +2,7 @@
 
 An architecture is seen in two ways: every pick on its own, where a size holds all smaller ones as in its weights, and counts of
 picks over layers, since layers of one kind are much alike. The kernel is a weighted sum of one squared exponential each. Length
-scales, weight and noise are those of a small grid with the largest marginal likelihood.
+scale, weight and noise are those of a small grid with the largest marginal likelihood.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scipy.linalg import cho_factor, cho_solve
 
 from nas.space import SearchSpace
 
-LENGTHS = (0.5, 1.0, 2.0)  # of a kernel, in mean distances between architectures
+LENGTHS = (0.5, 1.0, 2.0)  # scales of a kernel, in root mean squared distances between architectures
 WEIGHTS = (0.2, 0.5, 0.8)  # of the picks on their own; the rest is that of the counts
 NOISES = (1e-4, 1e-2, 1e-1)  # variance, as a share of that of the values
 JUDGES = 64  # architectures that kernel and noise are chosen by
@@ -51,13 +51,13 @@ def _kind(name: str) -> str:
 
 @dataclass(frozen=True)
 class Kernel:
-    """Length scales of both views, and the weight of the first."""
+    """The length scale of both views, and the weight of the first."""
 
-    lengths: tuple[float, float]
+    length: float
     weight: float
 
     def __call__(self, distances: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        first, second = (np.exp(-squared / (2 * length**2)) for squared, length in zip(distances, self.lengths, strict=True))
+        first, second = (np.exp(-squared / (2 * self.length**2)) for squared in distances)
         result: np.ndarray = self.weight * first + (1 - self.weight) * second
         return result
 
@@ -99,9 +99,9 @@ class GaussianProcesses:
 
 def _most_likely(distances: tuple[np.ndarray, np.ndarray], standard: np.ndarray) -> list[tuple[Kernel, float]]:
     """Kernel and noise with the largest marginal likelihood for each column of values [N, V], at the best scale of both."""
-    best, chosen = np.full(standard.shape[1], -np.inf), [(Kernel((1.0, 1.0), 0.5), NOISES[-1])] * standard.shape[1]
-    for one, other, weight, noise in itertools.product(LENGTHS, LENGTHS, WEIGHTS, NOISES):
-        kernel = Kernel((one, other), weight)
+    best, chosen = np.full(standard.shape[1], -np.inf), [(Kernel(1.0, 0.5), NOISES[-1])] * standard.shape[1]
+    for length, weight, noise in itertools.product(LENGTHS, WEIGHTS, NOISES):
+        kernel = Kernel(length, weight)
         factor, coefficients = _solved(kernel(distances), noise, standard)
         fit = np.maximum(np.mean(standard * coefficients, axis=0), SMALLEST)
         likelihood = -0.5 * len(standard) * np.log(fit) - np.log(np.diag(factor)).sum()

@@ -175,12 +175,20 @@ def _adding_most(costs: np.ndarray, front: np.ndarray, num: int) -> list[int]:
     most `num` of them, and where nothing more is added, of the best fronts of the points themselves."""
     reference = np.nextafter(front.max(axis=0), np.inf)
     front = front[non_dominated(front)]
+    volume = hypervolume(front, reference)
     hopeful = np.flatnonzero(~np.any(np.all(front[None] <= costs[:, None], axis=2), axis=1))
     left: list[int] = hopeful[non_dominated(costs[hopeful])].tolist()
     chosen: list[int] = []
+    most = dict.fromkeys(left, np.inf)  # that a point can add: what it would have added before, as others only take of it
     while left and len(chosen) < num:
-        volumes = [hypervolume(np.vstack([front, costs[i]]), reference) for i in left]
-        chosen.append(left.pop(int(np.argmax(volumes))))
-        front = np.vstack([front, costs[chosen[-1]]])
+        best, gain = -1, -np.inf
+        for i in sorted(left, key=lambda i: -most[i]):
+            if most[i] <= gain:
+                break
+            most[i] = hypervolume(np.vstack([front, costs[i]]), reference) - volume
+            best, gain = (i, most[i]) if most[i] > gain else (best, gain)
+        left.remove(best)
+        chosen.append(best)
+        front, volume = np.vstack([front, costs[best]]), volume + gain
     others = np.setdiff1d(np.argsort(ranks(costs, enough=num), kind="stable"), chosen, assume_unique=True)
     return [*chosen, *others[: num - len(chosen)].tolist()]
