@@ -23,6 +23,7 @@ from hardware.placement import CPU, Placement, Trial, operators, peak_memory, tu
 from hardware.surroundings import device_of
 from latency_models.memory import memory_of_file
 from nas.export import FORMATS, compare
+from nas.fixed_sizes import FixedSizes
 from nas.protocols import GenerativeFamily
 from nas.space import Architecture
 from nas.types import Measurement
@@ -98,7 +99,8 @@ def proven(
     difference, equal, total = compare(network, files.whole, finisher.real_inputs(PARITY_EXAMPLES), kind=kind)
     parity = {"num_examples": total, "max_abs_difference": difference, "equal_decisions": equal / total, "inputs": "test split"}
     limits.check(arch.id, tolerance=difference)
-    error = finisher.scored(FORMATS[kind].open(files.whole), "validation")["error_percent"]
+    answer = FORMATS[kind].open(files.whole)
+    error = finisher.scored(answer, "validation")["error_percent"]
     torch_error = finisher.scored(lambda inputs: [network(*inputs.values()).numpy()], "validation")["error_percent"]
     limits.check(arch.id, max_drop=error - torch_error)
     limits.check(arch.id, budget_ms=None if measurement is None else measurement.latency_ms)
@@ -108,6 +110,7 @@ def proven(
         "torch_validation_error_percent": torch_error,
         "latency_ms": latency_of(measurement),
         "environment": dict(measurement.environment) if measurement else {},
+        **({"sizes": {name: list(size) for name, size in answer.sizes.items()}} if isinstance(answer, FixedSizes) else {}),
         **(placed(finisher, arch, files.timed) if kind == "onnx" else {}),
         **(delegated(finisher, arch, files.timed) if kind == "pte" else {}),
         "num_parameters": sum(p.numel() for p in network.parameters()),
@@ -137,11 +140,9 @@ def placed(finisher: Finisher, arch: Architecture, path: Path) -> dict[str, Any]
 
 
 def delegated(finisher: Finisher, arch: Architecture, path: Path) -> dict[str, Any]:
-    """The only sizes of inputs that an ExecuTorch file takes, and what its delegate runs of it."""
-    inputs = finisher.inputs(arch)
-    ran = executorch_device.operators(path, inputs)
+    """What the delegate of an ExecuTorch file runs of it."""
+    ran = executorch_device.operators(path, finisher.inputs(arch))
     return {
-        "sizes": {name: list(value.shape) for name, value in inputs.items()},
         "delegate": executorch_device.DELEGATE,
         "operators": ran,
         "fallbacks": [o for o in ran if o["provider"] != executorch_device.DELEGATE],

@@ -152,4 +152,4 @@ def test_python_words_are_there_and_pinned():
     assert sum(task.num_examples(split) for split in SPLITS) == 600
     baselines = task.trivial_baselines()
     assert baselines["word and neighbours, logistic regression"] < baselines["most frequent tag of a word"] < 50
-    assert task.fingerprint == "b72eaf864af38114"
+    assert task.fingerprint == "207459845f9d8931"

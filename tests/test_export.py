@@ -31,11 +31,13 @@ from experiments.results import Results
 from experiments.shipping import Shipped, Terms, check_unchanged, replacing, ship
 from hardware import placement
 from hardware.executorch_device import ExecuTorch
+from hardware.litert import LiteRt
 from hardware.openvino_device import OpenVino
 from hardware.placement import CPU, Placement, operators, peak_memory, tune
 from nas.compute import Compute
 from nas.export import export_onnx, open_session
 from nas.finish.precision import quantised
+from nas.fixed_sizes import FixedSizes
 from nas.shared_weights import share_weights
 
 
@@ -596,3 +598,35 @@ def test_an_executorch_file_says_what_its_delegate_left_to_others(exporter, tmp_
     assert facts["sizes"] == {"token_ids": [1, 32], "attention_mask": [1, 32]}
     assert {o["operator"] for o in facts["fallbacks"]} < {o["operator"] for o in facts["operators"]}
     assert "embedding.out (portable kernels)" in (shipped.folder / "card.md").read_text()
+
+
+def test_a_litert_file_is_scored_on_whole_batches(exporter, tmp_path):
+    pytest.importorskip("litert_torch", reason="litert-torch is not installed")
+    finisher = replace(exporter.finisher, device=LiteRt())
+    of_litert = replace(exporter, finisher=finisher, kind="tflite", variant="tflite", folder=tmp_path)
+    shipment = of_litert.shipment(pick(exporter.results.networks, "fastest_within:100%"), ["fast"])
+    shipped = ship(finisher, [shipment], Terms("again", Limits(tolerance=1e-4), kind="tflite", variant="tflite"))
+    [facts] = shipped.networks
+    assert facts["files"] == ["model.tflite"]
+    assert facts["parity"]["equal_decisions"] == 1
+    assert facts["validation_error_percent"] == facts["torch_validation_error_percent"]
+    assert facts["sizes"] == {"token_ids": [1, 32], "attention_mask": [1, 32]}
+
+
+def test_a_file_of_one_size_answers_any_batch_of_at_most_that_many_tokens():
+    asked = []
+
+    def execute(values):
+        ids, mask = values
+        asked.append(tuple(ids.shape))
+        return [(ids * mask).float().cumsum(1)[..., None].numpy(), (ids * mask).sum(1, keepdim=True).numpy()]
+
+    answers = FixedSizes("model", {"token_ids": (2, 4), "attention_mask": (2, 4)}, execute)
+    ids = torch.arange(1, 16).reshape(5, 3)
+    by_token, by_example = answers({"token_ids": ids, "attention_mask": torch.ones_like(ids)})
+    assert asked == [(2, 4)] * 3
+    assert np.array_equal(by_token, ids.float().cumsum(1)[..., None])
+    assert np.array_equal(by_example, ids.sum(1, keepdim=True))
+    too_long = torch.ones(1, 5, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"model: token_ids is of the size \(1, 5\), the file takes at most \(2, 4\)"):
+        answers({"token_ids": too_long, "attention_mask": too_long})

@@ -23,7 +23,7 @@ from experiments.tasks.languages import Languages
 from experiments.tasks.own_text import TextTable
 from experiments.tasks.ragged import PAD_ID, Ragged
 from experiments.tasks.text import TextClassification
-from experiments.tasks.tokenizing import comparable, train_tokenizer
+from experiments.tasks.tokenizing import BPE, WORDPIECE, comparable, train_tokenizer
 from nas.protocols import SPLITS
 from tests.test_conf import composed
 
@@ -180,11 +180,23 @@ def test_tokenizer_is_saved_ready_to_use(small_languages, tmp_path):
     assert tuple(json.loads((tmp_path / "labels.json").read_text(encoding="utf-8"))) == small_languages.labels
 
 
+@pytest.mark.parametrize("kind", [BPE, WORDPIECE])
 @pytest.mark.parametrize("vocab_size", [64, 100, 1000])
-def test_vocabulary_is_never_larger_than_wanted(small_languages, vocab_size):
-    tokenizer = train_tokenizer(small_languages.texts("train"), vocab_size=vocab_size)
+def test_vocabulary_is_never_larger_than_wanted(small_languages, vocab_size, kind):
+    tokenizer = train_tokenizer(small_languages.texts("train"), vocab_size=vocab_size, kind=kind)
     assert tokenizer.get_vocab_size() == vocab_size
     assert (tokenizer.token_to_id("[PAD]"), tokenizer.token_to_id("[UNK]")) == (0, 1)
+
+
+def test_bpe_merges_in_the_order_of_training_and_wordpiece_takes_the_longest():
+    texts = ["xbc"] * 30 + ["ab"] * 20
+    split = {kind: train_tokenizer(texts, vocab_size=64, kind=kind).encode("abc").tokens for kind in (BPE, WORDPIECE)}
+    assert split == {BPE: ["a", "##bc"], WORDPIECE: ["ab", "##c"]}
+
+
+def test_characters_that_training_never_saw_are_one_unknown_token():
+    tokenizer = train_tokenizer(["ab", "abc"], vocab_size=64)
+    assert tokenizer.encode("abΩΩΩ ab").tokens == ["ab", "[UNK]", "ab"]
 
 
 def test_a_text_cannot_write_padding():

@@ -96,7 +96,7 @@ class Preset:
     are timed."""
 
     evaluations: tuple[int, ...] = (50, 100, 200)
-    seeds: int = 10
+    seeds: int = 6
     gp_seeds: int = 2  # up to the first number of evaluations
     trials: int = 1000
     inherited: int = 60

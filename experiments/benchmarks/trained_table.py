@@ -21,6 +21,7 @@ import numpy as np
 from experiments.settings import CalibrationSettings
 from experiments.tasks.languages import identifiable, read_catalogues, split_by_message
 from experiments.tasks.text import TextClassification
+from experiments.tasks.tokenizing import WORDPIECE
 from nas.space import Architecture, Option, SearchSpace
 from nas.training import TrainConfig
 from nas.types import Workload
@@ -77,8 +78,9 @@ class Recipe:
         """Raises ValueError without the packages that hold the texts, as the task `languages` does."""
         examples = [e for e in identifiable(read_catalogues()) if e.language in self.languages]
         return TextClassification(
-            "languages", splits=split_by_message(examples), vocab_size=self.vocab_size, max_tokens=self.max_tokens
-        )
+            "languages", splits=split_by_message(examples), vocab_size=self.vocab_size, max_tokens=self.max_tokens,
+            tokenizer=WORDPIECE,
+        )  # fmt: skip
 
     def family(self, task: TextClassification) -> EncoderFamily:
         sizes: dict[str, Any] = dict(task.sizes)

@@ -1,7 +1,13 @@
-"""How a text becomes token ids: a WordPiece tokenizer that is trained on `train` alone, or one of the user's."""
+"""How a text becomes token ids: by a tokenizer that is trained on `train` alone, or one of the user's.
+
+BPE, the default, and WordPiece over the same vocabulary give about as many tokens. On `languages` the same network, trained alike
+with two seeds, had 15.5 and 15.4 % error with BPE, 16.9 and 17.0 % with WordPiece; on English news they were level (6.3 and 6.8 %
+on r52, 11.5 and 10.9 % on newsgroups).
+"""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +16,8 @@ from tokenizers import Encoding, Tokenizer, models, normalizers, pre_tokenizers,
 
 from experiments.tasks.ragged import PAD_ID, check_at_least
 
-PAD, UNKNOWN = "[PAD]", "[UNK]"
+PAD, UNKNOWN, LATER = "[PAD]", "[UNK]", "##"  # LATER begins a token that does not begin a word
+BPE, WORDPIECE = "bpe", "wordpiece"
 UNKNOWN_ID = 1
 SMALLEST_VOCAB = 64
 NORMALIZER = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -27,28 +34,36 @@ def check_sizes(*, vocab_size: int, max_tokens: int) -> None:
     check_at_least(1, max_tokens=max_tokens)
 
 
-def train_tokenizer(texts: Sequence[str], *, vocab_size: int) -> Tokenizer:
-    """A WordPiece tokenizer of at most `vocab_size` tokens; the same texts give the same tokenizer in every process.
+def train_tokenizer(texts: Sequence[str], *, vocab_size: int, kind: str = BPE) -> Tokenizer:
+    """A tokenizer of at most `vocab_size` tokens, parts of words; the same texts give the same tokenizer in every process.
 
-    At most half of the vocabulary are single characters, the most frequent ones, as a word's first and as a later character.
+    BPE merges characters as often as it did in training (Sennrich et al., arXiv:1508.07909), WordPiece takes the longest token of
+    the same vocabulary that fits, from the left. At most half of the vocabulary are single characters, the most frequent ones, as
+    a word's first and as a later character.
     """
     counts = Counter(character for text in texts for character in NORMALIZER.normalize_str(text) if not character.isspace())
     alphabet = sorted(sorted(counts), key=counts.__getitem__, reverse=True)[: vocab_size // 4]
-    tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
+    tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN, continuing_subword_prefix=LATER))
     tokenizer.normalizer = NORMALIZER
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
+    trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         # The trainer numbers later characters in the order of a hash table that is seeded anew in every process, and ties between
         # merges are broken by number. As special tokens they are numbered in this order instead.
-        special_tokens=[PAD, UNKNOWN, *(f"##{character}" for character in alphabet)],
+        special_tokens=[PAD, UNKNOWN, *(f"{LATER}{character}" for character in alphabet)],
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
+        continuing_subword_prefix=LATER,
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    vocabulary = tokenizer.get_vocab()
+    merges = [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
+    model: models.Model = models.WordPiece(vocabulary, unk_token=UNKNOWN)
+    if kind == BPE:
+        model = models.BPE(vocabulary, merges, unk_token=UNKNOWN, continuing_subword_prefix=LATER, fuse_unk=True)
     # A new tokenizer without special tokens: "[PAD]" in a text is three ordinary tokens and not padding.
-    trained = Tokenizer(models.WordPiece(vocab=tokenizer.get_vocab(), unk_token=UNKNOWN))
+    trained = Tokenizer(model)
     trained.normalizer = tokenizer.normalizer
     trained.pre_tokenizer = tokenizer.pre_tokenizer
     return trained
@@ -78,7 +93,8 @@ class TextTokenizer:
     Args:
         texts: what it is trained on.
         vocab_size: the wanted number of tokens; the attribute is the actual one, at most as many.
-        path: of a tokenizer.json, such as a checkpoint's, to use instead; the vocabulary is then its own, whatever its size.
+        path: of a tokenizer.json, such as a checkpoint's, to use instead; the vocabulary is then its own, whatever its size. Or
+            "wordpiece", to train one of that kind.
 
     Raises:
         ValueError: a `vocab_size` under 64 or `max_tokens` under 1, or a file that is no tokenizer.
@@ -86,7 +102,10 @@ class TextTokenizer:
 
     def __init__(self, texts: Sequence[str], *, vocab_size: int, max_tokens: int, path: str | Path | None) -> None:
         check_sizes(vocab_size=vocab_size, max_tokens=max_tokens)
-        trained = train_tokenizer(texts, vocab_size=vocab_size) if path is None else read_tokenizer(path, max_tokens=max_tokens)
+        if path in (None, WORDPIECE):
+            trained = train_tokenizer(texts, vocab_size=vocab_size, kind=BPE if path is None else WORDPIECE)
+        else:
+            trained = read_tokenizer(path, max_tokens=max_tokens)
         trained.enable_truncation(max_tokens)
         vocabulary = trained.get_vocab()
         self._tokenizer = trained
@@ -94,7 +113,7 @@ class TextTokenizer:
         self.identity = [
             [vocab_size, max_tokens],
             sorted(vocabulary, key=vocabulary.__getitem__),
-            *([] if path is None else [trained.to_str()]),
+            *([] if path == WORDPIECE else [trained.to_str()]),  # which its vocabulary says all of
         ]
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
