@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from experiments import bench
-from experiments.benchmarks import darts, do_it_yourself, inherited, search, spaces, supernet, tabular
+from experiments.benchmarks import compared, darts, do_it_yourself, inherited, on_tasks, search, spaces, supernet, tabular
 from experiments.benchmarks.first_light import Fronts, Point, same_layers
 from experiments.benchmarks.ship import Row, Trial, summary
 from experiments.progress import Reporter
@@ -219,17 +219,17 @@ def test_search_knows_the_best_front_of_recorded_devices(recorded):
 
 def test_search_compares_medians_of_the_same_seeds():
     ours, theirs = np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0])
-    assert search.ratio_with_interval("r", [(ours, theirs)]) == pytest.approx({"r": 0.5, "r_low": 0.5, "r_high": 0.5})
-    found = search.ratio_with_interval("r", [(ours, theirs), (ours, ours[::-1])])
+    assert compared.ratio_with_interval("r", [(ours, theirs)]) == pytest.approx({"r": 0.5, "r_low": 0.5, "r_high": 0.5})
+    found = compared.ratio_with_interval("r", [(ours, theirs), (ours, ours[::-1])])
     assert found["r"] == pytest.approx(0.5**0.5)
     assert found["r_low"] < found["r"] < found["r_high"]
-    assert math.isnan(search.ratio_with_interval("r", [(0 * ours, 0 * theirs)])["r"])
+    assert math.isnan(compared.ratio_with_interval("r", [(0 * ours, 0 * theirs)])["r"])
 
 
 def test_search_says_how_far_fronts_are_behind_the_best_of_all():
     best = np.array([[0.0, 10.0], [2.0, 0.0]])
     fronts = {"hybrid": [best, best, best + 9], "random": [best + np.array([1.0, 0.0]), best + np.array([0.0, 2.5]), best]}
-    assert search._epsilons(fronts) == pytest.approx({"epsilon_percent_hybrid": 0.0, "epsilon_percent_random": 25.0})
+    assert on_tasks.epsilons(fronts) == pytest.approx({"epsilon_percent_hybrid": 0.0, "epsilon_percent_random": 25.0})
 
 
 @pytest.mark.slow
@@ -245,11 +245,10 @@ def test_search_ends_with_its_figures_and_trains_once(capsys, tmp_path):
     assert figures["budget_hit_percent"] == 100.0
     for key in ("regret_ratio_to_random_23", "hypervolume_ratio_to_best_peer", "ask_tell_ms", "evaluations_per_minute"):
         assert figures[key] > 0
-    assert all(figures[f"epsilon_percent_{name}"] >= 0 for name in ("hybrid", *search.OTHERS))
-    assert (tmp_path / "attainment.png").is_file()
+    assert all(figures[f"languages_epsilon_percent_{name}"] >= 0 for name in ("hybrid", *on_tasks.OTHERS))
+    assert (tmp_path / "attainment-languages.png").is_file()
     report = Reporter(quiet=True)
-    task = Languages(max_examples=3000)
     [kept] = tmp_path.glob("supernet-*.safetensors")
     before = kept.stat().st_mtime_ns
-    inherited.Inherited.of(task, search.PRESETS["tiny"].supernet, tmp_path, report)
+    inherited.Inherited.of(search.TINY, tmp_path, report)
     assert [path.stat().st_mtime_ns for path in tmp_path.glob("supernet-*")] == [before], "it was trained again"

@@ -115,18 +115,18 @@ def run(words: Words, report: Reporter) -> dict[str, float]:
     return {**figures, "num_seeds": preset.seeds, "num_budgets": preset.budgets}
 
 
-def invented_device(family: Family) -> AdditiveLatency:
+def invented_device(family: Family, workload: Workload = WORKLOAD) -> AdditiveLatency:
     """A latency model that was fitted to times of the device that is described above."""
     rng = np.random.default_rng(0)
 
     def roofline_ms(arch: Architecture) -> float:
-        operators = family.operators(Encoding.of(family.space, [arch]), WORKLOAD)
+        operators = family.operators(Encoding.of(family.space, [arch]), workload)
         ms = sum(LAUNCH_MS * o.count + np.maximum(o.flops / FLOPS_PER_MS, o.bytes / BYTES_PER_MS) for o in operators)
         return float(np.sum(ms) * np.exp(SCATTER * rng.normal()))
 
     archs = {a.id: a for a in (family.space.smallest(), *family.hand_designed().values(), *map(family.space.sample, [rng] * 40))}
     return AdditiveLatency().fit(
-        family, [Measurement(a, "invented", WORKLOAD, ((roofline_ms(a),),), ((1.0,),), 1.0, {}) for a in archs.values()]
+        family, [Measurement(a, "invented", workload, ((roofline_ms(a),),), ((1.0,),), 1.0, {}) for a in archs.values()]
     )
 
 

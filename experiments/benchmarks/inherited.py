@@ -1,9 +1,9 @@
 """A search as a run does it, without a device: validation errors with a supernet's weights, and predicted latency.
 
-The task and the space are the embedded ones. The device is the invented one of `bench darts`, so that the figures do not depend
-on how busy this machine is. As in a run, the budget is half of the largest network's latency, and random search draws only what
-is predicted to keep it. Searches score every third batch of the validation split, so that there is time for many; what an
-evaluation costs is said of the complete one.
+Task, space and settings are those of the main job with a few overrides. The device is the invented one of `bench darts`, so that
+the figures do not depend on how busy this machine is. As in a run, the budget is half of the largest network's latency, and
+random search draws only what is predicted to keep it. Searches score every third batch of the validation split, so that there is
+time for many; what an evaluation costs is said of the complete one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +21,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from experiments.benchmarks.darts import invented_device
+from experiments.build import family_of_task, make_settings
+from experiments.composing import composed
 from experiments.progress import Reporter
-from experiments.settings import OuterSettings
-from experiments.tasks.languages import Languages
+from experiments.settings import Settings, SupernetSettings
 from latency_models.additive import AdditiveLatency
 from nas.compute import Compute, choose_compute
-from nas.darts import Darts, DartsConfig
+from nas.darts import Darts
 from nas.finish.teaching import EVALUATION_TOKENS
 from nas.pareto import hypervolume
 from nas.protocols import Batch, Family, Searcher, Task
@@ -35,9 +35,8 @@ from nas.search import search
 from nas.searchers.random import Random
 from nas.space import Architecture
 from nas.supernet import inherited_error, state_of
-from nas.training import TrainConfig, supernet_trainer
-from nas.types import Candidate, Provenance
-from search_spaces.encoder import EncoderFamily, encoder_space
+from nas.training import supernet_trainer
+from nas.types import Candidate, Provenance, Workload
 
 OBJECTIVES = ("error", "latency_ms")
 PART = 3  # one of so many batches is what searches see
@@ -50,6 +49,7 @@ class Inherited:
 
     family: Family
     task: Task
+    settings: Settings
     supernet: nn.Module
     compute: Compute
     model: AdditiveLatency
@@ -57,15 +57,18 @@ class Inherited:
     errors: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, task: Languages, config: TrainConfig, folder: Path, report: Reporter) -> Inherited:
-        """With the supernet that the folder holds, or one that is trained and left there."""
-        sizes: dict[str, Any] = dict(task.sizes)
-        family = EncoderFamily(encoder_space(), **sizes)
-        batch = next(iter(task.batches("train", tokens_per_batch=config.tokens_per_batch, seed=0)))
+    def of(cls, overrides: Sequence[str], folder: Path, report: Reporter) -> Inherited:
+        """That of the main job with these overrides, with the supernet that the folder holds, or one that is trained and left
+        there."""
+        config = composed(*overrides)
+        settings = make_settings(config)
+        task, family = family_of_task(config)
+        batch = next(iter(task.batches("train", tokens_per_batch=settings.supernet.train.tokens_per_batch, seed=0)))
         compute, _ = choose_compute(family, task, batch)
-        supernet = _supernet(family, task, config, compute, folder, report)
+        supernet = _supernet(family, task, settings.supernet, compute, folder, report)
         validation = list(task.batches("validation", tokens_per_batch=EVALUATION_TOKENS, seed=None))
-        return cls(family, task, supernet, compute, invented_device(family), validation)
+        model = invented_device(family, Workload(tokens=task.max_tokens))
+        return cls(family, task, settings, supernet, compute, model, validation)
 
     def evaluate(self, arch: Architecture) -> Candidate:
         if arch.id not in self.errors:
@@ -95,10 +98,8 @@ class Inherited:
         if make is Random:
             searcher: Searcher = Random(space, seed=seed, accept=self._is_within)
         else:
-            settings = OuterSettings()
-            searcher = make(
-                space, objectives=OBJECTIVES, seed=seed, initial=initial, limits=limits, population=settings.population
-            )
+            population = self.settings.outer.population
+            searcher = make(space, objectives=OBJECTIVES, seed=seed, initial=initial, limits=limits, population=population)
         candidates = search(searcher, self.evaluate, num_evaluations=num).candidates
         points = [
             [c.objectives[n] if c.objectives["upper_ms"] <= self.budget_ms else np.nan for n in OBJECTIVES] for c in candidates
@@ -110,8 +111,9 @@ class Inherited:
         worst = self.evaluate(self.family.space.smallest()).objectives["error"]
         return hypervolume(found[~np.isnan(found[:, 0])], (worst, self.budget_ms))
 
-    def propose(self, config: DartsConfig, *, num: int, seed: int) -> tuple[list[Architecture], float]:
+    def propose(self, *, seed: int) -> tuple[list[Architecture], float]:
         """Proposals for as many budgets as a run has, and the CPU seconds that they took."""
+        config, num = self.settings.darts, self.settings.outer.proposals
         fastest = float(self.model.predict([self.family.space.smallest()]).upper_ms[0])
         start = time.process_time()
         darts = Darts(self.family, self.supernet, self.model, self.task, config, compute=self.compute, seed=seed)
@@ -128,18 +130,21 @@ class Inherited:
         return float(self.model.predict([arch]).upper_ms[0]) <= self.budget_ms
 
 
-def _supernet(family: Family, task: Task, config: TrainConfig, compute: Compute, folder: Path, report: Reporter) -> nn.Module:
-    identity = json.dumps([family.signature, task.fingerprint, asdict(config)])
+def _supernet(
+    family: Family, task: Task, settings: SupernetSettings, compute: Compute, folder: Path, report: Reporter
+) -> nn.Module:
+    identity = json.dumps([family.signature, task.fingerprint, asdict(settings)])
     path = folder / f"supernet-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.safetensors"
     torch.manual_seed(0)
     supernet = family.supernet()
     if path.is_file():
         supernet.load_state_dict(load_file(path))
         return supernet
-    with report.phase("Training the supernet", config.steps) as advance:
-        supernet_trainer(family, supernet, task, config, compute=compute, seed=0).run(
-            on_step=lambda step, loss: advance(step, f"loss {loss:.3f}")
-        )
+    with report.phase(f"Training the supernet of {task.name}", settings.train.steps) as advance:
+        supernet_trainer(
+            family, supernet, task, settings.train, compute=compute, seed=0, rule=settings.rule, num_random=settings.num_random,
+            distillation=settings.distillation,
+        ).run(on_step=lambda step, loss: advance(step, f"loss {loss:.3f}"))  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
     save_file(state_of(supernet), unfinished)

@@ -7,11 +7,9 @@
   that were all trained, and a synthetic law over our default one. The ratio is that of the medians over seeds, over all problems
   their geometric mean; ours is the default strategy, evolution on a surrogate, without the proposals that a run begins with. GP
   takes about a second a trial, so it joins for few on the law.
-- *Inherited weights* (`experiments.benchmarks.inherited`): hypervolume of the default, differentiable proposals and then that
-  strategy, over the best peer's and over its own without them. At equal time, the others go on for as many evaluations as the
-  proposals would have bought, in CPU time. The supernet is trained once, and briefly; with `directory=` it stays there for the
-  next call, and `attainment.png` shows what the fronts of all seeds attain. *Epsilon* is how far a front is behind the best that
-  any found.
+- *Real tasks* (`experiments.benchmarks.on_tasks`): hypervolume of the default, differentiable proposals and then that strategy,
+  over the best peer's and over its own without them, with inherited weights. Supernets are trained once; with `directory=` they
+  stay there for the next call, and a picture of each task shows what the fronts of all seeds attain.
 - *Overhead*: CPU time of asking and telling, mean of the trials of a long search of the law; what evaluates is not in it.
 - *Budgets*: the share of them that the differentiable search hits, as `bench darts` counts it.
 
@@ -32,48 +30,27 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from experiments.benchmarks import darts, tabular
+from experiments.benchmarks.compared import COMPARED, OURS, POPULATION, SEARCHERS, cell, ratio_with_interval
 from experiments.benchmarks.inherited import Inherited
+from experiments.benchmarks.on_tasks import Effort, compare
 from experiments.benchmarks.supernet import default_family, threads
 from experiments.benchmarks.tabular import Tabular
 from experiments.benchmarks.trained_table import TrainedTable
-from experiments.plots.attainment import attainment_figure
-from experiments.plots.style import png
 from experiments.progress import Reporter
-from experiments.settings import OuterSettings
-from experiments.tasks.languages import Languages
 from hardware.tables import is_there
-from nas.darts import DartsConfig
-from nas.pareto import epsilon, non_dominated
 from nas.protocols import Searcher
 from nas.search import search
-from nas.searchers.gp import Gp
-from nas.searchers.nsga2 import Nsga2
-from nas.searchers.nsga3 import Nsga3
-from nas.searchers.random import Random
-from nas.searchers.regularised_evolution import RegularisedEvolution
-from nas.searchers.surrogate_evolution import SurrogateEvolution
-from nas.searchers.tpe import Tpe
 from nas.space import Architecture
-from nas.training import TrainConfig
 from nas.types import Candidate, Provenance
 
-SEARCHERS: dict[str, Callable[..., Searcher]] = {
-    "surrogate_evolution": SurrogateEvolution,
-    "tpe": Tpe,
-    "random": Random,
-    "nsga2": Nsga2,
-    "nsga3": Nsga3,
-    "regularised_evolution": RegularisedEvolution,
-    "gp": Gp,
-}
-OURS = "surrogate_evolution"  # of the default configuration
-COMPARED = (OURS, "tpe", "nsga2", "nsga3", "regularised_evolution")  # with random search, at all numbers of evaluations
-PEERS = ("random", "tpe", "nsga2", "regularised_evolution")
-OTHERS = {"without_proposals": OURS, **{name: name for name in PEERS}}  # what the default is compared with
 RECORDED = ("hat_raspberrypi4", "hat_xeon", "hat_titanxp_wmt")
 OBJECTIVES = ("first", "second")
-POPULATION = OuterSettings().population
-RESAMPLES = 2000
+# Overrides of the main job, by the names of tasks in the figures
+TASKS: dict[str, tuple[str, ...]] = {
+    "languages": (),
+    "tags": ("experiment=tags",),
+    "digits": ("experiment=digits",),
+}
 SMALLEST_REGRET = 1e-3  # a smaller one counts as this in ratios: of a few thousand networks a search may miss none
 
 Regrets = dict[str, np.ndarray]
@@ -92,29 +69,28 @@ class Words:
 
 @dataclass(frozen=True)
 class Preset:
-    """Evaluations at which regret is read and seeds of that; evaluations, seeds and training of inherited weights; trials that
-    are timed."""
+    """Evaluations at which regret is read and seeds of that; trials that are timed; and the real tasks."""
 
     evaluations: tuple[int, ...] = (50, 100, 200)
     seeds: int = 6
     gp_seeds: int = 2  # up to the first number of evaluations
     trials: int = 1000
-    inherited: int = 60
-    inherited_seeds: int = 3
-    supernet: TrainConfig = field(default_factory=lambda: TrainConfig(steps=100))
-    darts: DartsConfig = field(default_factory=DartsConfig)
-    proposals: int = OuterSettings().proposals
-    timed: int = 30  # evaluations, for their number a minute
-    max_examples: int | None = None
+    on_tasks: Effort = field(
+        default_factory=lambda: Effort({name: (*words, "init.train.steps=200") for name, words in TASKS.items()})
+    )
 
 
+TINY = (
+    "task.max_examples=3000", "init.train.steps=8", "init.train.tokens_per_batch=512", "darts.steps=2", "darts.steps_more=1",
+    "darts.tokens_per_batch=128", "darts.remedy=none", "searcher.proposals=1",
+)  # fmt: skip
 PRESETS = {
     "tiny": Preset(
-        evaluations=(21, 23), seeds=2, gp_seeds=0, trials=24, inherited=3, inherited_seeds=1, timed=2,
-        supernet=TrainConfig(steps=2, tokens_per_batch=128), darts=darts.TINY, proposals=1, max_examples=3000,
+        evaluations=(21, 23), seeds=2, gp_seeds=0, trials=24,
+        on_tasks=Effort({"languages": TINY}, evaluations=5, seeds=1, timed=2),
     ),
     "quick": Preset(),
-    "full": Preset(seeds=30, inherited_seeds=5, supernet=TrainConfig(steps=1000)),
+    "full": Preset(seeds=30, on_tasks=Effort(TASKS, seeds=5)),
 }  # fmt: skip
 
 
@@ -126,12 +102,11 @@ def run(words: Words, report: Reporter) -> dict[str, float]:
         known = [law, tabular.trained(TrainedTable.read()), *_recorded(words.data, report)]
         figures = _regrets(known, preset, report)
         figures |= _overhead(law, preset.trials, report)
-        task = Languages(max_examples=preset.max_examples)
-        problem = Inherited.of(task, preset.supernet, folder, report)
-        figures |= _inherited(problem, preset, folder, report)
-        preset_of_darts = darts.PRESETS[words.preset]
+        problems = {name: Inherited.of(of, folder, report) for name, of in preset.on_tasks.tasks.items()}
+        figures |= compare(preset.on_tasks, problems, folder, report)
+        first = next(iter(problems.values()))
         figures |= darts.budgets_hit(
-            problem.family, problem.supernet, problem.model, task, preset_of_darts, problem.compute, report
+            first.family, first.supernet, first.model, first.task, darts.PRESETS[words.preset], first.compute, report
         )
     report.say(f"{figures['budget_hit_percent']:.1f} % of budgets are hit (aim: 95 %).")
     return figures
@@ -195,20 +170,6 @@ def _candidate(problem: Tabular, arch: Architecture) -> Candidate:
     )
 
 
-def ratio_with_interval(key: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-    """Geometric mean over pairs of the ratio of medians over seeds, and the ends of its interval when seeds are drawn again, for
-    both of a pair the same; not a number where a median is 0."""
-    rng, logs = np.random.default_rng(0), []
-    with np.errstate(divide="ignore", invalid="ignore"):
-        for ours, theirs in pairs:
-            drawn = rng.integers(len(ours), size=(RESAMPLES, len(ours)))
-            rows = np.vstack([np.arange(len(ours)), drawn])
-            logs.append(np.log(np.median(ours[rows], axis=1) / np.median(theirs[rows], axis=1)))
-        ratio, *draws = np.exp(np.mean(logs, axis=0)).tolist()
-        low, high = np.quantile(draws, (0.025, 0.975))
-    return {key: ratio, f"{key}_low": float(low), f"{key}_high": float(high)}
-
-
 # --- what asking and telling costs
 
 
@@ -243,65 +204,6 @@ def _ask_tell_ms(problem: Tabular, make: Callable[..., Searcher], trials: int) -
     return ms
 
 
-# --- inherited weights
-
-
-def _inherited(problem: Inherited, preset: Preset, folder: Path, report: Reporter) -> dict[str, float]:
-    """Hypervolume ratios at equal evaluations and at equal time, epsilon at equal time, and how many evaluations a minute holds;
-    draws the fronts."""
-    seconds = problem.seconds_of_complete(preset.timed)
-    cpu, wall = np.mean(seconds, axis=0)
-    num, bought = preset.inherited, []
-    volumes: dict[str, list[float]] = {}
-    fronts: dict[str, list[np.ndarray]] = {}
-    with report.phase("Inherited weights", preset.inherited_seeds) as advance:
-        for seed in range(preset.inherited_seeds):
-            proposals, spent = problem.propose(preset.darts, num=preset.proposals, seed=seed)
-            bought.append(round(spent / cpu))
-            found = {"hybrid": problem.found(SEARCHERS[OURS], num, seed=seed, initial=proposals)}
-            found |= {name: problem.found(SEARCHERS[key], num + bought[-1], seed=seed) for name, key in OTHERS.items()}
-            for name, points in found.items():
-                volumes.setdefault(name, []).append(problem.volume(points[:num]))
-                volumes.setdefault(f"{name}_equal_time", []).append(problem.volume(points))
-                fronts.setdefault(name, []).append(points[~np.isnan(points[:, 0])][:, ::-1])
-            advance(seed + 1, "")
-            report.say(f"Seed {seed}: " + ", ".join(f"{name} {of[-1]:.4g}" for name, of in volumes.items()))
-    figures: dict[str, float] = {
-        "evaluations_per_minute": 60 / wall,
-        "evaluations_per_cpu_minute": 60 / cpu,
-        "evaluations_for_proposals": float(np.median(bought)),
-        "num_inherited_seeds": preset.inherited_seeds,
-    }
-    figures |= _volume_ratios({name: np.array(of) for name, of in volumes.items()}) | _epsilons(fronts)
-    title, words = "Inherited weights, at equal time", ("predicted latency (ms)", "validation error (%)")
-    (folder / "attainment.png").write_bytes(png(attainment_figure(fronts, title=title, axes_words=words)))
-    _show_volumes(figures, num, report)
-    return figures
-
-
-def _volume_ratios(volumes: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Of the hybrid to each peer and to the best of them, which is the one with the largest median."""
-    figures: dict[str, float] = {}
-    ours = volumes["hybrid"]
-    for words in ("", "_equal_time"):
-        best = max(PEERS, key=lambda name: np.median(volumes[name + words]))
-        figures |= ratio_with_interval(f"hypervolume_ratio_to_best_peer{words}", [(ours, volumes[best + words])])
-        for name in OTHERS:
-            figures |= ratio_with_interval(f"hypervolume_ratio_to_{name}{words}", [(ours, volumes[name + words])])
-    return figures
-
-
-def _epsilons(fronts: Mapping[str, Sequence[np.ndarray]]) -> dict[str, float]:
-    """Medians over seeds, in percent of the range of the front of all."""
-    points = np.concatenate([front for of_seeds in fronts.values() for front in of_seeds])
-    best = points[non_dominated(points)]
-    span = np.where(np.ptp(best, axis=0) > 0, np.ptp(best, axis=0), 1.0)
-    return {
-        f"epsilon_percent_{name}": 100 * float(np.median([epsilon(front / span, best / span) for front in of_seeds]))
-        for name, of_seeds in fronts.items()
-    }
-
-
 # --- what people see
 
 
@@ -320,23 +222,5 @@ def _show_ratios(figures: Mapping[str, float], evaluations: Sequence[int], repor
     for number in evaluations:
         keys = [f"regret_ratio_{'' if name == OURS else f'{name}_'}to_random_{number}" for name in COMPARED]
         worst = figures[f"worst_regret_ratio_to_random_{number}"]
-        table.add_row(str(number), *(_cell(figures, key) for key in keys), f"{worst:.3f}")
+        table.add_row(str(number), *(cell(figures, key) for key in keys), f"{worst:.3f}")
     report.console.print(table)
-
-
-def _show_volumes(figures: Mapping[str, float], num: int, report: Reporter) -> None:
-    title = f"Hypervolume of the default over each peer's, {figures['num_inherited_seeds']:.0f} seeds (aim: 1.05)"
-    table = Table("peer", f"{num} evaluations", "equal time", title=title, box=SIMPLE_HEAD)
-    for name in ("best_peer", *OTHERS):
-        keys = [f"hypervolume_ratio_to_{name}{words}" for words in ("", "_equal_time")]
-        table.add_row(name.replace("_", " "), *(_cell(figures, key) for key in keys))
-    report.console.print(table)
-    report.say(
-        f"{figures['evaluations_per_minute']:.0f} evaluations with inherited weights a minute on one thread "
-        f"({figures['evaluations_per_cpu_minute']:.0f} a minute of CPU time; aim: 200 on two cores). The default's "
-        f"proposals take as long as {figures['evaluations_for_proposals']:.0f} of them."
-    )
-
-
-def _cell(figures: Mapping[str, float], key: str) -> str:
-    return f"{figures[key]:.3f} ({figures[f'{key}_low']:.3f} to {figures[f'{key}_high']:.3f})"

@@ -1,0 +1,137 @@
+"""The default search against its peers on real tasks, with inherited weights (`experiments.benchmarks.inherited`).
+
+For each task and seed the differentiable search proposes and the default strategy goes on; each peer searches alone, for as many
+evaluations and, as *equal time*, for as many more as the proposals would have bought in CPU time. Hypervolumes are up to the
+budget and the error of the smallest network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from experiments.benchmarks.compared import OURS, PEERS, SEARCHERS, cell, ratio_with_interval
+from experiments.benchmarks.inherited import Inherited
+from experiments.plots.attainment import attainment_figure
+from experiments.plots.style import png
+from experiments.progress import Reporter
+from nas.pareto import epsilon, non_dominated
+
+OTHERS = {"without_proposals": OURS, **{name: name for name in PEERS}}  # what the default is compared with
+EQUAL = ("", "_equal_time")
+
+Volumes = Mapping[str, np.ndarray]
+"""Of each side, and with `_equal_time`, [seeds]."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Real tasks by name, with overrides of the main job; evaluations of each search; seeds; evaluations that are timed."""
+
+    tasks: Mapping[str, tuple[str, ...]]
+    evaluations: int = 60
+    seeds: int = 3
+    timed: int = 30
+
+
+@dataclass(frozen=True)
+class Found:
+    """What all searches of one task found."""
+
+    volumes: dict[str, list[float]] = field(default_factory=dict)
+    fronts: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    bought: list[int] = field(default_factory=list)  # evaluations, by the time of the proposals
+
+    def add(self, problem: Inherited, name: str, points: np.ndarray, num: int) -> None:
+        """Of one seed: points in the order of a search, of which the first `num` count at equal evaluations."""
+        self.volumes.setdefault(name, []).append(problem.volume(points[:num]))
+        self.volumes.setdefault(f"{name}_equal_time", []).append(problem.volume(points))
+        self.fronts.setdefault(name, []).append(points[~np.isnan(points[:, 0])][:, ::-1])
+
+
+def compare(effort: Effort, problems: Mapping[str, Inherited], folder: Path, report: Reporter) -> dict[str, float]:
+    """Hypervolume ratios of each task and over all, epsilon, and how many evaluations a minute holds on the first; draws the
+    fronts."""
+    seconds = next(iter(problems.values())).seconds_of_complete(effort.timed)
+    cpu, wall = np.mean(seconds, axis=0)
+    figures: dict[str, float] = {
+        "evaluations_per_minute": 60 / wall,
+        "evaluations_per_cpu_minute": 60 / cpu,
+        "num_real_tasks": len(problems),
+        "num_inherited_seeds": effort.seeds,
+    }
+    volumes: dict[str, Volumes] = {}
+    for task, problem in problems.items():
+        found = _searched(problem, effort, task, report)
+        volumes[task] = {name: np.array(of_seeds) for name, of_seeds in found.volumes.items()}
+        figures |= {f"{task}_{key}": value for key, value in ratios([volumes[task]]).items()}
+        figures |= {f"{task}_{key}": value for key, value in epsilons(found.fronts).items()}
+        figures[f"{task}_evaluations_for_proposals"] = float(np.median(found.bought))
+        title, words = f"{task}: inherited weights, at equal time", ("predicted latency (ms)", "validation error (%)")
+        figure = attainment_figure(found.fronts, title=title, axes_words=words)
+        (folder / f"attainment-{task}.png").write_bytes(png(figure))
+    figures |= ratios(list(volumes.values()))
+    _show(figures, effort, list(problems), report)
+    return figures
+
+
+def _searched(problem: Inherited, effort: Effort, task: str, report: Reporter) -> Found:
+    found, num = Found(), effort.evaluations
+    cpu_seconds = float(problem.seconds_of_complete(effort.timed)[:, 0].mean())
+    with report.phase(f"Searching with inherited weights: {task}", effort.seeds) as advance:
+        for seed in range(effort.seeds):
+            proposals, spent = problem.propose(seed=seed)
+            found.bought.append(round(spent / cpu_seconds))
+            found.add(problem, "hybrid", problem.found(SEARCHERS[OURS], num, seed=seed, initial=proposals), num)
+            for name, key in OTHERS.items():
+                found.add(problem, name, problem.found(SEARCHERS[key], num + found.bought[-1], seed=seed), num)
+            advance(seed + 1, "")
+            report.say(f"{task}, seed {seed}: " + ", ".join(f"{name} {of[-1]:.4g}" for name, of in found.volumes.items()))
+    return found
+
+
+def ratios(of_tasks: Sequence[Volumes]) -> dict[str, float]:
+    """Of the hybrid to each peer and to the best of them, which in a task is the one with the largest median; over several tasks
+    their geometric mean."""
+    figures: dict[str, float] = {}
+    for words in EQUAL:
+        best = [max((of[name + words] for name in PEERS), key=np.median) for of in of_tasks]
+        ours = [of["hybrid"] for of in of_tasks]
+        figures |= ratio_with_interval(f"hypervolume_ratio_to_best_peer{words}", list(zip(ours, best, strict=True)))
+        for name in OTHERS:
+            theirs = [of[name + words] for of in of_tasks]
+            figures |= ratio_with_interval(f"hypervolume_ratio_to_{name}{words}", list(zip(ours, theirs, strict=True)))
+    return figures
+
+
+def epsilons(fronts: Mapping[str, Sequence[np.ndarray]]) -> dict[str, float]:
+    """How far fronts are behind the best that any found: medians over seeds, in percent of the range of the front of all."""
+    points = np.concatenate([front for of_seeds in fronts.values() for front in of_seeds])
+    best = points[non_dominated(points)]
+    span = np.where(np.ptp(best, axis=0) > 0, np.ptp(best, axis=0), 1.0)
+    return {
+        f"epsilon_percent_{name}": 100 * float(np.median([epsilon(front / span, best / span) for front in of_seeds]))
+        for name, of_seeds in fronts.items()
+    }
+
+
+def _show(figures: Mapping[str, float], effort: Effort, tasks: Sequence[str], report: Reporter) -> None:
+    for words, said in zip(EQUAL, (f"{effort.evaluations} evaluations", "equal time"), strict=True):
+        title = f"Hypervolume of the default over each peer's at {said}, {effort.seeds} seeds (aim: 1.05)"
+        table = Table("peer", *tasks, *(["all"] if len(tasks) > 1 else []), title=title, box=SIMPLE_HEAD)
+        for name in ("best_peer", *OTHERS):
+            key = f"hypervolume_ratio_to_{name}{words}"
+            cells = [cell(figures, f"{task}_{key}") for task in tasks] + ([cell(figures, key)] if len(tasks) > 1 else [])
+            table.add_row(name.replace("_", " "), *cells)
+        report.console.print(table)
+    bought = ", ".join(f"{figures[f'{task}_evaluations_for_proposals']:.0f} of {task}" for task in tasks)
+    report.say(
+        f"{figures['evaluations_per_minute']:.0f} evaluations with inherited weights a minute on one thread "
+        f"({figures['evaluations_per_cpu_minute']:.0f} a minute of CPU time; aim: 200 on two cores). The default's proposals "
+        f"take as long as {bought}."
+    )
