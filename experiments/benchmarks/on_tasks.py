@@ -1,8 +1,9 @@
 """The default search against its peers on real tasks, with inherited weights (`experiments.benchmarks.inherited`).
 
 For each task and seed the differentiable search proposes and the default strategy goes on; each peer searches alone, for as many
-evaluations and, as *equal time*, for as many more as the proposals would have bought in CPU time. Hypervolumes are up to the
-budget and the error of the smallest network.
+evaluations and, as *equal time*, for as many more as the proposals would have bought in CPU time, though for no more than three
+times as many in all: where an evaluation takes a few ms, asking takes longer. Hypervolumes are up to the budget and the error of
+the smallest network.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from nas.pareto import epsilon, non_dominated
 
 OTHERS = {"without_proposals": OURS, **{name: name for name in PEERS}}  # what the default is compared with
 EQUAL = ("", "_equal_time")
+MOST = 3  # times the evaluations, at equal time
 
 Volumes = Mapping[str, np.ndarray]
 """Of each side, and with `_equal_time`, [seeds]."""
@@ -89,7 +91,8 @@ def _searched(problem: Inherited, effort: Effort, task: str, report: Reporter) -
             found.bought.append(round(spent / cpu_seconds))
             found.add(problem, "hybrid", problem.found(SEARCHERS[OURS], num, seed=seed, initial=proposals), num)
             for name, key in OTHERS.items():
-                found.add(problem, name, problem.found(SEARCHERS[key], num + found.bought[-1], seed=seed), num)
+                in_all = min(num + found.bought[-1], MOST * num)
+                found.add(problem, name, problem.found(SEARCHERS[key], in_all, seed=seed), num)
             advance(seed + 1, "")
             report.say(f"{task}, seed {seed}: " + ", ".join(f"{name} {of[-1]:.4g}" for name, of in found.volumes.items()))
     return found

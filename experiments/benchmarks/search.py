@@ -76,7 +76,7 @@ class Preset:
     gp_seeds: int = 2  # up to the first number of evaluations
     trials: int = 1000
     on_tasks: Effort = field(
-        default_factory=lambda: Effort({name: (*words, "init.train.steps=200") for name, words in TASKS.items()})
+        default_factory=lambda: Effort({name: (*words, "init.train.steps=200") for name, words in TASKS.items()}, seeds=2)
     )
 
 
