@@ -83,7 +83,7 @@ def test_the_folder_stands_alone(folder, tmp_path):
     assert invalid == {"error": "input 2 is not valid UTF-8 (byte 0)"}
     assert empty == {"error": "input 3 is empty"}
     assert (cut["tokens"], cut["cut"]) == (32, True)
-    assert not word["cut"]
+    assert (word["tokens"], word["cut"]) == (32, True)
     session = onnxruntime.InferenceSession(moved / "model.onnx")
     tokenizer = shipping.predict.read_tokenizer(moved / "tokenizer.json")
     ids = np.array([tokenizer.encode("Guten Tag").ids])
