@@ -73,8 +73,7 @@ def hypervolume(costs: np.ndarray, reference: Sequence[float] | np.ndarray) -> f
     front = inside[non_dominated(inside)]
     front = front[np.argsort(front[:, -1], kind="stable")]
     if len(limit) == 2:
-        lowest_first = np.minimum.accumulate(front[:, 0])
-        return float(np.diff(np.append(front[:, 1], limit[1])) @ (limit[0] - lowest_first))
+        return float(np.diff(np.append(front[:, 1], limit[1])) @ (limit[0] - front[:, 0]))
     depths = np.diff(np.append(front[:, -1], limit[-1]))
     return float(sum(depth * hypervolume(front[: i + 1, :-1], limit[:-1]) for i, depth in enumerate(depths) if depth))
 

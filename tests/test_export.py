@@ -38,6 +38,7 @@ from nas.compute import Compute
 from nas.export import export_onnx, open_session
 from nas.finish.precision import quantised
 from nas.fixed_sizes import FixedSizes
+from nas.protocols import Device
 from nas.shared_weights import share_weights
 
 
@@ -569,12 +570,17 @@ def test_memory_is_that_of_a_fresh_process(folder):
     assert 20 < memory["process_mib"] < 200, "torch is not in it"
 
 
-def test_another_format_has_the_same_contract(run, exporter):
+def shipped_as(kind: str, device: Device, exporter: Exporter, folder: Path) -> Shipped:
+    """The fastest network in another format, timed by its own device."""
+    finisher = replace(exporter.finisher, device=device)
+    own = replace(exporter, finisher=finisher, kind=kind, variant=kind, folder=folder)
+    shipment = own.shipment(pick(exporter.results.networks, "fastest_within:100%"), ["fast"])
+    return ship(finisher, [shipment], Terms("again", Limits(tolerance=1e-4), kind=kind, variant=kind))
+
+
+def test_another_format_has_the_same_contract(run, exporter, tmp_path):
     pytest.importorskip("openvino", reason="openvino is not installed")
-    finisher = replace(exporter.finisher, device=OpenVino())
-    of_openvino = replace(exporter, finisher=finisher, kind="openvino", variant="openvino")
-    shipment = of_openvino.shipment(pick(exporter.results.networks, "fastest_within:100%"), ["fast"])
-    shipped = ship(finisher, [shipment], Terms("again", Limits(tolerance=1e-4), kind="openvino", variant="openvino"))
+    shipped = shipped_as("openvino", OpenVino(), exporter, tmp_path)
     [facts] = shipped.networks
     assert shipped.folder.name == f"{facts['id']}.openvino"
     assert facts["files"] == ["model.xml", "model.bin"]
@@ -589,10 +595,7 @@ def test_another_format_has_the_same_contract(run, exporter):
 
 def test_an_executorch_file_says_what_its_delegate_left_to_others(exporter, tmp_path):
     pytest.importorskip("executorch", reason="executorch is not installed")
-    finisher = replace(exporter.finisher, device=ExecuTorch())
-    of_executorch = replace(exporter, finisher=finisher, kind="pte", variant="pte", folder=tmp_path)
-    shipment = of_executorch.shipment(pick(exporter.results.networks, "fastest_within:100%"), ["fast"])
-    shipped = ship(finisher, [shipment], Terms("again", Limits(tolerance=1e-4), kind="pte", variant="pte"))
+    shipped = shipped_as("pte", ExecuTorch(), exporter, tmp_path)
     [facts] = shipped.networks
     assert facts["files"] == ["model.pte"]
     assert facts["parity"]["equal_decisions"] == 1
@@ -604,10 +607,7 @@ def test_an_executorch_file_says_what_its_delegate_left_to_others(exporter, tmp_
 
 def test_a_litert_file_is_scored_on_whole_batches(exporter, tmp_path):
     pytest.importorskip("litert_torch", reason="litert-torch is not installed")
-    finisher = replace(exporter.finisher, device=LiteRt())
-    of_litert = replace(exporter, finisher=finisher, kind="tflite", variant="tflite", folder=tmp_path)
-    shipment = of_litert.shipment(pick(exporter.results.networks, "fastest_within:100%"), ["fast"])
-    shipped = ship(finisher, [shipment], Terms("again", Limits(tolerance=1e-4), kind="tflite", variant="tflite"))
+    shipped = shipped_as("tflite", LiteRt(), exporter, tmp_path)
     [facts] = shipped.networks
     assert facts["files"] == ["model.tflite"]
     assert facts["parity"]["equal_decisions"] == 1

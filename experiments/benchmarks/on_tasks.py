@@ -59,8 +59,8 @@ class Found:
 def compare(effort: Effort, problems: Mapping[str, Inherited], folder: Path, report: Reporter) -> dict[str, float]:
     """Hypervolume ratios of each task and over all, epsilon, and how many evaluations a minute holds on the first; draws the
     fronts."""
-    seconds = next(iter(problems.values())).seconds_of_complete(effort.timed)
-    cpu, wall = np.mean(seconds, axis=0)
+    seconds = {task: problem.seconds_of_complete(effort.timed).mean(axis=0) for task, problem in problems.items()}
+    cpu, wall = next(iter(seconds.values())).tolist()
     figures: dict[str, float] = {
         "evaluations_per_minute": 60 / wall,
         "evaluations_per_cpu_minute": 60 / cpu,
@@ -69,7 +69,7 @@ def compare(effort: Effort, problems: Mapping[str, Inherited], folder: Path, rep
     }
     volumes: dict[str, Volumes] = {}
     for task, problem in problems.items():
-        found = _searched(problem, effort, task, report)
+        found = _searched(problem, effort, task, report, cpu_seconds=float(seconds[task][0]))
         volumes[task] = {name: np.array(of_seeds) for name, of_seeds in found.volumes.items()}
         figures |= {f"{task}_{key}": value for key, value in ratios([volumes[task]]).items()}
         figures |= {f"{task}_{key}": value for key, value in epsilons(found.fronts).items()}
@@ -82,9 +82,9 @@ def compare(effort: Effort, problems: Mapping[str, Inherited], folder: Path, rep
     return figures
 
 
-def _searched(problem: Inherited, effort: Effort, task: str, report: Reporter) -> Found:
+def _searched(problem: Inherited, effort: Effort, task: str, report: Reporter, *, cpu_seconds: float) -> Found:
+    """`cpu_seconds` are those of one evaluation."""
     found, num = Found(), effort.evaluations
-    cpu_seconds = float(problem.seconds_of_complete(effort.timed)[:, 0].mean())
     with report.phase(f"Searching with inherited weights: {task}", effort.seeds) as advance:
         for seed in range(effort.seeds):
             proposals, spent = problem.propose(seed=seed)
