@@ -12,10 +12,11 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from torch import nn
 
+from experiments.budgets import Budget
 from experiments.calibration import Calibration, Calibrator
 from experiments.costing import Costing
 from experiments.ledger import spent
-from experiments.outcome import Budget, Explored
+from experiments.outcome import Explored
 from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory, RunError
 from experiments.settings import Settings

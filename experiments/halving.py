@@ -21,10 +21,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import nn
 
+from experiments.budgets import Budget
 from experiments.exploring import CANDIDATES
 from experiments.finishing import Finisher
 from experiments.ledger import spent
-from experiments.outcome import SEARCHES, Budget, Climbed, Explored
+from experiments.outcome import SEARCHES, Climbed, Explored
 from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory
 from experiments.settings import Settings

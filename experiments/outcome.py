@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from experiments.budgets import Budget
 from experiments.calibration import Calibration
 from experiments.costing import Costing
 from experiments.finishing import Finisher
@@ -16,23 +17,6 @@ from nas.space import Architecture
 from nas.types import Candidate, Measurement
 
 SEARCHES = {"search": "search", "random": "random search"}  # roles whose candidates were scored, and what people call them
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What was asked: in ms, and by whom; in MiB, if so."""
-
-    ms: float
-    origin: str
-    mib: float | None = None
-
-    @property
-    def limits(self) -> dict[str, float]:
-        """The numbers of a candidate that must not be exceeded: upper bounds, so that what is picked keeps the budgets."""
-        return {"upper_ms": self.ms, **({"upper_mib": self.mib} if self.mib is not None else {})}
-
-    def holds(self, candidate: Candidate) -> bool:
-        return all(candidate.objectives[name] <= limit for name, limit in self.limits.items())
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from experiments.budgets import Budget, Ends
 from experiments.calibration import Calibration, Calibrator
 from experiments.costing import Costing, check_device, check_precisions
 from experiments.exploring import Explorer
 from experiments.finishing import Finisher
 from experiments.halving import Halving
 from experiments.ledger import spent
-from experiments.outcome import Budget, Outcome
+from experiments.outcome import Outcome
 from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory, RunError
 from experiments.selecting import Selection
@@ -51,7 +52,6 @@ from nas.protocols import (
     PretrainedFamily,
     Task,
 )  # fmt: skip
-from nas.space import Architecture
 from nas.supernet import state_of
 from nas.training import supernet_trainer
 from nas.types import Workload
@@ -148,7 +148,7 @@ class Pipeline:
         self.claim()
         with spent(self.run, "calibration"):
             calibration = self.calibrate()
-        budget = self._budget(calibration)
+        budget = self._ends(calibration).budget(self.settings.budget_ms, self.report, mib=self.settings.budget_mib)
         costing = Costing.of(self.settings, self.family, self.workload, calibration)
         with spent(self.run, "trivial baselines"):
             trivial = self._once("trivial.json", "Trivial baselines", lambda: dict(self.task.trivial_baselines()))
@@ -207,30 +207,16 @@ class Pipeline:
         settings = self.settings.calibration
         return Calibrator(self.family, self.device, self.workload, settings, self.run, self.store, self.report)
 
-    def _budget(self, calibration: Calibration) -> Budget:
-        """The user's budget, or half of the largest network's latency; refused if the fastest network is slower."""
-        space = self.family.space
-        largest, smallest = (self._latency_ms(calibration, arch) for arch in (space.largest(), space.smallest()))
-        asked = self.settings.budget_ms
-        ms, origin = (asked, "user") if asked is not None else (largest / 2, "half of the largest network's latency")
-        budget = Budget(ms, origin, self.settings.budget_mib)
-        fastest = self._fastest_ms(calibration)
-        if budget.ms < fastest:
-            raise BudgetError(
-                f"budget_ms: {budget.ms:.4g} is below the fastest network of the space, which takes {smallest:.4g} ms "
-                f"(upper bound {fastest:.4g} ms); allowed is anything from there to {largest:.4g} ms, the largest network's time"
-            )
-        self.report.say(f"Budget: {budget.ms:.3f} ms ({budget.origin}); the largest network takes {largest:.3f} ms")
-        return budget
-
-    def _latency_ms(self, calibration: Calibration, arch: Architecture) -> float:
-        """Measured, or else predicted."""
-        measurement = calibration.measurements.get(arch.id)
-        return measurement.latency_ms if measurement else float(calibration.model.predict([arch]).mean_ms[0])
-
-    def _fastest_ms(self, calibration: Calibration) -> float:
-        """Upper bound of the smallest network: no budget below it can be promised."""
-        return float(calibration.model.predict([self.family.space.smallest()]).upper_ms[0])
+    def _ends(self, calibration: Calibration) -> Ends:
+        """What the smallest and the largest network take: measured, or else predicted."""
+        archs = (self.family.space.smallest(), self.family.space.largest())
+        prediction = calibration.model.predict(archs)
+        measured = [calibration.measurements.get(arch.id) for arch in archs]
+        smallest, largest = (
+            float(predicted) if known is None else known.latency_ms
+            for known, predicted in zip(measured, prediction.mean_ms, strict=True)
+        )
+        return Ends(smallest, float(prediction.upper_ms[0]), largest, float(prediction.upper_ms[1]))
 
     def compute(self) -> Compute:
         """Where and how this run trains: the fastest way that a short trial found."""
@@ -284,7 +270,7 @@ class Pipeline:
         assert isinstance(calibration.model, DifferentiableLatencyModel)
         if self.run.has("proposals.json"):
             return [Proposal.from_json(self.family.space, record) for record in self.run.read_json("proposals.json")]
-        budgets = np.geomspace(budget.ms, self._fastest_ms(calibration), self.settings.outer.proposals).tolist()
+        budgets = np.geomspace(budget.ms, self._ends(calibration).smallest_upper_ms, self.settings.outer.proposals).tolist()
         config = self.settings.darts
         darts = Darts(
             self.family, supernet, calibration.model, self.task, config, compute=compute, seed=self.settings.seed,

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from experiments.budgets import Budget
 from experiments.calibration import Calibration, read_measurements
 from experiments.finishing import Finisher
 from experiments.ledger import spent
-from experiments.outcome import SEARCHES, Budget, Choice, Finalist
+from experiments.outcome import SEARCHES, Choice, Finalist
 from experiments.progress import Reporter
 from experiments.results import StageReport
 from experiments.run_directory import RunDirectory

@@ -24,6 +24,7 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from experiments.budgets import Budget, Ends
 from experiments.calibration import quality
 from experiments.formatting import format_ms
 from experiments.plots.capacity import capacity_figure
@@ -38,7 +39,6 @@ from latency_models.drift import no_signal
 from latency_models.intervals import Bounded, pick
 from latency_models.physical import PhysicalRegressor
 from nas.pareto import hypervolume
-from nas.projection import BudgetError
 from nas.protocols import Device, Searcher
 from nas.search import search
 from nas.searchers.random import Random
@@ -102,14 +102,14 @@ class TableSearch:
             BudgetError: no network meets the budget.
         """
         halves = self._fit()
-        asked_ms, origin = self._budget(halves.model)
+        budget = self._budget(halves.model)
         roles = ("search", "random") if self.settings.outer.baseline else ("search",)
-        found = {role: self._explore(role, halves.model, asked_ms) for role in roles}
-        within = {role: [c for c in of_role if c.objectives["upper_ms"] <= asked_ms] for role, of_role in found.items()}
+        found = {role: self._explore(role, halves.model, budget.ms) for role in roles}
+        within = {role: [c for c in of_role if c.objectives["upper_ms"] <= budget.ms] for role, of_role in found.items()}
         fronts = {role: pareto_front(of_role, *OBJECTIVES) for role, of_role in within.items()}
         best = fronts["search"][-1]
         new = Verdict.of(
-            asked_ms=asked_ms, asked_origin=origin, predicted_ms=best.objectives["latency_ms"],
+            asked_ms=budget.ms, asked_origin=budget.origin, predicted_ms=best.objectives["latency_ms"],
             predicted_upper_ms=best.objectives["upper_ms"], unmeasured="nobody has run this network",
         )  # fmt: skip
         unseen = halves.prediction
@@ -120,10 +120,10 @@ class TableSearch:
             "picked_id": best.arch.id,
             "num_parameters": self._num_parameters(best),
             "verdict": asdict(new),
-            "held_out": judge(halves, asked_ms, origin),
+            "held_out": judge(halves, budget),
             "predictor": quality(halves.recorded_ms, unseen.mean_ms, unseen.upper_ms, halves.fitted_ms.tolist()),
             "most_parameters": {role: self._num_parameters(front[-1]) for role, front in fronts.items()},
-            "hypervolume_shares": {role: self._area(front, asked_ms) for role, front in fronts.items()},
+            "hypervolume_shares": {role: self._area(front, budget.ms) for role, front in fronts.items()},
             "command": command,
         }
         self._show(fronts["search"], results)
@@ -141,19 +141,10 @@ class TableSearch:
             raise ValueError(f"device.table: {table.name}: {why}; no search can start on it")
         return halves
 
-    def _budget(self, model: Bounded) -> tuple[float, str]:
-        """What was asked, or half of the largest network's predicted latency, and who said so."""
+    def _budget(self, model: Bounded) -> Budget:
         prediction = model.predict(hat.costs(hat.features([self.space.smallest(), self.space.largest()])))
-        (smallest, largest), fastest = prediction.mean_ms.tolist(), float(prediction.upper_ms[0])
-        asked = self.settings.budget_ms
-        asked_ms, origin = (asked, "user") if asked is not None else (largest / 2, "half of the largest network's latency")
-        if asked_ms < fastest:
-            raise BudgetError(
-                f"budget_ms: {asked_ms:.4g} is below the fastest network of the space, which takes {smallest:.4g} ms "
-                f"(upper bound {fastest:.4g} ms); the largest takes {largest:.4g} ms"
-            )
-        self.report.say(f"Budget: {format_ms(asked_ms)} ms ({origin}); the largest network takes {format_ms(largest)} ms")
-        return asked_ms, origin
+        (smallest, largest), (smallest_upper, largest_upper) = prediction.mean_ms.tolist(), prediction.upper_ms.tolist()
+        return Ends(smallest, smallest_upper, largest, largest_upper).budget(self.settings.budget_ms, self.report)
 
     def _explore(self, role: str, model: Bounded, asked_ms: float) -> tuple[Candidate, ...]:
         """As many architectures for either role, the smallest first, which is within the budget."""
@@ -235,14 +226,14 @@ class TableSearch:
         self.report.say(f"Written: {self.run.path}/pareto.csv, pareto.png, results.json")
 
 
-def judge(halves: Halves, asked_ms: float, origin: str) -> dict[str, Any]:
+def judge(halves: Halves, budget: Budget) -> dict[str, Any]:
     """The verdict on the held-out network that would be picked for a budget, by its recorded time."""
-    picked = pick(halves.prediction.upper_ms, halves.capacity, asked_ms)
+    picked = pick(halves.prediction.upper_ms, halves.capacity, budget.ms)
     if picked is None:
-        return {"kept": None, "sentence": f"none has a bound within {format_ms(asked_ms)} ms"}
+        return {"kept": None, "sentence": f"none has a bound within {format_ms(budget.ms)} ms"}
     mean, upper = (float(values[picked]) for values in (halves.prediction.mean_ms, halves.prediction.upper_ms))
     verdict = Verdict.of(
-        asked_ms=asked_ms, asked_origin=origin, predicted_ms=mean, predicted_upper_ms=upper,
+        asked_ms=budget.ms, asked_origin=budget.origin, predicted_ms=mean, predicted_upper_ms=upper,
         measured_ms=float(halves.recorded_ms[picked]),
     )  # fmt: skip
     capacity = int(halves.capacity[picked])

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_module
 
+from experiments.budgets import Budget
 from experiments.build import build
 from experiments.calibration import Calibration
 from experiments.config import register
 from experiments.costing import Costing, measured_energy
 from experiments.exploring import Explorer
-from experiments.outcome import Budget
 from experiments.progress import Reporter
 from hardware.arena import activations_mib
 from latency_models.additive import AdditiveLatency

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from torch import nn
 
+from experiments.budgets import Budget
 from experiments.halving import Halving
-from experiments.outcome import Budget, Explored
+from experiments.outcome import Explored
 from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory
 from experiments.settings import FinishSettings, Settings
