@@ -29,7 +29,9 @@ PRECISIONS = ("fp32", *ROUNDINGS)
 SAVED = {"int8": (3.0, -5.0), "int4": (4.0 - 0.5 - 4.0 / BLOCK, 0.0)}
 """Bytes that a weight, and an output, takes less than in fp32: in int8 a byte, and of an output a scale and a zero point; in int4
 half a byte and its part of a scale."""
-DEFAULTS = {"ffn_kind": "mlp", "activation": "gelu", "norm_kind": "layer", "sharing": "none", "precision": "fp32"}
+DEFAULTS: dict[str, Option] = {
+    "ffn_kind": "mlp", "activation": "gelu", "norm_kind": "layer", "sharing": "none", "precision": "fp32", "ngrams": 1,
+}  # fmt: skip
 NormPlace = Literal["pre", "post"]
 NORM_EPS = {"pre": 1e-5, "post": 1e-12}  # of torch, of BERT
 TINY = 1e-6  # what is as good as no probability

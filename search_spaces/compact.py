@@ -73,7 +73,7 @@ def _picks(sizes: Sizes) -> dict[str, int | str]:
         "sharing": sizes.sharing,
     }
     layers = {f"layer{n}.{part}": pick for n in _leaders(sizes) for part, pick in alike.items()}
-    return {**common, "norm_kind": "layer", **layers}
+    return {**common, "norm_kind": "layer", "ngrams": 1, **layers}
 
 
 def _leaders(sizes: Sizes) -> list[int]:

@@ -3,8 +3,8 @@
 Shapes: B sequences, T tokens, D width. Learned positions, pre-norm or post-norm, linear head. An answer is as many logits as
 there are classes or tags, and for a number one.
 
-    tokens -> embedding + position -> stack -> mean over the tokens that are left -> logits
-    tokens -> embedding + position -> stack -> logits of each token
+    tokens -> embedding [+ n-grams] + position -> stack -> mean over the tokens that are left -> logits
+    tokens -> embedding [+ n-grams] + position -> stack -> logits of each token
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
@@ -30,34 +31,53 @@ from search_spaces import pretrained
 from search_spaces.attention import LayerAttention
 from search_spaces.common import NORM_EPS, NormPlace, norm_parameters
 from search_spaces.compact import inside
+from search_spaces.ngrams import NAME as NGRAMS
+from search_spaces.ngrams import NGrams, longest, ngram_choices, ngram_operators, shares
 from search_spaces.stack import Masks, Stack
 from search_spaces.tokens import embedding_operator, example_tokens
 from search_spaces.trunk import Trunk, TrunkOptions, trunk_choices
 
 
-def encoder_space(*, name: str = "encoder", **choices: Unpack[TrunkOptions]) -> SearchSpace:
-    """The choices of an encoder; the default holds about 10^9.4 architectures. Raises ValueError like `trunk_choices`."""
-    return SearchSpace(name, tuple(trunk_choices(**choices)))
+def encoder_space(*, name: str = "encoder", ngrams: Sequence[int] = (), **choices: Unpack[TrunkOptions]) -> SearchSpace:
+    """The choices of an encoder; the default holds about 10^9.4 architectures.
+
+    Raises:
+        ValueError: like `trunk_choices` and `ngram_choices`.
+    """
+    return SearchSpace(name, (*trunk_choices(**choices), *ngram_choices(ngrams)))
+
+
+@dataclass(frozen=True)
+class EncoderMasks:
+    """A relaxed network: the masks of the stack, and P(n-grams of 2, 3, … tokens are added), [N], where that is a choice."""
+
+    stack: Masks
+    ngrams: Tensor | None
 
 
 class Encoder(nn.Module):
     """An encoder; at its largest size and called with `masks` it is the supernet."""
 
-    def __init__(self, embedding: Table, positions: Table, stack: Stack, num_classes: int, *, per_token: bool) -> None:
+    def __init__(
+        self, embedding: Table, ngrams: NGrams | None, positions: Table, stack: Stack, num_classes: int, *, per_token: bool
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.embedding, self.positions, self.stack, self.per_token = embedding, positions, stack, per_token
+        self.embedding, self.ngrams, self.positions = embedding, ngrams, positions
+        self.stack, self.per_token = stack, per_token
         self.classifier = Linear(embedding.embedding_dim, num_classes)
         sequence = {0: "batch", 1: "sequence"}
         logits = sequence if per_token else {0: "batch"}
         self.dynamic_axes = {"token_ids": sequence, "attention_mask": sequence, "logits": logits}
 
-    def forward(self, token_ids_BT: Tensor, attention_mask_BT: Tensor, masks: Masks | None = None) -> Tensor:
+    def forward(self, token_ids_BT: Tensor, attention_mask_BT: Tensor, masks: EncoderMasks | None = None) -> Tensor:
         """Logits [B, num_classes], or [B, T, num_classes] of each token, of token ids and a mask that is 1 for tokens and 0 for
         padding, both int64 [B, T]. At padding they mean nothing."""
         T = token_ids_BT.shape[1]
         x_BTD = self.embedding(token_ids_BT) + self.positions.weight[:T]
+        if self.ngrams is not None:
+            x_BTD = x_BTD + self.ngrams(token_ids_BT, None if masks is None else masks.ngrams)
         bias = padding_bias(attention_mask_BT, x_BTD.dtype)
-        x_BTD, left = self.stack(x_BTD, bias, masks)
+        x_BTD, left = self.stack(x_BTD, bias, None if masks is None else masks.stack)
         token_BT1 = attention_mask_BT[:, :, None].to(x_BTD.dtype) if left is bias else visible(left)
         x_BTD = x_BTD * token_BT1
         logits: Tensor = self.classifier(x_BTD if self.per_token else x_BTD.sum(dim=1) / token_BT1.sum(dim=1))
@@ -71,6 +91,7 @@ class EncoderFamily:
     Args:
         num_classes: logits of an answer.
         per_token: whether each token has an answer.
+        ngram_buckets: rows of a table of n-grams.
 
     Raises:
         ValueError: a size under 1, a `norm` that is not "pre" or "post", or answers of tokens that are not kept.
@@ -84,9 +105,10 @@ class EncoderFamily:
     window: int = 8
     norm: NormPlace = "pre"
     per_token: bool = False
+    ngram_buckets: int = 16_384
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "num_classes", "max_tokens"):
+        for name in ("vocab_size", "num_classes", "max_tokens", "ngram_buckets"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
         if self.norm not in NORM_EPS:
@@ -105,6 +127,7 @@ class EncoderFamily:
         facts = [self.space.to_json(), self.vocab_size, self.num_classes, self.max_tokens, self.head_size, self.window]
         facts += [self.norm] * (self.norm != "pre")  # what was measured before there was a choice stays valid
         facts += ["per token"] * self.per_token
+        facts += [f"{self.ngram_buckets} buckets"] * (longest(self.space) > 1)
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
     def hand_designed(self) -> dict[str, Architecture]:
@@ -113,14 +136,15 @@ class EncoderFamily:
         return dict([largest, *inside(self.space, head_size=self.head_size).items(), *shallow])
 
     def supernet(self) -> Encoder:
-        return self._around(self.trunk.largest_stack(), self.space.by_name["width"].largest)
+        return self._around(self.trunk.largest_stack(), self.space.by_name["width"].largest, longest(self.space))
 
     def network(self, arch: Architecture, *, backend: Backend = "matmul") -> Encoder:
         self.space.validate(arch)
-        return self._around(self.trunk.stack(arch, backend), arch.size("width"))
+        return self._around(self.trunk.stack(arch, backend), arch.size("width"), arch.size(NGRAMS) if NGRAMS in arch else 1)
 
-    def _around(self, stack: Stack, width: int) -> Encoder:
-        tables = Table(self.vocab_size, width), Table(self.max_tokens, width)
+    def _around(self, stack: Stack, width: int, length: int) -> Encoder:
+        ngrams = NGrams(length, self.ngram_buckets, width) if length > 1 else None
+        tables = Table(self.vocab_size, width), ngrams, Table(self.max_tokens, width)
         return Encoder(*tables, stack, self.num_classes, per_token=self.per_token)
 
     def pretrained(self, folder: Path) -> dict[str, Tensor]:
@@ -131,8 +155,8 @@ class EncoderFamily:
         """
         return pretrained.read(folder, ("bert", "distilbert"), self.supernet, self.trunk, {})
 
-    def masks(self, encoding: Encoding) -> Masks:
-        return self.trunk.masks(encoding)
+    def masks(self, encoding: Encoding) -> EncoderMasks:
+        return EncoderMasks(self.trunk.masks(encoding), shares(encoding))
 
     def example_input(self, workload: Workload) -> dict[str, Tensor]:
         """Random tokens without padding, by input name; the same for the same workload.
@@ -145,7 +169,7 @@ class EncoderFamily:
         return example_tokens(workload, vocab_size=self.vocab_size, max_tokens=self.max_tokens)
 
     def operators(self, encoding: Encoding, workload: Workload) -> list[Operator]:
-        """Those of the embedding, the head and the trunk."""
+        """Those of the embeddings, the head and the trunk."""
         tokens = workload.batch * workload.tokens
         width, classes = encoding.expected("width"), self.num_classes
         final = (width + 1.0) * classes + norm_parameters(encoding)
@@ -153,6 +177,7 @@ class EncoderFamily:
         moved = 4.0 * (classes * width + (answers * (width + classes) if self.per_token else 0.0))
         return [
             embedding_operator(self.vocab_size + self.max_tokens, tokens, width),
+            *ngram_operators(encoding, tokens, self.ngram_buckets),
             Operator("head", 1.0, 2.0 * answers * width * classes, moved, final),
             *self.trunk.operators(
                 encoding, [(workload.tokens, 1.0)], batch=workload.batch, pairs_of=self.trunk.attention.pairs_of
@@ -162,8 +187,9 @@ class EncoderFamily:
 
 def encoder(
     *, vocab_size: int, num_classes: int, max_tokens: int, head_size: int, window: int, norm: NormPlace = "pre",
-    per_token: bool = False, name: str = "encoder", **choices: Unpack[TrunkOptions],
+    per_token: bool = False, ngrams: Sequence[int] = (), ngram_buckets: int = 16_384, name: str = "encoder",
+    **choices: Unpack[TrunkOptions],
 ) -> EncoderFamily:  # fmt: skip
     """The family of a space that is given by its options; what a configuration builds. Raises ValueError like its parts."""
-    space = encoder_space(name=name, **choices)
-    return EncoderFamily(space, vocab_size, num_classes, max_tokens, head_size, window, norm, per_token)
+    space = encoder_space(name=name, ngrams=ngrams, **choices)
+    return EncoderFamily(space, vocab_size, num_classes, max_tokens, head_size, window, norm, per_token, ngram_buckets)

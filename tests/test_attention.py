@@ -152,7 +152,7 @@ def test_undecided_heads_of_keys_are_expected_ones():
     given = {"heads": [0.4, 0.6], "kv_heads_of_2": [0.3, 0.7], "kv_heads_of_4": [0.2, 0.5, 0.3]}
     for name, values in given.items():
         probabilities[space.offsets[f"layer1.{name}"]] = torch.tensor(values, dtype=torch.float64)
-    kv = family.masks(Encoding(space, probabilities)).layers[0].attention.kv
+    kv = family.masks(Encoding(space, probabilities)).stack.layers[0].attention.kv
     of_1 = 0.4 * 0.3 + 0.6 * 0.2
     expected = [[1, 0, 0, 0], [of_1, 1 - of_1, 0, 0], [0.7, 0, 0.3, 0], [0.2, 0.5, 0, 0.3]]
     torch.testing.assert_close(kv, torch.tensor(expected, dtype=torch.float64))

@@ -210,10 +210,11 @@ def _build(preset: Preset, seed: int, run: Path, report: Reporter) -> Pipeline:
 
 
 def same_layers(space: SearchSpace, arch: Mapping[str, int]) -> Architecture:
-    """An architecture of `do_it_yourself`, all of whose layers are alike, as a point of the space."""
+    """An architecture of `do_it_yourself`, all of whose layers are alike and which has no n-grams, as a point of the space."""
     layer: dict[str, Option] = {"attention": "full", "heads": arch["heads"], "ffn": arch["ffn"]}
     layers = {f"layer{i}.{name}": option for i in range(1, arch["depth"] + 1) for name, option in layer.items()}
-    return space.canonical({"width": arch["width"], "depth": arch["depth"], **layers})
+    none = {"ngrams": 1} if "ngrams" in space.by_name else {}
+    return space.canonical({"width": arch["width"], "depth": arch["depth"], **none, **layers})
 
 
 def judge_predictor(pipeline: Pipeline, preset: Preset, folder: Path, report: Reporter) -> dict[str, float]:

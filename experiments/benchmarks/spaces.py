@@ -56,7 +56,7 @@ FULL = {
     "kv_heads": (1, 2, 4, 8),
     "ffn": (64, 128, 192, 256, 384, 512, 768), "attention": ATTENTION_KINDS, "ffn_kind": FFN_KINDS,
     "rank": (16, 32, 64), "activation": ("gelu", "hardswish", "relu"), "norm_kind": NORM_KINDS, "sharing": SHARING,
-    "keep": (25, 50, 75, 100),
+    "keep": (25, 50, 75, 100), "ngrams": (1, 2, 3),
 }  # fmt: skip
 """The choices of conf/space/encoder_full.yaml."""
 ALONE = {
