@@ -46,7 +46,7 @@ class Languages(TextClassification):
     """
 
     def __init__(
-        self, *, vocab_size: int = 12000, max_tokens: int = 64, max_examples: int | None = None, tokenizer: str | None = None
+        self, *, vocab_size: int = 8000, max_tokens: int = 64, max_examples: int | None = None, tokenizer: str | None = None
     ) -> None:
         check_sizes(vocab_size=vocab_size, max_tokens=max_tokens)
         if max_examples is not None:
