@@ -4,9 +4,13 @@ Shapes: B sequences, T tokens, D width, N lengths of n-grams.
 
 A table has a row for each n-gram, or for several that share it (the hashing trick, as in fastText, arXiv:1607.01759; added to the
 embeddings of a transformer as in N-Grammer, arXiv:2207.06366, and in the Byte Latent Transformer, arXiv:2412.09871, section
-3.2.1). It costs memory and hardly any time, so that a layer or two need not find out who stands beside whom. On `languages`, one
-layer, 1,000 steps, error in % without n-grams and with those of two tokens in 16,384 rows: width 48 17.3 and 14.0, width 128 16.1
-and 12.8; 8,192 rows 14.3, 65,536 rows 12.4, three tokens in 65,536 rows each 13.0, factored into 16,384 x 64 14.0.
+3.2.1). It costs memory and little time (13 us of 0.39 ms), so that a layer or two need not find out who stands beside
+whom. On `languages` with 8,000 tokens, one layer, 1,000 steps, one seed, in % wrong answers:
+
+| width | without | two tokens, 8,192 rows | 16,384 rows | 65,536 rows | three tokens, 65,536 rows | 16,384 x 64, projected |
+|---|---|---|---|---|---|---|
+| 48 | 17.3 | | 14.0 | | | |
+| 128 | 16.1 | 14.3 | 12.8 | 12.4 | 13.0 | 14.0 |
 
 The choice is a length: with 3, n-grams of two and of three tokens are added, and with 1 there are none.
 """
