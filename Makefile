@@ -20,7 +20,7 @@ search: install
 	$(BIN)/paretoformer search $(ARGS)
 
 test: install lint
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: install
 	$(BIN)/python -m pytest

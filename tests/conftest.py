@@ -15,9 +15,16 @@ from experiments import cli
 torch.set_num_threads(1)
 RECORDED = Path(os.environ.get("PARETOFORMER_RECORDED", Path(__file__).parent.parent.parent / "shared" / "measurements"))
 
+# Whole searches, which tests of one file share: they begin first, so that no worker waits for the other at the end.
+LONGEST = ("test_resume.py", "test_readme.py", "test_export.py", "test_lost_device.py", "test_exploring.py", "test_measure.py")
+
 # A process that has imported what commands need, and forks: importing torch takes longer than most commands that are tested.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["experiments.main_job", "experiments.space", "experiments.export", "scipy.stats", "onnxruntime"])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 def command(*words: str | Path, cwd: Path | None = None, timeout: float = 240) -> subprocess.CompletedProcess[str]:
