@@ -1,8 +1,9 @@
 """What a training step of the supernet costs, relative to one step of the plain largest network.
 
 A step is forward and backward with fresh gradients, on one thread. What comes after the gradients (clipping, the optimiser's
-step) is left out on both sides. The steps that are compared run in turn, round by round, and a figure is the median of the ratios
-within a round: what disturbs the machine for longer than a round cancels.
+step) is left out on both sides, and so are n-grams, which both would look up alike. The steps that are compared run in turn,
+round by round, and a figure is the median of the ratios within a round: what disturbs the machine for longer than a round
+cancels.
 
 Peak memory is what one step holds at most in tensors, weights included. The allocations and releases of torch's CPU allocator
 are recorded by its profiler and replayed in order. That counts bytes and not pages, so it is the same in every run; scratch
@@ -39,7 +40,7 @@ from nas.supernet import fixed, sandwich, sandwich_step
 from nas.types import Measurement, Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
 
-VOCAB_SIZE, NUM_CLASSES, MAX_TOKENS = 12_000, 76, 64  # those of the task `languages`
+VOCAB_SIZE, NUM_CLASSES, MAX_TOKENS = 8_000, 76, 64  # those of the task `languages`
 
 
 @dataclass
