@@ -24,7 +24,7 @@ from experiments.run_directory import RunDirectory, RunError
 from experiments.settings import CalibrationSettings
 from hardware.quality import Session
 from hardware.store import MeasurementStore
-from hardware.timing import Exported, measure, pooled
+from hardware.timing import Exported, measure, measure_on
 from nas.encoding import Encoding
 from nas.export import export_for, form_of
 from nas.protocols import Device, Family, LatencyModel, UncertainLatencyModel
@@ -239,22 +239,22 @@ class Calibrator:
 
     def _measure_together(self, networks: Sequence[Exported], sentinel: Exported, reference: float | None) -> list[Measurement]:
         """Measured on, in more rounds, if that was far too disturbed. Raises ValueError if it stays so; nothing of it is kept."""
-        chunk: list[Measurement] = []
-        for attempt in range(1, ATTEMPTS + 1):
-            more = measure(
-                self.device, networks, sentinel=sentinel, workload=self.workload, rounds=self.settings.rounds,
-                sentinel_reference_ms=reference,
-            )  # fmt: skip
-            chunk = [pooled(*pair) for pair in zip(chunk, more, strict=True)] if chunk else more
+
+        def enough(chunk: Sequence[Measurement]) -> bool:
             session = Session.of(chunk)
             try:
                 session.check()
-                break
             except ValueError:
-                if attempt == ATTEMPTS:
+                if len(chunk[0].samples_ms) >= ATTEMPTS * self.settings.rounds:
                     raise
                 self.report.say(f"measurements: {session.troubles()}; these networks are measured longer")
-        return chunk
+                return False
+            return True
+
+        return measure_on(
+            self.device, networks, sentinel=sentinel, workload=self.workload, rounds=self.settings.rounds,
+            sentinel_reference_ms=reference, enough=enough, attempts=ATTEMPTS,
+        )  # fmt: skip
 
     def _export(self, archs: Sequence[Architecture], folder: str) -> list[Exported]:
         return export_for_timing(self.family, archs, self.workload, Path(folder), device=self.device)

@@ -22,7 +22,7 @@ from experiments.run_directory import RunDirectory
 from experiments.settings import FinishSettings
 from hardware.quality import margin, uncertainty
 from hardware.surroundings import device_of
-from hardware.timing import Exported, HasDeployment, measure
+from hardware.timing import Exported, HasDeployment, measure_on
 from nas.attention import Backend
 from nas.compute import Compute
 from nas.costs import flops_of
@@ -184,7 +184,7 @@ class Finisher:
         with tempfile.TemporaryDirectory() as folder:
             sentinel = sentinel_of(self.family)
             [timed] = export_for_timing(self.family, [sentinel], self.workload, Path(folder), device=self.device)
-            return measure(
+            return measure_on(
                 self.device, networks, sentinel=timed, workload=self.workload, rounds=rounds, sentinel_reference_ms=reference_ms
             )
 

@@ -80,7 +80,7 @@ def _block_sizes(kind: str, block: str) -> list[float]:
 
 
 def timm_models(column: str) -> Reader:
-    """Models of timm by name, with the sizes that the source gives."""
+    """Models of timm by name, with the sizes that the source gives; the first word of a name is its family."""
     sizes = {
         "image": "img", "gmacs": "infer_gmacs", "mega_activations": "infer_macts", "mega_parameters": "param_count",
         "file_mb": "model_size",
@@ -91,6 +91,7 @@ def timm_models(column: str) -> Reader:
         features = {name: numbers(records, theirs) for name, theirs in sizes.items()}
         extra: dict[str, np.ndarray | tuple[str, ...]] = {
             "type": texts(records, "model_type"),
+            "family": tuple(name.partition("_")[0] for name in texts(records, "model_name")),
             "top1_percent": numbers(records, "top1_acc", blank=math.nan),
         }
         return Columns(texts(records, "model_name"), numbers(records, column), features, {}, extra)

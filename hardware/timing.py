@@ -21,6 +21,9 @@ from nas.protocols import Device
 from nas.space import Architecture
 from nas.types import Measurement, Workload
 
+SETTLED = 0.03  # above the sentinel's reference
+PATIENCE = 4  # attempts at conditions in which it is no slower
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -120,6 +123,45 @@ def measure(
         )
         for index, network in enumerate(networks)
     ]
+
+
+def settled(measurements: Sequence[Measurement]) -> bool:
+    """Whether beside each network the sentinel was once about as fast as in the conditions that latencies are expressed in.
+
+    One factor takes out what slows all networks alike, but what neighbours take of caches and memory slows each one differently:
+    where the sentinel was 6 to 12 % slower throughout, networks were off by -9 to +7 %, and by at most 2 % where it was not.
+    """
+    return all(float(m.drift.min()) <= 1 + SETTLED for m in measurements)
+
+
+def measure_on(
+    device: Device,
+    networks: Sequence[Exported],
+    *,
+    sentinel: Exported,
+    workload: Workload,
+    rounds: int,
+    sentinel_reference_ms: float | None,
+    enough: Callable[[Sequence[Measurement]], bool] = settled,
+    attempts: int = PATIENCE,
+) -> list[Measurement]:
+    """Measures like `measure`, and then in as many rounds more, until `enough` says so of all rounds together.
+
+    Args:
+        attempts: how often `rounds` are measured at most.
+
+    Raises:
+        ValueError, DeviceError: as `measure`.
+    """
+    found: list[Measurement] = []
+    for _ in range(attempts):
+        more = measure(
+            device, networks, sentinel=sentinel, workload=workload, rounds=rounds, sentinel_reference_ms=sentinel_reference_ms
+        )
+        found = [pooled(*pair) for pair in zip(found, more, strict=True)] if found else more
+        if enough(found):
+            break
+    return found
 
 
 def pooled(first: Measurement, second: Measurement) -> Measurement:

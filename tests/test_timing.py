@@ -21,7 +21,7 @@ from experiments.settings import CalibrationSettings
 from hardware import environment
 from hardware.load import LEAST_CORES, Load, other_load
 from hardware.quality import Limits, Session, drift, outlier_flags, outliers, uncertainty
-from hardware.timing import measure
+from hardware.timing import PATIENCE, measure, measure_on
 from hardware.visit import LEAST_SECONDS, WINDOW, Visit, wall
 from nas.types import Measurement
 from tests.test_hardware import NETWORKS, SENTINEL, TIMES, WORKLOAD, SimulatedDevice, arch_of
@@ -298,6 +298,50 @@ def test_what_ran_meanwhile_is_known_from_all_moments_and_also_from_a_board():
 def test_limits_that_are_none_are_refused(limits):
     with pytest.raises(ValueError, match="is not above 0 and at most"):
         Limits(**limits)
+
+
+class Uneven(SimulatedDevice):
+    """What slows it slows the sentinel twice as much as the others."""
+
+    def run(self, onnx_path, inputs):
+        slowdown = self.slowdown
+        if onnx_path.stem == "s":
+            self.slowdown = lambda visit: 2 * slowdown(visit) - 1
+        try:
+            return super().run(onnx_path, inputs)
+        finally:
+            self.slowdown = slowdown
+
+
+ROUND = 1 + 2 * 6 * len(NETWORKS)  # visits of six rounds
+
+
+def measured_on(slowdown, **how):
+    device = Uneven(TIMES, slowdown)
+    found = measure_on(device, NETWORKS, sentinel=SENTINEL, workload=WORKLOAD, rounds=6, sentinel_reference_ms=TIMES["s"], **how)
+    return found, len(device.visited) / ROUND
+
+
+def test_one_attempt_is_enough_in_the_conditions_that_latencies_are_expressed_in():
+    found, attempts = measured_on(lambda visit: 1.3 if visit % 5 == 0 else 1.0)
+    assert attempts == 1
+    assert [m.latency_ms for m in found] == pytest.approx([TIMES[n.path.stem] for n in NETWORKS], rel=0.01)
+
+
+def test_networks_are_measured_on_until_the_sentinel_is_as_fast_as_its_reference():
+    """What one factor cannot take out: the sentinel lost 20 % where the networks lost 10."""
+    truth = [TIMES[n.path.stem] for n in NETWORKS]
+    once, _ = measured_on(lambda visit: 1.1 if visit < ROUND else 1.0, attempts=1)
+    assert [m.latency_ms for m in once] == pytest.approx([1.1 / 1.2 * t for t in truth], rel=0.01)
+    found, attempts = measured_on(lambda visit: 1.1 if visit < ROUND else 1.0)
+    assert attempts == 2
+    assert [m.latency_ms for m in found] == pytest.approx(truth, rel=0.01)
+    assert [len(m.samples_ms) for m in found] == [12] * len(NETWORKS)
+
+
+def test_a_device_that_stays_slower_is_measured_a_few_times_and_no_more():
+    _, attempts = measured_on(lambda visit: 1.1)
+    assert attempts == PATIENCE
 
 
 class Heard(Reporter):

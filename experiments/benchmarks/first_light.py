@@ -41,7 +41,7 @@ from experiments.pipeline import Pipeline
 from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory
 from hardware.store import MeasurementStore, sentinel_reference
-from hardware.timing import Exported, measure
+from hardware.timing import Exported, measure_on
 from nas.constraints import within_ms
 from nas.pareto import hypervolume
 from nas.projection import discretise
@@ -178,7 +178,7 @@ def fronts_of(preset: Preset, seed: int, folder: Path, report: Reporter) -> Fron
     inputs = {name: value.numpy() for name, value in pipeline.family.example_input(pipeline.workload).items()}
     with report.phase("Measuring all of them together", 1), tempfile.TemporaryDirectory() as timing:
         exported = [Exported(arch, path, inputs) for _, arch, path, _ in networks]
-        measurements = measure(
+        measurements = measure_on(
             pipeline.device, exported, sentinel=_sentinel(pipeline, timing), workload=pipeline.workload, rounds=preset.rounds,
             sentinel_reference_ms=outcome.calibration.sentinel_reference_ms,
         )  # fmt: skip
@@ -299,7 +299,7 @@ def _measured(
         sentinel = _sentinel(pipeline, timing)
         for start in range(0, len(missing), CHUNK):
             networks = export_for_timing(family, missing[start : start + CHUNK], workload, Path(timing), device=device)
-            chunk = measure(
+            chunk = measure_on(
                 device, networks, sentinel=sentinel, workload=workload, rounds=rounds, sentinel_reference_ms=reference_ms
             )
             reference_ms = chunk[0].sentinel_reference_ms
