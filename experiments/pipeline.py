@@ -148,13 +148,14 @@ class Pipeline:
         self.claim()
         with spent(self.run, "calibration"):
             calibration = self.calibrate()
-        budget = self._ends(calibration).budget(self.settings.budget_ms, self.report, mib=self.settings.budget_mib)
+        ends = self._ends(calibration)
+        budget = ends.budget(self.settings.budget_ms, self.report, mib=self.settings.budget_mib)
         costing = Costing.of(self.settings, self.family, self.workload, calibration)
         with spent(self.run, "trivial baselines"):
             trivial = self._once("trivial.json", "Trivial baselines", lambda: dict(self.task.trivial_baselines()))
         compute = self.compute()
         supernet = self.supernet(compute)
-        proposals = self._propose(supernet, calibration, budget, compute)
+        proposals = self._propose(supernet, calibration, budget, ends, compute)
         explorer = Explorer(
             self.family, self.task, supernet, compute, calibration, costing, budget, self.settings, self.run, self.report
         )
@@ -265,12 +266,14 @@ class Pipeline:
         (self.run / "supernet.ckpt").unlink(missing_ok=True)
         return supernet
 
-    def _propose(self, supernet: nn.Module, calibration: Calibration, budget: Budget, compute: Compute) -> list[Proposal]:
+    def _propose(
+        self, supernet: nn.Module, calibration: Calibration, budget: Budget, ends: Ends, compute: Compute
+    ) -> list[Proposal]:
         """One proposal for each of several budgets, the user's first, the fastest network's time last."""
         assert isinstance(calibration.model, DifferentiableLatencyModel)
         if self.run.has("proposals.json"):
             return [Proposal.from_json(self.family.space, record) for record in self.run.read_json("proposals.json")]
-        budgets = np.geomspace(budget.ms, self._ends(calibration).smallest_upper_ms, self.settings.outer.proposals).tolist()
+        budgets = np.geomspace(budget.ms, ends.smallest_upper_ms, self.settings.outer.proposals).tolist()
         config = self.settings.darts
         darts = Darts(
             self.family, supernet, calibration.model, self.task, config, compute=compute, seed=self.settings.seed,

@@ -31,8 +31,7 @@ from search_spaces import pretrained
 from search_spaces.attention import LayerAttention
 from search_spaces.common import NORM_EPS, NormPlace, norm_parameters
 from search_spaces.compact import inside
-from search_spaces.ngrams import NAME as NGRAMS
-from search_spaces.ngrams import NGrams, longest, ngram_choices, ngram_operators, shares
+from search_spaces.ngrams import NGrams, length, longest, ngram_choices, ngram_operators, shares
 from search_spaces.stack import Masks, Stack
 from search_spaces.tokens import embedding_operator, example_tokens
 from search_spaces.trunk import Trunk, TrunkOptions, trunk_choices
@@ -140,10 +139,10 @@ class EncoderFamily:
 
     def network(self, arch: Architecture, *, backend: Backend = "matmul") -> Encoder:
         self.space.validate(arch)
-        return self._around(self.trunk.stack(arch, backend), arch.size("width"), arch.size(NGRAMS) if NGRAMS in arch else 1)
+        return self._around(self.trunk.stack(arch, backend), arch.size("width"), length(arch))
 
-    def _around(self, stack: Stack, width: int, length: int) -> Encoder:
-        ngrams = NGrams(length, self.ngram_buckets, width) if length > 1 else None
+    def _around(self, stack: Stack, width: int, num_tokens: int) -> Encoder:
+        ngrams = NGrams(num_tokens, self.ngram_buckets, width) if num_tokens > 1 else None
         tables = Table(self.vocab_size, width), ngrams, Table(self.max_tokens, width)
         return Encoder(*tables, stack, self.num_classes, per_token=self.per_token)
 

@@ -26,7 +26,8 @@ from torch.nn import functional as F
 from nas.encoding import Encoding
 from nas.layers import Table
 from nas.protocols import Operator
-from nas.space import Choice, SearchSpace
+from nas.space import Architecture, Choice, SearchSpace
+from search_spaces.common import DEFAULTS, options
 
 NAME = "ngrams"
 MULTIPLIER = 2654435761  # Knuth's, 2^32 over the golden ratio: the n-grams of frequent tokens, whose ids are small, lie far apart
@@ -43,8 +44,13 @@ def ngram_choices(ngrams: Sequence[int]) -> list[Choice]:
 
 
 def longest(space: SearchSpace) -> int:
-    """Of a space's n-grams; 1 if they are no choice."""
-    return space.by_name[NAME].largest if NAME in space.by_name else 1
+    """Of a space's n-grams, in tokens."""
+    return int(options(space, NAME)[-1])
+
+
+def length(arch: Architecture) -> int:
+    """Of an architecture's n-grams, in tokens."""
+    return int({**DEFAULTS, **arch.as_dict}[NAME])
 
 
 class NGramTable(Table):

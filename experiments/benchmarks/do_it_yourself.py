@@ -92,6 +92,19 @@ def latency_ms(path: Path, tokens: int) -> float:
     return float(np.median(times[10:]))
 
 
+def spread(values: list[Any], num: int) -> list[Any]:
+    """At most `num` of the values, the first and the last among them."""
+    return [values[i] for i in sorted({round(i) for i in np.linspace(0, len(values) - 1, num)})] if values else []
+
+
+def draw(study: optuna.Study, front: list[dict[str, Any]], path: Path) -> None:
+    figure = Figure()
+    axes = figure.add_subplot(xlabel="latency (ms)", ylabel="validation error (%)")
+    axes.scatter([t.values[1] for t in study.trials if t.values], [t.values[0] for t in study.trials if t.values], s=8)
+    axes.plot([a["latency_ms"] for a in front], [a["error_percent"] for a in front], "o-")
+    figure.savefig(path)
+
+
 def run(task: Any, *, seconds: float, budget_ms: float, seed: int, directory: Path, tokens: int) -> list[dict[str, Any]]:
     """The front that it finds, the fastest first: architecture, validation error in percent, latency in ms, ONNX file."""
     end, rng = time.perf_counter() + seconds, np.random.default_rng(seed)
@@ -147,8 +160,7 @@ def run(task: Any, *, seconds: float, budget_ms: float, seed: int, directory: Pa
     study.optimize(objective, timeout=0.25 * seconds)
 
     fits = {tuple(t.params.values()): t.values[1] for t in study.best_trials if t.values[1] <= budget_ms}
-    archs = sorted(fits, key=fits.__getitem__)
-    picks = [archs[i] for i in sorted({round(i) for i in np.linspace(0, len(archs) - 1, PICKS)})] if archs else []
+    picks = spread(sorted(fits, key=fits.__getitem__), PICKS)
     found: list[dict[str, Any]] = []
     for number, arch in enumerate(picks):
         net = cut_out(arch)
@@ -164,10 +176,5 @@ def run(task: Any, *, seconds: float, budget_ms: float, seed: int, directory: Pa
     front = [
         a for a in found if not any(b["error_percent"] <= a["error_percent"] for b in found if b["latency_ms"] < a["latency_ms"])
     ]
-
-    figure = Figure()
-    axes = figure.add_subplot(xlabel="latency (ms)", ylabel="validation error (%)")
-    axes.scatter([t.values[1] for t in study.trials if t.values], [t.values[0] for t in study.trials if t.values], s=8)
-    axes.plot([a["latency_ms"] for a in front], [a["error_percent"] for a in front], "o-")
-    figure.savefig(directory / "front.png")
+    draw(study, front, directory / "front.png")
     return front
