@@ -24,6 +24,7 @@ BENCHMARKS = {
     "search": "experiments.benchmarks.search",
     "exhaustive": "experiments.benchmarks.exhaustive",
     "pretrained": "experiments.benchmarks.pretrained",
+    "ablation": "experiments.benchmarks.ablation",
 }
 WIDTH = 130  # of a table where there is no terminal
 DIGITS = 4  # significant ones of every figure

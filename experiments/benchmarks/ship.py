@@ -169,13 +169,13 @@ def trial(task: str, overrides: Sequence[str], seed: int, preset: Preset, folder
     rng = np.random.default_rng(seed)
     networks = dict(pipeline.family.hand_designed())
     networks |= {f"random {i + 1}": space.sample(rng) for i in range(preset.num_random)}
-    alone = _finisher(pipeline, folder / "alone", beta=0.0)
-    taught = _finisher(pipeline, folder / "taught", beta=1.0)
+    alone = finisher_of(pipeline, folder / "alone", beta=0.0)
+    taught = finisher_of(pipeline, folder / "taught", beta=1.0)
     with report.phase("Training alone, and with a teacher", 2 * len(networks) - 1) as advance:
         for number, arch in enumerate(networks.values()):
-            _train(alone, arch, seed)
+            train(alone, arch, seed)
             if number:
-                _train(taught, arch, seed)
+                train(taught, arch, seed)
             else:  # the largest network is the teacher
                 for path in (alone.run / FOLDER).glob(f"{arch.id}.*"):
                     shutil.copy(path, taught.run / FOLDER)
@@ -190,15 +190,15 @@ def trial(task: str, overrides: Sequence[str], seed: int, preset: Preset, folder
     parities = [alone.parity(arch, num_examples=NUM_PARITY, tag="") for arch in archs]
     return Trial(
         task, seed, latency_ms,
-        alone={name: _test_error(alone, arch) for name, arch in networks.items()},
-        distilled={name: _test_error(taught, networks[name]) for name in others},
+        alone={name: test_error(alone, arch) for name, arch in networks.items()},
+        distilled={name: test_error(taught, networks[name]) for name in others},
         rows=tuple(rows),
         parity_max_abs=max(parity["max_abs_difference"] for parity in parities),
         parity_equal_decisions=min(parity["equal_decisions"] for parity in parities),
     )  # fmt: skip
 
 
-def _finisher(pipeline: Pipeline, folder: Path, *, beta: float) -> Finisher:
+def finisher_of(pipeline: Pipeline, folder: Path, *, beta: float) -> Finisher:
     """That of a run of its own, whose networks begin with fresh weights."""
     run = RunDirectory(folder)
     (run / FOLDER).mkdir(exist_ok=True)
@@ -209,7 +209,7 @@ def _finisher(pipeline: Pipeline, folder: Path, *, beta: float) -> Finisher:
     return dataclasses.replace(pipeline.finisher(Compute(**run.read_json("compute.json"))), settings=settings, run=run)
 
 
-def _train(finisher: Finisher, arch: Architecture, seed: int) -> None:
+def train(finisher: Finisher, arch: Architecture, seed: int) -> None:
     if not finisher.is_finished(arch):
         torch.manual_seed(seed)
         finisher.finish(arch, finisher.family.supernet())
@@ -243,7 +243,7 @@ def _rows(pipeline: Pipeline, finisher: Finisher, name: str, arch: Architecture,
     return rows
 
 
-def _test_error(finisher: Finisher, arch: Architecture) -> float:
+def test_error(finisher: Finisher, arch: Architecture) -> float:
     return float(finisher.file_scores(arch, "test", tag="")["error_percent"])
 
 
@@ -254,7 +254,7 @@ def summary(trials: Sequence[Trial]) -> dict[str, float]:
     figures: dict[str, float] = {}
     for stage in dict.fromkeys(row.stage for row in of_largest):
         of_stage = [row for row in of_largest if row.stage == stage]
-        figures[f"{stage}_speedup"] = _geometric([row.speedup for row in of_stage])
+        figures[f"{stage}_speedup"] = geometric([row.speedup for row in of_stage])
         figures[f"{stage}_points_lost"] = float(np.mean([row.points_lost for row in of_stage]))
     of_others = [row for t, row in rows if row.network != next(iter(t.latency_ms))]
     int8 = [row for row in of_largest if row.stage == "int8"]
@@ -262,13 +262,13 @@ def summary(trials: Sequence[Trial]) -> dict[str, float]:
     return {
         "int8_speedup": figures.pop("int8_speedup"),
         "int8_points_lost": figures.pop("int8_points_lost"),
-        "speedup_at_minus_one_point": _geometric([t.speedup_at(POINT) for t in trials]),
+        "speedup_at_minus_one_point": geometric([t.speedup_at(POINT) for t in trials]),
         "parity_max_abs": max(t.parity_max_abs for t in trials),
         "parity_equal_decisions": min(t.parity_equal_decisions for t in trials),
-        "int8_size_ratio": _geometric([row.size_ratio for row in int8]),
+        "int8_size_ratio": geometric([row.size_ratio for row in int8]),
         "int8_points_lost_worst": max(row.points_lost for row in int8),
         "int8_points_lost_to_trained_on": float(np.mean([r.points_lost for r in int8])) - figures["trained_on_points_lost"],
-        "int8_speedup_of_fastest": _geometric([row.speedup for row in of_others if row.stage == "int8"]),
+        "int8_speedup_of_fastest": geometric([row.speedup for row in of_others if row.stage == "int8"]),
         "distilled_better": sum(taught < alone for alone, taught in distilled),
         "distilled_cases": len(distilled),
         "distilled_points_gained": float(np.mean([alone - taught for alone, taught in distilled])),
@@ -277,7 +277,7 @@ def summary(trials: Sequence[Trial]) -> dict[str, float]:
     }
 
 
-def _geometric(ratios: Sequence[float]) -> float:
+def geometric(ratios: Sequence[float]) -> float:
     return math.exp(float(np.mean(np.log(ratios))))
 
 
