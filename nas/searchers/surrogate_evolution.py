@@ -18,6 +18,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
+from threadpoolctl import threadpool_limits
 
 from nas.encoding import Encoding
 from nas.gaussian_process import GaussianProcesses, Views
@@ -110,7 +111,8 @@ class SurrogateSampler(BaseSampler):
         known = self._known(study, until=self.population + batch * BATCH)
         if known is None:
             return random
-        met = self._evolved(known, rng).within()
+        with threadpool_limits(1):  # the matrices are small: threads would wait for each other, eight times as long
+            met = self._evolved(known, rng).within()
         chosen = _adding_most(met.costs, known.within().costs, BATCH)
         found: np.ndarray = np.vstack([met.picks[chosen], random])[:BATCH]
         return found
