@@ -32,7 +32,7 @@ from nas.pareto import hypervolume
 from nas.space import Architecture, Choice, Option, SearchSpace
 from search_spaces.common import DEFAULTS
 
-THREADS = 2
+THREADS = 1
 HEADS = 4
 SIZES = ("width", "depth", "heads", "ffn", "rank")  # what networks of all options have alike
 PLAIN: dict[str, Option] = {**DEFAULTS, "attention": "full"}
@@ -60,15 +60,17 @@ class Preset:
 
     tasks: Mapping[str, tuple[str, ...]]
     seeds: tuple[int, ...]
-    sizes: tuple[tuple[int, int, int], ...] = ((48, 1, 128), (48, 2, 128), (96, 2, 192), (96, 4, 192))
+    sizes: tuple[tuple[int, int, int], ...] = ((48, 1, 128), (48, 2, 128), (96, 3, 192))
 
 
 def steps(number: int) -> tuple[str, ...]:
-    return (f"finish.train.steps={number}", f"finish.most_steps={number}", "finish.rounds=4")
+    return (
+        f"finish.train.steps={number}", f"finish.most_steps={number}", "finish.train.tokens_per_batch=1024", "finish.rounds=4",
+    )  # fmt: skip
 
 
 SPACE = (
-    "space=encoder_full", "space.width=[48,96]", "space.depth=[1,2,4]", "space.heads=[4]", "space.kv_heads=[1,4]",
+    "space=encoder_full", "space.width=[48,96]", "space.depth=[1,2,3]", "space.heads=[4]", "space.kv_heads=[1,4]",
     "space.ffn=[128,192]",
 )  # fmt: skip
 TASKS = {"languages": SPACE, "tags": ("task=python_words", *SPACE, "space.keep=[]")}
@@ -79,8 +81,8 @@ TINY = (
 )  # fmt: skip
 PRESETS = {
     "tiny": Preset({"languages": (*TINY, *steps(2))}, (0,), sizes=((48, 1, 128), (96, 2, 192))),
-    "quick": Preset({name: (*words, *steps(150)) for name, words in TASKS.items()}, (0,)),
-    "full": Preset({name: (*words, *steps(300)) for name, words in TASKS.items()}, (0, 1, 2)),
+    "quick": Preset({name: (*words, *steps(100)) for name, words in TASKS.items()}, (0,)),
+    "full": Preset({name: (*words, *steps(250)) for name, words in TASKS.items()}, (0, 1, 2)),
 }
 
 
