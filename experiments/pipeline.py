@@ -162,7 +162,7 @@ class Pipeline:
         explored = explorer.explore([p.arch for p in proposals], self.calibrator())
         finisher = self.finisher(compute)
         climbed = Halving(finisher, budget, self.settings, self.run, self.report).climb(explored, supernet)
-        selection = Selection(self.family, finisher, calibration, budget, self.settings, self.run, self.report)
+        selection = Selection(self.family, finisher, calibration, budget, trivial, self.settings, self.run, self.report)
         finalists = selection.finalists(climbed.shortlists)
         selection.train(finalists, supernet)
         measurements, lost = selection.measure(finalists)

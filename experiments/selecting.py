@@ -20,8 +20,9 @@ from experiments.stages import Stages
 from hardware.arena import activations_mib
 from latency_models.memory import memory_of_file
 from nas.export import form_of
+from nas.finish.remembered import Remembered
 from nas.finish.teaching import School
-from nas.protocols import DeviceError, Family
+from nas.protocols import DeviceError, Family, TaskWithAnswers
 from nas.space import Architecture
 from nas.types import Candidate, Measurement, Provenance, pareto_front
 
@@ -31,12 +32,16 @@ SHORT_LIST = "short-list"
 
 @dataclass(frozen=True)
 class Selection:
-    """The end of one run; what is trained, measured and decided is read from the run's files."""
+    """The end of one run; what is trained, measured and decided is read from the run's files.
+
+    `trivial` are the errors of the task's baselines in percent, by their names.
+    """
 
     family: Family
     finisher: Finisher
     calibration: Calibration
     budget: Budget
+    trivial: Mapping[str, float]
     settings: Settings
     run: RunDirectory
     report: Reporter
@@ -136,6 +141,8 @@ class Selection:
             return choice, []
 
         def teachers(name: str) -> list[nn.Module]:
+            if name == "baseline":
+                return self._baseline(choice.arch)
             archs = self._front(finalists, measurements) if name == "front" else [self.family.space.largest()]
             return [self.finisher.to_train(arch, tag="") for arch in archs]
 
@@ -150,6 +157,17 @@ class Selection:
         if any(report.kept for report in reports):
             choice = replace(choice, measurement=self.finisher.verdict(choice.arch, reference_ms=reference_ms))
         return choice, reports
+
+    def _baseline(self, arch: Architecture) -> list[nn.Module]:
+        """The best baseline that can teach, if it is better than the finished network."""
+        task, error_percent = self.finisher.task, self.finisher.record(arch)["error_percent"]
+        if not isinstance(task, TaskWithAnswers):
+            return []
+        better = {name: self.trivial[name] for name in task.able_to_teach if self.trivial[name] < error_percent}
+        if not better:
+            return []
+        best = min(better, key=better.__getitem__)
+        return [Remembered(best, *task.unseen_answers(best)).to(self.finisher.compute.device)]
 
     def _front(self, finalists: Sequence[Finalist], measurements: Mapping[str, Measurement]) -> list[Architecture]:
         """The finished networks that no other beats in measured latency and error."""

@@ -40,6 +40,7 @@ from nas.finish.layer_skip import LayerSkip
 from nas.finish.precision import blocks, quantised
 from nas.finish.prune import Prune
 from nas.finish.quantise import Quantise, order
+from nas.finish.remembered import Remembered
 from nas.finish.skips import Skips
 from nas.finish.stage import NothingToDoError, Stage
 from nas.finish.teaching import School
@@ -104,12 +105,15 @@ class Stages:
 
     def _apply(self, name: str, stage: Stage, before: str) -> dict[str, Any]:
         """Writes the files that the stage makes of those before it; its facts."""
-        finisher, arch = self.finisher, self.arch
+        finisher, arch, facts = self.finisher, self.arch, dict[str, Any]()
 
         def teachers(wanted: str) -> Sequence[Any]:
-            return [finisher.to_train(arch, tag=before)] if wanted == "itself" else self.school.teachers(wanted)
+            found = [finisher.to_train(arch, tag=before)] if wanted == "itself" else self.school.teachers(wanted)
+            if baselines := [teacher.name for teacher in found if isinstance(teacher, Remembered)]:
+                facts["taught_by"] = baselines
+            return found
 
-        school = dataclasses.replace(self.school, teachers=teachers, facts={})
+        school = dataclasses.replace(self.school, teachers=teachers, facts=facts)
         network = stage.apply(finisher.to_train(arch, tag=before), school)
         for mode in finisher.modes:  # of an earlier try with other settings
             (self._run / f"{finisher.name(arch, name)}.{mode}.onnx").unlink(missing_ok=True)
@@ -146,6 +150,8 @@ class Stages:
         kept, sentence = judged(**figures, error_of_ratio=error_of_ratio, most_points_lost=limit, lost=lost)
         if facts.get("not_faster"):
             sentence = f"{sentence}; maps of {', '.join(facts['not_faster'])} stay whole, in factors they are NOT clearly FASTER"
+        if taught_by := facts.get("taught_by"):
+            sentence = f"{sentence}; it learned from {' and '.join(taught_by)}, too"
         network = self.finisher.network(self.arch, tag=after)
         if isinstance(network, Exits | Skips) and timed:
             facts = {**facts, **exit_facts(network, timed["after"])}

@@ -128,6 +128,19 @@ class TaskWithMetrics(Task, Protocol):
 
 
 @runtime_checkable
+class TaskWithAnswers(Task, Protocol):
+    """A task over token ids some of whose trivial baselines can teach."""
+
+    able_to_teach: Sequence[str]
+    """Their names in `trivial_baselines`."""
+
+    def unseen_answers(self, baseline: str) -> tuple[Sequence[np.ndarray], np.ndarray]:
+        """What one of them says of the N examples of `train`, each by a fit that has not seen it: their token ids, and logarithms
+        of the probabilities of C classes, [N, C]."""
+        ...
+
+
+@runtime_checkable
 class Family(Protocol):
     """A search space, and the networks that its points stand for."""
 

@@ -22,6 +22,7 @@ from nas.finish.learn import Learn
 from nas.finish.low_rank import LowRank
 from nas.finish.prune import Prune
 from nas.finish.quantise import Quantise
+from nas.finish.remembered import Remembered
 from nas.finish.teaching import Lesson, School
 from nas.protocols import DeviceError
 from nas.training import TrainConfig
@@ -64,12 +65,13 @@ def finisher_of(family, tmp_path, device=None, **settings):
     )  # fmt: skip
 
 
-def through(finisher, stages, arch=None) -> list[StageReport]:
+def through(finisher, stages, arch=None, teachers=None) -> list[StageReport]:
     arch = arch or finisher.family.space.largest()
     if not finisher.is_finished(arch):
         finisher.finish(arch, finisher.family.supernet())
     school = School(
-        finisher.task, finisher.compute, 0, finisher.family.space, arch, lambda name: [finisher.to_train(arch, tag="")],
+        finisher.task, finisher.compute, 0, finisher.family.space, arch,
+        lambda name: [finisher.to_train(arch, tag="")] if teachers is None else teachers,
         lambda archs: [1.0] * len(archs), lambda network, others: finisher.saved(arch, network, others, reference_ms=None),
         finisher.settings.most_points_lost,
     )  # fmt: skip
@@ -103,6 +105,20 @@ def test_what_is_faster_takes_its_place(family, tmp_path):
     section = stages_of({"id": arch.id, "stages": finisher.stages(arch)["stages"]})
     assert section.count("\n- ") == 1 + 1
     assert quantise.sentence in section
+
+
+def test_a_baseline_that_taught_is_named(family, tmp_path):
+    class Guesses(Remembered):
+        def forward(self, token_ids_BT, attention_mask_BT):
+            return torch.zeros(len(token_ids_BT), 3)
+
+    stages = {"longer": Learn(train=FAST, lesson=Lesson(beta=(1.0, 1.0), teacher="baseline"))}
+    finisher = finisher_of(family, tmp_path, Scale(constant=True))
+    [report] = through(finisher, stages, teachers=[Guesses("n-grams", [], torch.zeros(0, 3).numpy())])
+    assert report.facts == {"taught_by": ["n-grams"]}
+    assert report.sentence.endswith("; it learned from n-grams, too")
+    [report] = through(finisher_of(family, tmp_path / "alone", Scale(constant=True)), stages, teachers=[])
+    assert report.facts == {}
 
 
 def test_ranks_are_chosen_by_what_they_save_on_the_device(family, tmp_path):

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+LEAST_PROBABILITY = 1e-6
+
 
 def majority_error(train: np.ndarray, validation: np.ndarray) -> float:
     """Error in percent of always answering the most frequent class of `train`; both are classes, [N]."""
@@ -15,10 +17,28 @@ def majority_error(train: np.ndarray, validation: np.ndarray) -> float:
 
 def linear_error(train: tuple[Any, np.ndarray], validation: tuple[Any, np.ndarray]) -> float:
     """Error in percent of a logistic regression; both are sparse features [N, F] with rows of norm 1, and classes [N]."""
+    return 100 * (1 - float(_logistic().fit(*train).score(*validation)))
+
+
+def unseen_logs(features: Any, targets: np.ndarray, *, num_classes: int, folds: int = 3) -> np.ndarray:
+    """What the logistic regression of `linear_error` says of examples, each by a fit to the other folds: logarithms of
+    probabilities [N, num_classes], of sparse features [N, F] and classes [N]."""
+    found = np.zeros((len(targets), num_classes))
+    for fold in np.array_split(np.random.default_rng(0).permutation(len(targets)), folds):
+        kept = np.setdiff1d(np.arange(len(targets)), fold)
+        known = np.unique(targets[kept])
+        alone = len(known) == 1  # nothing to be told apart
+        found[np.ix_(fold, known)] = (
+            1.0 if alone else _logistic().fit(features[kept], targets[kept]).predict_proba(features[fold])
+        )
+    logs: np.ndarray = np.log(np.maximum(found, LEAST_PROBABILITY))
+    return logs
+
+
+def _logistic() -> Any:
     from sklearn.linear_model import SGDClassifier
 
-    model = SGDClassifier(loss="log_loss", alpha=1e-6, max_iter=5, tol=None, random_state=0, n_jobs=-1)
-    return 100 * (1 - float(model.fit(*train).score(*validation)))
+    return SGDClassifier(loss="log_loss", alpha=1e-6, max_iter=5, tol=None, random_state=0, n_jobs=-1)
 
 
 def ridge_error(train: tuple[Any, np.ndarray], validation: tuple[Any, np.ndarray]) -> float:

@@ -37,6 +37,11 @@ class Ragged:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    @property
+    def sequences(self) -> list[np.ndarray]:
+        """The ids of each, N of them."""
+        return np.split(self.ids, self.offsets[1:-1])
+
     @cached_property
     def lengths(self) -> np.ndarray:
         """Number of tokens of each sequence, [N]."""

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 
 from experiments.tasks.answers import Regression, TokenClassification, tokens_in_words
-from experiments.tasks.baselines import linear_error, majority_error, ridge_error
+from experiments.tasks.baselines import linear_error, majority_error, ridge_error, unseen_logs
 from experiments.tasks.files import save_labels
 from experiments.tasks.ragged import Ragged, check_complete, check_splits
 from experiments.tasks.tokenizing import TextTokenizer
 from nas.protocols import SPLITS
+
+NGRAMS, WORDS = "character 1-4-grams", "TF-IDF of words"
+LOGISTIC = ", logistic regression"
 
 
 class TextClassification(TokenClassification):
@@ -27,6 +30,8 @@ class TextClassification(TokenClassification):
         ValueError: other splits than the four, an empty one, fewer than 2 classes, a class without examples in `train`, or what
             `TextTokenizer` refuses.
     """
+
+    able_to_teach = (NGRAMS + LOGISTIC, WORDS + LOGISTIC)
 
     def __init__(
         self, name: str, *, splits: Mapping[str, Sequence[tuple[str, str]]], vocab_size: int, max_tokens: int,
@@ -53,8 +58,14 @@ class TextClassification(TokenClassification):
         train, validation = (self._splits[split].targets for split in ("train", "validation"))
         baselines = {"majority class": majority_error(train, validation)}
         for name, (of_train, of_validation) in linear_features(self._texts).items():
-            baselines[f"{name}, logistic regression"] = linear_error((of_train, train), (of_validation, validation))
+            baselines[f"{name}{LOGISTIC}"] = linear_error((of_train, train), (of_validation, validation))
         return baselines
+
+    def unseen_answers(self, baseline: str) -> tuple[list[np.ndarray], np.ndarray]:
+        """See `nas.protocols.TaskWithAnswers`."""
+        train = self._splits["train"]
+        features, _ = linear_features(self._texts)[baseline.removesuffix(LOGISTIC)]
+        return train.sequences, unseen_logs(features, train.targets, num_classes=len(self.labels))
 
     def save_preprocessing(self, folder: Path) -> None:
         """Writes `labels.json` and `tokenizer.json`."""
@@ -137,5 +148,5 @@ def linear_features(texts: Mapping[str, Sequence[str]]) -> dict[str, tuple[Any, 
     words = TfidfVectorizer(token_pattern=r"\w+", sublinear_tf=True).fit(texts["train"])
     return {
         name: (features.transform(texts["train"]), features.transform(texts["validation"]))
-        for name, features in (("character 1-4-grams", ngrams), ("TF-IDF of words", words))
+        for name, features in ((NGRAMS, ngrams), (WORDS, words))
     }

@@ -26,7 +26,7 @@ from nas.space import Architecture, SearchSpace
 from nas.supernet import error_percent, state_of
 from nas.training import TrainConfig, Trainer, stream
 
-TEACHERS = ("largest", "front", "itself")
+TEACHERS = ("largest", "front", "itself", "baseline")
 EVALUATION_TOKENS = 8192  # tokens a batch where nothing is trained
 
 
@@ -37,7 +37,8 @@ class Lesson:
     Args:
         alpha, beta, gamma: weights of the three losses, of the first and of the last step.
         teacher: "largest", the finished largest network; "front", all finished networks that no other beats in latency and error;
-            "itself", the network as it was before the stage.
+            "itself", the network as it was before the stage; "baseline", the best trivial baseline of the task where it is better
+            than the network, by answers of fits that have not seen what they answer, and where none is, nobody.
         match: what is learned from the teacher: "answers", "hidden" (the last states) and "relations" (of the last attention).
         temperature: that softens answers.
         class_weights: whether each class counts as if it had as many examples as any other.
@@ -45,7 +46,7 @@ class Lesson:
         patience: looks without a new best after which training ends.
 
     Raises:
-        ValueError: a value outside its range, or states to be learned from several teachers.
+        ValueError: a value outside its range, or states to be learned from teachers that have only answers in common.
     """
 
     alpha: Sequence[float] = (1.0, 1.0)
@@ -68,8 +69,8 @@ class Lesson:
         check("teacher", self.teacher, TEACHERS)
         for match in self.match:
             check("match", match, MATCHES)
-        if self.teacher == "front" and self.match != ("answers",):
-            raise ValueError(f"match: {list(self.match)} of several teachers is not ['answers']")
+        if self.teacher in ("front", "baseline") and self.match != ("answers",):
+            raise ValueError(f"match: {list(self.match)} of the teacher {self.teacher!r} is not ['answers']")
         if self.temperature <= 0:
             raise ValueError(f"temperature: {self.temperature} is not positive")
         if self.check_every < 0 or self.patience < 1:

@@ -1,0 +1,79 @@
+"""A trivial baseline that is better than the network teaches it, by answers to what it has not seen."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.progress import Reporter
+from experiments.selecting import Selection
+from experiments.tasks.baselines import unseen_logs
+from experiments.tasks.languages import Languages
+from experiments.tasks.text import TextClassification
+from nas.compute import Compute
+from nas.finish.losses import soft_labels
+from nas.finish.remembered import Remembered
+from nas.protocols import SPLITS, TaskWithAnswers
+from tests.test_finish import Sum
+
+BEST = "character 1-4-grams, logistic regression"
+
+
+@pytest.fixture(scope="module")
+def task() -> TextClassification:
+    words = {"even": ("zwei vier", "sechs acht", "zehn zwölf"), "odd": ("eins drei", "fünf sieben", "neun elf")}
+    texts = [(f"{text} {number}", label) for label, own in words.items() for text in own for number in range(20)]
+    return TextClassification("numbers", splits=dict.fromkeys(SPLITS, texts), vocab_size=64, max_tokens=16)
+
+
+def test_sequences_are_looked_up_whatever_their_padding():
+    teacher = Remembered("n-grams", [np.array([5, 6]), np.array([7])], np.array([[1.0, 2.0], [3.0, 4.0]]))
+    ids, mask = torch.tensor([[7, 0, 0], [5, 6, 0]]), torch.tensor([[1, 0, 0], [1, 1, 0]])
+    assert teacher(ids, mask).tolist() == [[3.0, 4.0], [1.0, 2.0]]
+    with pytest.raises(KeyError):
+        teacher(ids[:, :1], mask[:1, :1] * 0)
+
+
+def test_no_fit_has_seen_what_it_answers():
+    """Each example has a feature of its own: who has seen it knows its class, and others know nothing."""
+    targets = np.random.default_rng(0).integers(2, size=400)
+    logs = unseen_logs(np.eye(400), targets, num_classes=3)
+    assert np.mean(logs.argmax(axis=1) == targets) < 0.6
+    assert (np.exp(logs[:, 2]) < 1e-5).all(), "a class without examples"
+    telling = unseen_logs(np.eye(3)[targets], targets, num_classes=3)
+    assert (telling.argmax(axis=1) == targets).all()
+
+
+def test_a_single_class_in_a_fold_is_all_that_it_knows():
+    logs = unseen_logs(np.eye(4), np.array([0, 0, 0, 1]), num_classes=2)
+    assert np.isfinite(logs).all()
+
+
+def test_each_example_of_train_has_an_answer(task):
+    assert isinstance(task, TaskWithAnswers)
+    assert issubclass(Languages, TextClassification)
+    teacher = Remembered(BEST, *task.unseen_answers(BEST))
+    wrong = 0.0
+    for batch in task.batches("train", tokens_per_batch=64, seed=3):
+        answers = teacher(*batch.inputs)
+        assert answers.shape == (len(batch.targets), 2)
+        wrong += task.error(answers, batch.targets)
+        assert torch.isfinite(soft_labels(torch.zeros_like(answers), [answers], batch.targets, 2.0))
+    assert wrong / task.num_examples("train") < 0.2
+
+
+def teachers(task, *, network_percent, **trivial):
+    finisher = SimpleNamespace(task=task, compute=Compute(), record=lambda arch: {"error_percent": network_percent})
+    unused = cast(Any, None)
+    selection = Selection(unused, cast(Any, finisher), unused, unused, trivial, unused, unused, Reporter(quiet=True))
+    return selection._baseline(unused)
+
+
+def test_only_a_better_baseline_teaches(task):
+    trivial = {BEST: 10.0, "TF-IDF of words, logistic regression": 30.0, "majority class": 5.0}
+    [teacher] = teachers(task, network_percent=12.0, **trivial)
+    assert teacher.name == BEST
+    assert teachers(task, network_percent=9.0, **trivial) == []
+    assert teachers(Sum(), network_percent=12.0, **trivial) == []
