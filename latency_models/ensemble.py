@@ -73,7 +73,7 @@ class Ensemble:
         ValueError: no members or fewer than 2 folds.
     """
 
-    def __init__(self, members: Mapping[str, Any] | None = None, *, folds: int = 5) -> None:
+    def __init__(self, members: Mapping[str, Any] | None = None, *, folds: int = 8) -> None:
         if folds < 2:
             raise ValueError(f"folds: {folds} is not at least 2")
         if members is not None and not members:

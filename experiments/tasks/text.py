@@ -63,8 +63,8 @@ class TextClassification(TokenClassification):
 
     def unseen_answers(self, baseline: str) -> tuple[list[np.ndarray], np.ndarray]:
         """See `nas.protocols.TaskWithAnswers`."""
-        train = self._splits["train"]
-        features, _ = linear_features(self._texts)[baseline.removesuffix(LOGISTIC)]
+        train, texts = self._splits["train"], self._texts["train"]
+        features = READERS[baseline.removesuffix(LOGISTIC)](texts).transform(texts)
         return train.sequences, unseen_logs(features, train.targets, num_classes=len(self.labels))
 
     def save_preprocessing(self, folder: Path) -> None:
@@ -142,11 +142,21 @@ def fingerprint(splits: Mapping[str, Sequence[tuple[Any, Any]]], tokenizer: Text
 
 def linear_features(texts: Mapping[str, Sequence[str]]) -> dict[str, tuple[Any, Any]]:
     """What linear models read, by name: sparse features [N, F] of `train` and `validation` with rows of norm 1."""
-    from sklearn.feature_extraction.text import HashingVectorizer, TfidfVectorizer
+    features = {name: reader(texts["train"]) for name, reader in READERS.items()}
+    return {name: (f.transform(texts["train"]), f.transform(texts["validation"])) for name, f in features.items()}
 
-    ngrams = HashingVectorizer(analyzer="char_wb", ngram_range=(1, 4), n_features=2**18, alternate_sign=False)
-    words = TfidfVectorizer(token_pattern=r"\w+", sublinear_tf=True).fit(texts["train"])
-    return {
-        name: (features.transform(texts["train"]), features.transform(texts["validation"]))
-        for name, features in ((NGRAMS, ngrams), (WORDS, words))
-    }
+
+def _ngrams(train: Sequence[str]) -> Any:
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    return HashingVectorizer(analyzer="char_wb", ngram_range=(1, 4), n_features=2**18, alternate_sign=False).fit(train)
+
+
+def _words(train: Sequence[str]) -> Any:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return TfidfVectorizer(token_pattern=r"\w+", sublinear_tf=True).fit(train)
+
+
+READERS = {NGRAMS: _ngrams, WORDS: _words}
+"""What makes features [N, F] of texts, fitted to those of `train`."""
