@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from experiments.benchmarks.peers import installed
 from experiments.settings import OuterSettings
 from nas.protocols import Searcher
 from nas.searchers.gp import Gp
@@ -24,9 +25,17 @@ SEARCHERS: dict[str, Callable[..., Searcher]] = {
     "nsga3": Nsga3,
     "regularised_evolution": RegularisedEvolution,
     "gp": Gp,
+    **installed(),
 }
 OURS = "surrogate_evolution"  # of the default configuration
-COMPARED = (OURS, "tpe", "nsga2", "nsga3", "regularised_evolution")  # with random search, at all numbers of evaluations
+COMPARED = (
+    OURS,
+    "tpe",
+    "nsga2",
+    "nsga3",
+    "regularised_evolution",
+    *installed(),
+)  # with random search, at all numbers of evaluations
 PEERS = ("random", "tpe", "nsga2", "regularised_evolution")
 POPULATION = OuterSettings().population
 RESAMPLES = 2000

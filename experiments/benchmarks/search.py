@@ -6,7 +6,8 @@
   (`experiments.benchmarks.tabular`): the space of HAT on recorded devices, from the tables in `data=`, a small space of encoders
   that were all trained, and a synthetic law over our default one. The ratio is that of the medians over seeds, over all problems
   their geometric mean; ours is the default strategy, evolution on a surrogate, without the proposals that a run begins with. GP
-  takes about a second a trial, so it joins for few on the law.
+  takes about a second a trial, so it joins for few on the law. Searches of other packages join where these are installed
+  (`experiments.benchmarks.peers`).
 - *Real tasks* (`experiments.benchmarks.on_tasks`): hypervolume of the default, differentiable proposals and then that strategy,
   over the best peer's and over its own without them, with inherited weights. Supernets are trained once; with `directory=` they
   stay there for the next call, and a picture of each task shows what the fronts of all seeds attain.
@@ -217,10 +218,11 @@ def _show_regrets(problem: Tabular, regrets: Regrets, evaluations: Sequence[int]
 
 
 def _show_ratios(figures: Mapping[str, float], evaluations: Sequence[int], report: Reporter) -> None:
-    table = Table("evaluations", *COMPARED, f"{OURS}, worst problem", box=SIMPLE_HEAD)
+    table = Table("searcher", *(f"{number} evaluations" for number in evaluations), box=SIMPLE_HEAD)
     table.title = "Regret over random search's (aim at 100 evaluations: 0.5)"
-    for number in evaluations:
-        keys = [f"regret_ratio_{'' if name == OURS else f'{name}_'}to_random_{number}" for name in COMPARED]
-        worst = figures[f"worst_regret_ratio_to_random_{number}"]
-        table.add_row(str(number), *(cell(figures, key) for key in keys), f"{worst:.3f}")
+    for name in COMPARED:
+        keys = (f"regret_ratio_{'' if name == OURS else f'{name}_'}to_random_{number}" for number in evaluations)
+        table.add_row(name, *(cell(figures, key) for key in keys))
+    worst = (figures[f"worst_regret_ratio_to_random_{number}"] for number in evaluations)
+    table.add_row(f"{OURS}, worst problem", *(f"{ratio:.3f}" for ratio in worst))
     report.console.print(table)
