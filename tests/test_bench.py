@@ -24,7 +24,7 @@ STEPS = (
     "relaxed_step_ratio", "relaxed_step_ratio_256", "darts_iteration_ratio", "latency_term_ratio", "sandwich_step_ratio",
     "sandwich_step_ratio_1_random",
 )  # fmt: skip
-NAMES = "'supernet', 'first_light', 'latency', 'spaces', 'ship', 'darts', 'search', 'exhaustive', 'pretrained'"
+NAMES = "'supernet', 'first_light', 'latency', 'spaces', 'ship', 'darts', 'search', 'exhaustive', 'pretrained', 'ablation'"
 FIRST_LIGHT = {
     "seconds_main_job", "hypervolume_ours", "hypervolume_random", "hypervolume_main_job", "hypervolume_do_it_yourself",
     "hypervolume_ratio_to_random", "test_error_percent_main_job",

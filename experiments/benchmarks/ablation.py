@@ -22,7 +22,7 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from experiments.benchmarks.ship import finisher_of, geometric, test_error, train
+from experiments.benchmarks.ship import Words, finisher_of, geometric, test_error, train
 from experiments.benchmarks.supernet import threads
 from experiments.build import build
 from experiments.composing import composed
@@ -43,15 +43,6 @@ MARGINS = (1.1, 1.5)  # on the slowest time and the largest error of plain netwo
 
 Costs = tuple[float, float]
 """Latency in ms and test error in percent."""
-
-
-@dataclass
-class Words:
-    """What the benchmark takes."""
-
-    preset: str = "quick"  # quick or full (tiny shows only that it runs)
-    out: str | None = None  # a file for the figures
-    directory: str | None = None  # where everything stays; null: a temporary one
 
 
 @dataclass(frozen=True)

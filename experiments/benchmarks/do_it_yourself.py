@@ -97,6 +97,13 @@ def spread(values: list[Any], num: int) -> list[Any]:
     return [values[i] for i in sorted({round(i) for i in np.linspace(0, len(values) - 1, num)})] if values else []
 
 
+def undominated(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def beats(b: dict[str, Any], a: dict[str, Any]) -> bool:
+        return bool(b["latency_ms"] < a["latency_ms"] and b["error_percent"] <= a["error_percent"])
+
+    return [a for a in found if not any(beats(b, a) for b in found)]
+
+
 def draw(study: optuna.Study, front: list[dict[str, Any]], path: Path) -> None:
     figure = Figure()
     axes = figure.add_subplot(xlabel="latency (ms)", ylabel="validation error (%)")
@@ -173,8 +180,6 @@ def run(task: Any, *, seconds: float, budget_ms: float, seed: int, directory: Pa
         path = export(net, directory / f"picked-{'-'.join(map(str, arch))}.onnx", tokens)
         facts = {"error_percent": error_percent(net, validation), "latency_ms": fits[arch], "onnx": path}
         found.append({"arch": dict(zip(CHOICES, arch, strict=True)), **facts})
-    front = [
-        a for a in found if not any(b["error_percent"] <= a["error_percent"] for b in found if b["latency_ms"] < a["latency_ms"])
-    ]
+    front = undominated(found)
     draw(study, front, directory / "front.png")
     return front
