@@ -20,6 +20,7 @@ from nas.attention_kinds import (
     attention,
     block_attention,
     blocked_window_attention,
+    interleaved,
     linear_attention,
     lowrank_attention,
     pattern,
@@ -99,8 +100,7 @@ class Attention(nn.Module):
         self.value = Linear(width, kv_heads * head_size)
         self.out = Linear(heads * head_size, width)
         if "lowrank" in kinds:
-            self.shorten = nn.Parameter(torch.empty(window, max_tokens))
-            nn.init.normal_(self.shorten, std=max_tokens**-0.5)  # as long as one token's are the mixtures
+            self.shorten = nn.Parameter(interleaved(window, max_tokens))
 
     def _split(self, x_BTC: Tensor) -> Tensor:
         B, T, _ = x_BTC.shape

