@@ -28,14 +28,8 @@ SEARCHERS: dict[str, Callable[..., Searcher]] = {
     **installed(),
 }
 OURS = "surrogate_evolution"  # of the default configuration
-COMPARED = (
-    OURS,
-    "tpe",
-    "nsga2",
-    "nsga3",
-    "regularised_evolution",
-    *installed(),
-)  # with random search, at all numbers of evaluations
+COMPARED = (OURS, "tpe", "nsga2", "nsga3", "regularised_evolution", *installed())
+"""With random search, at all numbers of evaluations."""
 PEERS = ("random", "tpe", "nsga2", "regularised_evolution")
 POPULATION = OuterSettings().population
 RESAMPLES = 2000
