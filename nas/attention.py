@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nas.attention_kinds import (
     BLOCKED,
+    AttentionKind,
     attention,
     block_attention,
     blocked_window_attention,
@@ -39,14 +40,13 @@ calls `scaled_dot_product_attention`, `blocks` computes sparse kinds block by bl
 Cache = tuple[Tensor, Tensor]
 """Keys and values of earlier tokens, [B, G, past, K] each."""
 
-AttentionKind = Literal["full", "window", "block", "strided", "topk", "linear", "lowrank"]
 PATTERNS: Mapping[str, Callable[..., Tensor]] = {
     "window": blocked_window_attention,
     "block": block_attention,
     "strided": strided_attention,
 }
-"""The kinds that see a fixed pattern (see `pattern`), and how they are exported."""
-LOOKS_AHEAD = ("linear", "lowrank")  # kinds that cannot be causal
+"""The forms that see a fixed pattern (see `pattern`), and how they are exported."""
+LOOKS_AHEAD = ("linear", "lowrank")  # forms that cannot be causal
 
 
 @dataclass(frozen=True)
@@ -82,25 +82,27 @@ class Attention(nn.Module):
     `pattern`; `topk`, `linear` and `lowrank` as their functions say.
 
     Args:
-        kinds: a network has one; a supernet has those that `relaxed` mixes, and acts as the first without masks.
+        kinds: a network has one; a supernet has those that `relaxed` mixes, in the order of `Form`, and acts as the first without
+            masks. Of the `PATTERNS` there may be several, with a window each.
         kv_heads: a divisor of `heads`.
         max_tokens: the longest sequence that `lowrank` takes.
     """
 
     def __init__(
-        self, width: int, heads: int, *, kv_heads: int, head_size: int, kinds: Sequence[AttentionKind], window: int,
+        self, width: int, heads: int, *, kv_heads: int, head_size: int, kinds: Sequence[AttentionKind],
         max_tokens: int, backend: Backend, causal: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.heads, self.kv_heads, self.shared, self.head_size = heads, kv_heads, heads // kv_heads, head_size
-        self.kinds, self.kind, self.window = tuple(kinds), kinds[0], window
+        self.kinds, self.kind = tuple(kinds), kinds[0]
         self.backend, self.causal = backend, causal
         self.query = Linear(width, heads * head_size)
         self.key = Linear(width, kv_heads * head_size)
         self.value = Linear(width, kv_heads * head_size)
         self.out = Linear(heads * head_size, width)
-        if "lowrank" in kinds:
-            self.shorten = nn.Parameter(interleaved(window, max_tokens))
+        self.windows = {kind.form: kind.window for kind in kinds}  # of forms that there is one of
+        if "lowrank" in self.windows:
+            self.shorten = nn.Parameter(interleaved(self.windows["lowrank"], max_tokens))
 
     def _split(self, x_BTC: Tensor) -> Tensor:
         B, T, _ = x_BTC.shape
@@ -135,38 +137,40 @@ class Attention(nn.Module):
         else:
             k, v = (torch.cat(pair, dim=2) for pair in zip(past, (k, v), strict=True))
             out_BHTK = self._attend_last(q, k, v)
-        if self.kind == "window":
-            k, v = k[:, :, -self.window :], v[:, :, -self.window :]
+        form, W = self.kind
+        if form == "window":
+            k, v = k[:, :, -W:], v[:, :, -W:]
         mixed_BTD: Tensor = self.out(self._join(out_BHTK))
         return mixed_BTD, (k, v)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        if self.kind == "full" and self.backend != "fused":
+        form, W = self.kind
+        if form == "full" and self.backend != "fused":
             return attention(q, k, v, bias, shared=self.shared)
         k, v = self._repeated(k), self._repeated(v)
-        if self.kind == "lowrank":
+        if form == "lowrank":
             return lowrank_attention(q, k, v, bias[:, :, -1:], self.shorten[:, : q.shape[2]])
-        if self.kind == "linear":
+        if form == "linear":
             return linear_attention(q, k, v, bias[:, :, -1:])
-        if self.kind == "topk":
-            return topk_attention(q, k, v, bias, self.window)
-        if self.kind != "full" and self.backend == "blocks":
-            return PATTERNS[self.kind](q, k, v, bias[:, :, -1:], self.window, causal=self.causal)
-        if self.kind != "full":
-            bias = bias + (1.0 - pattern(self.kind, q.shape[2], self.window, bias, causal=self.causal)) * BLOCKED
+        if form == "topk":
+            return topk_attention(q, k, v, bias, W)
+        if form != "full" and self.backend == "blocks":
+            return PATTERNS[form](q, k, v, bias[:, :, -1:], W, causal=self.causal)
+        if form != "full":
+            bias = bias + (1.0 - pattern(form, q.shape[2], W, bias, causal=self.causal)) * BLOCKED
         if self.backend == "fused":
             return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=1.0)
         return attention(q, k, v, bias)
 
     def _attend_last(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Of the last token alone."""
-        W, last = self.window, k.shape[2] - 1
-        if self.kind == "topk":
+        (form, W), last = self.kind, k.shape[2] - 1
+        if form == "topk":
             return topk_attention(q, self._repeated(k), self._repeated(v), None, W)
-        if self.kind == "block":
+        if form == "block":
             begin = last - last % W  # of its block; before it, the first token
             k, v = (torch.cat([x[:, :, :begin][:, :, :1], x[:, :, begin:]], dim=2) for x in (k, v))
-        if self.kind == "strided":
+        if form == "strided":
             k, v = (x[:, :, last % W :: W] for x in (k, v))
         return attention(q, k, v, None, shared=self.shared)
 
@@ -187,14 +191,13 @@ class Attention(nn.Module):
         readers = ((self.query, None), (self.key, masks.kv), (self.value, masks.kv))
         q, k, v = (self._split(_linear(x_BTD, *reader, width, precisions)) for reader in readers)
         q, k = _turned(rotation, q, k)
-        scored = sum(kind not in LOOKS_AHEAD for kind in self.kinds)
-        weights_NH = masks.kinds[:scored] if self.kinds[0] == "full" else F.pad(masks.kinds[:scored], (0, 0, 1, 0))
-        top = self.window if "topk" in self.kinds else 0
-        out = mixed_attention(q, k, v, bias, weights_NH, layout.patterns, top=top)
+        scored = sum(form not in LOOKS_AHEAD for form, _ in self.kinds)
+        weights_NH = masks.kinds[:scored] if "full" in self.windows else F.pad(masks.kinds[:scored], (0, 0, 1, 0))
+        out = mixed_attention(q, k, v, bias, weights_NH, layout.patterns, top=self.windows.get("topk", 0))
         if scored < len(self.kinds):
             # computed again in the backward pass: what they make of q and k would double what is kept
             # the matrix is an argument, or it would be the module's own again
-            shorten = self._shortened(x_BTD.shape[1], layout) if "lowrank" in self.kinds else None
+            shorten = self._shortened(x_BTD.shape[1], layout) if "lowrank" in self.windows else None
             others = (q, k, v, bias[:, :, -1:], masks.kinds[scored:, :, None, None], shorten)
             out = out + checkpoint(self._ahead, *others, use_reentrant=False, preserve_rng_state=False)
         joined_BTC, weight_DC = self._join(out), self.out.weight
@@ -213,8 +216,8 @@ class Attention(nn.Module):
     ) -> Tensor:  # fmt: skip
         """The weighted sum of the kinds in `LOOKS_AHEAD`."""
         total = torch.zeros_like(v)
-        for kind, weight in zip((kind for kind in self.kinds if kind in LOOKS_AHEAD), weights, strict=True):
-            if shorten is not None and kind == "lowrank":
+        for form, weight in zip((form for form, _ in self.kinds if form in LOOKS_AHEAD), weights, strict=True):
+            if shorten is not None and form == "lowrank":
                 total = total + weight * lowrank_attention(q, k, v, padding_B11T, shorten)
             else:
                 total = total + weight * linear_attention(q, k, v, padding_B11T)

@@ -2,19 +2,29 @@
 
 Shapes: B sequences, T tokens, H heads, K channels of a head, W window, N blocks or tokens of a class, S keys, G heads of keys.
 
-The sparse kinds share one number, the window W: how far a query sees, or how many. They take any T, also under tracing, and what
+Each sparse kind has a number, the window W: how far a query sees, or how many. They take any T, also under tracing, and what
 they compute is what is exported: blocks and gathered rows, never a mask over full attention.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 BLOCKED = -1e4  # added to a score, it leaves no weight after the softmax in any precision
+
+Form = Literal["full", "window", "block", "strided", "topk", "linear", "lowrank"]
+
+
+class AttentionKind(NamedTuple):
+    """What a layer's queries see."""
+
+    form: Form
+    window: int  # W; full and linear attention do not look at it
 
 
 def padding_bias(attention_mask_BT: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,6 +1,6 @@
-"""Fewer tokens after a layer: those that the mean token attends to most, in their order.
+"""Fewer tokens: before all layers the means of neighbours, after one of them those that the mean token attends to most, in order.
 
-Shapes: B sequences, T tokens, N kept ones, D width, R shares.
+Shapes: B sequences, T tokens, N of them that are left, S neighbours, D width, R shares.
 
 Coarse to fine: one query a head, that of the mean token, scores all tokens by the attention that it pays them, and the layers
 behind see those with the largest scores alone. Like the class token of EViT (arXiv:2202.07800, eq. 3), which the mean stands for
@@ -8,6 +8,9 @@ in networks that answer by it; PoWER-BERT (arXiv:2001.08950) and LTP (arXiv:2107
 full attention computes. No token is merged, and nothing is learned for it.
 
 A sequence of n tokens keeps ceil(share n) of them, whatever it is padded to.
+
+A mean of neighbours counts as many as it has tokens, in attention (proportional attention, ToMe, arXiv:2210.09461, eq. 1) and in
+the mean over all. So attention to means is attention to the tokens of which each has its mean, and the supernet is exact.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from nas.attention_kinds import BLOCKED
 
@@ -39,6 +43,24 @@ def mean_token(x_BTD: Tensor, bias_B11T: Tensor) -> Tensor:
     """[B, D], over what is visible."""
     weights_BT1 = visible(bias_B11T)
     return (x_BTD * weights_BT1).sum(dim=1) / weights_BT1.sum(dim=1)
+
+
+def merged(x_BTD: Tensor, bias_B11T: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The means of each `size` neighbours [B, N, D], N = ceil(T / size), without padding, and their bias [B, 1, 1, N]: the
+    logarithm of the share of them that is no padding."""
+    B, T, D = x_BTD.shape
+    end = -T % size
+    weights_BNS1 = F.pad(visible(bias_B11T), (0, 0, 0, end)).reshape(B, -1, size, 1)
+    sums_BND = (F.pad(x_BTD, (0, 0, 0, end)).reshape(B, -1, size, D) * weights_BNS1).sum(dim=2)
+    tokens_BN1 = weights_BNS1.sum(dim=2)
+    return sums_BND / tokens_BN1.clamp_min(1.0), (tokens_BN1 / size + TINY).log()[:, None, None, :, 0]
+
+
+def spread(x_BTD: Tensor, bias_B11T: Tensor, size: int) -> Tensor:
+    """The same means in the place of each of their tokens, [B, T, D]."""
+    if size == 1:
+        return x_BTD
+    return merged(x_BTD, bias_B11T, size)[0].repeat_interleave(size, dim=1)[:, : x_BTD.shape[1]]
 
 
 def reduced(x_BTD: Tensor, bias_B11T: Tensor, scores_BT: Tensor, percent: int) -> tuple[Tensor, Tensor]:

@@ -2,33 +2,37 @@
 
 Shapes: B sequences, T tokens, H heads, K channels of a head, G heads of keys and values, W window.
 
-The sparse kinds share one number, the window W (see `nas.attention_kinds`): a query sees W tokens to both sides (`window`), the W
-of its block and the first one (`block`), every W-th (`strided`), the W with the largest scores (`topk`), or W mixtures of all
-(`lowrank`).
+A sparse kind has a number, the window W (see `nas.attention_kinds`): a query sees W tokens to both sides (`window`), the W of
+its block and the first one (`block`), every W-th (`strided`), the W with the largest scores (`topk`), or W mixtures of all
+(`lowrank`). It is written behind the name, as in `window16`; a name alone has the window of the space.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import cast, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nas.attention import LOOKS_AHEAD, PATTERNS, Attention, AttentionKind, AttentionMasks, Backend, Layout
-from nas.attention_kinds import pattern, pattern_at
+from nas.attention import LOOKS_AHEAD, PATTERNS, Attention, AttentionMasks, Backend, Layout
+from nas.attention_kinds import AttentionKind, Form, pattern_at
 from nas.encoding import Array, Encoding
 from nas.protocols import Operator
 from nas.space import Architecture, Choice, Condition, SearchSpace
 from search_spaces.common import TINY, Uses, in_precisions, norm_operators
 
-ATTENTION_KINDS = ("full", "window", "block", "strided", "topk", "linear", "lowrank", "none")
+FORMS: tuple[Form, ...] = get_args(Form)
+ATTENTION_KINDS = (*FORMS, "none")
+SIZED = (*PATTERNS, "topk", "lowrank")  # forms that may have a number; of the patterns there may be several
+WRITTEN = re.compile(rf"({'|'.join(SIZED)})([1-9]\d*)")
 DEFAULT_KINDS = ("full", "window", "none")
-READ_LATE = ("full", "strided", "lowrank")  # kinds that still need the layer's input when most is alive
+READ_LATE = ("full", "strided", "lowrank")  # forms that still need the layer's input when most is alive
 
 
 def attention_choices(
@@ -40,18 +44,15 @@ def attention_choices(
     without `kv_heads`, or where there is only the number itself, every head has its own keys and values.
 
     Raises:
-        ValueError: an unknown kind, none but "none", options that a `Choice` refuses, or heads that no `kv_heads` divides.
+        ValueError: a kind that is unknown or stands twice, none but "none", options that a `Choice` refuses, or heads that no
+            `kv_heads` divides.
     """
-    unknown = [kind for kind in attention if kind not in ATTENTION_KINDS]
-    if unknown:
-        raise ValueError(f"attention: {unknown[0]!r} is not one of {ATTENTION_KINDS}")
-    attending = tuple(kind for kind in attention if kind != "none")
-    if not attending:
-        raise ValueError(f"attention: {tuple(attention)} needs at least one of {ATTENTION_KINDS[:-1]}")
-    ordered = tuple(kind for kind in ATTENTION_KINDS if kind in attention)
-    attends = Condition(f"layer{layer}.attention", attending)
+    kinds = _ordered(attention)
+    attends = Condition(f"layer{layer}.attention", tuple(kind for kind in kinds if kind != "none"))
+    if not attends.options:
+        raise ValueError(f"attention: {tuple(attention)} needs at least one of {FORMS}")
     choices = [
-        Choice(f"layer{layer}.attention", ordered, tuple(requires)),
+        Choice(f"layer{layer}.attention", kinds, tuple(requires)),
         Choice(f"layer{layer}.heads", tuple(heads), (attends,)),
     ]
     for number in choices[1].sizes:
@@ -64,11 +65,35 @@ def attention_choices(
     return choices
 
 
+def _ordered(attention: Sequence[str]) -> tuple[str, ...]:
+    """From those that see the most to those that see the least."""
+    for option in attention:
+        if option not in ATTENTION_KINDS and not WRITTEN.fullmatch(option):
+            raise ValueError(f"attention: {option!r} is not one of {ATTENTION_KINDS}, nor of {SIZED} with a size, as window16")
+    kinds = {option: _kind(option, window=0) for option in attention}
+    for form in SIZED:
+        same = tuple(option for option, kind in kinds.items() if kind.form == form)
+        if len(same) > 1 and (form in same or form not in PATTERNS):
+            raise ValueError(f"attention: {same} are {form} twice; of {tuple(PATTERNS)} there may be several, with a size each")
+
+    def rank(option: str) -> tuple[int, int]:
+        form, W = kinds[option]
+        return ATTENTION_KINDS.index(form), W if form == "strided" else -W
+
+    return tuple(sorted(kinds, key=rank))
+
+
+def _kind(option: str, *, window: int) -> AttentionKind:
+    found = WRITTEN.fullmatch(option)
+    return AttentionKind(cast(Form, found[1]), int(found[2])) if found else AttentionKind(cast(Form, option), window)
+
+
 @dataclass(frozen=True)
 class LayerAttention:
     """The attention of the layers of a space whose choices are those of `attention_choices`; all layers have the same.
 
     Args:
+        window: of kinds without one of their own.
         rotary: whether queries and keys are turned by their positions (see `nas.rotary`).
 
     Raises:
@@ -84,9 +109,9 @@ class LayerAttention:
     rotary: bool = False
 
     def __post_init__(self) -> None:
-        for kind in LOOKS_AHEAD:
-            if self.causal and kind in self.kinds:
-                raise ValueError(f"attention: {kind!r} looks at what comes after, a causal network cannot have it")
+        for option, kind in self.kinds.items():
+            if self.causal and kind.form in LOOKS_AHEAD:
+                raise ValueError(f"attention: {option!r} looks at what comes after, a causal network cannot have it")
         for name in ("head_size", "window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
@@ -94,10 +119,19 @@ class LayerAttention:
             raise ValueError(f"head_size: {self.head_size} is odd, rotary positions turn pairs of channels")
 
     @functools.cached_property
-    def kinds(self) -> tuple[AttentionKind, ...]:
-        """Those that a relaxed layer mixes."""
-        options = self.space.by_name["layer1.attention"].options
-        return tuple(cast(AttentionKind, kind) for kind in options if kind != "none")
+    def kinds(self) -> dict[str, AttentionKind]:
+        """Those that a relaxed layer mixes, by option."""
+        options = (str(option) for option in self.space.by_name["layer1.attention"].options if option != "none")
+        return {option: _kind(option, window=self.window) for option in options}
+
+    @property
+    def forms(self) -> set[Form]:
+        return {kind.form for kind in self.kinds.values()}
+
+    @functools.cached_property
+    def patterns(self) -> list[AttentionKind]:
+        """Those with a fixed pattern."""
+        return [kind for kind in self.kinds.values() if kind.form in PATTERNS]
 
     @functools.cached_property
     def heads(self) -> tuple[int, ...]:
@@ -115,27 +149,38 @@ class LayerAttention:
 
     def largest(self, width: int) -> Attention:
         """With every kind and the most heads, so that it holds every shared weight."""
-        return self._module(width, self.heads[-1], self.most_kv_heads, self.kinds, "matmul")
+        return self._module(width, self.heads[-1], self.most_kv_heads, list(self.kinds.values()), "matmul")
 
     def module(self, arch: Architecture, layer: int, width: int, backend: Backend) -> Attention | None:
         """Of one layer of an architecture; None if it does not attend."""
-        kind = arch[f"layer{layer}.attention"]
-        if kind == "none":
+        kind = self.kinds.get(str(arch[f"layer{layer}.attention"]))
+        if kind is None:
             return None
         heads = arch.size(f"layer{layer}.heads")
         kv_heads = arch.size(f"layer{layer}.kv_heads_of_{heads}") if heads in self.kv_heads else heads
-        return self._module(width, heads, kv_heads, (cast(AttentionKind, kind),), backend)
+        return self._module(width, heads, kv_heads, [kind], backend)
 
     def _module(self, width: int, heads: int, kv_heads: int, kinds: Sequence[AttentionKind], backend: Backend) -> Attention:
         return Attention(
-            width, heads, kv_heads=kv_heads, head_size=self.head_size, kinds=kinds, window=self.window,
-            max_tokens=self.max_tokens, backend=backend, causal=self.causal,
+            width, heads, kv_heads=kv_heads, head_size=self.head_size, kinds=kinds, max_tokens=self.max_tokens,
+            backend=backend, causal=self.causal,
         )  # fmt: skip
 
-    def layout(self, num_tokens: int, like: Tensor) -> Layout:
-        """Of tokens that stand at their own places."""
-        found = [pattern(kind, num_tokens, self.window, like, causal=self.causal) for kind in self.kinds if kind in PATTERNS]
-        return Layout(torch.stack(found) if found else like.new_empty(0, num_tokens, num_tokens))
+    @torch.no_grad()
+    def layout(self, num_tokens: int, like: Tensor, pools: Sequence[tuple[int, float | Tensor]] = ((1, 1.0),)) -> Layout:
+        """The mean of layouts, without a gradient: exact where it is decided.
+
+        Args:
+            pools: of how many neighbours a token may have the mean (see `nas.reduction.spread`), and the probability.
+        """
+        patterns, standing = like.new_zeros(len(self.patterns), num_tokens, num_tokens), like.new_zeros(num_tokens, num_tokens)
+        for size, share in pools:
+            places_T = torch.arange(num_tokens, device=like.device) // size
+            for i, (form, W) in enumerate(self.patterns):
+                patterns[i] += share * pattern_at(form, places_T, W, like, causal=self.causal)
+            standing += share / size * F.one_hot(places_T, num_tokens).T
+        moves = "lowrank" in self.forms and any(size > 1 for size, _ in pools)
+        return Layout(patterns, standing[None] if moves else None)
 
     @torch.no_grad()
     def moved(self, layout: Layout, keeps_RBT: Tensor, shares_R: Tensor) -> Layout:
@@ -148,11 +193,10 @@ class LayerAttention:
         shares_R, stays, T = shares_R.to(keeps_RBT), 1.0 - shares_R.sum().to(keeps_RBT), keeps_RBT.shape[-1]
         patterns, standing = stays * layout.patterns[:, None, None], stays * torch.eye(T).to(keeps_RBT)
         for share, places_BT in zip(shares_R, places_RBT, strict=True):
-            kinds = (kind for kind in self.kinds if kind in PATTERNS)
-            at = [pattern_at(kind, places_BT, self.window, keeps_RBT, causal=self.causal)[:, None] for kind in kinds]
+            at = [pattern_at(form, places_BT, W, keeps_RBT, causal=self.causal)[:, None] for form, W in self.patterns]
             patterns = patterns + share * torch.stack(at) if at else patterns
             standing = standing + share * F.one_hot(places_BT, T).transpose(1, 2)
-        return Layout(patterns, standing if "lowrank" in self.kinds else None)
+        return Layout(patterns, standing if "lowrank" in self.forms else None)
 
     def masks(self, rows: Mapping[str, Tensor], kv_LHG: Tensor | None, gates_L: Tensor) -> list[AttentionMasks]:
         """Of each layer.
@@ -202,44 +246,54 @@ class LayerAttention:
         return sum(encoding.probability(f"{layer}.heads", number) * size for number, size in sizes.items())
 
     def pairs_of(self, tokens: int) -> dict[str, float]:
-        """By kind of attention, of one head over so many tokens: the pairs of a query and a key that are computed, or what costs
-        as many products; the floats that are read and written (moved), and those that are alive together (live)."""
-        T, W, K = tokens, self.window, self.head_size
-        blocks = -(-T // W)
-        padded = blocks * W
-        pairs = {
-            "full": T * T,
-            "window": padded * (2 if self.causal else 3) * W,
-            "block": padded * (W + 1) + (not self.causal) * T,
-            "strided": padded * blocks,
-            "topk": (T * T + T * min(W, T)) / 2,  # every score, and values of the largest
-            "linear": T * K,  # keys times values, and queries times that
-            "lowrank": 2 * T * W,  # keys and values into mixtures, and attention to these
-        }
-        moved = {kind: 2.0 * number for kind, number in pairs.items()} | {"topk": 2.0 * T * (T + min(W, T) * K)}
-        live = {
-            "full": T * (T + max(T, 2 * K)),  # scores, and scores again or the values twice
-            "window": 10.0 * padded * K,  # query; keys and values, three times; slices of keys
-            "block": (7.0 * padded + 3.0 * blocks) * K,  # query, keys and values; these with the first token, and what is joined
-            "strided": max(3.0 * padded * K, 2.0 * padded * blocks),  # in classes; or scores twice
-            "topk": max(T * W * (K + 3.0) + T * K, 2.0 * T * T + 2.0 * T * K),  # gathered values; or scores twice
-            "linear": 4.0 * T * K + T,
-            "lowrank": 3.0 * T * K,
-        }
-        return _table(pairs, moved, live)
+        """By option, of one head over so many tokens: the pairs of a query and a key that are computed, or what costs as many
+        products; the floats that are read and written (moved), and those that are alive together (live)."""
+        T, K = tokens, self.head_size
+
+        def of(form: Form, W: int) -> tuple[float, float, float]:
+            blocks = -(-T // W)
+            padded = blocks * W
+            pairs = {
+                "full": T * T,
+                "window": padded * (2 if self.causal else 3) * W,
+                "block": padded * (W + 1) + (not self.causal) * T,
+                "strided": padded * blocks,
+                "topk": (T * T + T * min(W, T)) / 2,  # every score, and values of the largest
+                "linear": T * K,  # keys times values, and queries times that
+                "lowrank": 2 * T * W,  # keys and values into mixtures, and attention to these
+            }[form]
+            live = {
+                "full": T * (T + max(T, 2 * K)),  # scores, and scores again or the values twice
+                "window": 10.0 * padded * K,  # query; keys and values, three times; slices of keys
+                "block": (7.0 * padded + 3.0 * blocks) * K,  # query, keys, values; these with the first token, and what is joined
+                "strided": max(3.0 * padded * K, 2.0 * padded * blocks),  # in classes; or scores twice
+                "topk": max(T * W * (K + 3.0) + T * K, 2.0 * T * T + 2.0 * T * K),  # gathered values; or scores twice
+                "linear": 4.0 * T * K + T,
+                "lowrank": 3.0 * T * K,
+            }[form]
+            return pairs, 2.0 * T * (T + min(W, T) * K) if form == "topk" else 2.0 * pairs, live
+
+        return _table({option: of(*kind) for option, kind in self.kinds.items()})
 
     def pairs_of_next(self, past: int) -> dict[str, float]:
         """The same of a single token that sees the kept ones of `past` tokens and itself."""
-        seen, W, K = past + 1, self.window, self.head_size
-        keys = {
-            "full": seen,
-            "window": min(past, W) + 1,
-            "block": past % W + 1 + (past >= W),
-            "strided": past // W + 1,
-            "topk": (seen + min(W, seen)) / 2,
-        }
-        # Alive of a head are its scores twice, and keys and values as they were and with the new one.
-        return _table(keys, {kind: 2.0 * n for kind, n in keys.items()}, {kind: n * (2 + 4 * K) for kind, n in keys.items()})
+        seen, K = past + 1, self.head_size
+
+        def of(form: Form, W: int) -> tuple[float, float, float]:
+            keys = {
+                "full": seen,
+                "window": min(past, W) + 1,
+                "block": past % W + 1 + (past >= W),
+                "strided": past // W + 1,
+                "topk": (seen + min(W, seen)) / 2,
+            }[form]
+            return (
+                keys,
+                2.0 * keys,
+                keys * (2.0 + 4 * K),
+            )  # of a head scores twice, and keys and values as before and with the new
+
+        return _table({option: of(*kind) for option, kind in self.kinds.items()})
 
     def operators(
         self, encoding: Encoding, layer: str, uses: Uses, width: Array, *, batch: int, tokens: Array, pairs: Mapping[str, Array]
@@ -251,10 +305,10 @@ class LayerAttention:
         kv_channels = self.expected_kv_heads(encoding, layer) * float(self.head_size)
         weights, outputs = 2.0 * width * (channels + kv_channels), channels + 2.0 * kv_channels + width
         operators = []
-        for kind in self.kinds:
-            p, held = of_kind = uses.times(encoding.probability(f"{layer}.attention", kind))
-            seen, moved, live = (batch * pairs[f"{kind}{what}"] for what in ("", " moved", " live"))
-            shortening = float(self.window * self.max_tokens) if kind == "lowrank" else 0.0
+        for option, (form, window) in self.kinds.items():
+            p, held = of_kind = uses.times(encoding.probability(f"{layer}.attention", option))
+            seen, moved, live = (batch * pairs[f"{option}{what}"] for what in ("", " moved", " live"))
+            shortening = float(window * self.max_tokens) if form == "lowrank" else 0.0
             operators += [
                 *norm_operators(encoding, "attention", of_kind, all_tokens, width),
                 *in_precisions(
@@ -274,12 +328,12 @@ class LayerAttention:
                 ),
                 *([_turning(of_kind, all_tokens, width, channels, kv_channels)] if self.rotary else []),
                 Operator(
-                    f"attention.{kind}",
+                    f"attention.{form}",
                     p,
                     p * 4.0 * seen * channels,
                     p * (heads * 4.0 * moved + 4.0 * shortening),
                     held * shortening,
-                    held * (heads * 4.0 * live + (8.0 if kind in READ_LATE else 4.0) * all_tokens * width),
+                    held * (heads * 4.0 * live + (8.0 if form in READ_LATE else 4.0) * all_tokens * width),
                 ),
             ]
         return operators
@@ -289,13 +343,13 @@ class LayerAttention:
     ) -> Array:
         """Bytes that are alive together, given the layer, without its normed input."""
         heads = encoding.expected(f"{layer}.heads")
-        each = {kind: 4.0 * batch * (heads * pairs[f"{kind} live"] + tokens * width) for kind in self.kinds}
-        return sum(encoding.probability(f"{layer}.attention", kind) * live for kind, live in each.items())
+        each = {option: 4.0 * batch * (heads * pairs[f"{option} live"] + tokens * width) for option in self.kinds}
+        return sum(encoding.probability(f"{layer}.attention", option) * live for option, live in each.items())
 
 
-def _table(pairs: Mapping[str, float], moved: Mapping[str, float], live: Mapping[str, float]) -> dict[str, float]:
-    beside = {f"{kind} {what}": number for what, of in (("moved", moved), ("live", live)) for kind, number in of.items()}
-    return {**pairs, **beside}
+def _table(costs: Mapping[str, tuple[float, float, float]]) -> dict[str, float]:
+    """Pairs, moved and live of each option, by name."""
+    return {f"{option}{what}": n for option, row in costs.items() for what, n in zip(("", " moved", " live"), row, strict=True)}
 
 
 def _turning(uses: Uses, tokens: Array, width: Array, channels: Array, kv_channels: Array) -> Operator:

@@ -253,7 +253,8 @@ class DecoderFamily:
         for block in network.blocks:
             if block.has_attention:
                 attention = block.attention
-                kept = min(workload.past, attention.window) if attention.kind == "window" else workload.past
+                form, window = attention.kind
+                kept = min(workload.past, window) if form == "window" else workload.past
                 shapes += [(workload.batch, attention.kv_heads, kept, self.head_size)] * 2
         names = cache_names(network, "past_key_values")
         return {name: torch.randn(shape, generator=generator) for name, shape in zip(names, shapes, strict=True)}
@@ -288,10 +289,10 @@ class DecoderFamily:
         operators = []
         for layer in leaders(self.space):
             channels = attention.expected_kv_heads(encoding, f"layer{layer}") * float(self.head_size)
-            for kind in attention.kinds:
-                p = uses(encoding, layer, self.trunk.layers).runs * encoding.probability(f"layer{layer}.attention", kind)
-                kept = min(seen, self.window) if kind == "window" else seen
-                operators.append(Operator(f"cache.{kind}", p, 0.0 * p, p * 16.0 * workload.batch * kept * channels))
+            for option, (form, window) in attention.kinds.items():
+                p = uses(encoding, layer, self.trunk.layers).runs * encoding.probability(f"layer{layer}.attention", option)
+                kept = min(seen, window) if form == "window" else seen
+                operators.append(Operator(f"cache.{form}", p, 0.0 * p, p * 16.0 * workload.batch * kept * channels))
         return operators
 
 

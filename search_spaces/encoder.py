@@ -3,7 +3,7 @@
 Shapes: B sequences, T tokens, D width. Learned positions, pre-norm or post-norm, linear head. An answer is as many logits as
 there are classes or tags, and for a number one.
 
-    tokens -> embedding [+ n-grams] + position -> stack -> mean over the tokens that are left -> logits
+    tokens -> embedding [+ n-grams] + position [-> means of neighbours] -> stack -> mean over the tokens that are left -> logits
     tokens -> embedding [+ n-grams] + position -> stack -> logits of each token
 """
 
@@ -32,18 +32,22 @@ from search_spaces.attention import LayerAttention
 from search_spaces.common import NORM_EPS, NormPlace, norm_parameters
 from search_spaces.compact import inside
 from search_spaces.ngrams import NGrams, length, longest, ngram_choices, ngram_operators, shares
+from search_spaces.pooling import pool_choices, pool_operators, pool_sizes, pooled_counts
 from search_spaces.stack import Masks, Stack
 from search_spaces.tokens import embedding_operator, example_tokens
 from search_spaces.trunk import Trunk, TrunkOptions, trunk_choices
 
 
-def encoder_space(*, name: str = "encoder", ngrams: Sequence[int] = (), **choices: Unpack[TrunkOptions]) -> SearchSpace:
+def encoder_space(
+    *, name: str = "encoder", ngrams: Sequence[int] = (), pool: Sequence[int] = (), **choices: Unpack[TrunkOptions]
+) -> SearchSpace:
     """The choices of an encoder; the default holds about 10^9.4 architectures.
 
     Raises:
-        ValueError: like `trunk_choices` and `ngram_choices`.
+        ValueError: like `trunk_choices`, `ngram_choices` and `pool_choices`.
     """
-    return SearchSpace(name, (*trunk_choices(**choices), *ngram_choices(ngrams)))
+    pools = pool_choices(pool, attention=choices.get("attention", ()), keep=choices.get("keep", ()))
+    return SearchSpace(name, (*trunk_choices(**choices), *ngram_choices(ngrams), *pools))
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,8 @@ class EncoderFamily:
         fewer = self.trunk.reduction.largest.fewer
         if self.per_token and fewer:
             raise ValueError(f"keep: {fewer} % of the tokens are too few for a task that asks for each (space.keep=[])")
+        if self.per_token and pool_sizes(self.space) != (1,):
+            raise ValueError(f"pool: {pool_sizes(self.space)} tokens are one, and the task asks for each (space.pool=[1])")
 
     @functools.cached_property
     def trunk(self) -> Trunk:
@@ -174,21 +180,21 @@ class EncoderFamily:
         final = (width + 1.0) * classes + norm_parameters(encoding)
         answers = tokens if self.per_token else workload.batch
         moved = 4.0 * (classes * width + (answers * (width + classes) if self.per_token else 0.0))
+        seen = pooled_counts(encoding, workload.tokens)
         return [
             embedding_operator(self.vocab_size + self.max_tokens, tokens, width),
             *ngram_operators(encoding, tokens, self.ngram_buckets),
+            *pool_operators(encoding, workload.tokens, batch=workload.batch),
             Operator("head", 1.0, 2.0 * answers * width * classes, moved, final),
-            *self.trunk.operators(
-                encoding, [(workload.tokens, 1.0)], batch=workload.batch, pairs_of=self.trunk.attention.pairs_of
-            ),
+            *self.trunk.operators(encoding, seen, batch=workload.batch, pairs_of=self.trunk.attention.pairs_of),
         ]
 
 
 def encoder(
     *, vocab_size: int, num_classes: int, max_tokens: int, head_size: int, window: int, norm: NormPlace = "pre",
-    per_token: bool = False, ngrams: Sequence[int] = (), ngram_buckets: int = 16_384, name: str = "encoder",
-    **choices: Unpack[TrunkOptions],
+    per_token: bool = False, ngrams: Sequence[int] = (), ngram_buckets: int = 16_384, pool: Sequence[int] = (),
+    name: str = "encoder", **choices: Unpack[TrunkOptions],
 ) -> EncoderFamily:  # fmt: skip
     """The family of a space that is given by its options; what a configuration builds. Raises ValueError like its parts."""
-    space = encoder_space(name=name, ngrams=ngrams, **choices)
+    space = encoder_space(name=name, ngrams=ngrams, pool=pool, **choices)
     return EncoderFamily(space, vocab_size, num_classes, max_tokens, head_size, window, norm, per_token, ngram_buckets)

@@ -9,8 +9,9 @@ post-norm:
 Layers may have the same weights. In a supernet where that is a choice, a layer runs once, over the mixture of the weights that it
 may use: a pass over weights for each of them, not one over all tokens.
 
-After a layer a share of the tokens may go on alone (see `nas.reduction`). A network gathers them; its supernet hides the others,
-from the keys of the layers behind and from the mean over the tokens, and its windows and blocks are those of what is left.
+Before the first layer neighbouring tokens may become one, and after a layer a share of the tokens may go on alone (see
+`nas.reduction`). A network gathers these, and its supernet hides the others, from the keys of the layers behind and from the mean
+over the tokens, and its windows and blocks are those of what is left. Means stay in the places of their tokens there.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch.func import functional_call
 from nas.attention import Attention, AttentionMasks, Cache, Layout
 from nas.feed_forward import FeedForward, FeedForwardMasks
 from nas.layers import Width, mixed, with_precision
-from nas.reduction import ALL, hidden, keeps, reduced
+from nas.reduction import ALL, hidden, keeps, merged, reduced, spread
 from nas.rotary import Rotation
 from search_spaces.attention import LayerAttention
 from search_spaces.common import TINY, NormPlace, make_norm
@@ -48,6 +49,7 @@ class Masks:
     layers: Sequence[LayerMasks]
     users: Sequence[Tensor] | None = None  # of each layer, P(it uses the weights) of the blocks that it may; None: it has its own
     keep: Tensor | None = None  # [R]: P(so many tokens are kept), of the shares `Keep.fewer`
+    pool: Tensor | None = None  # [P]: P(so many neighbours become one), of the stack's sizes
 
 
 @dataclass(frozen=True)
@@ -161,17 +163,18 @@ class Stack(nn.Module):
         blocks: weights, by the number of the first layer that uses them; numbers count from 0.
         users: of each layer the blocks that it may use, which is one but in a supernet where layers may share.
         keep: of several shares, the last without masks.
+        pool: numbers of neighbours that become one; of several, the first without masks.
     """
 
     def __init__(
         self, blocks: Mapping[int, Block], users: Sequence[Sequence[int]], width: int, attention: LayerAttention, *, keep: Keep,
-        norm: NormPlace, norm_kind: str, norm_eps: float,
+        pool: Sequence[int], norm: NormPlace, norm_kind: str, norm_eps: float,
     ) -> None:  # fmt: skip
         super().__init__()
         self.blocks = nn.ModuleDict({str(number): block for number, block in blocks.items()})
         self.users = [[str(number) for number in numbers] for numbers in users]
         self.norm = make_norm(width, norm_kind, norm_eps)
-        self.attention, self.keep, self.norm_first = attention, keep, norm == "post"
+        self.attention, self.keep, self.pool, self.norm_first = attention, keep, tuple(pool), norm == "post"
 
     @property
     def layers(self) -> list[Block]:
@@ -188,6 +191,8 @@ class Stack(nn.Module):
         """
         if masks is not None:
             return self.relaxed(x_BTD, bias, masks, rotation)
+        if self.pool[0] > 1:
+            x_BTD, bias = merged(x_BTD, bias, self.pool[0])
         x_BTD = self.norm(x_BTD) if self.norm_first else x_BTD
         for number, block in enumerate(self.layers, start=1):
             if number == self.keep.after and self.keep.percents[-1] < ALL:
@@ -201,7 +206,12 @@ class Stack(nn.Module):
         self, x_BTD: Tensor, bias: Tensor, masks: Masks, rotation: Rotation | None = None
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The same under masks."""
-        layout, width = self.attention.layout(x_BTD.shape[1], bias), masks.width
+        pools: list[tuple[int, float | Tensor]] = [(self.pool[0], 1.0)]
+        if masks.pool is not None:
+            pools = list(zip(self.pool, masks.pool.unbind(), strict=True))
+        layout, width = self.attention.layout(x_BTD.shape[1], bias, pools), masks.width
+        means = [spread(x_BTD, bias, size) for size, _ in pools]
+        x_BTD = means[0] if len(means) == 1 else torch.stack([p * x for (_, p), x in zip(pools, means, strict=True)]).sum(dim=0)
         x_BTD = width.centre(x_BTD)
         x_BTD = self.norm.relaxed(x_BTD, width) if self.norm_first else x_BTD
         for layer, row in enumerate(masks.layers):

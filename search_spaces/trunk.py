@@ -35,6 +35,7 @@ from search_spaces.common import (
     uses,
 )
 from search_spaces.feed_forward import LayerFeedForward, ffn_choices
+from search_spaces.pooling import pool_shares, pool_size, pool_sizes
 from search_spaces.reduction import Counts, Reduction, keep_choices, scoring
 from search_spaces.stack import Block, LayerMasks, Masks, Stack
 
@@ -140,7 +141,7 @@ class Trunk:
         width, norms = self.space.by_name["width"].largest, self._norms(options(self.space, "norm_kind")[0])
         blocks = {n - 1: Block(width, self.attention.largest(width), self.ffn.largest(width), **norms) for n in self._leaders}
         users = [[m - 1 for m in numbers] for numbers in self._leaders_of]
-        return Stack(blocks, users, width, self.attention, keep=self.reduction.largest, **norms)
+        return Stack(blocks, users, width, self.attention, keep=self.reduction.largest, pool=pool_sizes(self.space), **norms)
 
     def stack(self, arch: Architecture, backend: Backend) -> Stack:
         """The stand-alone stack of an architecture."""
@@ -151,7 +152,8 @@ class Trunk:
         for n in dict.fromkeys(used):
             branches = self.attention.module(arch, n, width, backend), self.ffn.module(arch, n, width)
             blocks[n - 1] = Block(width, *branches, **norms, precision=str(arch.as_dict.get(f"layer{n}.precision", "")))
-        return Stack(blocks, [[n - 1] for n in used], width, self.attention, keep=self.reduction.of(arch), **norms)
+        keep, pool = self.reduction.of(arch), [pool_size(arch)]
+        return Stack(blocks, [[n - 1] for n in used], width, self.attention, keep=keep, pool=pool, **norms)
 
     def _norms(self, kind: object) -> dict[str, Any]:
         return {"norm": self.norm, "norm_kind": kind, "norm_eps": self.norm_eps}
@@ -190,7 +192,8 @@ class Trunk:
                 kv = None if kv is None else torch.einsum("ln,nhg->lhg", users_LN, kv)
             precisions = [{name: rows[name][i, 0] for name in self._roundings} for i in range(self.num_layers)]
             layers = map(LayerMasks, self.attention.masks(rows, kv, gates_L), self.ffn.masks(encoding, rows, gates_L), precisions)
-            return Masks(Width.of(width_D, self._centred(encoding)), list(layers), shares, self.reduction.mask(encoding))
+            width = Width.of(width_D, self._centred(encoding))
+            return Masks(width, list(layers), shares, self.reduction.mask(encoding), pool_shares(encoding))
 
     def _centred(self, encoding: Encoding) -> Array:
         """P(norms are layer norms); None if they all are."""
@@ -258,7 +261,7 @@ class Trunk:
         width, after = encoding.expected("width"), self.reduction.largest.after
 
         def expected(counts: Counts) -> dict[str, Any]:
-            pairs = {kind: sum(p * pairs_of(n)[kind] for n, p in counts) for kind in pairs_of(1)}
+            pairs = {name: sum(p * pairs_of(n)[name] for n, p in counts) for name in pairs_of(1)}
             return {"batch": batch, "tokens": sum(p * float(n) for n, p in counts), "pairs": pairs}
 
         def alive(layer: str) -> list[Array]:

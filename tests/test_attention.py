@@ -256,6 +256,32 @@ def test_a_decode_graph_takes_any_past(kind, tmp_path):
 # --- choices
 
 
+def test_a_kind_may_carry_its_size_and_those_that_see_more_stand_first():
+    kinds = ("none", "strided8", "window4", "window16", "full", "strided2", "topk")
+    space = encoder_space(width=(8,), depth=(1,), heads=(1,), ffn=(8,), attention=kinds)
+    ordered = ("full", "window16", "window4", "strided2", "strided8", "topk", "none")
+    assert space.by_name["layer1.attention"].options == ordered
+    family = EncoderFamily(space, 50, 5, 24, head_size=4, window=3)
+    sizes = {arch["layer1.attention"]: family.network(arch).stack.layers[0] for arch in space.architectures()}
+    assert {kind: block.attention.kind.window for kind, block in sizes.items() if block.has_attention} == {
+        "full": 3, "window16": 16, "window4": 4, "strided2": 2, "strided8": 8, "topk": 3,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        (("full", "window0"), "'window0' is not one of"),
+        (("full", "linear8"), "'linear8' is not one of .* nor of .* with a size, as window16"),
+        (("window", "window8"), r"\('window', 'window8'\) are window twice; of .* there may be several, with a size each"),
+        (("topk4", "topk8"), r"\('topk4', 'topk8'\) are topk twice"),
+    ],
+)
+def test_sizes_that_mean_nothing_are_refused(kinds, message):
+    with pytest.raises(ValueError, match=f"attention: {message}"):
+        encoder_space(attention=kinds)
+
+
 def test_heads_of_keys_are_chosen_for_each_number_of_heads_that_they_divide():
     space = encoder_space(width=(8,), depth=(1,), heads=(1, 2, 4), kv_heads=(1, 2), ffn=(8,), attention=("full", "none"))
     options = {name: choice.options for name, choice in space.by_name.items() if "kv_heads" in name}

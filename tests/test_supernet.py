@@ -24,10 +24,11 @@ from search_spaces.stack import LayerMasks
 COMPUTE = Compute()
 
 
-KINDS = [("full", "window", "none"), ATTENTION_KINDS, ("linear", "none")]
+SIZES = ("full", "window5", "window1", "block2", "strided2", "strided5", "topk4", "lowrank2", "none")
+KINDS = [("full", "window", "none"), ATTENTION_KINDS, SIZES, ("linear", "none")]
 
 
-@pytest.fixture(params=[*((kinds, "pre") for kinds in KINDS), *((kinds, "post") for kinds in KINDS[:2])], ids=str)
+@pytest.fixture(params=[*((kinds, "pre") for kinds in KINDS), *((kinds, "post") for kinds in KINDS[:3])], ids=str)
 def family(request) -> EncoderFamily:
     kinds, norm = request.param
     gated, kv_heads = (("glu", "mlp"), (1, 2)) if "linear" in kinds else (("mlp",), ())
