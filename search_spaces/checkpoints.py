@@ -175,7 +175,7 @@ LAYOUTS = {
     "vit": Layout(
         "vit.", "encoder.layer.{}",
         {
-            "patches.{patch}.embedding": "embeddings.patch_embeddings.projection",
+            "patches.{patch}.stems.patches.embedding": "embeddings.patch_embeddings.projection",
             "patches.{patch}.positions": "embeddings.position_embeddings", "stack.norm": "layernorm",
         },
         {

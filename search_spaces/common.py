@@ -31,7 +31,7 @@ SAVED = {"int8": (3.0, -5.0), "int4": (4.0 - 0.5 - 4.0 / BLOCK, 0.0)}
 half a byte and its part of a scale."""
 DEFAULTS: dict[str, Option] = {
     "ffn_kind": "mlp", "activation": "gelu", "norm_kind": "layer", "sharing": "none", "precision": "fp32", "ngrams": 1,
-    "pool": "1",
+    "pool": "1", "stem": "patches",
 }  # fmt: skip
 NormPlace = Literal["pre", "post"]
 NORM_EPS = {"pre": 1e-5, "post": 1e-12}  # of torch, of BERT

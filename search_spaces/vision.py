@@ -1,13 +1,13 @@
-"""Transformers over one image or one signal, for classification: the size of the patches, and the choices of the trunk.
+"""Transformers over one image or one signal, for classification: patches, how they become tokens, and the choices of the trunk.
 
-Shapes: B inputs of C channels, I values in one patch, T tokens, D width. An image is [B, C, height, width], cut into squares; a
+Shapes: B inputs of C channels, T tokens, D width. An image is [B, C, height, width], cut into squares; a
 signal is [B, C, length], cut into pieces. Learned positions, linear classifier over the mean of the tokens or, as in ViT
 (arXiv:2010.11929), over a token of its own before them.
 
-    input -> standardised -> patches -> linear map + position -> stack -> mean or first -> logits
+    input -> standardised -> patches by a stem + position -> stack -> mean or first -> logits
 
-Patches of each size have a map and positions of their own. Their numbers of tokens differ, so a relaxed network mixes what comes
-out of the stack: sum_k p_k mean(stack(patches_k(x))).
+Patches of each size have stems and positions of their own (see `search_spaces.patches`). Their numbers of tokens differ, so a
+relaxed network mixes what comes out of the stack: sum_k p_k mean(stack(patches_k(x))).
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ from typing import Literal, Unpack
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nas.attention import Backend
-from nas.encoding import Array, Encoding
-from nas.layers import Linear, Table
+from nas.encoding import Encoding
+from nas.layers import Linear
 from nas.protocols import Operator
 from nas.reduction import mean_token
-from nas.space import Architecture, Choice, SearchSpace
+from nas.space import Architecture, Choice, Option, SearchSpace
 from nas.types import Workload
 from search_spaces import pretrained
 from search_spaces.attention import LayerAttention
-from search_spaces.common import NORM_EPS, norm_parameters
+from search_spaces.common import DEFAULTS, NORM_EPS, norm_parameters, options
+from search_spaces.patches import NAME as STEM
+from search_spaces.patches import Patches, patch_operators, stem_choices, stems
 from search_spaces.stack import Masks, Stack
 from search_spaces.trunk import Trunk, TrunkOptions, trunk_choices
 
@@ -42,26 +43,29 @@ Pooling = Literal["mean", "token"]
 POOLING = ("mean", "token")
 
 
-def vision_space(*, patch: Sequence[int] = (4, 7), name: str = "vision", **choices: Unpack[TrunkOptions]) -> SearchSpace:
+def vision_space(
+    *, patch: Sequence[int] = (4, 7), stem: Sequence[str] = ("patches",), name: str = "vision", **choices: Unpack[TrunkOptions]
+) -> SearchSpace:
     """The choices; the default holds about 10^9.7 architectures.
 
     `patch` is categorical, with the finest first: it makes the most tokens, so it belongs to the largest network.
 
     Raises:
-        ValueError: like `trunk_choices`, or patches that are not positive, ascending integers.
+        ValueError: like `trunk_choices` and `stem_choices`, or patches that are not positive, ascending integers.
     """
     sizes = Choice("patch", tuple(patch))
     if not sizes.is_nested:
         raise ValueError(f"patch: {sizes.options} are not integers")
     finest_first = Choice("patch", tuple(map(str, sizes.options)))
-    return SearchSpace(name, (finest_first, *trunk_choices(**choices)))
+    return SearchSpace(name, (finest_first, *stem_choices(stem), *trunk_choices(**choices)))
 
 
 @dataclass(frozen=True)
 class VisionMasks:
-    """A relaxed network: the probability of each size of patch, [options], and the masks of the stack."""
+    """A relaxed network."""
 
-    patch: Tensor
+    patch: Tensor  # [options]: P(each size)
+    stem: Tensor | None  # [options]: P(each), where there is a choice
     stack: Masks
 
 
@@ -76,34 +80,6 @@ class Standard(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) * self.scale
-
-
-class Positions(Table):
-    """Begins large enough to be seen beside a patch's linear map: after 200 steps on `digits` the largest network is wrong in
-    13 % with 0.02, in 5 % with 0.2."""
-
-    std = 0.2
-
-
-class Patches(nn.Module):
-    """Tokens [B, T, D] of an input that is cut into patches of one size; a first one without a patch is the class token, which is
-    its position alone."""
-
-    def __init__(self, input_shape: Sequence[int], size: int, width: int, *, class_token: bool) -> None:
-        super().__init__()
-        channels, *sides = input_shape
-        self.cut = (channels, *(n for side in sides for n in (side // size, size)))
-        axes = range(2, 2 + 2 * len(sides))
-        self.order = (0, *axes[::2], 1, *axes[1::2])
-        self.num_patches, self.num_values = math.prod(side // size for side in sides), channels * size ** len(sides)
-        self.num_tokens, self.class_token = self.num_patches + class_token, class_token
-        self.embedding = Linear(self.num_values, width)
-        self.positions = Positions(self.num_tokens, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x_BTI = x.reshape(-1, *self.cut).permute(self.order).reshape(-1, self.num_patches, self.num_values)
-        patches_BTD: Tensor = self.embedding(x_BTI)
-        return (F.pad(patches_BTD, (0, 0, 1, 0)) if self.class_token else patches_BTD) + self.positions.weight
 
 
 class Vision(nn.Module):
@@ -123,18 +99,19 @@ class Vision(nn.Module):
         else:
             pairs = zip(masks.patch.unbind(), self.patches.values(), strict=True)
             live = [(p, patches) for p, patches in pairs if p.requires_grad or float(p) != 0]
-            pooled_BD = torch.stack([p * self._pooled(x, patches, masks.stack) for p, patches in live]).sum(dim=0)
+            pooled_BD = torch.stack([p * self._pooled(x, patches, masks) for p, patches in live]).sum(dim=0)
         logits: Tensor = self.classifier(pooled_BD)
         return logits
 
-    def _pooled(self, x: Tensor, patches: nn.Module, masks: Masks | None) -> Tensor:
+    def _pooled(self, x: Tensor, patches: nn.Module, masks: VisionMasks | None) -> Tensor:
         assert isinstance(patches, Patches)
+        stem, stack = (None, None) if masks is None else (masks.stem, masks.stack)
         nothing_hidden = x.new_zeros(1 if masks is None else len(x), 1, 1, patches.num_tokens)  # a constant in an exported file
-        tokens: tuple[Tensor, Tensor] = self.stack(patches(x), nothing_hidden, masks)
+        tokens: tuple[Tensor, Tensor] = self.stack(patches(x, stem), nothing_hidden, stack)
         x_BTD, left = tokens
         if patches.class_token:
             return x_BTD[:, 0]
-        return mean_token(x_BTD, left) if masks is not None and masks.keep is not None else x_BTD.mean(dim=1)
+        return mean_token(x_BTD, left) if stack is not None and stack.keep is not None else x_BTD.mean(dim=1)
 
 
 @dataclass(frozen=True)
@@ -220,15 +197,18 @@ class VisionFamily:
         return {"largest": shallow["largest"], **({"coarse patches": coarse} if len(self._patch_sizes) > 1 else {}), **shallow}
 
     def supernet(self) -> Vision:
-        return self._around(self.trunk.largest_stack(), self.space.by_name["width"].largest, self._patch_sizes)
+        stack, width = self.trunk.largest_stack(), self.space.by_name["width"].largest
+        return self._around(stack, width, self._patch_sizes, options(self.space, STEM))
 
     def network(self, arch: Architecture, *, backend: Backend = "matmul") -> Vision:
         self.space.validate(arch)
-        return self._around(self.trunk.stack(arch, backend), arch.size("width"), [int(arch["patch"])])
+        stem = {**DEFAULTS, **arch.as_dict}[STEM]
+        return self._around(self.trunk.stack(arch, backend), arch.size("width"), [int(arch["patch"])], [stem])
 
-    def _around(self, stack: Stack, width: int, sizes: Sequence[int]) -> Vision:
-        standard, token = Standard(self.mean, self.std, len(self.input_shape) - 1), self.pooling == "token"
-        patches = ((str(size), Patches(self.input_shape, size, width, class_token=token)) for size in sizes)
+    def _around(self, stack: Stack, width: int, sizes: Sequence[int], kinds: Sequence[Option]) -> Vision:
+        standard = Standard(self.mean, self.std, len(self.input_shape) - 1)
+        named, token = [str(kind) for kind in kinds], self.pooling == "token"
+        patches = ((str(size), Patches(self.input_shape, size, width, stems=named, class_token=token)) for size in sizes)
         return Vision(standard, patches, stack, Linear(width, self.num_classes))
 
     def pretrained(self, folder: Path) -> dict[str, Tensor]:
@@ -242,7 +222,7 @@ class VisionFamily:
         return pretrained.read(folder, ("vit",), self.supernet, self.trunk, facts)
 
     def masks(self, encoding: Encoding) -> VisionMasks:
-        return VisionMasks(encoding.probabilities("patch"), self.trunk.masks(encoding))
+        return VisionMasks(encoding.probabilities("patch"), stems(encoding), self.trunk.masks(encoding))
 
     def example_input(self, workload: Workload) -> dict[str, Tensor]:
         """Random values with the data's mean and deviation, as `image` or `signal`; the same for the same workload.
@@ -260,29 +240,13 @@ class VisionFamily:
         return {"image" if len(self.input_shape) == 3 else "signal": values}
 
     def operators(self, encoding: Encoding, workload: Workload) -> list[Operator]:
-        """Those before the trunk, the head and the trunk's; the sizes that follow from the patch are expectations over it."""
-        counts = self._num_tokens
-
-        def expected(value_of: dict[int, float]) -> Array:
-            return sum(encoding.probability("patch", str(size)) * float(value) for size, value in value_of.items())
-
-        channels = self.input_shape[0]
+        """Those before the trunk, the head and the trunk's."""
+        counts, channels = self._num_tokens, self.input_shape[0]
         width, classes, batch = encoding.expected("width"), self.num_classes, workload.batch
         values = batch * channels * self.num_positions + 0.0 * width  # an expectation like the others
-        tokens = expected(dict(counts))
-        values_of = {size: float(channels * size ** (len(self.input_shape) - 1)) for size in counts}
-        weights = width * (expected(values_of) + 1.0 + tokens)
-        stream = 4.0 * batch * tokens * width
         return [
             Operator("standard", 1.0, 2.0 * values, 16.0 * values, 2.0 * channels, 8.0 * values),
-            Operator(
-                "patches",
-                1.0,
-                2.0 * values * width,
-                12.0 * values + 3.0 * stream + 4.0 * weights,  # cut and mapped; written, and written again with positions
-                weights,
-                4.0 * values + 2.0 * stream,
-            ),
+            *patch_operators(encoding, self.input_shape, counts, batch=batch, width=width),
             Operator(
                 "head",
                 1.0,
@@ -301,9 +265,9 @@ class VisionFamily:
 
 def vision(
     *, input_shape: Sequence[int], num_classes: int, mean: Sequence[float], std: Sequence[float], patch: Sequence[int],
-    head_size: int, window: int, pooling: Pooling = "mean", norm_eps: float = NORM_EPS["pre"], name: str = "vision",
-    **choices: Unpack[TrunkOptions],
+    head_size: int, window: int, stem: Sequence[str] = ("patches",), pooling: Pooling = "mean",
+    norm_eps: float = NORM_EPS["pre"], name: str = "vision", **choices: Unpack[TrunkOptions],
 ) -> VisionFamily:  # fmt: skip
     """The family of a space that is given by its options; what a configuration builds. Raises ValueError like its parts."""
-    space, shape = vision_space(patch=patch, name=name, **choices), tuple(input_shape)
+    space, shape = vision_space(patch=patch, stem=stem, name=name, **choices), tuple(input_shape)
     return VisionFamily(space, shape, num_classes, tuple(mean), tuple(std), head_size, window, pooling, norm_eps)

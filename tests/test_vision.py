@@ -20,12 +20,19 @@ COMPUTE = Compute()
 SPACE = {"width": (8, 12, 16), "depth": (1, 2, 3), "heads": (1, 2), "ffn": (8, 16)}
 
 
-def family_of(input_shape, patch, **changes):
+def family_of(input_shape, patch, stem=("patches",), **changes):
     given = {"mean": (3.0, -1.0)[: input_shape[0]], "std": (2.0, 0.5)[: input_shape[0]], "head_size": 4, "window": 2}
-    return VisionFamily(vision_space(patch=patch, **SPACE), input_shape, 5, **(given | changes))
+    return VisionFamily(vision_space(patch=patch, stem=stem, **SPACE), input_shape, 5, **(given | changes))
 
 
-FAMILIES = {"image": family_of((2, 8, 12), (2, 4)), "signal": family_of((1, 24), (3, 4, 8))}
+BOTH = ("conv", "patches")
+FAMILIES = {
+    "image": family_of((2, 8, 12), (2, 4)),
+    "signal": family_of((1, 24), (3, 4, 8)),
+    "image, stems": family_of((2, 8, 12), (1, 2, 4), BOTH),
+    "signal, stems": family_of((1, 24), (3, 4, 8), BOTH),
+    "image, convolved": family_of((2, 8, 12), (2, 4), ("conv",)),
+}
 
 
 @pytest.fixture(params=FAMILIES)
@@ -81,7 +88,8 @@ def test_every_logit_receives_a_gradient(family):
     probabilities = torch.cat([torch.softmax(logits[s], dim=0) for s in family.space.offsets.values()])
     outputs = supernet(inputs_of(family).double(), masks=family.masks(Encoding(family.space, probabilities)))
     torch.nn.functional.cross_entropy(outputs, torch.tensor([0, 1, 2])).backward()
-    assert torch.all(logits.grad != 0)
+    asked = torch.cat([logits.grad[family.space.offsets[c.name]] for c in family.space if len(c.options) > 1])
+    assert torch.all(asked != 0)
 
 
 @pytest.mark.parametrize("backend", ["fused", "blocks"])
@@ -202,6 +210,14 @@ def test_bad_families_are_refused(changes, message):
 def test_bad_patches_are_refused(patch, message):
     with pytest.raises(ValueError, match=message):
         vision_space(patch=patch, **SPACE)
+
+
+def test_stems_are_a_choice_where_there_are_several_or_another_one():
+    assert "stem" not in FAMILIES["image"].space.by_name
+    assert FAMILIES["image, stems"].space.by_name["stem"].options == BOTH
+    assert FAMILIES["image, convolved"].space.by_name["stem"].options == ("conv",)
+    with pytest.raises(ValueError, match=r"stem: \('pool',\) are not some of \('conv', 'patches'\)"):
+        vision_space(stem=("pool",))
 
 
 def test_a_workload_of_another_size_is_refused(family):
