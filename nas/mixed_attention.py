@@ -29,7 +29,8 @@ def mixed_attention(
         patterns: 1 where a query (the rows) looks at a key, 0 elsewhere, and between them how likely it does: [P, T, T], or
             [P, B, 1, T, T] where sequences differ.
 
-    A query that sees nothing but padding gives zero.
+    A query that sees nothing but padding gives zero. (A network's gives the mean of padding: no answer reads it, but it may widen
+    the range that integers are rounded to.)
     """
     mixed: Tensor = _MixedAttention.apply(q_BHTK, k_BHTK, v_BHTK, bias, weights_NH, patterns, top)  # type: ignore[no-untyped-call]
     return mixed

@@ -78,6 +78,19 @@ def test_one_hot_masks_equal_the_cut_out_network(norm, kind, pool):
     assert (answer - whole(*inputs)).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("kind", KINDS[:-1])
+def test_one_hot_masks_of_layers_in_integers(precision, kind):
+    """The ranges that are rounded to are those of the means, too; no query sees nothing but padding, which may widen a range."""
+    family = family_of(precision=("fp32", "int8", "int4"), attention=(kind, "none"))
+    ids = torch.randint(50, (4, 19), generator=torch.Generator().manual_seed(1))
+    supernet, inputs = trained(family.supernet()), [ids, torch.ones_like(ids)]
+    inputs[1][1, -2:] = 0
+    arch = picked(family, 1, pool="2", attention=kind, depth=3, precision=precision)
+    network = cut_out(family, supernet, arch, Compute()).double()
+    torch.testing.assert_close(masked(family, supernet, arch, inputs), network(*inputs), rtol=1e-10, atol=1e-10)
+
+
 def test_every_logit_receives_a_gradient():
     supernet, space = trained(FAMILY.supernet()), FAMILY.space
     logits = torch.zeros(space.encoding_size, dtype=torch.float64, requires_grad=True)
