@@ -27,11 +27,11 @@ from nas.attention import Backend
 from nas.compute import Compute
 from nas.costs import flops_of
 from nas.export import FORMATS, Answer, ExportReport, compare, export_for, export_onnx, form_of, format_of
+from nas.fewer_bits import fewer_bits_of
 from nas.finish.exits import Exits
 from nas.finish.shapes import with_weights
 from nas.finish.skips import Skips
 from nas.finish.teaching import EVALUATION_TOKENS, Lesson, teach
-from nas.integers import has_integers
 from nas.protocols import Batch, Device, Family, GenerativeFamily, Task, TaskWithMetrics
 from nas.space import Architecture
 from nas.supernet import cut_out, error_percent, in_precision, state_of
@@ -108,7 +108,7 @@ class Finisher:
         twin = next((a for a in everywhere(self.family.space, [arch]) if self.is_finished(a)), None)
         network = self.to_train(twin, tag="") if twin else self._trained(arch, supernet, teachers, steps=steps)
         report = self.export(arch, network, tag="")
-        if self.shipped_path(arch, tag="") == self.onnx_path(arch, tag="") and not has_integers(network):
+        if self.shipped_path(arch, tag="") == self.onnx_path(arch, tag="") and not fewer_bits_of(network):
             error = self._error_percent(network)
         else:
             error = self.file_scores(arch, "validation", tag="")["error_percent"]

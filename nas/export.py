@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from nas import executorch_file
+from nas.fewer_bits import fewer_bits_of, with_fewer_bits
 from nas.fixed_sizes import FixedSizes
-from nas.integers import has_integers, with_integers
 from nas.protocols import Device, Family, GenerativeFamily
 from nas.types import Workload
 
 OPSET = 20  # the first with one Gelu operator, which ONNX Runtime has a kernel for
 INTEGER_TOLERANCE = 0.1  # of the largest output, or of 1, with layers in integers: what lies between two may be rounded to either
+HALF_TOLERANCE = 0.03  # the same with layers in fp16
 SAME_NUMBER = 0.01  # answers that are one standardised number each and this close are the same
 
 
@@ -108,13 +109,14 @@ def export_for(device: Device, network: nn.Module, example: Mapping[str, Tensor]
 
 
 def allowed(network: nn.Module, example: Mapping[str, Tensor], tolerance: float) -> float:
-    """How far the outputs of a network's file may lie from its own: the tolerance; more if linear maps are in integers, where one
-    that is rounded otherwise changes all that follow."""
-    if not has_integers(network):
+    """How far the outputs of a network's file may lie from its own: the tolerance; more if linear maps are in fewer bits, where a
+    number that is rounded otherwise changes all that follow."""
+    used = fewer_bits_of(network)
+    if not used:
         return tolerance
     with torch.no_grad():
         largest = max(float(np.abs(x).max(initial=1)) for x in _arrays(network(*example.values())))
-    return max(tolerance, INTEGER_TOLERANCE * largest)
+    return max(tolerance, (HALF_TOLERANCE if used == {"fp16"} else INTEGER_TOLERANCE) * largest)
 
 
 def form_of(family: Family, network: nn.Module, workload: Workload) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -212,8 +214,8 @@ def _write_onnx(network: nn.Module, example: Mapping[str, Tensor], path: Path) -
     # The TorchScript exporter: its graphs run as fast as the newer one's, and it takes 0.3 s a network where that takes 9 s.
     # Only so can every measured network be exported in the way that ships.
     torch.onnx.export(
-        with_integers(network), tuple(example.values()), str(path), input_names=list(example), opset_version=OPSET, dynamo=False,
-        output_names=[name for name in axes if name not in example], dynamic_axes=axes,
+        with_fewer_bits(network), tuple(example.values()), str(path), input_names=list(example), dynamic_axes=axes,
+        output_names=[name for name in axes if name not in example], opset_version=OPSET, dynamo=False,
     )  # fmt: skip
     if isinstance(network, Rewrites):
         onnx.save(network.rewritten(onnx.load(path)), path)

@@ -2,10 +2,12 @@
 
 | precision | weights | inputs |
 |---|---|---|
+| fp16 | half precision | half precision |
 | int8 | 8 bits, a symmetric scale for each output | 8 bits as they come, one range for the whole tensor, padding too |
 | int4 | 4 bits, a scale for 32 of a row | 8 bits as they come, a symmetric scale for 32 of a token |
 
-Integers are then multiplied and summed up exactly, so float arithmetic on the rounded values gives the same answer.
+Integers are then multiplied and summed up exactly, so float arithmetic on the rounded values gives the same answer. In fp16 what
+comes out is rounded once more, which is not followed here.
 
 Gradients pass the rounding unchanged (straight-through estimator, arXiv:1308.3432).
 
@@ -75,7 +77,14 @@ def round_input_blocks(x: Tensor) -> Tensor:
     return _through(x, (blocks / scale).round_().mul_(scale).flatten(-2)[..., : x.shape[-1]])
 
 
+def round_half(x: Tensor) -> Tensor:
+    """To half precision, weights and inputs alike."""
+    x = _wide(x)
+    return _through(x, x.detach().half().to(x.dtype))
+
+
 ROUNDINGS: Mapping[str, Rounding] = {
+    "fp16": Rounding(round_half, round_half),
     "int8": Rounding(round_weight, round_input),
     "int4": Rounding(round_weight_blocks, round_input_blocks),
 }

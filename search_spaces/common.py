@@ -26,9 +26,9 @@ SHARING = ("none", "pairs", "all")
 arXiv:1909.11942)."""
 PRECISIONS = ("fp32", *ROUNDINGS)
 """Of the linear maps of a layer."""
-SAVED = {"int8": (3.0, -5.0), "int4": (4.0 - 0.5 - 4.0 / BLOCK, 0.0)}
+SAVED = {"fp16": (-2.0, 0.0), "int8": (3.0, -5.0), "int4": (4.0 - 0.5 - 4.0 / BLOCK, 0.0)}
 """Bytes that a weight, and an output, takes less than in fp32: in int8 a byte, and of an output a scale and a zero point; in int4
-half a byte and its part of a scale."""
+half a byte and its part of a scale; in fp16 two bytes more, as ONNX Runtime holds floats beside them on a CPU of x86."""
 DEFAULTS: dict[str, Option] = {
     "ffn_kind": "mlp", "activation": "gelu", "norm_kind": "layer", "sharing": "none", "precision": "fp32", "ngrams": 1,
     "pool": "1", "stem": "patches",

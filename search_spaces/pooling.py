@@ -37,9 +37,9 @@ def pool_choices(pool: Sequence[int], *, attention: Sequence[str], keep: Sequenc
     if not sizes.is_nested:
         raise ValueError(f"{NAME}: {sizes.options} are not numbers of tokens")
     if largest := [kind for kind in attention if kind.startswith("topk")]:
-        raise ValueError(f"{NAME}: {sizes.options} do not go with the attention {largest[0]!r}")
+        raise ValueError(f"{NAME}: {sizes.options} do not go with the attention {largest[0]!r} (space.pool=[1])")
     if tuple(keep) not in ((), (100,)):
-        raise ValueError(f"{NAME}: {sizes.options} do not go with keep: {tuple(keep)}")
+        raise ValueError(f"{NAME}: {sizes.options} do not go with keep: {tuple(keep)} (space.pool=[1], or space.keep=[])")
     return [Choice(NAME, tuple(map(str, sizes.options)))]
 
 

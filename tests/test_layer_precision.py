@@ -14,14 +14,14 @@ from latency_models.additive import AdditiveLatency
 from latency_models.memory import memory_of, memory_of_file
 from nas.compute import Compute
 from nas.encoding import Encoding
-from nas.export import INTEGER_TOLERANCE, compare, export_onnx, form_of, open_session
+from nas.export import HALF_TOLERANCE, INTEGER_TOLERANCE, compare, export_onnx, form_of, open_session
+from nas.fewer_bits import with_fewer_bits
 from nas.finish.exits import Exits, Head
 from nas.finish.fake_quant import rounding
 from nas.finish.low_rank import LowRank
 from nas.finish.precision import blocks, quantised
 from nas.finish.quantise import Quantise
 from nas.finish.shapes import linear_layers
-from nas.integers import with_integers
 from nas.layers import Linear, with_precision
 from nas.rounding import mixed_input, mixed_weight, round_weight, round_weight_blocks
 from nas.supernet import call, cut_out, skeleton
@@ -33,9 +33,9 @@ from tests.test_stages import finisher_of, operators, through
 from tests.test_supernet import trained
 
 COMPUTE = Compute()
-PRECISIONS = ("fp32", "int8", "int4")
-INTEGERS = PRECISIONS[1:]
-OPERATORS = {"int8": "MatMulInteger", "int4": "MatMulNBits"}
+PRECISIONS = ("fp32", "fp16", "int8", "int4")
+FEWER, INTEGERS = PRECISIONS[1:], PRECISIONS[2:]
+OPERATORS = {"fp16": "MatMul", "int8": "MatMulInteger", "int4": "MatMulNBits"}
 
 
 def mixed_family(name: str, **options):
@@ -62,10 +62,12 @@ def in_precisions(family, *precisions: str):
 # --- the law of the supernet
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(5))
 def test_one_hot_masks_equal_the_cut_out_network(family, seed):
     supernet, inputs = trained(family.supernet()), inputs_of(family)
-    picks = [{}, {"precision": "int8"}, {"precision": "int4"}, {"precision": "int8", "sharing": "none"}][seed]
+    picks = [{}, {"precision": "int8"}, {"precision": "int4"}, {"precision": "int8", "sharing": "none"}, {"precision": "fp16"}][
+        seed
+    ]
     arch = picked(family, seed, **picks)
     masked = supernet(*inputs, masks=family.masks(Encoding(family.space, torch.as_tensor(family.space.encode([arch])[0]))))
     network = cut_out(family, supernet, arch, COMPUTE).double()
@@ -113,10 +115,10 @@ def test_an_architecture_survives_encoding_and_json(family):
         arch = family.space.sample(np.random.default_rng(seed))
         assert family.space.decode(family.space.encode([arch])[0]) == arch
         assert family.space.canonical(json.loads(json.dumps(arch.to_json()))) == arch
-    assert set(family.space.largest().as_dict.values()).isdisjoint(INTEGERS)
+    assert set(family.space.largest().as_dict.values()).isdisjoint(FEWER)
 
 
-@pytest.mark.parametrize("precision", INTEGERS)
+@pytest.mark.parametrize("precision", FEWER)
 def test_fp32_alone_makes_no_choice_and_another_alone_fixes_it(precision):
     assert encoder_space(precision=("fp32",)) == encoder_space()
     family = mixed_family("encoder", precision=(precision,))
@@ -130,15 +132,17 @@ def test_fp32_alone_makes_no_choice_and_another_alone_fixes_it(precision):
 # --- the file
 
 
-def integer_weights(path, precision="int8") -> set[str]:
-    """Modules whose weights are integers of a precision, by name."""
-    kind, dims = {"int8": (onnx.TensorProto.INT8, 2), "int4": (onnx.TensorProto.UINT8, 3)}[precision]
+def chosen_weights(path, precision="int8") -> set[str]:
+    """Modules whose weights are numbers of a precision, by name."""
+    types = {"fp16": (onnx.TensorProto.FLOAT16, 2), "int8": (onnx.TensorProto.INT8, 2), "int4": (onnx.TensorProto.UINT8, 3)}
+    kind, dims = types[precision]
     found = [t for t in onnx.load(path).graph.initializer if t.data_type == kind and len(t.dims) == dims]
     return {t.name.removesuffix(".weight") for t in found}
 
 
-@pytest.mark.parametrize(("name", "precision"), list(zip(FAMILIES, INTEGERS * 2, strict=True)))
-def test_exactly_the_chosen_layers_are_in_integers_in_every_form(name, precision, tmp_path):
+@pytest.mark.parametrize("precision", FEWER)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_exactly_the_chosen_layers_are_in_fewer_bits_in_every_form(name, precision, tmp_path):
     torch.manual_seed(0)
     family = mixed_family(name, sharing=("none", "pairs"))
     arch = family.space.canonical({**in_precisions(family, precision, "fp32", precision).as_dict, "sharing": "none"})
@@ -153,8 +157,8 @@ def test_exactly_the_chosen_layers_are_in_integers_in_every_form(name, precision
     for workload in forms:
         form, example = form_of(family, network, workload)
         report = export_onnx(form, example, tmp_path / "m.onnx")
-        assert {n.removeprefix("decoder.") for n in integer_weights(tmp_path / "m.onnx", precision)} == wanted
-        assert operators(tmp_path / "m.onnx")[OPERATORS[precision]] == len(wanted)
+        assert {n.removeprefix("decoder.") for n in chosen_weights(tmp_path / "m.onnx", precision)} == wanted
+        assert precision == "fp16" or operators(tmp_path / "m.onnx")[OPERATORS[precision]] == len(wanted)
         assert report.max_abs_difference <= report.tolerance < 1
 
 
@@ -162,7 +166,7 @@ def test_weights_that_layers_share_are_integers_once(tmp_path):
     family = mixed_family("encoder", sharing=("all",))
     arch = in_precisions(family, "int8")
     export_onnx(family.network(arch, backend="blocks"), family.example_input(workload_of(family)), tmp_path / "m.onnx")
-    assert len(integer_weights(tmp_path / "m.onnx")) == 7
+    assert len(chosen_weights(tmp_path / "m.onnx")) == 7
     assert operators(tmp_path / "m.onnx")["MatMulInteger"] == 7 * arch.size("depth")
 
 
@@ -184,7 +188,7 @@ def test_the_file_is_what_the_quantiser_makes_of_these_layers(encoders, precisio
     assert counts[0] == counts[1] == 2 * 6
 
 
-@pytest.mark.parametrize("precision", INTEGERS)
+@pytest.mark.parametrize("precision", FEWER)
 def test_network_and_file_decide_alike(encoders, precision, tmp_path):
     network = trained(encoders.network(in_precisions(encoders, *[precision] * 3), backend="blocks")).float().eval()
     export_onnx(network, encoders.example_input(Workload(1, 32)), tmp_path / "m.onnx")
@@ -199,7 +203,7 @@ def test_network_and_file_decide_alike(encoders, precision, tmp_path):
     assert equal >= 0.99 * total
     with torch.no_grad():
         largest = max(float(network(*example.values()).abs().max()) for example in inputs)
-    assert difference <= INTEGER_TOLERANCE * largest
+    assert difference <= {"fp16": HALF_TOLERANCE}.get(precision, INTEGER_TOLERANCE) * largest
 
 
 def test_a_file_that_stops_early_has_them_too(encoders, tmp_path):
@@ -213,16 +217,18 @@ def test_a_file_that_stops_early_has_them_too(encoders, tmp_path):
 
 
 def test_the_form_of_a_file_answers_like_the_network(encoders):
-    network = trained(encoders.network(in_precisions(encoders, "int8", "fp32", "int4"))).float()
     inputs = list(encoders.example_input(Workload(2, 32)).values())
-    torch.testing.assert_close(with_integers(network)(*inputs), network(*inputs))
-    assert with_integers(with_precision(network, "")) is network, "nothing to change"
+    for precisions in (("int8", "fp32", "int4"), ("fp16", "fp32", "fp16")):
+        network = trained(encoders.network(in_precisions(encoders, *precisions))).float()
+        close = {"rtol": 0.0, "atol": 0.02} if "fp16" in precisions else {}  # fp16 rounds what comes out, too
+        torch.testing.assert_close(with_fewer_bits(network)(*inputs), network(*inputs), **close)
+    assert with_fewer_bits(with_precision(network, "")) is network, "nothing to change"
 
 
 # --- what it costs
 
 
-def test_a_weight_in_int8_is_a_byte_and_in_int4_half_of_it(encoders, tmp_path):
+def test_a_weight_in_int8_is_a_byte_and_in_int4_half_of_it_and_in_fp16_it_is_held_twice(encoders, tmp_path):
     example, workload = encoders.example_input(Workload(1, 32)), Workload(1, 32)
     feed = {name: value.numpy() for name, value in example.items()}
     sizes = {}
@@ -231,18 +237,18 @@ def test_a_weight_in_int8_is_a_byte_and_in_int4_half_of_it(encoders, tmp_path):
         export_onnx(encoders.network(arch, backend="blocks"), example, tmp_path / "m.onnx")
         [counted] = memory_of(encoders, [arch], workload)
         found = memory_of_file(tmp_path / "m.onnx", feed)
-        assert found.weights_mib == pytest.approx(counted.weights_mib, rel=0.02)
-        assert found.activations_mib < counted.upper_mib - counted.weights_mib
+        assert precision == "fp16" or found.weights_mib == pytest.approx(counted.weights_mib, rel=0.02)
+        assert found.peak_mib < counted.upper_mib
         sizes[precision] = counted.weights_mib
     table = 4 * 64 * (500 + 32) / 2**20
-    shares = [(sizes[precision] - table) / (sizes["fp32"] - table) for precision in INTEGERS]
-    assert shares == pytest.approx([0.29, 0.18], abs=0.02)
+    shares = [(sizes[precision] - table) / (sizes["fp32"] - table) for precision in FEWER]
+    assert shares == pytest.approx([1.5, 0.29, 0.18], abs=0.03)
 
 
 def test_the_latency_model_tells_precisions_apart(encoders):
-    """Of a device on which int8 is faster than fp32, and int4 slower."""
-    workload, archs = Workload(1, 32), [encoders.space.sample(np.random.default_rng(seed)) for seed in range(60)]
-    price = {"int8": 0.4, "int4": 1.5}
+    """Of a device on which fp16 and int8 are faster than fp32, and int4 slower."""
+    workload, archs = Workload(1, 32), [encoders.space.sample(np.random.default_rng(seed)) for seed in range(80)]
+    price = {"fp16": 0.7, "int8": 0.4, "int4": 1.5}
 
     def law(arch):
         found = encoders.operators(Encoding.of(encoders.space, [arch]), workload)
@@ -254,7 +260,8 @@ def test_the_latency_model_tells_precisions_apart(encoders):
     alike = [in_precisions(encoders, *[precision] * 3) for precision in PRECISIONS]
     predicted = model.predict(alike).mean_ms
     assert predicted == pytest.approx([law(arch) for arch in alike], rel=0.02)
-    assert predicted[1] < 0.8 * predicted[0] < 0.8 * predicted[2]
+    fp32, fp16, int8, int4 = predicted
+    assert int8 < 0.95 * fp16 < 0.9 * fp32 < 0.8 * int4
     mean = Encoding(encoders.space, torch.as_tensor(encoders.space.encode(alike).mean(axis=0)))
     assert model.expected_ms(mean).item() == pytest.approx(predicted.mean())
 
@@ -271,7 +278,7 @@ def test_what_is_scored_is_the_file_and_stages_keep_precisions(tmp_path):
     finisher.finish(largest, family.supernet())
     found = finisher.file_scores(largest, "validation", tag="")["error_percent"]
     assert finisher.record(largest)["error_percent"] == found
-    assert {name.split(".")[2] for name in integer_weights(finisher.onnx_path(largest, tag=""))} == {"1"}
+    assert {name.split(".")[2] for name in chosen_weights(finisher.onnx_path(largest, tag=""))} == {"1"}
     stages = {"low_rank": LowRank(train=FAST, energy=0.3), "quantise": Quantise(train=FAST, aware=True)}
     low_rank, quantise = through(finisher, stages, largest)
     assert low_rank.after.num_parameters < low_rank.before.num_parameters
@@ -301,7 +308,7 @@ def test_training_under_rounding_leaves_chosen_layers_alone(encoders):
 
 
 def test_gradients_reach_every_weight_through_the_rounding(encoders):
-    network = encoders.network(in_precisions(encoders, "int8", "int4", "int8"))
+    network = encoders.network(in_precisions(encoders, "int8", "int4", "fp16"))
     inputs = list(encoders.example_input(Workload(2, 32)).values())
     for compute in (Compute(), Compute(precision="bfloat16")):
         network.zero_grad()
@@ -314,11 +321,11 @@ def test_gradients_reach_every_weight_through_the_rounding(encoders):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": ("int2",)}, r"precision: \('int2',\) are not some of \('fp32', 'int8', 'int4'\)"),
+        ({"precision": ("int2",)}, r"precision: \('int2',\) are not some of \('fp32', 'fp16', 'int8', 'int4'\)"),
         ({"precision": ()}, r"precision: \(\) are not some of"),
         (
             {"ffn_kind": ("mlp", "lowrank"), "rank": (2,)},
-            r"precision: \('fp32', 'int8', 'int4'\) go with the ffn_kind 'glu' and 'mlp'",
+            r"precision: \('fp32', 'fp16', 'int8', 'int4'\) go with the ffn_kind 'glu' and 'mlp'",
         ),
         ({"ffn_kind": ("mlp", "none")}, r"and \('mlp', 'none'\) are chosen"),
     ],

@@ -157,7 +157,7 @@ def test_samples_as_csv(tmp_path, capsys):
 
 
 def test_an_architecture_by_its_picks(capsys):
-    picks = {"width": 32, "depth": 1, "layer1.attention": "full", "layer1.heads": 1, "layer1.ffn": 64, "ngrams": 1}
+    picks = {"width": 32, "depth": 1, "layer1.attention": "full", "layer1.heads": 1, "layer1.ffn": 64, "ngrams": 1, "pool": "2"}
     main([f"arch={json.dumps(picks)}", "rounds=1", "tokens=16", "ids=500", "device.max_samples=10"])
     out = capsys.readouterr().out
     assert "token_ids int64 [1, 16], attention_mask int64 [1, 16]" in out

@@ -15,7 +15,7 @@ from nas.reduction import mean_token, merged, spread
 from nas.supernet import call, cut_out, skeleton
 from nas.types import Workload
 from search_spaces.attention import ATTENTION_KINDS
-from search_spaces.encoder import EncoderFamily, encoder_space
+from search_spaces.encoder import EncoderFamily, encoder, encoder_space
 from tests.test_reduction import inputs_of, picked
 from tests.test_supernet import trained
 
@@ -204,6 +204,10 @@ def test_what_could_not_be_exact_is_refused(changes, message):
         family_of(**changes)
 
 
-def test_a_task_that_asks_for_each_token_is_refused():
+def test_a_task_that_asks_for_each_token_has_them_all():
+    sizes = {"vocab_size": 50, "num_classes": 5, "max_tokens": 24, "head_size": 4, "window": 2, "per_token": True}
+    assert encoder(**sizes, **SIZES, pool=(1, 2)).space == encoder_space(**SIZES)
+    with pytest.raises(ValueError, match=r"pool: \(2,\) tokens are one"):
+        encoder(**sizes, **SIZES, pool=(2,))
     with pytest.raises(ValueError, match=r"pool: \(1, 2, 3\) tokens are one, and the task asks for each \(space.pool=\[1\]\)"):
         EncoderFamily(FAMILY.space, 50, 5, per_token=True)

@@ -231,6 +231,7 @@ def test_a_network_is_trained_once_for_all_its_surroundings(tmp_path, family, mo
 @pytest.mark.slow
 def test_a_search_chooses_threads_and_precision(tmp_path):
     words = ["experiment=smoke", "surroundings.threads=[1,2]", "surroundings.precision=[fp32,int8]", "finish.rungs=[0.5]"]
+    words += ["searcher.evaluations=16"]
     words += [f"run={tmp_path / 'run'}", f"store={tmp_path / 'store'}", "torch_threads=1"]
     done = command("search", *words)
     assert done.returncode == 0, done.stdout + done.stderr

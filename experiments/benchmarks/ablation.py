@@ -22,7 +22,7 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from experiments.benchmarks.ship import Words, finisher_of, geometric, test_error, train
+from experiments.benchmarks.alone import finisher_of, geometric, test_error, train
 from experiments.benchmarks.supernet import threads
 from experiments.build import build
 from experiments.composing import composed
@@ -45,6 +45,15 @@ Costs = tuple[float, float]
 """Latency in ms and test error in percent."""
 
 
+@dataclass
+class Words:
+    """What the benchmark takes."""
+
+    preset: str = "quick"  # quick or full (tiny shows only that it runs)
+    out: str | None = None  # a file for the figures
+    directory: str | None = None  # where everything stays; null: a temporary one
+
+
 @dataclass(frozen=True)
 class Preset:
     """Tasks by name, with overrides of the main job's configuration; seeds; width, depth and ffn of the plain networks."""
@@ -64,7 +73,15 @@ SPACE = (
     "space=encoder_full", "space.width=[48,96]", "space.depth=[1,2,3]", "space.heads=[4]", "space.kv_heads=[1,4]",
     "space.ffn=[128,192]",
 )  # fmt: skip
-TASKS = {"languages": SPACE, "tags": ("task=python_words", *SPACE, "space.keep=[]")}
+ALIKE = (
+    "space.attention=[full]", "space.ffn_kind=[mlp]", "space.rank=[]", "space.activation=[gelu]", "space.norm_kind=[layer]",
+    "space.sharing=[none]", "space.keep=[]", "space.ngrams=[1]",
+)  # fmt: skip
+TASKS = {
+    "languages": SPACE,
+    "tags": ("task=python_words", *SPACE, "space.keep=[]"),
+    "means": (*SPACE, *ALIKE, "space.pool=[1,2,4,8]"),  # on languages too; they do not go with all of the others
+}
 TINY = (
     *SPACE, "space.attention=[full,linear]", "space.ffn_kind=[mlp]", "space.rank=[]", "space.activation=[gelu]",
     "space.norm_kind=[layer]", "space.keep=[]", "space.ngrams=[1]", "task.vocab_size=1000", "task.max_tokens=32",

@@ -47,6 +47,7 @@ from nas.pareto import hypervolume
 from nas.projection import discretise
 from nas.space import Architecture, Option, SearchSpace
 from nas.types import Measurement
+from search_spaces.common import DEFAULTS
 
 WHO = {
     "ours": "the search",
@@ -210,11 +211,11 @@ def _build(preset: Preset, seed: int, run: Path, report: Reporter) -> Pipeline:
 
 
 def same_layers(space: SearchSpace, arch: Mapping[str, int]) -> Architecture:
-    """An architecture of `do_it_yourself`, all of whose layers are alike and which has no n-grams, as a point of the space."""
+    """An architecture of `do_it_yourself`, whose layers are alike and see each token, without n-grams, as a point of the space."""
     layer: dict[str, Option] = {"attention": "full", "heads": arch["heads"], "ffn": arch["ffn"]}
     layers = {f"layer{i}.{name}": option for i in range(1, arch["depth"] + 1) for name, option in layer.items()}
-    none = {"ngrams": 1} if "ngrams" in space.by_name else {}
-    return space.canonical({"width": arch["width"], "depth": arch["depth"], **none, **layers})
+    plain: dict[str, Option] = {name: DEFAULTS[name] for name in ("ngrams", "pool") if name in space.by_name}
+    return space.canonical({"width": arch["width"], "depth": arch["depth"], **plain, **layers})
 
 
 def judge_predictor(pipeline: Pipeline, preset: Preset, folder: Path, report: Reporter) -> dict[str, float]:

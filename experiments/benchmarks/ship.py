@@ -13,12 +13,11 @@ With `directory=`, everything trained and measured stays there, and a benchmark 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +25,13 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from experiments.benchmarks.alone import finisher_of, geometric, test_error, train
 from experiments.build import build
 from experiments.composing import composed
 from experiments.finishing import FOLDER, Finisher
 from experiments.pipeline import Pipeline
 from experiments.progress import Reporter
-from experiments.run_directory import RunDirectory
 from experiments.stages import Stages
-from nas.compute import Compute, choose_compute
 from nas.costs import flops_of
 from nas.finish.cut import Cut
 from nas.finish.learn import Learn
@@ -198,23 +196,6 @@ def trial(task: str, overrides: Sequence[str], seed: int, preset: Preset, folder
     )  # fmt: skip
 
 
-def finisher_of(pipeline: Pipeline, folder: Path, *, beta: float) -> Finisher:
-    """That of a run of its own, whose networks begin with fresh weights."""
-    run = RunDirectory(folder)
-    (run / FOLDER).mkdir(exist_ok=True)
-    if not run.has("compute.json"):
-        batch = next(iter(pipeline.task.batches("train", tokens_per_batch=2048, seed=0)))
-        run.write_json("compute.json", asdict(choose_compute(pipeline.family, pipeline.task, batch)[0]))
-    settings = dataclasses.replace(pipeline.settings.finish, inherit=0.0, lesson=Lesson(beta=(beta, beta)))
-    return dataclasses.replace(pipeline.finisher(Compute(**run.read_json("compute.json"))), settings=settings, run=run)
-
-
-def train(finisher: Finisher, arch: Architecture, seed: int) -> None:
-    if not finisher.is_finished(arch):
-        torch.manual_seed(seed)
-        finisher.finish(arch, finisher.family.supernet())
-
-
 def _rows(pipeline: Pipeline, finisher: Finisher, name: str, arch: Architecture, preset: Preset, report: Reporter) -> list[Row]:
     """Every stage on its own; a cut goes by FLOPs, no latency model is fitted here."""
     family = pipeline.family
@@ -241,10 +222,6 @@ def _rows(pipeline: Pipeline, finisher: Finisher, name: str, arch: Architecture,
         speedup, size = found.before.latency_ms / found.after.latency_ms, found.after.file_bytes / found.before.file_bytes
         rows.append(Row(name, stage_name, speedup, after - error, size, found.kept))
     return rows
-
-
-def test_error(finisher: Finisher, arch: Architecture) -> float:
-    return float(finisher.file_scores(arch, "test", tag="")["error_percent"])
 
 
 def summary(trials: Sequence[Trial]) -> dict[str, float]:
@@ -275,10 +252,6 @@ def summary(trials: Sequence[Trial]) -> dict[str, float]:
         **figures,
         "num_trials": len(trials),
     }
-
-
-def geometric(ratios: Sequence[float]) -> float:
-    return math.exp(float(np.mean(np.log(ratios))))
 
 
 def _show(trial: Trial, report: Reporter) -> None:

@@ -1,7 +1,7 @@
-"""Linear maps in fewer bits as they are in an ONNX file: integers that are multiplied, not floats that were rounded.
+"""Linear maps in fewer bits as they are in an ONNX file: what is multiplied is in fewer bits, not floats that were rounded.
 
 ONNX Runtime's quantisers find their nodes by name, and the exporter's names do not tell the layers of a decoder's other forms
-apart. Here a map writes its own operators, those of the quantisers, so exactly the chosen ones are in integers in every form.
+apart. Here a map writes its own operators, those of the quantisers, so exactly the chosen ones are in fewer bits in every form.
 
 Shapes: C outputs, D inputs, N blocks of B of them; packed, B is half as large.
 """
@@ -9,6 +9,7 @@ Shapes: C outputs, D inputs, N blocks of B of them; packed, B is half as large.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,21 +22,36 @@ from nas.rounding import BLOCK, ROUNDINGS, integer_blocks, weight_scale
 INT8_COMPUTE = 4  # how MatMulNBits calls it
 
 
-def has_integers(network: nn.Module) -> bool:
-    """Whether a linear map of the network is in fewer bits by choice."""
-    return any(isinstance(part, Linear) and part.precision in ROUNDINGS for part in network.modules())
+def fewer_bits_of(network: nn.Module) -> set[str]:
+    """The precisions but fp32 that were chosen for linear maps of the network."""
+    return {part.precision for part in network.modules() if isinstance(part, Linear) and part.precision in ROUNDINGS}
 
 
-def with_integers(network: nn.Module) -> nn.Module:
-    """The network, or a copy of it with integers in its linear maps in fewer bits."""
-    if not has_integers(network):
+def with_fewer_bits(network: nn.Module) -> nn.Module:
+    """The network, or a copy of it with its linear maps in fewer bits as in a file."""
+    if not fewer_bits_of(network):
         return network
     network = copy.deepcopy(network)
     for module in list(network.modules()):
         for name, part in list(module.named_children()):
             if isinstance(part, Linear) and part.precision in ROUNDINGS:
-                setattr(module, name, Int8Linear(part) if part.precision == "int8" else Int4Linear(part))
+                setattr(module, name, IN_FILES[part.precision](part))
     return network
+
+
+class HalfLinear(nn.Module):
+    """The same answers as `nas.layers.Linear` in fp16, without a gradient; what comes out is rounded too."""
+
+    weight: Tensor
+
+    def __init__(self, layer: Linear) -> None:
+        super().__init__()
+        self.register_buffer("weight", layer.weight.detach().t().contiguous().half())
+        self.bias = layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        product = (x.half() @ self.weight).to(x.dtype)
+        return product if self.bias is None else product + self.bias
 
 
 class Int8Linear(nn.Module):
@@ -104,3 +120,6 @@ class _MatMulNBits(torch.autograd.Function):
         product = g.op("com.microsoft::MatMulNBits", x, packed_CNB, scale_CN, **sizes)
         product.setType(x.type().with_sizes([None] * (rank - 1) + [outputs]))  # which the exporter does not know of itself
         return product
+
+
+IN_FILES: Mapping[str, Callable[[Linear], nn.Module]] = {"fp16": HalfLinear, "int8": Int8Linear, "int4": Int4Linear}

@@ -1,0 +1,51 @@
+"""Networks that are trained on their own, from fresh weights, and judged by their files: what several benchmarks compare."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from experiments.finishing import FOLDER, Finisher
+from experiments.pipeline import Pipeline
+from experiments.run_directory import RunDirectory
+from nas.compute import Compute, choose_compute
+from nas.finish.teaching import Lesson
+from nas.space import Architecture
+
+
+def finisher_of(pipeline: Pipeline, folder: Path, *, beta: float) -> Finisher:
+    """That of a run of its own, whose networks begin with fresh weights.
+
+    Args:
+        beta: weight of the largest network's answers in what the others learn.
+    """
+    run = RunDirectory(folder)
+    (run / FOLDER).mkdir(exist_ok=True)
+    if not run.has("compute.json"):
+        batch = next(iter(pipeline.task.batches("train", tokens_per_batch=2048, seed=0)))
+        run.write_json("compute.json", asdict(choose_compute(pipeline.family, pipeline.task, batch)[0]))
+    settings = dataclasses.replace(pipeline.settings.finish, inherit=0.0, lesson=Lesson(beta=(beta, beta)))
+    return dataclasses.replace(pipeline.finisher(Compute(**run.read_json("compute.json"))), settings=settings, run=run)
+
+
+def train(finisher: Finisher, arch: Architecture, seed: int) -> None:
+    """Unless it was trained before."""
+    if not finisher.is_finished(arch):
+        torch.manual_seed(seed)
+        finisher.finish(arch, finisher.family.supernet())
+
+
+def test_error(finisher: Finisher, arch: Architecture) -> float:
+    """In percent, of the network's file."""
+    return float(finisher.file_scores(arch, "test", tag="")["error_percent"])
+
+
+def geometric(ratios: Sequence[float]) -> float:
+    """Their geometric mean."""
+    return math.exp(float(np.mean(np.log(ratios))))
