@@ -195,8 +195,10 @@ def encoder(
     per_token: bool = False, ngrams: Sequence[int] = (), ngram_buckets: int = 16_384, pool: Sequence[int] = (),
     name: str = "encoder", **choices: Unpack[TrunkOptions],
 ) -> EncoderFamily:  # fmt: skip
-    """The family of a space that is given by its options; what a configuration builds. Where each token has an answer, of the sizes
-    of pools 1 alone is left, if it is one. Raises ValueError like its parts."""
+    """The family of a space that is given by its options; what a configuration builds. Raises ValueError like its parts.
+
+    Where each token has an answer, a choice of pools that holds 1 is none: it is 1.
+    """
     sizes = (1,) if per_token and 1 in pool else pool
     space = encoder_space(name=name, ngrams=ngrams, pool=sizes, **choices)
     return EncoderFamily(space, vocab_size, num_classes, max_tokens, head_size, window, norm, per_token, ngram_buckets)

@@ -211,7 +211,7 @@ def _build(preset: Preset, seed: int, run: Path, report: Reporter) -> Pipeline:
 
 
 def same_layers(space: SearchSpace, arch: Mapping[str, int]) -> Architecture:
-    """An architecture of `do_it_yourself`, whose layers are alike and see each token, without n-grams, as a point of the space."""
+    """An architecture of `do_it_yourself`, whose layers are alike and see single tokens, as a point of the space."""
     layer: dict[str, Option] = {"attention": "full", "heads": arch["heads"], "ffn": arch["ffn"]}
     layers = {f"layer{i}.{name}": option for i in range(1, arch["depth"] + 1) for name, option in layer.items()}
     plain: dict[str, Option] = {name: DEFAULTS[name] for name in ("ngrams", "pool") if name in space.by_name}
