@@ -54,7 +54,8 @@ LAYER = {"width": (128,), "depth": (1,), "heads": (4,), "kv_heads": (1, 4), "ffn
 FULL = {
     "width": (32, 48, 64, 96, 128, 192, 256), "depth": (1, 2, 3, 4, 6, 8, 10, 12), "heads": (1, 2, 4, 8),
     "kv_heads": (1, 2, 4, 8),
-    "ffn": (64, 128, 192, 256, 384, 512, 768), "attention": ATTENTION_KINDS, "ffn_kind": FFN_KINDS,
+    "ffn": (64, 128, 192, 256, 384, 512, 768),
+    "attention": ("full", "window16", "window4", "block", "strided", "topk", "linear", "lowrank", "none"), "ffn_kind": FFN_KINDS,
     "rank": (16, 32, 64), "activation": ("gelu", "hardswish", "relu"), "norm_kind": NORM_KINDS, "sharing": SHARING,
     "keep": (25, 50, 75, 100), "ngrams": (1, 2, 3),
 }  # fmt: skip
