@@ -6,7 +6,7 @@ import dataclasses
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ class Finisher:
     settings: FinishSettings
     seed: int
     run: RunDirectory
+    baseline: Callable[[], nn.Module] | None = None  # that may teach the short-list, where one is better
 
     def is_finished(self, arch: Architecture) -> bool:
         return self.run.has(f"{FOLDER}/{arch.id}.json")
@@ -86,16 +87,18 @@ class Finisher:
 
     def steps(self, arch: Architecture) -> int:
         """Steps that cost as many FLOPs as `train.steps` of the largest network, at most `most_steps`. A step is three times a
-        forward pass, and one of the teacher where there is one."""
+        forward pass, and one of the largest network where it teaches; what a baseline answers is known."""
         largest, own = flops_of(self.family, [self.family.space.largest(), arch], self.workload)
-        teaching = largest if self._lesson(arch).needs_teacher else 0.0
+        lesson = self._lesson(arch)
+        teaching = largest if lesson.needs_teacher and not lesson.is_of_baseline else 0.0
         return min(self.settings.most_steps, int(self.settings.train.steps * largest / (own + teaching / 3)))
 
     def _lesson(self, arch: Architecture) -> Lesson:
-        """The largest network has no teacher."""
+        """Without a teacher for whom there is none: the largest network does not teach itself."""
         lesson = self.settings.lesson
         is_largest = network_of(arch) == network_of(self.family.space.largest())
-        return dataclasses.replace(lesson, beta=(0.0, 0.0)) if is_largest else lesson
+        alone = self.baseline is None if lesson.is_of_baseline else is_largest
+        return dataclasses.replace(lesson, beta=(0.0, 0.0)) if alone else lesson
 
     def finish(self, arch: Architecture, supernet: nn.Module) -> None:
         """Cuts out, trains, exports and scores on the validation split; writes `shortlist/<id>.{safetensors,onnx,json}`.
@@ -127,9 +130,12 @@ class Finisher:
             return self._error_percent(network)
 
     def _teachers(self, arch: Architecture, supernet: nn.Module) -> list[nn.Module]:
-        """The finished largest network, if the lesson needs it."""
-        if not self._lesson(arch).needs_teacher:
+        """Of the lesson, if it needs any: the finished largest network, or a baseline."""
+        lesson = self._lesson(arch)
+        if not lesson.needs_teacher:
             return []
+        if lesson.is_of_baseline and self.baseline is not None:
+            return [self.baseline().to(self.compute.device)]
         largest = self.family.space.largest()
         if not self.is_finished(largest):
             self.finish(largest, supernet)

@@ -7,6 +7,7 @@ any moment goes on where it was: same seed and same measurements, same weights, 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pickle
@@ -21,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from experiments.baseline_teachers import BaselineTeachers
 from experiments.budgets import Budget, Ends
 from experiments.calibration import Calibration, Calibrator
 from experiments.costing import Costing, check_device, check_precisions
@@ -28,7 +30,7 @@ from experiments.exploring import Explorer
 from experiments.finishing import Finisher
 from experiments.halving import Halving
 from experiments.ledger import spent
-from experiments.outcome import Outcome
+from experiments.outcome import Explored, Outcome
 from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory, RunError
 from experiments.selecting import Selection
@@ -160,9 +162,10 @@ class Pipeline:
             self.family, self.task, supernet, compute, calibration, costing, budget, self.settings, self.run, self.report
         )
         explored = explorer.explore([p.arch for p in proposals], self.calibrator())
-        finisher = self.finisher(compute)
+        baselines = BaselineTeachers(self.task, trivial)
+        finisher = dataclasses.replace(self.finisher(compute), baseline=self._baseline(baselines, explored))
         climbed = Halving(finisher, budget, self.settings, self.run, self.report).climb(explored, supernet)
-        selection = Selection(self.family, finisher, calibration, budget, trivial, self.settings, self.run, self.report)
+        selection = Selection(self.family, finisher, calibration, budget, baselines, self.settings, self.run, self.report)
         finalists = selection.finalists(climbed.shortlists)
         selection.train(finalists, supernet)
         measurements, lost = selection.measure(finalists)
@@ -185,6 +188,15 @@ class Pipeline:
             costing=costing,
             stages=tuple(stages),
         )
+
+    def _baseline(self, baselines: BaselineTeachers, explored: Explored) -> Callable[[], nn.Module] | None:
+        """What teaches the short-list, if it is to be a baseline: the best one, where no network that was explored is as good."""
+        errors = [c.objectives["error"] for candidates in explored.by_phase.values() for c in candidates]
+        best = baselines.better_than(min(errors))
+        if best is None or not self.settings.finish.lesson.is_of_baseline:
+            return None
+        self.report.say(f"The short-list learns from a baseline, too, which is better than its networks so far: {best}")
+        return functools.partial(baselines.teacher, best)
 
     def finisher(self, compute: Compute) -> Finisher:
         return Finisher(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from experiments.baseline_teachers import BaselineTeachers
 from experiments.budgets import Budget
 from experiments.calibration import Calibration, read_measurements
 from experiments.finishing import Finisher
@@ -20,9 +21,8 @@ from experiments.stages import Stages
 from hardware.arena import activations_mib
 from latency_models.memory import memory_of_file
 from nas.export import form_of
-from nas.finish.remembered import Remembered
 from nas.finish.teaching import School
-from nas.protocols import DeviceError, Family, TaskWithAnswers
+from nas.protocols import DeviceError, Family
 from nas.space import Architecture
 from nas.types import Candidate, Measurement, Provenance, pareto_front
 
@@ -32,16 +32,13 @@ SHORT_LIST = "short-list"
 
 @dataclass(frozen=True)
 class Selection:
-    """The end of one run; what is trained, measured and decided is read from the run's files.
-
-    `trivial` are the errors of the task's baselines in percent, by their names.
-    """
+    """The end of one run; what is trained, measured and decided is read from the run's files."""
 
     family: Family
     finisher: Finisher
     calibration: Calibration
     budget: Budget
-    trivial: Mapping[str, float]
+    baselines: BaselineTeachers
     settings: Settings
     run: RunDirectory
     report: Reporter
@@ -142,7 +139,8 @@ class Selection:
 
         def teachers(name: str) -> list[nn.Module]:
             if name == "baseline":
-                return self._baseline(choice.arch)
+                best = self.baselines.better_than(self.finisher.record(choice.arch)["error_percent"])
+                return [self.baselines.teacher(best).to(self.finisher.compute.device)] if best else []
             archs = self._front(finalists, measurements) if name == "front" else [self.family.space.largest()]
             return [self.finisher.to_train(arch, tag="") for arch in archs]
 
@@ -157,17 +155,6 @@ class Selection:
         if any(report.kept for report in reports):
             choice = replace(choice, measurement=self.finisher.verdict(choice.arch, reference_ms=reference_ms))
         return choice, reports
-
-    def _baseline(self, arch: Architecture) -> list[nn.Module]:
-        """The best baseline that can teach, if it is better than the finished network."""
-        task, error_percent = self.finisher.task, self.finisher.record(arch)["error_percent"]
-        if not isinstance(task, TaskWithAnswers):
-            return []
-        better = {name: self.trivial[name] for name in task.able_to_teach if self.trivial[name] < error_percent}
-        if not better:
-            return []
-        best = min(better, key=better.__getitem__)
-        return [Remembered(best, *task.unseen_answers(best)).to(self.finisher.compute.device)]
 
     def _front(self, finalists: Sequence[Finalist], measurements: Mapping[str, Measurement]) -> list[Architecture]:
         """The finished networks that no other beats in measured latency and error."""

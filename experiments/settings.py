@@ -93,7 +93,7 @@ class FinishSettings:
         inherit: share of the inherited weights in those that `most_steps` begin with; the rest is fresh. A shorter training could
             not win back what it gave away, and keeps more, up to all.
         rounds: visits to each network.
-        lesson: what they learn; a teacher can only be the largest network.
+        lesson: what they learn; a teacher can only be the largest network, or a baseline.
         most_points_lost: of validation error, that a stage may cost what ships.
     """
 
@@ -111,8 +111,9 @@ class FinishSettings:
         object.__setattr__(self, "rungs", tuple(self.rungs))
         if list(self.rungs) != sorted(set(self.rungs)) or not all(0 < share < 1 for share in self.rungs):
             raise ValueError(f"rungs: {list(self.rungs)} are not ascending shares between 0 and 1")
-        if self.lesson.teacher != "largest":
-            raise ValueError(f"lesson.teacher: {self.lesson.teacher!r} is not 'largest'; the others come after the short-list")
+        if self.lesson.teacher not in ("largest", "baseline"):
+            known = "is not one of ('largest', 'baseline'); the others come after the short-list"
+            raise ValueError(f"lesson.teacher: {self.lesson.teacher!r} {known}")
         if self.most_points_lost < 0:
             raise ValueError(f"most_points_lost: {self.most_points_lost} is negative")
         if not 0 <= self.inherit <= 1:

@@ -1,18 +1,13 @@
 """A trivial baseline that is better than the network teaches it, by answers to what it has not seen."""
 
-from types import SimpleNamespace
-from typing import Any, cast
-
 import numpy as np
 import pytest
 import torch
 
-from experiments.progress import Reporter
-from experiments.selecting import Selection
+from experiments.baseline_teachers import BaselineTeachers
 from experiments.tasks.baselines import unseen_logs
 from experiments.tasks.languages import Languages
 from experiments.tasks.text import TextClassification
-from nas.compute import Compute
 from nas.finish.losses import soft_labels
 from nas.finish.remembered import Remembered
 from nas.protocols import SPLITS, TaskWithAnswers
@@ -64,16 +59,11 @@ def test_each_example_of_train_has_an_answer(task):
     assert wrong / task.num_examples("train") < 0.2
 
 
-def teachers(task, *, network_percent, **trivial):
-    finisher = SimpleNamespace(task=task, compute=Compute(), record=lambda arch: {"error_percent": network_percent})
-    unused = cast(Any, None)
-    selection = Selection(unused, cast(Any, finisher), unused, unused, trivial, unused, unused, Reporter(quiet=True))
-    return selection._baseline(unused)
-
-
-def test_only_a_better_baseline_teaches(task):
+def test_only_a_better_baseline_teaches_and_is_asked_once(task):
     trivial = {BEST: 10.0, "TF-IDF of words, logistic regression": 30.0, "majority class": 5.0}
-    [teacher] = teachers(task, network_percent=12.0, **trivial)
-    assert teacher.name == BEST
-    assert teachers(task, network_percent=9.0, **trivial) == []
-    assert teachers(Sum(), network_percent=12.0, **trivial) == []
+    baselines = BaselineTeachers(task, trivial)
+    assert baselines.better_than(12.0) == BEST
+    assert baselines.teacher(BEST) is baselines.teacher(BEST)
+    assert baselines.teacher(BEST).name == BEST
+    assert baselines.better_than(9.0) is None
+    assert BaselineTeachers(Sum(), trivial).better_than(12.0) is None

@@ -262,5 +262,5 @@ def test_stages_that_cannot_work_are_refused_before_any_work(family):
         check_stages({"prune": Prune(lesson=Lesson(class_weights=True))}, task=task, family=family, device=device)
     with pytest.raises(ValueError, match=r"aware: training rounds as int8 does, and the kind is 'fp16'"):
         Quantise(kind="fp16")
-    with pytest.raises(ValueError, match=r"lesson.teacher: 'front' is not 'largest'"):
+    with pytest.raises(ValueError, match=r"lesson.teacher: 'front' is not one of \('largest', 'baseline'\)"):
         FinishSettings(lesson=Lesson(teacher="front"))

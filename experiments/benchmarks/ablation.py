@@ -28,6 +28,7 @@ from experiments.build import build
 from experiments.composing import composed
 from experiments.finishing import Finisher
 from experiments.progress import Advance, Reporter
+from nas.finish.teaching import Lesson
 from nas.pareto import hypervolume
 from nas.space import Architecture, Choice, Option, SearchSpace
 from search_spaces.common import DEFAULTS
@@ -150,7 +151,7 @@ def gains(task: str, overrides: Sequence[str], seed: int, preset: Preset, folder
 def _finisher(task: str, overrides: Sequence[str], seed: int, folder: Path, report: Reporter) -> Finisher:
     path = folder / f"{task}-{seed}"
     path.mkdir(parents=True, exist_ok=True)
-    return finisher_of(build(composed(*overrides, f"seed={seed}", f"run={path}"), report=report), path, beta=0.0)
+    return finisher_of(build(composed(*overrides, f"seed={seed}", f"run={path}"), report=report), path, lesson=Lesson())
 
 
 def plain_picks(space: SearchSpace, width: int, depth: int, ffn: int) -> dict[str, Option]:

@@ -19,18 +19,14 @@ from nas.finish.teaching import Lesson
 from nas.space import Architecture
 
 
-def finisher_of(pipeline: Pipeline, folder: Path, *, beta: float) -> Finisher:
-    """That of a run of its own, whose networks begin with fresh weights.
-
-    Args:
-        beta: weight of the largest network's answers in what the others learn.
-    """
+def finisher_of(pipeline: Pipeline, folder: Path, *, lesson: Lesson) -> Finisher:
+    """That of a run of its own, whose networks begin with fresh weights."""
     run = RunDirectory(folder)
     (run / FOLDER).mkdir(exist_ok=True)
     if not run.has("compute.json"):
         batch = next(iter(pipeline.task.batches("train", tokens_per_batch=2048, seed=0)))
         run.write_json("compute.json", asdict(choose_compute(pipeline.family, pipeline.task, batch)[0]))
-    settings = dataclasses.replace(pipeline.settings.finish, inherit=0.0, lesson=Lesson(beta=(beta, beta)))
+    settings = dataclasses.replace(pipeline.settings.finish, inherit=0.0, lesson=lesson)
     return dataclasses.replace(pipeline.finisher(Compute(**run.read_json("compute.json"))), settings=settings, run=run)
 
 

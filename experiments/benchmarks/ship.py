@@ -1,8 +1,9 @@
 """What finishing does to a network: its speed on this machine's CPU and its test error, before and after each stage.
 
 For each task and seed the hand-designed networks and some random ones are trained alone for equal FLOPs, and again with a teacher
-for equal FLOPs, the teacher's passes counted. The largest network and the fastest of the others then go through each stage on its
-own. Files are timed in turn, their errors are of the test split, and a stage that is not faster is in the figures as it came out.
+for equal FLOPs: the best trivial baseline where it is better than the largest network, else that, its passes counted. The
+largest network and the fastest of the others then go through each stage on its own. Files are timed in turn, their errors are of the
+test split, and a stage that is not faster is in the figures as it came out.
 
 A stage that trains also trains on: `trained_on` is the float network after as many steps as the quantised one learned, and
 `int8_points_lost_to_trained_on` compares with that.
@@ -13,6 +14,8 @@ With `directory=`, everything trained and measured stays there, and a benchmark 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import math
 import shutil
 import tempfile
@@ -25,6 +28,7 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from experiments.baseline_teachers import BaselineTeachers
 from experiments.benchmarks.alone import finisher_of, geometric, test_error, train
 from experiments.build import build
 from experiments.composing import composed
@@ -114,6 +118,11 @@ class Trial:
     parity_max_abs: float
     parity_equal_decisions: float
 
+    @property
+    def distilled_gain(self) -> float:
+        """Points of error that the short-list gains on the mean."""
+        return float(np.mean([self.alone[name] - error for name, error in self.distilled.items()]))
+
     def speedup_at(self, points: float) -> float:
         """The largest network's time to that of the fastest file that ships and loses at most so many points against it."""
         largest, *_ = self.latency_ms
@@ -167,14 +176,15 @@ def trial(task: str, overrides: Sequence[str], seed: int, preset: Preset, folder
     rng = np.random.default_rng(seed)
     networks = dict(pipeline.family.hand_designed())
     networks |= {f"random {i + 1}": space.sample(rng) for i in range(preset.num_random)}
-    alone = finisher_of(pipeline, folder / "alone", beta=0.0)
-    taught = finisher_of(pipeline, folder / "taught", beta=1.0)
+    alone = finisher_of(pipeline, folder / "alone", lesson=Lesson())
+    train(alone, space.largest(), seed)
+    taught = _taught(pipeline, folder / "taught", alone.record(space.largest())["error_percent"], report)
     with report.phase("Training alone, and with a teacher", 2 * len(networks) - 1) as advance:
         for number, arch in enumerate(networks.values()):
             train(alone, arch, seed)
             if number:
                 train(taught, arch, seed)
-            else:  # the largest network is the teacher
+            else:  # the largest network has no teacher
                 for path in (alone.run / FOLDER).glob(f"{arch.id}.*"):
                     shutil.copy(path, taught.run / FOLDER)
             advance(2 * number + 1, "")
@@ -194,6 +204,17 @@ def trial(task: str, overrides: Sequence[str], seed: int, preset: Preset, folder
         parity_max_abs=max(parity["max_abs_difference"] for parity in parities),
         parity_equal_decisions=min(parity["equal_decisions"] for parity in parities),
     )  # fmt: skip
+
+
+def _taught(pipeline: Pipeline, folder: Path, error_percent: float, report: Reporter) -> Finisher:
+    """With the best trivial baseline as the teacher where it is better than the largest network, else with that network."""
+    baselines = BaselineTeachers(pipeline.task, dict(pipeline.task.trivial_baselines()))
+    best = baselines.better_than(error_percent)
+    report.say(f"The teacher is {best or 'the largest network'}")
+    if best is None:
+        return finisher_of(pipeline, folder, lesson=Lesson(beta=(1.0, 1.0)))
+    finisher = finisher_of(pipeline, folder, lesson=Lesson(beta=(1.0, 1.0), teacher="baseline"))
+    return dataclasses.replace(finisher, baseline=functools.partial(baselines.teacher, best))
 
 
 def _rows(pipeline: Pipeline, finisher: Finisher, name: str, arch: Architecture, preset: Preset, report: Reporter) -> list[Row]:
@@ -248,6 +269,7 @@ def summary(trials: Sequence[Trial]) -> dict[str, float]:
         "int8_speedup_of_fastest": geometric([row.speedup for row in of_others if row.stage == "int8"]),
         "distilled_better": sum(taught < alone for alone, taught in distilled),
         "distilled_cases": len(distilled),
+        "distilled_short_lists_better": sum(t.distilled_gain > 0 for t in trials),
         "distilled_points_gained": float(np.mean([alone - taught for alone, taught in distilled])),
         **figures,
         "num_trials": len(trials),

@@ -80,6 +80,10 @@ class Lesson:
     def needs_teacher(self) -> bool:
         return max(self.beta) > 0
 
+    @property
+    def is_of_baseline(self) -> bool:
+        return self.needs_teacher and self.teacher == "baseline"
+
     def weights(self, progress: float) -> tuple[float, float, float]:
         """alpha, beta and gamma at a share of the training."""
         alpha, beta, gamma = (w[0] + (w[1] - w[0]) * progress for w in (self.alpha, self.beta, self.gamma))
