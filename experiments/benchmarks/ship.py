@@ -2,8 +2,8 @@
 
 For each task and seed the hand-designed networks and some random ones are trained alone for equal FLOPs, and again with a teacher
 for equal FLOPs: the best trivial baseline where it is better than the largest network, else that, its passes counted. The
-largest network and the fastest of the others then go through each stage on its own. Files are timed in turn, their errors are of the
-test split, and a stage that is not faster is in the figures as it came out.
+largest network and the fastest of the others then go through each stage on its own. Files are timed in turn, their errors are of
+the test split, and a stage that is not faster is in the figures as it came out.
 
 A stage that trains also trains on: `trained_on` is the float network after as many steps as the quantised one learned, and
 `int8_points_lost_to_trained_on` compares with that.
