@@ -1,7 +1,8 @@
-"""`paretoformer space [space=encoder space.width=[…] task=… batch=1 tokens=64]`: what a search space holds, and what it costs.
+"""`paretoformer space [space=encoder space.width=[…] task=… batch=1 tokens=64 picture=FILE]`: what a space holds, and its costs.
 
 The number of its architectures, its choices and when each exists, the networks at its ends and those designed by hand, and what
-the largest network gains when one choice takes another option. Without a task the sizes are those of a small text.
+the largest network gains when one choice takes another option; and a picture of these. Without a task the sizes are those of a
+small text.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -24,6 +26,8 @@ from nas.types import Workload
 
 LAYER = re.compile(r"\blayer(\d+)\.")
 MIB = 2.0**20
+DRAWN = (".png", ".svg")
+NUM_DRAWN = 2000  # random networks in a picture
 
 
 @dataclass
@@ -34,12 +38,15 @@ class Words:
     task: str | None = None  # without one: texts over 8000 words
     batch: int = 1
     tokens: int | None = None  # 64, or the task's longest input
+    picture: str | None = None  # a file for the picture of the space, .png or .svg
 
 
 def main(words: Sequence[str]) -> int:
     """Raises ValueError: a word that it does not take, or a space or task that cannot be built so."""
     parts = [word for word in words if word.startswith(("space.", "task."))]
     given = parse(Words, [word for word in words if word not in parts])
+    if given.picture is not None and Path(given.picture).suffix not in DRAWN:
+        raise ValueError(f"picture: {given.picture} does not end in one of {tuple(DRAWN)}")
     if given.task is None and any(word.startswith("task.") for word in parts):
         raise ValueError(f"{next(w for w in parts if w.startswith('task.'))}: needs task=…")
     config = composed(f"space={given.space}", *([f"task={given.task}"] if given.task else []), *parts)
@@ -54,13 +61,50 @@ def main(words: Sequence[str]) -> int:
         of = f"the task {task.name}"
     family.example_input(workload)  # refuses a workload that the family cannot take
     report = Reporter()
-    size = family.space.log10_size()
-    report.say(f"{family.space.name}: 10^{size:.1f} architectures; costs of {workload.batch} x {workload.tokens} tokens of {of}")
+    size = f"{family.space.name}: 10^{family.space.log10_size():.1f} architectures"
+    costs_of = f"costs of {workload.batch} x {workload.tokens} tokens of {of}"
+    report.say(f"{size}; {costs_of}")
     for rows in (choices(family.space), networks(family, workload), changes(family, workload)):
         report.say("")
         for line in aligned(rows):
             report.say(line)
+    if given.picture is not None:
+        draw(Path(given.picture), size, costs_of, family, workload)
+        report.say(f"\nDrawn: {given.picture}")
     return 0
+
+
+def draw(path: Path, title: str, subtitle: str, family: Family, workload: Workload) -> None:
+    """Writes the picture of a space; random networks are always the same."""
+    from experiments.plots.space import space_figure  # slow to import
+    from experiments.plots.style import png, svg
+
+    space, rng = family.space, np.random.default_rng(0)
+    named_ = {**family.hand_designed(), "smallest": space.smallest()}
+    archs = [*named_.values(), *(space.sample(rng) for _ in range(NUM_DRAWN))]
+    points = np.stack(costs(family, archs, workload), axis=1) / (1e6, 1e3)
+    of_names = {name: (float(f), float(p)) for name, (f, p) in zip(named_, points, strict=False)}
+    figure = space_figure(title, subtitle, points[len(named_) :], of_names, in_all_layers(family, workload))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes({".png": png, ".svg": svg}[path.suffix](figure))
+
+
+def in_all_layers(family: Family, workload: Workload) -> dict[str, dict[str, float]]:
+    """By choice and option, FLOPs of the largest network that has it wherever it can, in percent of its own; of choices that
+    change any."""
+    space = family.space
+    picks = {c.name: c.options[-1] if c.is_nested else c.options[0] for c in space.choices}
+    groups: dict[str, list[Choice]] = {}
+    for choice in space.choices:
+        groups.setdefault(LAYER.sub("", choice.name), []).append(choice)
+    found: dict[str, dict[str, float]] = {}
+    for name, members in groups.items():
+        options = dict.fromkeys(option for choice in members for option in choice.options)
+        archs = [space.canonical({**picks, **{c.name: option for c in members if option in c.options}}) for option in options]
+        flops, _ = costs(family, [space.largest(), *archs], workload)
+        if len(set(flops)) > 1:
+            found[name] = {str(option): 100 * f / flops[0] for option, f in zip(options, flops[1:], strict=True)}
+    return found
 
 
 def choices(space: SearchSpace) -> list[list[str]]:

@@ -43,6 +43,33 @@ def test_a_change_is_the_difference_of_two_networks():
     assert rows["width", "8"][1].startswith(f"{(flops[1] - flops[0]) / 1e6:+,.2f} ")
 
 
+def test_an_option_is_taken_in_all_layers():
+    shares = space.in_all_layers(FAMILY, WORKLOAD)
+    assert list(shares) == ["width", "depth", "attention", "heads", "ffn"]
+    largest = FAMILY.space.largest()
+    none = FAMILY.space.canonical({**largest.as_dict, **{f"layer{n}.attention": "none" for n in (1, 2, 3, 4)}})
+    flops, _ = space.costs(FAMILY, [largest, none], WORKLOAD)
+    assert shares["attention"] == pytest.approx(
+        {"full": 100, "window": shares["attention"]["window"], "none": 100 * flops[1] / flops[0]}
+    )
+    assert shares["depth"]["1"] < shares["depth"]["2"] < shares["depth"]["4"] == 100
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_the_command_draws(suffix, tmp_path, capsys):
+    path = tmp_path / "new" / f"space.{suffix}"
+    assert main(["space", "space=encoder_tiny", "tokens=32", f"picture={path}"]) == 0
+    assert path.read_bytes().startswith({"png": b"\x89PNG", "svg": b"<?xml"}[suffix])
+    assert f"Drawn: {path}" in capsys.readouterr().out
+    again = path.read_bytes()
+    main(["space", "space=encoder_tiny", "tokens=32", f"picture={path}"])
+    assert path.read_bytes() == again
+
+
+def test_other_pictures_are_refused():
+    refused("space", "picture=space.txt", message="picture: space.txt does not end in one of ('.png', '.svg')")
+
+
 def test_the_command_prints_the_tables(capsys):
     assert main(["space", "space=encoder_tiny", "tokens=32"]) == 0
     said = capsys.readouterr().out
