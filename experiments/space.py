@@ -18,6 +18,8 @@ from experiments.arguments import parse
 from experiments.build import family_of_task
 from experiments.composing import composed, stand_in_family
 from experiments.devices import aligned
+from experiments.plots.space import space_figure
+from experiments.plots.style import png, svg
 from experiments.progress import Reporter
 from nas.encoding import Encoding
 from nas.protocols import Family
@@ -76,9 +78,6 @@ def main(words: Sequence[str]) -> int:
 
 def draw(path: Path, title: str, subtitle: str, family: Family, workload: Workload) -> None:
     """Writes the picture of a space; random networks are always the same."""
-    from experiments.plots.space import space_figure  # slow to import
-    from experiments.plots.style import png, svg
-
     space, rng = family.space, np.random.default_rng(0)
     named_ = {**family.hand_designed(), "smallest": space.smallest()}
     archs = [*named_.values(), *(space.sample(rng) for _ in range(NUM_DRAWN))]
