@@ -22,8 +22,9 @@ from hardware.local_cpu import LocalCpu
 from hardware.placement import CPU, Placement, Trial, operators, peak_memory, tune
 from hardware.surroundings import device_of
 from latency_models.memory import memory_of_file
-from nas.export import FORMATS, compare
+from nas.export import compare
 from nas.fixed_sizes import FixedSizes
+from nas.formats import FORMATS
 from nas.protocols import GenerativeFamily
 from nas.space import Architecture
 from nas.types import Measurement

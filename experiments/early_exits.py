@@ -14,11 +14,11 @@ import onnx
 from experiments.formatting import format_ms
 from hardware.quality import uncertainty
 from hardware.timing import Exported
-from nas.export import open_session
 from nas.finish.exits import Exits, deciding
 from nas.finish.skips import Skips
 from nas.finish.stage import NothingToDoError
 from nas.finish.teaching import EVALUATION_TOKENS
+from nas.formats import open_session
 from nas.protocols import Batch, Task
 from nas.types import Measurement, Workload
 

@@ -36,7 +36,8 @@ from hardware.local_torch import LocalTorch
 from hardware.openvino_device import OpenVino
 from hardware.timing import Exported, measure
 from nas.compute import Compute
-from nas.export import FORMATS, write_as
+from nas.export import write_as
+from nas.formats import FORMATS
 from nas.protocols import Device, DeviceError
 from nas.space import Architecture
 from nas.types import Measurement

@@ -26,12 +26,13 @@ from hardware.timing import Exported, HasDeployment, measure_on
 from nas.attention import Backend
 from nas.compute import Compute
 from nas.costs import flops_of
-from nas.export import FORMATS, Answer, ExportReport, compare, export_for, export_onnx, form_of, format_of
+from nas.export import ExportReport, compare, export_for, export_onnx, form_of, format_of
 from nas.fewer_bits import fewer_bits_of
 from nas.finish.exits import Exits
 from nas.finish.shapes import with_weights
 from nas.finish.skips import Skips
 from nas.finish.teaching import EVALUATION_TOKENS, Lesson, teach
+from nas.formats import FORMATS, Answer
 from nas.protocols import Batch, Device, Family, GenerativeFamily, Task, TaskWithMetrics
 from nas.space import Architecture
 from nas.supernet import cut_out, error_percent, in_precision, state_of

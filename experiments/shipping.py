@@ -24,7 +24,7 @@ from experiments.contract import Files, Limits, beginning_of, checksum, files_of
 from experiments.finishing import Finisher
 from experiments.run_directory import RunError
 from experiments.verdicts import Verdict
-from nas.export import FORMATS
+from nas.formats import FORMATS
 from nas.shared_weights import share_weights
 from nas.space import Architecture
 from nas.types import Measurement
@@ -54,7 +54,7 @@ class Terms:
     Args:
         command: makes the same folder again.
         limits: what is promised.
-        kind: one of `nas.export.FORMATS`.
+        kind: one of `nas.formats.FORMATS`.
         variant: what sets the files apart from those that the run's device runs ("int8", "openvino"), or nothing.
         replace: also takes the place of a folder that is no export, or was changed.
     """

@@ -1,13 +1,15 @@
-"""Files that take inputs of one size only, as converters for phones write them, asked for inputs of any batch."""
+"""Files that do not take inputs of any size, as converters and compilers write them, asked for inputs of many."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -44,3 +46,32 @@ class FixedSizes:
         whole = torch.zeros(size, dtype=value.dtype)
         whole[tuple(map(slice, value.shape))] = value
         return whole
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """The same of a compiled file that refuses some lengths of sequences: these are padded with zeros, which a mask of zeros
+    leaves out, until it takes them.
+
+    Args:
+        most: tokens that it surely takes.
+        execute: its outputs [B, C] or [B, T, C] for inputs [B, T] by name; raises AssertionError for what it refuses.
+        padded: the tokens that it wants, by those that a sequence has; what was asked so far.
+    """
+
+    most: int
+    execute: Callable[[Mapping[str, Tensor]], Sequence[np.ndarray]]
+    padded: dict[int, int] = field(default_factory=dict)
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> list[np.ndarray]:
+        """Raises AssertionError for sequences that are longer than `most` and refused."""
+        own = next(iter(inputs.values())).shape[1]
+        for tokens in range(self.padded.get(own, own), self.most):
+            with contextlib.suppress(AssertionError):
+                return self._of(inputs, own, tokens)
+        return self._of(inputs, own, max(own, self.most))
+
+    def _of(self, inputs: Mapping[str, Tensor], own: int, tokens: int) -> list[np.ndarray]:
+        outputs = self.execute({name: F.pad(value, (0, tokens - own)) for name, value in inputs.items()})
+        self.padded[own] = tokens
+        return [x[:, :own] if x.ndim == 3 else x for x in outputs]

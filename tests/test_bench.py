@@ -16,7 +16,7 @@ from experiments.benchmarks.first_light import Fronts, Point, same_layers
 from experiments.benchmarks.ship import Row, Trial, summary
 from experiments.progress import Reporter
 from experiments.tasks.languages import Languages
-from nas.export import open_session
+from nas.formats import open_session
 from search_spaces import hat
 from search_spaces.encoder import EncoderFamily, encoder_space
 

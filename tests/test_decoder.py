@@ -7,7 +7,8 @@ import torch
 from nas.attention_kinds import blocked_window_attention
 from nas.compute import Compute
 from nas.encoding import Encoding
-from nas.export import export_onnx, form_of, open_session
+from nas.export import export_onnx, form_of
+from nas.formats import open_session
 from nas.space import Architecture
 from nas.supernet import call, cut_out, skeleton
 from nas.types import Workload

@@ -29,7 +29,8 @@ from hardware.local_torch import LocalTorch, load, move_constants
 from hardware.openvino_device import OpenVino
 from hardware.timing import HasConditions
 from nas.compute import Compute
-from nas.export import FORMATS, ExportError, export_for, format_of, write_as
+from nas.export import export_for, format_of, write_as
+from nas.formats import FORMATS, ExportError
 from nas.protocols import DeviceError
 from nas.types import Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
@@ -454,6 +455,19 @@ def test_a_pt2_file_is_timed_by_torch(tmp_path):
     ids = torch.arange(21).reshape(3, 7)
     torch.testing.assert_close(module(ids, torch.ones_like(ids)), ids.float().cumsum(1))
     assert all(time > 0 for time in LocalTorch(visit_seconds=0.001, min_samples=3).run(path, INPUTS))
+
+
+@pytest.mark.parametrize("kind", ["full", "window3", "block5"])
+@pytest.mark.parametrize("pool", ["1", "2", "4"])
+def test_a_pt2_file_takes_texts_of_any_length(kind, pool, tmp_path):
+    """Of a single block, a single mean, or what fills whole blocks, torch.export makes a guard."""
+    kinds = ("full", "window3", "block5")
+    space = encoder_space(width=(8,), depth=(1,), heads=(1,), ffn=(8,), attention=kinds, pool=(1, 2, 4))
+    family = EncoderFamily(space, 50, 3, max_tokens=16, head_size=8)
+    arch = space.canonical({**space.largest().as_dict, "layer1.attention": kind, "pool": pool})
+    examples = [family.example_input(Workload(batch=2, tokens=tokens)) for tokens in (16, 1, 2, 6, 9, 15)]
+    network = family.network(arch, backend="blocks")
+    assert write_as("pt2", network, examples, tmp_path / "m.pt2", tolerance=1e-5)[1:] == (12, 12)
 
 
 def test_a_finished_network_is_timed_in_the_format_of_its_device(tmp_path):

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from hardware.ethos_u import ACCELERATORS, Estimate, EthosU, read_estimate
-from nas.export import ExportError, export_for
+from nas.export import export_for
+from nas.formats import ExportError
 from nas.protocols import DeviceError
 from nas.types import Workload
 from search_spaces.encoder import EncoderFamily, encoder_space

@@ -35,9 +35,10 @@ from hardware.litert import LiteRt
 from hardware.openvino_device import OpenVino
 from hardware.placement import CPU, Placement, operators, peak_memory, tune
 from nas.compute import Compute
-from nas.export import export_onnx, open_session
+from nas.export import export_onnx
 from nas.finish.precision import quantised
 from nas.fixed_sizes import FixedSizes
+from nas.formats import open_session
 from nas.protocols import Device
 from nas.shared_weights import share_weights
 

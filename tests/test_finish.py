@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nas.compute import Compute
-from nas.export import export_onnx, open_session
+from nas.export import export_onnx
 from nas.finish.cut import Cut, cuttable, importance, smaller
 from nas.finish.fake_quant import rounding
 from nas.finish.losses import hidden_states, matched, recorded, relations, soft_labels
@@ -24,6 +24,7 @@ from nas.finish.quantise import Quantise, order
 from nas.finish.shapes import linear_layers, with_weights
 from nas.finish.stage import NothingToDoError
 from nas.finish.teaching import Lesson, School, teach
+from nas.formats import open_session
 from nas.protocols import IGNORED, Batch
 from nas.rounding import round_input, round_weight
 from nas.supernet import state_of

@@ -16,8 +16,9 @@ from experiments.tasks.tagging import TextTagging
 from experiments.tasks.text import TextRegression
 from nas.compute import Compute
 from nas.encoding import Encoding
-from nas.export import ExportError, compare, export_onnx
+from nas.export import compare, export_onnx
 from nas.finish.teaching import Lesson, teach
+from nas.formats import ExportError
 from nas.protocols import IGNORED, SPLITS, TaskWithMetrics
 from nas.supernet import cut_out, distance, error_percent, sandwich, sandwich_step
 from nas.training import TrainConfig

@@ -22,7 +22,8 @@ from experiments.tasks.image_folder import ImageFolder
 from experiments.tasks.images import FashionMnist, read_idx
 from experiments.tasks.signals import HumanActivity, OnlyArrays, windows
 from nas.compute import Compute
-from nas.export import export_onnx, open_session
+from nas.export import export_onnx
+from nas.formats import open_session
 from nas.protocols import SPLITS
 from nas.types import Workload
 from tests.test_conf import composed

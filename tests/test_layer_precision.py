@@ -14,7 +14,7 @@ from latency_models.additive import AdditiveLatency
 from latency_models.memory import memory_of, memory_of_file
 from nas.compute import Compute
 from nas.encoding import Encoding
-from nas.export import HALF_TOLERANCE, INTEGER_TOLERANCE, compare, export_onnx, form_of, open_session
+from nas.export import HALF_TOLERANCE, INTEGER_TOLERANCE, compare, export_onnx, form_of
 from nas.fewer_bits import with_fewer_bits
 from nas.finish.exits import Exits, Head
 from nas.finish.fake_quant import rounding
@@ -22,6 +22,7 @@ from nas.finish.low_rank import LowRank
 from nas.finish.precision import blocks, quantised
 from nas.finish.quantise import Quantise
 from nas.finish.shapes import linear_layers
+from nas.formats import open_session
 from nas.layers import Linear, with_precision
 from nas.rounding import mixed_input, mixed_weight, round_weight, round_weight_blocks
 from nas.supernet import call, cut_out, skeleton

@@ -7,7 +7,8 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from nas.compute import Compute
 from nas.encoding import Encoding
-from nas.export import export_onnx, form_of, open_session
+from nas.export import export_onnx, form_of
+from nas.formats import open_session
 from nas.rotary import Rotary
 from nas.space import Architecture
 from nas.supernet import call, cut_out, skeleton
