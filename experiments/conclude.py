@@ -162,6 +162,9 @@ def _describe(device: Device) -> str:
 def _notes(pipeline: Pipeline, outcome: Outcome, shipped: Shipped) -> tuple[str, ...]:
     """What a reader should know to judge the numbers."""
     notes = [f"Networks were trained on {outcome.compute}."]
+    records = [outcome.finisher.record(f.arch) for f in outcome.finalists]
+    if teachers := dict.fromkeys(name for record in records for name in record.get("taught_by", ())):
+        notes.append(f"Trained networks learned from the targets and from answers of {' and '.join(teachers)}.")
     if (measurement := outcome.choice.measurement) is not None:
         notes.append(
             f"A latency is that of the device's quietest moments: the lower quartile of the quietest of several visits. Half of "

@@ -29,6 +29,7 @@ from nas.costs import flops_of
 from nas.export import ExportReport, compare, export_for, export_onnx, form_of, format_of
 from nas.fewer_bits import fewer_bits_of
 from nas.finish.exits import Exits
+from nas.finish.remembered import Remembered
 from nas.finish.shapes import with_weights
 from nas.finish.skips import Skips
 from nas.finish.teaching import EVALUATION_TOKENS, Lesson, teach
@@ -117,9 +118,10 @@ class Finisher:
         else:
             error = self.file_scores(arch, "validation", tag="")["error_percent"]
         seconds = round(time.perf_counter() - start, 2)
+        taught_by = [teacher.name if isinstance(teacher, Remembered) else "the largest network" for teacher in teachers]
         facts = {
             "arch": arch.to_json(), "error_percent": error, "train_steps": steps, "train_seconds": seconds,
-            "export": report.to_json(),
+            "taught_by": taught_by, "export": report.to_json(),
         }  # fmt: skip
         self.run.write_json(f"{FOLDER}/{arch.id}.json", facts)
 

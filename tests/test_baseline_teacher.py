@@ -1,5 +1,7 @@
 """A trivial baseline that is better than the network teaches it, by answers to what it has not seen."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -67,3 +69,11 @@ def test_only_a_better_baseline_teaches_and_is_asked_once(task):
     assert baselines.teacher(BEST).name == BEST
     assert baselines.better_than(9.0) is None
     assert BaselineTeachers(Sum(), trivial).better_than(12.0) is None
+
+
+def test_a_run_says_who_taught_its_short_list(finished):
+    """With a few steps no network is as good as the baseline."""
+    results = json.loads((finished / "results.json").read_text())
+    assert f"Trained networks learned from the targets and from answers of {BEST}." in results["notes"]
+    records = [json.loads(path.read_text()) for path in (finished / "shortlist").glob("*.json") if "." not in path.stem]
+    assert {tuple(record["taught_by"]) for record in records} == {(BEST,)}
