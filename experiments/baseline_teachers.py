@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from experiments.outcome import Explored
+from experiments.progress import Reporter
 from nas.finish.remembered import Remembered
+from nas.finish.teaching import Lesson
 from nas.protocols import Task, TaskWithAnswers
 
 
@@ -29,3 +33,12 @@ class BaselineTeachers:
             assert isinstance(self.task, TaskWithAnswers)
             self.known[name] = Remembered(name, *self.task.unseen_answers(name))
         return self.known[name]
+
+    def of_short_list(self, explored: Explored, lesson: Lesson, report: Reporter) -> Callable[[], Remembered] | None:
+        """What teaches the short-list, if a baseline is to: the best one, where no network that was explored is as good."""
+        errors = [c.objectives["error"] for candidates in explored.by_phase.values() for c in candidates]
+        best = self.better_than(min(errors)) if lesson.is_of_baseline else None
+        if best is None:
+            return None
+        report.say(f"The short-list learns from a baseline, too, which is better than its networks so far: {best}")
+        return functools.partial(self.teacher, best)

@@ -7,7 +7,6 @@ any moment goes on where it was: same seed and same measurements, same weights, 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import pickle
@@ -30,7 +29,7 @@ from experiments.exploring import Explorer
 from experiments.finishing import Finisher
 from experiments.halving import Halving
 from experiments.ledger import spent
-from experiments.outcome import Explored, Outcome
+from experiments.outcome import Outcome
 from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory, RunError
 from experiments.selecting import Selection
@@ -163,7 +162,8 @@ class Pipeline:
         )
         explored = explorer.explore([p.arch for p in proposals], self.calibrator())
         baselines = BaselineTeachers(self.task, trivial)
-        finisher = dataclasses.replace(self.finisher(compute), baseline=self._baseline(baselines, explored))
+        baseline = baselines.of_short_list(explored, self.settings.finish.lesson, self.report)
+        finisher = dataclasses.replace(self.finisher(compute), baseline=baseline)
         climbed = Halving(finisher, budget, self.settings, self.run, self.report).climb(explored, supernet)
         selection = Selection(self.family, finisher, calibration, budget, baselines, self.settings, self.run, self.report)
         finalists = selection.finalists(climbed.shortlists)
@@ -188,15 +188,6 @@ class Pipeline:
             costing=costing,
             stages=tuple(stages),
         )
-
-    def _baseline(self, baselines: BaselineTeachers, explored: Explored) -> Callable[[], nn.Module] | None:
-        """What teaches the short-list, if it is to be a baseline: the best one, where no network that was explored is as good."""
-        errors = [c.objectives["error"] for candidates in explored.by_phase.values() for c in candidates]
-        best = baselines.better_than(min(errors))
-        if best is None or not self.settings.finish.lesson.is_of_baseline:
-            return None
-        self.report.say(f"The short-list learns from a baseline, too, which is better than its networks so far: {best}")
-        return functools.partial(baselines.teacher, best)
 
     def finisher(self, compute: Compute) -> Finisher:
         return Finisher(
