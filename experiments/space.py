@@ -92,7 +92,7 @@ def in_all_layers(family: Family, workload: Workload) -> dict[str, dict[str, flo
     """By choice and option, FLOPs of the largest network that has it wherever it can, in percent of its own; of choices that
     change any."""
     space = family.space
-    picks = {c.name: c.options[-1] if c.is_nested else c.options[0] for c in space.choices}
+    picks = most_of_each(space)
     groups: dict[str, list[Choice]] = {}
     for choice in space.choices:
         groups.setdefault(LAYER.sub("", choice.name), []).append(choice)
@@ -154,7 +154,7 @@ def networks(family: Family, workload: Workload) -> list[list[str]]:
 def changes(family: Family, workload: Workload) -> list[list[str]]:
     """What the largest network gains when one choice takes another option; layers that gain the same share a row."""
     space = family.space
-    picks = {c.name: c.options[-1] if c.is_nested else c.options[0] for c in space.choices}
+    picks = most_of_each(space)
     others = [(c, option) for c in space.choices for option in c.options if option != picks[c.name]]
     flops, parameters = costs(family, [space.largest(), *(space.canonical({**picks, c.name: o}) for c, o in others)], workload)
     groups: dict[tuple[str, Option, str, str], list[Choice]] = {}
@@ -166,6 +166,11 @@ def changes(family: Family, workload: Workload) -> list[list[str]]:
         one = " (each)" if len(members) > 1 else ""
         rows.append([named(members) + one, str(option), p_gained, f_gained])
     return rows
+
+
+def most_of_each(space: SearchSpace) -> dict[str, Option]:
+    """The picks of the largest network, and what it would pick where a choice of it does not exist."""
+    return {c.name: c.options[-1] if c.is_nested else c.options[0] for c in space.choices}
 
 
 def costs(family: Family, archs: Sequence[Architecture], workload: Workload) -> tuple[np.ndarray, np.ndarray]:

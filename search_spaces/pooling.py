@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nas.encoding import Encoding
 from nas.protocols import Operator
+from nas.reduction import ALL
 from nas.space import Architecture, Choice, SearchSpace
 from search_spaces.common import DEFAULTS, options
 from search_spaces.reduction import Counts
@@ -38,7 +39,7 @@ def pool_choices(pool: Sequence[int], *, attention: Sequence[str], keep: Sequenc
         raise ValueError(f"{NAME}: {sizes.options} are not numbers of tokens")
     if largest := [kind for kind in attention if kind.startswith("topk")]:
         raise ValueError(f"{NAME}: {sizes.options} do not go with the attention {largest[0]!r} (space.pool=[1])")
-    if tuple(keep) not in ((), (100,)):
+    if tuple(keep) not in ((), (ALL,)):
         raise ValueError(f"{NAME}: {sizes.options} do not go with keep: {tuple(keep)} (space.pool=[1], or space.keep=[])")
     return [Choice(NAME, tuple(map(str, sizes.options)))]
 

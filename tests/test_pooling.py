@@ -16,7 +16,7 @@ from nas.supernet import call, cut_out, skeleton
 from nas.types import Workload
 from search_spaces.attention import ATTENTION_KINDS
 from search_spaces.encoder import EncoderFamily, encoder, encoder_space
-from tests.test_reduction import inputs_of, picked
+from tests.test_reduction import inputs_of, logit_gradients, picked
 from tests.test_supernet import trained
 
 KINDS = [kind for kind in ATTENTION_KINDS if kind != "topk"]
@@ -92,12 +92,9 @@ def test_one_hot_masks_of_layers_in_integers(precision, kind):
 
 
 def test_every_logit_receives_a_gradient():
-    supernet, space = trained(FAMILY.supernet()), FAMILY.space
-    logits = torch.zeros(space.encoding_size, dtype=torch.float64, requires_grad=True)
-    probabilities = torch.cat([torch.softmax(logits[s], dim=0) for s in space.offsets.values()])
-    supernet(*inputs_of(FAMILY), masks=FAMILY.masks(Encoding(space, probabilities))).square().sum().backward()
-    assert torch.all(torch.isfinite(logits.grad))
-    assert torch.all(logits.grad != 0)
+    gradients = logit_gradients(FAMILY)
+    assert torch.all(torch.isfinite(gradients))
+    assert torch.all(gradients != 0)
 
 
 def test_without_masks_the_supernet_is_the_largest_network():

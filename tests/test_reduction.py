@@ -154,13 +154,19 @@ def test_the_supernet_without_masks_is_the_largest_network(family):
     torch.testing.assert_close(supernet(*inputs), largest(*inputs), rtol=1e-10, atol=1e-10)
 
 
-def test_every_logit_receives_a_gradient(family):
+def logit_gradients(family) -> torch.Tensor:
+    """Of every architecture logit, where all options are as likely."""
     supernet, space = trained(family.supernet()), family.space
     logits = torch.zeros(space.encoding_size, dtype=torch.float64, requires_grad=True)
     probabilities = torch.cat([torch.softmax(logits[s], dim=0) for s in space.offsets.values()])
     supernet(*inputs_of(family), masks=family.masks(Encoding(space, probabilities))).square().sum().backward()
-    assert torch.all(torch.isfinite(logits.grad))
-    assert torch.all(logits.grad != 0)
+    return logits.grad
+
+
+def test_every_logit_receives_a_gradient(family):
+    gradients = logit_gradients(family)
+    assert torch.all(torch.isfinite(gradients))
+    assert torch.all(gradients != 0)
 
 
 def test_a_drawn_share_gives_finite_gradients(family):
