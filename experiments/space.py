@@ -79,7 +79,7 @@ def main(words: Sequence[str]) -> int:
 def draw(path: Path, title: str, subtitle: str, family: Family, workload: Workload) -> None:
     """Writes the picture of a space; random networks are always the same."""
     space, rng = family.space, np.random.default_rng(0)
-    named_ = {**family.hand_designed(), "smallest": space.smallest()}
+    named_ = with_names(family)
     archs = [*named_.values(), *(space.sample(rng) for _ in range(NUM_DRAWN))]
     points = np.stack(costs(family, archs, workload), axis=1) / (1e6, 1e3)
     of_names = {name: (float(f), float(p)) for name, (f, p) in zip(named_, points, strict=False)}
@@ -92,7 +92,7 @@ def in_all_layers(family: Family, workload: Workload) -> dict[str, dict[str, flo
     """By choice and option, FLOPs of the largest network that has it wherever it can, in percent of its own; of choices that
     change any."""
     space = family.space
-    picks = most_of_each(space)
+    picks, [whole] = most_of_each(space), costs(family, [space.largest()], workload)[0]
     groups: dict[str, list[Choice]] = {}
     for choice in space.choices:
         groups.setdefault(LAYER.sub("", choice.name), []).append(choice)
@@ -100,9 +100,9 @@ def in_all_layers(family: Family, workload: Workload) -> dict[str, dict[str, flo
     for name, members in groups.items():
         options = dict.fromkeys(option for choice in members for option in choice.options)
         archs = [space.canonical({**picks, **{c.name: option for c in members if option in c.options}}) for option in options]
-        flops, _ = costs(family, [space.largest(), *archs], workload)
-        if len(set(flops)) > 1:
-            found[name] = {str(option): 100 * f / flops[0] for option, f in zip(options, flops[1:], strict=True)}
+        flops, _ = costs(family, archs, workload)
+        if any(flops != whole):
+            found[name] = {str(option): 100 * f / whole for option, f in zip(options, flops, strict=True)}
     return found
 
 
@@ -143,7 +143,7 @@ def condition_in_words(space: SearchSpace, choice: Choice, condition: Condition)
 
 def networks(family: Family, workload: Workload) -> list[list[str]]:
     """Those at the ends of the space and those designed by hand, with what they cost."""
-    named_ = {**family.hand_designed(), "smallest": family.space.smallest()}
+    named_ = with_names(family)
     flops, parameters = costs(family, list(named_.values()), workload)
     rows = [["network", "parameters", "MFLOPs", "MiB (float32)"]]
     for name, f, p in zip(named_, flops, parameters, strict=True):
@@ -166,6 +166,11 @@ def changes(family: Family, workload: Workload) -> list[list[str]]:
         one = " (each)" if len(members) > 1 else ""
         rows.append([named(members) + one, str(option), p_gained, f_gained])
     return rows
+
+
+def with_names(family: Family) -> dict[str, Architecture]:
+    """The networks that one would look at first: those designed by hand, the largest among them, and the smallest."""
+    return {**family.hand_designed(), "smallest": family.space.smallest()}
 
 
 def most_of_each(space: SearchSpace) -> dict[str, Option]:

@@ -173,14 +173,17 @@ class LayerAttention:
         Args:
             pools: of how many neighbours a token may have the mean (see `nas.reduction.spread`), and the probability.
         """
-        patterns, standing = like.new_zeros(len(self.patterns), num_tokens, num_tokens), like.new_zeros(num_tokens, num_tokens)
-        for size, share in pools:
-            places_T = torch.arange(num_tokens, device=like.device) // size
-            for i, (form, W) in enumerate(self.patterns):
-                patterns[i] += share * pattern_at(form, places_T, W, like, causal=self.causal)
-            standing += share / size * F.one_hot(places_T, num_tokens).T
-        moves = "lowrank" in self.forms and any(size > 1 for size, _ in pools)
-        return Layout(patterns, standing[None] if moves else None)
+        own_T = torch.arange(num_tokens, device=like.device)
+        patterns = torch.stack([share * self._patterns_at(own_T // size, like) for size, share in pools]).sum(dim=0)
+        if "lowrank" not in self.forms or all(size == 1 for size, _ in pools):
+            return Layout(patterns)
+        standing = [share / size * F.one_hot(own_T // size, num_tokens).T.to(like) for size, share in pools]
+        return Layout(patterns, torch.stack(standing).sum(dim=0)[None])
+
+    def _patterns_at(self, places: Tensor, like: Tensor) -> Tensor:
+        """What the kinds with a pattern see where tokens stand at these places, [..., T]: [P, ..., T, T]."""
+        found = [pattern_at(form, places, W, like, causal=self.causal) for form, W in self.patterns]
+        return torch.stack(found) if found else like.new_empty(0, *places.shape, places.shape[-1])
 
     @torch.no_grad()
     def moved(self, layout: Layout, keeps_RBT: Tensor, shares_R: Tensor) -> Layout:
@@ -193,8 +196,7 @@ class LayerAttention:
         shares_R, stays, T = shares_R.to(keeps_RBT), 1.0 - shares_R.sum().to(keeps_RBT), keeps_RBT.shape[-1]
         patterns, standing = stays * layout.patterns[:, None, None], stays * torch.eye(T).to(keeps_RBT)
         for share, places_BT in zip(shares_R, places_RBT, strict=True):
-            at = [pattern_at(form, places_BT, W, keeps_RBT, causal=self.causal)[:, None] for form, W in self.patterns]
-            patterns = patterns + share * torch.stack(at) if at else patterns
+            patterns = patterns + share * self._patterns_at(places_BT, keeps_RBT)[:, :, None]
             standing = standing + share * F.one_hot(places_BT, T).transpose(1, 2)
         return Layout(patterns, standing if "lowrank" in self.forms else None)
 

@@ -91,5 +91,6 @@ def _draw_options(axes: Axes, options: Mapping[str, Mapping[str, float]]) -> Non
     axes.set(
         ylim=(len(options) - 0.4, -0.8), xlabel="FLOPs of the largest network with this option in all layers, in % of its own"
     )
+    axes.margins(x=0.08)  # for the words of options at the ends
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0, labelcolor=INK)
