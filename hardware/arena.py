@@ -1,7 +1,8 @@
 """Memory that ONNX Runtime really asks for: what it writes to its log when its arena grows.
 
-An arena of its own that grows by no more than it is asked for, in a process of its own. The first run finds out what lives when;
-before the second, ONNX Runtime plans one block for all activations and asks for it at once.
+An arena of its own that grows by no more than it is asked for, in a process of its own. The first run finds out what lives when,
+and gives all back; before the second, ONNX Runtime plans one block for what operators write and asks for it at once, and then for
+what operators hold for themselves.
 """
 
 from __future__ import annotations
@@ -32,14 +33,16 @@ options.log_severity_level = 3
 options.add_session_config_entry("session.use_env_allocators", "1")
 session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 inputs = dict(numpy.load(sys.argv[2]))
+run = onnxruntime.RunOptions()
+run.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 for _ in range(2):
     print("{MARK}", file=sys.stderr, flush=True)
-    session.run(None, inputs)
+    session.run(None, inputs, run)
 """
 
 
 def activations_mib(path: Path, inputs: Mapping[str, np.ndarray]) -> float:
-    """The block for the activations of a file, in MiB; where it fits into a block of the first run, the largest of those.
+    """What a run of a file asks for, in MiB.
 
     Raises:
         DeviceError: ONNX Runtime refuses the file or the inputs, or says nothing of its arena.
@@ -52,7 +55,7 @@ def activations_mib(path: Path, inputs: Mapping[str, np.ndarray]) -> float:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["nothing"])[-1]
         raise DeviceError(f"{path}: the memory of this network could not be measured; ONNX Runtime says: {last}")
-    _, first, second = ([int(size) for size in GROWS.findall(part)] for part in done.stderr.split(f"{MARK}\n"))
-    if not (first or second):
+    *_, second = ([int(size) for size in GROWS.findall(part)] for part in done.stderr.split(f"{MARK}\n"))
+    if not second:
         raise DeviceError(f"{path}: ONNX Runtime says nothing of its arena")
-    return (max(second) if second else max(first)) / MIB
+    return sum(second) / MIB

@@ -37,6 +37,9 @@ Backend = Literal["matmul", "fused", "blocks"]
 """How attention is computed, never what: `matmul` writes it out (fastest in bfloat16 on a CPU, and what masks need), `fused`
 calls `scaled_dot_product_attention`, `blocks` computes sparse kinds block by block (the form that is exported)."""
 
+Hides = Literal["nothing", "padding", "shares"]
+"""What a network's bias says beside what is causal: nothing, which tokens are padding, or for how much each counts."""
+
 Cache = tuple[Tensor, Tensor]
 """Keys and values of earlier tokens, [B, G, past, K] each."""
 
@@ -86,16 +89,18 @@ class Attention(nn.Module):
             masks. Of the `PATTERNS` there may be several, with a window each.
         kv_heads: a divisor of `heads`.
         max_tokens: the longest sequence that `lowrank` takes.
+        hides: what the bias says, for a file in which the layer is one operator; None: it never is, its keys are read elsewhere
+            too.
     """
 
     def __init__(
         self, width: int, heads: int, *, kv_heads: int, head_size: int, kinds: Sequence[AttentionKind],
-        max_tokens: int, backend: Backend, causal: bool = False,
+        max_tokens: int, backend: Backend, causal: bool = False, hides: Hides | None = "padding",
     ) -> None:  # fmt: skip
         super().__init__()
         self.heads, self.kv_heads, self.shared, self.head_size = heads, kv_heads, heads // kv_heads, head_size
         self.kinds, self.kind = tuple(kinds), kinds[0]
-        self.backend, self.causal = backend, causal
+        self.backend, self.causal, self.hides = backend, causal, hides
         self.query = Linear(width, heads * head_size)
         self.key = Linear(width, kv_heads * head_size)
         self.value = Linear(width, kv_heads * head_size)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from nas import executorch_file
 from nas.fewer_bits import with_fewer_bits
 from nas.fixed_sizes import FixedSizes, Guarded
+from nas.runtime_attention import with_runtime_attention
 
 OPSET = 20  # the first with one Gelu operator, which ONNX Runtime has a kernel for
 TRACED_TOKENS = "tokens.txt"  # in a .pt2 file: of the sequence that it was traced with
@@ -69,13 +70,19 @@ def arrays(outputs: Tensor | Sequence[Tensor]) -> list[np.ndarray]:
 
 
 def _write_onnx(network: nn.Module, example: Mapping[str, Tensor], path: Path) -> None:
+    """For ONNX Runtime, with operators of its own."""
+    _write_standard_onnx(with_runtime_attention(with_fewer_bits(network)), example, path)
+
+
+def _write_standard_onnx(network: nn.Module, example: Mapping[str, Tensor], path: Path) -> None:
+    """With operators of the ONNX standard."""
     axes: dict[str, Any] = _axes(example) | {"logits": {0: "batch"}}
     if isinstance(network, NamesAxes):
         axes = {name: dict(dynamic) for name, dynamic in network.dynamic_axes.items()}
     # The TorchScript exporter: its graphs run as fast as the newer one's, and it takes 0.3 s a network where that takes 9 s.
     # Only so can every measured network be exported in the way that ships.
     torch.onnx.export(
-        with_fewer_bits(network), tuple(example.values()), str(path), input_names=list(example), dynamic_axes=axes,
+        network, tuple(example.values()), str(path), input_names=list(example), dynamic_axes=axes,
         output_names=[name for name in axes if name not in example], opset_version=OPSET, dynamo=False,
     )  # fmt: skip
     if isinstance(network, Rewrites):
@@ -158,7 +165,7 @@ def _write_openvino(network: nn.Module, example: Mapping[str, Tensor], path: Pat
     """The graph at `path`, the weights beside it in a .bin file."""
     openvino = _openvino()
     onnx_path = path.with_suffix(".onnx")
-    _write_onnx(network, example, onnx_path)
+    _write_standard_onnx(with_fewer_bits(network), example, onnx_path)
     openvino.save_model(openvino.convert_model(onnx_path), path, compress_to_fp16=False)
     onnx_path.unlink()
 

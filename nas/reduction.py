@@ -36,7 +36,7 @@ def num_kept(tokens: Number, percent: int) -> Number:
 
 def visible(bias_B11T: Tensor) -> Tensor:
     """[B, T, 1] with 1 for a token and 0 for padding; of a relaxed network P(the token is there)."""
-    return bias_B11T[:, 0, -1, :, None].exp()
+    return bias_B11T.flatten(1)[:, :, None].exp()
 
 
 def mean_token(x_BTD: Tensor, bias_B11T: Tensor) -> Tensor:
@@ -48,12 +48,14 @@ def mean_token(x_BTD: Tensor, bias_B11T: Tensor) -> Tensor:
 def merged(x_BTD: Tensor, bias_B11T: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """The means of each `size` neighbours [B, N, D], N = ceil(T / size), without padding, and their bias [B, 1, 1, N]: the
     logarithm of the share of them that is no padding."""
-    B, T, D = x_BTD.shape
-    end = -T % size
-    weights_BNS1 = F.pad(visible(bias_B11T), (0, 0, 0, end)).reshape(B, -1, size, 1)
-    sums_BND = (F.pad(x_BTD, (0, 0, 0, end)).reshape(B, -1, size, D) * weights_BNS1).sum(dim=2)
-    tokens_BN1 = weights_BNS1.sum(dim=2)
-    return sums_BND / tokens_BN1.clamp_min(1.0), (tokens_BN1 / size + TINY).log()[:, None, None, :, 0]
+
+    def means(x_BCT: Tensor) -> Tensor:
+        return F.avg_pool1d(F.pad(x_BCT, (0, size - 1)), size)
+
+    seen_B1T = bias_B11T.flatten(1)[:, None].exp()
+    share_B1N = means(seen_B1T)
+    means_BDN = means(x_BTD.transpose(1, 2) * seen_B1T) / share_B1N.clamp_min(1.0 / size)
+    return means_BDN.transpose(1, 2), share_B1N.log().clamp_min(BLOCKED)[:, None]
 
 
 def spread(x_BTD: Tensor, bias_B11T: Tensor, size: int) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nas.attention import LOOKS_AHEAD, PATTERNS, Attention, AttentionMasks, Backend, Layout
+from nas.attention import LOOKS_AHEAD, PATTERNS, Attention, AttentionMasks, Backend, Hides, Layout
 from nas.attention_kinds import AttentionKind, Form, pattern_at
 from nas.encoding import Array, Encoding
 from nas.protocols import Operator
@@ -95,6 +95,7 @@ class LayerAttention:
     Args:
         window: of kinds without one of their own.
         rotary: whether queries and keys are turned by their positions (see `nas.rotary`).
+        hides: what the bias of a network says that pools no tokens.
 
     Raises:
         ValueError: a size under 1, a causal network with a kind that looks at what comes after, or rotary positions of heads with
@@ -107,6 +108,7 @@ class LayerAttention:
     max_tokens: int
     causal: bool = False
     rotary: bool = False
+    hides: Hides = "padding"
 
     def __post_init__(self) -> None:
         for option, kind in self.kinds.items():
@@ -144,26 +146,33 @@ class LayerAttention:
         return {number: self.space.by_name[name].sizes for number, name in names.items() if name in self.space.by_name}
 
     @property
+    def in_one(self) -> bool:
+        """Whether full attention is one operator of a file (see `nas.runtime_attention`)."""
+        return not (self.rotary or self.kv_heads)
+
+    @property
     def most_kv_heads(self) -> int:
         return max(self.kv_heads.get(number, (number,))[-1] for number in self.heads)
 
     def largest(self, width: int) -> Attention:
         """With every kind and the most heads, so that it holds every shared weight."""
-        return self._module(width, self.heads[-1], self.most_kv_heads, list(self.kinds.values()), "matmul")
+        return self._module(width, self.heads[-1], self.most_kv_heads, list(self.kinds.values()), "matmul", self.hides)
 
-    def module(self, arch: Architecture, layer: int, width: int, backend: Backend) -> Attention | None:
+    def module(self, arch: Architecture, layer: int, width: int, backend: Backend, hides: Hides | None) -> Attention | None:
         """Of one layer of an architecture; None if it does not attend."""
         kind = self.kinds.get(str(arch[f"layer{layer}.attention"]))
         if kind is None:
             return None
         heads = arch.size(f"layer{layer}.heads")
         kv_heads = arch.size(f"layer{layer}.kv_heads_of_{heads}") if heads in self.kv_heads else heads
-        return self._module(width, heads, kv_heads, [kind], backend)
+        return self._module(width, heads, kv_heads, [kind], backend, hides)
 
-    def _module(self, width: int, heads: int, kv_heads: int, kinds: Sequence[AttentionKind], backend: Backend) -> Attention:
+    def _module(
+        self, width: int, heads: int, kv_heads: int, kinds: Sequence[AttentionKind], backend: Backend, hides: Hides | None
+    ) -> Attention:  # fmt: skip
         return Attention(
             width, heads, kv_heads=kv_heads, head_size=self.head_size, kinds=kinds, max_tokens=self.max_tokens,
-            backend=backend, causal=self.causal,
+            backend=backend, causal=self.causal, hides=hides,
         )  # fmt: skip
 
     @torch.no_grad()
@@ -265,7 +274,8 @@ class LayerAttention:
                 "lowrank": 2 * T * W,  # keys and values into mixtures, and attention to these
             }[form]
             live = {
-                "full": T * (T + max(T, 2 * K)),  # scores, and scores again or the values twice
+                # scores, queries, keys, values and mixtures twice; written out, scores, and these again or the values twice
+                "full": T * (T + 5 * K) if self.in_one else T * (T + max(T, 2 * K)),
                 "window": 10.0 * padded * K,  # query; keys and values, three times; slices of keys
                 "block": (7.0 * padded + 3.0 * blocks) * K,  # query, keys, values; these with the first token, and what is joined
                 "strided": max(3.0 * padded * K, 2.0 * padded * blocks),  # in classes; or scores twice
@@ -343,9 +353,14 @@ class LayerAttention:
     def alive(
         self, encoding: Encoding, layer: str, width: Array, *, batch: int, tokens: Array, pairs: Mapping[str, Array]
     ) -> Array:
-        """Bytes that are alive together, given the layer, without its normed input."""
-        heads = encoding.expected(f"{layer}.heads")
-        each = {option: 4.0 * batch * (heads * pairs[f"{option} live"] + tokens * width) for option in self.kinds}
+        """Bytes that are alive together, given the layer, without its normed input; full attention is written out."""
+        heads, values = encoding.expected(f"{layer}.heads"), 2.0 * tokens * float(self.head_size)
+
+        def live(option: str, form: Form) -> Array:
+            scores = pairs[option]
+            return scores + (scores + values + abs(scores - values)) / 2.0 if form == "full" else pairs[f"{option} live"]
+
+        each = {option: 4.0 * batch * (heads * live(option, kind.form) + tokens * width) for option, kind in self.kinds.items()}
         return sum(encoding.probability(f"{layer}.attention", option) * live for option, live in each.items())
 
 

@@ -20,6 +20,8 @@ from nas.protocols import Operator
 from nas.rounding import BLOCK, ROUNDINGS
 from nas.space import Choice, Condition, Option, SearchSpace
 
+GRAPHS = 2  # part of signatures: another number whenever networks are exported as other operators, whose times are others
+
 NORM_KINDS = ("layer", "rms")
 SHARING = ("none", "pairs", "all")
 """No layers share, each second one has the weights of the one before (MobileLLM, arXiv:2402.14905), or all have the same (ALBERT,

@@ -33,7 +33,7 @@ from nas.space import Architecture, SearchSpace
 from nas.types import Workload
 from search_spaces import pretrained
 from search_spaces.attention import LayerAttention
-from search_spaces.common import NORM_EPS, leaders, norm_parameters, uses
+from search_spaces.common import GRAPHS, NORM_EPS, leaders, norm_parameters, uses
 from search_spaces.stack import Block, Masks, Stack
 from search_spaces.tokens import embedding_operator, example_tokens
 from search_spaces.trunk import Trunk, TrunkOptions, trunk_choices
@@ -198,7 +198,7 @@ class DecoderFamily:
     @property
     def signature(self) -> str:
         """Changes with whatever changes a network's cost, its graph or its weights' shapes."""
-        facts = ["causal", self.space.to_json(), self.vocab_size, self.max_tokens, self.head_size, self.window]
+        facts = [GRAPHS, "causal", self.space.to_json(), self.vocab_size, self.max_tokens, self.head_size, self.window]
         facts += [self.positions] * (self.positions != "learned") + ["untied"] * (not self.tied)
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 

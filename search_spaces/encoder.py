@@ -29,7 +29,7 @@ from nas.space import Architecture, SearchSpace
 from nas.types import Workload
 from search_spaces import pretrained
 from search_spaces.attention import LayerAttention
-from search_spaces.common import NORM_EPS, NormPlace, norm_parameters
+from search_spaces.common import GRAPHS, NORM_EPS, NormPlace, norm_parameters
 from search_spaces.compact import inside
 from search_spaces.ngrams import NGrams, length, longest, ngram_choices, ngram_operators, shares
 from search_spaces.pooling import pool_choices, pool_operators, pool_sizes, pooled_counts
@@ -129,7 +129,7 @@ class EncoderFamily:
     @property
     def signature(self) -> str:
         """Changes with whatever changes a network's cost, its graph or its weights' shapes."""
-        facts = [self.space.to_json(), self.vocab_size, self.num_classes, self.max_tokens, self.head_size, self.window]
+        facts = [GRAPHS, self.space.to_json(), self.vocab_size, self.num_classes, self.max_tokens, self.head_size, self.window]
         facts += [self.norm] * (self.norm != "pre")  # what was measured before there was a choice stays valid
         facts += ["per token"] * self.per_token
         facts += [f"{self.ngram_buckets} buckets"] * (longest(self.space) > 1)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nas.attention import Backend
+from nas.attention import Backend, Hides
 from nas.encoding import Array, Encoding, prefix_membership
 from nas.layers import Width
 from nas.protocols import Operator
@@ -148,11 +148,13 @@ class Trunk:
         picks, width = {**DEFAULTS, **arch.as_dict}, arch.size("width")
         norms = self._norms(picks["norm_kind"])
         used = [leader(layer, picks["sharing"]) for layer in range(1, arch.size("depth") + 1)]
+        keep, pool = self.reduction.of(arch), [pool_size(arch)]
+        scored = used[keep.after - 1] if keep.after <= len(used) and keep.fewer else 0
         blocks = {}
         for n in dict.fromkeys(used):
-            branches = self.attention.module(arch, n, width, backend), self.ffn.module(arch, n, width)
+            hides: Hides | None = None if n == scored else "shares" if pool[0] > 1 else self.attention.hides
+            branches = self.attention.module(arch, n, width, backend, hides), self.ffn.module(arch, n, width)
             blocks[n - 1] = Block(width, *branches, **norms, precision=str(arch.as_dict.get(f"layer{n}.precision", "")))
-        keep, pool = self.reduction.of(arch), [pool_size(arch)]
         return Stack(blocks, [[n - 1] for n in used], width, self.attention, keep=keep, pool=pool, **norms)
 
     def _norms(self, kind: object) -> dict[str, Any]:

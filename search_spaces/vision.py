@@ -33,7 +33,7 @@ from nas.space import Architecture, Choice, Option, SearchSpace
 from nas.types import Workload
 from search_spaces import pretrained
 from search_spaces.attention import LayerAttention
-from search_spaces.common import DEFAULTS, NORM_EPS, norm_parameters, options
+from search_spaces.common import DEFAULTS, GRAPHS, NORM_EPS, norm_parameters, options
 from search_spaces.patches import NAME as STEM
 from search_spaces.patches import Patches, patch_operators, stem_choices, stems
 from search_spaces.stack import Masks, Stack
@@ -164,7 +164,8 @@ class VisionFamily:
 
     @functools.cached_property
     def trunk(self) -> Trunk:
-        attention = LayerAttention(self.space, self.head_size, self.window, max(self._num_tokens.values()))
+        most = max(self._num_tokens.values())
+        attention = LayerAttention(self.space, self.head_size, self.window, most, hides="nothing")
         return Trunk(attention, "pre", self.norm_eps)
 
     @property
@@ -185,7 +186,7 @@ class VisionFamily:
     @property
     def signature(self) -> str:
         """Changes with whatever changes a network's cost, its graph or its weights' shapes."""
-        facts = [self.space.to_json(), self.input_shape, self.num_classes, self.head_size, self.window]
+        facts = [GRAPHS, self.space.to_json(), self.input_shape, self.num_classes, self.head_size, self.window]
         facts += [self.pooling] * (self.pooling != "mean")
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 

@@ -36,6 +36,7 @@ from tests.test_supernet import trained
 COMPUTE = Compute()
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 FEWER, INTEGERS = PRECISIONS[1:], PRECISIONS[2:]
+QKV = ("query", "key", "value")
 OPERATORS = {"fp16": "MatMul", "int8": "MatMulInteger", "int4": "MatMulNBits"}
 
 
@@ -134,11 +135,12 @@ def test_fp32_alone_makes_no_choice_and_another_alone_fixes_it(precision):
 
 
 def chosen_weights(path, precision="int8") -> set[str]:
-    """Modules whose weights are numbers of a precision, by name."""
+    """Modules whose weights are numbers of a precision, by name; an attention whose weights are one matrix has three."""
     types = {"fp16": (onnx.TensorProto.FLOAT16, 2), "int8": (onnx.TensorProto.INT8, 2), "int4": (onnx.TensorProto.UINT8, 3)}
     kind, dims = types[precision]
     found = [t for t in onnx.load(path).graph.initializer if t.data_type == kind and len(t.dims) == dims]
-    return {t.name.removesuffix(".weight") for t in found}
+    names = {t.name.removesuffix(".weight").replace(".attention.layer.", ".attention.") for t in found}
+    return {f"{n}.{part}" if part else n for n in names for part in (QKV if n.endswith(".attention") else ("",))}
 
 
 @pytest.mark.parametrize("precision", FEWER)
@@ -159,7 +161,8 @@ def test_exactly_the_chosen_layers_are_in_fewer_bits_in_every_form(name, precisi
         form, example = form_of(family, network, workload)
         report = export_onnx(form, example, tmp_path / "m.onnx")
         assert {n.removeprefix("decoder.") for n in chosen_weights(tmp_path / "m.onnx", precision)} == wanted
-        assert precision == "fp16" or operators(tmp_path / "m.onnx")[OPERATORS[precision]] == len(wanted)
+        count = operators(tmp_path / "m.onnx")
+        assert precision == "fp16" or count[OPERATORS[precision]] + 3 * count["QAttention"] == len(wanted)
         assert report.max_abs_difference <= report.tolerance < 1
 
 
@@ -168,7 +171,9 @@ def test_weights_that_layers_share_are_integers_once(tmp_path):
     arch = in_precisions(family, "int8")
     export_onnx(family.network(arch, backend="blocks"), family.example_input(workload_of(family)), tmp_path / "m.onnx")
     assert len(chosen_weights(tmp_path / "m.onnx")) == 7
-    assert operators(tmp_path / "m.onnx")["MatMulInteger"] == 7 * arch.size("depth")
+    count = operators(tmp_path / "m.onnx")
+    assert count["MatMulInteger"] == 4 * arch.size("depth")
+    assert count["QAttention"] == arch.size("depth")
 
 
 @pytest.mark.parametrize(("precision", "kind"), [("int8", "dynamic"), ("int4", "int4")])
@@ -185,8 +190,12 @@ def test_the_file_is_what_the_quantiser_makes_of_these_layers(encoders, precisio
     ours, theirs, fp32 = (open_session(tmp_path / f"{name}.onnx").run(None, feed)[0] for name in ("ours", "quantised", "fp32"))
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
     assert np.abs(ours - fp32).max() > 1e-3
-    counts = [operators(tmp_path / f"{name}.onnx")[OPERATORS[precision]] for name in ("ours", "quantised")]
-    assert counts[0] == counts[1] == 2 * 6
+    ours, theirs = (operators(tmp_path / f"{name}.onnx") for name in ("ours", "quantised"))
+    if precision == "int8":
+        assert [count["QAttention"] for count in (ours, theirs)] == [2, 2]
+        assert [count["MatMulInteger"] for count in (ours, theirs)] == [2 * 3, 2 * 3]
+    else:  # the quantiser takes three matrices as one
+        assert [count["MatMulNBits"] for count in (ours, theirs)] == [2 * 6, 2 * 4]
 
 
 @pytest.mark.parametrize("precision", FEWER)
@@ -213,8 +222,9 @@ def test_a_file_that_stops_early_has_them_too(encoders, tmp_path):
     export_onnx(exits, encoders.example_input(Workload(1, 32)), tmp_path / "m.onnx")
     graph = onnx.load(tmp_path / "m.onnx").graph
     [branch] = [a.g for node in graph.node for a in node.attribute if a.g.name == "goes_on"]
-    first, rest = (sum(node.op_type == "MatMulInteger" for node in part.node) for part in (graph, branch))
-    assert (first, rest) == (6, 6)
+    for part in (graph, branch):
+        kinds = [node.op_type for node in part.node]
+        assert (kinds.count("MatMulInteger"), kinds.count("QAttention")) == (3, 1)
 
 
 def test_the_form_of_a_file_answers_like_the_network(encoders):

@@ -26,9 +26,16 @@ from typing import Any
 import numpy as np
 import onnx
 
+from nas.runtime_attention import with_products
+
 KINDS = ("dynamic", "static", "fp16", "int4")
 CALIBRATIONS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
-OPERATORS = {"dynamic": ("MatMul", "Gemm", "Gather"), "static": ("MatMul", "Gemm", "Gather"), "fp16": (), "int4": ("MatMul",)}
+OPERATORS = {
+    "dynamic": ("MatMul", "Gemm", "Gather", "Attention"),
+    "static": ("MatMul", "Gemm", "Gather"),
+    "fp16": (),
+    "int4": ("MatMul",),
+}
 BLOCK = re.compile(r"^(/.*\.\d+/[^/]+)/")  # of a node's name: /stack/blocks.0/attention
 
 Feeds = Sequence[Mapping[str, np.ndarray]]
@@ -53,6 +60,7 @@ def quantised(
     model = copy.deepcopy(model)
     result: onnx.ModelProto
     del model.graph.value_info[:]  # shapes that an exporter wrote down contradict those of the quantised operators
+    with_products(model, all_of_them=kind in ("static", "int4"))
     excluded = [name for block in keep for name in blocks(model, kind)[block]]
     excluded += [f"{name}_MatMul" for name in excluded]  # what dynamic quantisation makes of a Gemm
     with tempfile.TemporaryDirectory() as folder, _quiet():
@@ -60,7 +68,8 @@ def quantised(
         if kind == "dynamic":
             from onnxruntime.quantization import quantize_dynamic  # slow to import
 
-            quantize_dynamic(model, path, per_channel=True, nodes_to_exclude=excluded, extra_options={"EnableSubgraph": True})
+            options = {"EnableSubgraph": True, "DefaultTensorType": onnx.TensorProto.FLOAT}  # of what its own operators write
+            quantize_dynamic(model, path, per_channel=True, nodes_to_exclude=excluded, extra_options=options)
         elif kind == "static":
             _static(model, path, calibration, feeds, excluded)
         elif kind == "fp16":

@@ -172,7 +172,7 @@ def masked(network: nn.Module, settings: Prune) -> Iterator[Sequence[_Mask]]:
 
 def matrices(model: onnx.ModelProto) -> Mapping[str, np.ndarray]:
     """The constant matrices that a model multiplies with, rows for outputs and columns for inputs."""
-    used = {node.input[1] for node in model.graph.node if node.op_type == "MatMul"}
+    used = {node.input[1] for node in model.graph.node if node.op_type in ("MatMul", "Attention")}
     return {t.name: numpy_helper.to_array(t).T for t in model.graph.initializer if t.name in used and len(t.dims) == 2}
 
 

@@ -1,0 +1,140 @@
+"""Full attention as one operator of ONNX Runtime: the same answers, where it fits, in every precision."""
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from nas.attention import Attention
+from nas.export import export_onnx, form_of
+from nas.finish.precision import quantised
+from nas.formats import FORMATS, open_session
+from nas.runtime_attention import RuntimeAttention, graphs, with_runtime_attention
+from nas.types import Workload
+from search_spaces.decoder import DecoderFamily, decoder_space
+from search_spaces.encoder import EncoderFamily, encoder_space
+from search_spaces.vision import VisionFamily, vision_space
+
+SIZES = {"width": (16, 32), "depth": (1, 2), "heads": (1, 2), "ffn": (32,)}
+OWN = "com.microsoft"
+
+
+def tokens(*lengths):
+    longest, ids = max(lengths), torch.randint(2, 50, (len(lengths), max(lengths)))
+    mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
+    return {"token_ids": ids * mask, "attention_mask": mask}
+
+
+def images(count):
+    return {"image": torch.randn(count, 1, 8, 8)}
+
+
+def encoder(**choices):
+    return EncoderFamily(encoder_space(**{**SIZES, "attention": ("full",), **choices}), 50, 5, 40, 8)
+
+
+def decoder(**options):
+    return DecoderFamily(decoder_space(**{**SIZES, "attention": ("full",)}), 50, 40, 8, **options)
+
+
+def vision(**choices):
+    return VisionFamily(
+        vision_space(**{**SIZES, "attention": ("full",), "patch": (2,), **choices}), (1, 8, 8), 5, (0.0,), (1.0,), 8
+    )
+
+
+FAMILIES = {
+    "encoder": (encoder(), {}, tokens),
+    "encoder, post-norm": (EncoderFamily(encoder().space, 50, 5, 40, 8, norm="post"), {}, tokens),
+    "encoder of means": (encoder(pool=(1, 2, 4)), {"pool": "4"}, tokens),
+    "decoder": (decoder(), {}, tokens),
+    "vision": (vision(), {}, lambda *lengths: images(len(lengths))),
+}
+
+
+def network_of(name):
+    torch.manual_seed(0)
+    family, picks, inputs = FAMILIES[name]
+    arch = family.space.canonical({**family.space.largest().as_dict, **picks})
+    network = family.network(arch, backend="blocks").eval()
+    for part in network.modules():
+        if isinstance(part, Attention):
+            for projection in (part.query, part.key, part.value):
+                torch.nn.init.normal_(projection.weight, std=0.3)  # so that it matters where one looks
+                torch.nn.init.normal_(projection.bias)
+    return network, inputs
+
+
+def kinds_of(path):
+    return Counter(node.op_type for graph in graphs(onnx.load(path).graph) for node in graph.node)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_file_has_one_operator_and_the_same_answers_at_any_size(name, tmp_path):
+    network, inputs = network_of(name)
+    others = [inputs(*lengths) for lengths in ((1,), (24,), (5, 40, 17), (7, 7))]
+    export_onnx(network, inputs(24), tmp_path / "own.onnx", check_on=others)
+    assert kinds_of(tmp_path / "own.onnx")["Attention"] == 2
+    assert kinds_of(tmp_path / "own.onnx")["Softmax"] == 0
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static", "int4", "fp16"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_its_weights_are_in_fewer_bits_too(name, kind, tmp_path):
+    network, inputs = network_of(name)
+    example = inputs(5, 24, 17)
+    feed = {key: value.numpy() for key, value in example.items()}
+    export_onnx(network, example, tmp_path / "own.onnx")
+    onnx.save(quantised(onnx.load(tmp_path / "own.onnx"), kind, feeds=[feed]), tmp_path / "less.onnx")
+    expected, actual = (open_session(tmp_path / file).run(None, feed)[0] for file in ("own.onnx", "less.onnx"))
+    actual, expected = (x[feed["attention_mask"] > 0] if name == "decoder" else x for x in (actual, expected))
+    assert 0 < np.abs(actual - expected).max() < {"fp16": 0.02, "int4": 2.0}.get(kind, 0.3) * np.abs(expected).max()
+    matrices = [t for t in onnx.load(tmp_path / "less.onnx").graph.initializer if len(t.dims) == 2 and t.dims[-1] == 3 * 16]
+    assert all(tensor.data_type != onnx.TensorProto.FLOAT for tensor in matrices), "queries, keys and values"
+    kinds = kinds_of(tmp_path / "less.onnx")
+    if kind == "dynamic":
+        assert kinds["QAttention"] + kinds["MultiHeadAttention"] == 2
+        assert bool(kinds["MultiHeadAttention"]) == (name == "encoder of means"), "QAttention takes no shares"
+
+
+def test_what_it_cannot_do_stays_written_out(tmp_path):
+    grouped = EncoderFamily(encoder_space(**{**SIZES, "attention": ("full",), "kv_heads": (1,)}), 50, 5, 40, 8)
+    windows = encoder(attention=("window",))
+    rotary = decoder(positions="rotary")
+    scored = encoder(keep=(50, 100), keep_after=1)
+    for family, count in ((grouped, 0), (windows, 0), (rotary, 0), (scored, 1)):
+        arch = family.space.largest()
+        if family is scored:
+            arch = family.space.canonical({**arch.as_dict, "keep_after_1": 50})
+        network = family.network(arch, backend="blocks").eval()
+        export_onnx(network, tokens(24), tmp_path / "m.onnx", check_on=[tokens(3, 9)], tolerance=1e-5)
+        assert kinds_of(tmp_path / "m.onnx")["Attention"] == count
+
+
+def test_steps_with_a_past_are_written_out(tmp_path):
+    network, _ = network_of("decoder")
+    for workload in (Workload(2, 8, "prefill"), Workload(2, 1, "decode", 8)):
+        export_onnx(*form_of(decoder(), network, workload), tmp_path / "m.onnx")
+        assert kinds_of(tmp_path / "m.onnx")["Attention"] == 0
+
+
+def test_the_network_stays_as_it_is():
+    network, inputs = network_of("encoder")
+    copied = with_runtime_attention(network)
+    assert not any(isinstance(part, RuntimeAttention) for part in network.modules())
+    assert sum(isinstance(part, RuntimeAttention) for part in copied.modules()) == 2
+    example = inputs(5, 24)
+    torch.testing.assert_close(copied(*example.values()), network(*example.values()))
+    windows = encoder(attention=("window",))
+    untouched = windows.network(windows.space.largest())
+    assert with_runtime_attention(untouched) is untouched
+
+
+def test_other_runtimes_get_operators_of_the_standard(tmp_path):
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    network, inputs = network_of("encoder")
+    FORMATS["openvino"].write(network, inputs(24), tmp_path / "m.xml")
+    [actual] = FORMATS["openvino"].open(tmp_path / "m.xml")(inputs(5))
+    assert np.isfinite(actual).all()
