@@ -15,7 +15,7 @@ from experiments.settings import Settings
 from hardware.timing import HasEnergy
 from latency_models.memory import memory_of
 from nas.encoding import Encoding
-from nas.export import format_of
+from nas.export import format_of, runs_onnx
 from nas.protocols import Device, Family, LatencyModel
 from nas.space import Architecture
 from nas.types import Measurement, Workload
@@ -34,8 +34,8 @@ def check_device(objectives: Sequence[str], device: Device) -> None:
 def check_precisions(family: Family, device: Device) -> None:
     """Raises ValueError for a choice of precisions on a device that has other operators, or brings files to its own precision."""
     own = device.environment.get("precision", "fp32")
-    if "layer1.precision" in family.space.by_name and (format_of(device) != "onnx" or own != "fp32"):
-        runs = f"{format_of(device)} files" if format_of(device) != "onnx" else f"files in {own}"
+    if "layer1.precision" in family.space.by_name and (not runs_onnx(device) or own != "fp32"):
+        runs = f"files in {own}" if runs_onnx(device) else f"{format_of(device)} files"
         raise ValueError(f"space.precision: layers choose theirs in ONNX files as they are, and {device.name} runs {runs}")
 
 

@@ -111,8 +111,8 @@ def picks(networks: Sequence[Network], rules: str) -> list[tuple[Network, list[s
 
 def limits_of(given: Words) -> Limits:
     """What the words promise; where they name no tolerance, that of the precision comes later. Raises ValueError."""
-    if given.format not in FORMATS:
-        raise ValueError(f"format: {given.format!r} is not one of {tuple(FORMATS)}")
+    if given.format not in (formats := ("onnx", *RUNTIMES)):
+        raise ValueError(f"format: {given.format!r} is not one of {formats}")
     if given.format != "onnx" and given.precision not in (None, "fp32"):
         raise ValueError(f"precision: {given.precision} goes with format=onnx, other formats are in fp32")
     asked = [rule.partition(":")[2].strip() for rule in given.pick.split(",") if rule.strip().startswith("budget:")]

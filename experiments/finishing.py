@@ -26,7 +26,7 @@ from hardware.timing import Exported, HasDeployment, measure_on
 from nas.attention import Backend
 from nas.compute import Compute
 from nas.costs import flops_of
-from nas.export import ExportReport, compare, export_for, export_onnx, form_of, format_of
+from nas.export import ExportReport, compare, export_for, export_onnx, form_of, format_of, runs_onnx
 from nas.fewer_bits import fewer_bits_of
 from nas.finish.exits import Exits
 from nas.finish.remembered import Remembered
@@ -162,7 +162,12 @@ class Finisher:
         with self.run.replacing(f"{self.name(arch, tag)}.safetensors") as path:
             save_file(state_of(network), path)
         example = self.family.example_input(self.workload)
-        return export_onnx(self.network(arch, tag=tag), example, self.onnx_path(arch, tag=tag))
+        return export_onnx(self.network(arch, tag=tag), example, self.onnx_path(arch, tag=tag), kind=self.onnx_kind)
+
+    @property
+    def onnx_kind(self) -> str:
+        """Which kind of ONNX file is scored and ships: the one that the device runs, if it runs any."""
+        return format_of(self.device) if runs_onnx(self.device) else "onnxruntime"
 
     def network(self, arch: Architecture, *, tag: str | None = None, backend: Backend = "blocks") -> nn.Module:
         """A finished network, by default in the form that is exported, in float32 on the CPU."""
@@ -215,7 +220,7 @@ class Finisher:
 
     def exported(self, arch: Architecture, folder: Path, *, tag: str | None = None) -> Exported:
         """The file that ships, or the same network in the other format that the device runs."""
-        if format_of(self.device) == "onnx":
+        if runs_onnx(self.device):
             path = self.onnx_path(arch, self.workload.mode, tag=tag)
         else:
             form, example = form_of(self.family, self.network(arch, tag=tag), self.workload)
@@ -295,7 +300,7 @@ class Finisher:
             whole = self.workload.encoded
             tokens, past = (whole.tokens, 0) if mode == "prefill" else (1, whole.tokens - 1)
             workload = Workload(whole.batch, tokens, mode, past)
-            export_onnx(*form_of(self.family, self.network(arch, tag=tag), workload), path)
+            export_onnx(*form_of(self.family, self.network(arch, tag=tag), workload), path, kind=self.onnx_kind)
         return path
 
     @property

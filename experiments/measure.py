@@ -34,7 +34,7 @@ from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory, RunError
 from hardware.timing import Exported, measure
 from nas.compute import Compute
-from nas.export import format_of
+from nas.export import format_of, runs_onnx
 from nas.protocols import Device, Family
 from nas.space import Architecture
 from nas.surroundings import PREFIX
@@ -156,7 +156,7 @@ def check_device(device: Any, files: Sequence[Path]) -> None:
     """Raises ValueError: a device that runs nothing, or other files than these."""
     if not hasattr(device, "run"):
         raise ValueError(f"device: {type(device).__name__} holds times that others have measured, and runs nothing")
-    if files and format_of(device) != "onnx":
+    if files and not runs_onnx(device):
         raise ValueError(f"{files[0]}: the device {device.name} runs {format_of(device)} files; give arch=JSON to have one made")
 
 

@@ -33,7 +33,7 @@ from experiments.results import StageFigures, StageReport
 from experiments.run_directory import RunDirectory
 from hardware.quality import margin
 from hardware.timing import Exported
-from nas.export import format_of
+from nas.export import runs_onnx
 from nas.finish.early_exit import EarlyExit
 from nas.finish.exits import Exits
 from nas.finish.layer_skip import LayerSkip
@@ -263,7 +263,7 @@ def check_stages(stages: Mapping[str, Stage], *, task: Task, family: Family, dev
             classes.
     """
     for name in ("early_exit", "layer_skip", "quantise"):
-        if name in stages and (format_of(device) != "onnx" or device.environment.get("precision", "fp32") != "fp32"):
+        if name in stages and (not runs_onnx(device) or device.environment.get("precision", "fp32") != "fp32"):
             raise ValueError(f"stages.{name}: the device {device.name} does not run ONNX files in float32")
     classes, quantise = task.sizes.get("num_classes", 0), stages.get("quantise")
     branching = [name for name, stage in stages.items() if isinstance(stage, EarlyExit | LayerSkip)]

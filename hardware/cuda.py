@@ -79,7 +79,7 @@ class Cuda:
 
     @property
     def format(self) -> str:
-        return "torchscript" if self.chosen_runtime == "torch" else "onnx"
+        return {"torch": "torchscript", "tensorrt": "onnx"}.get(self.chosen_runtime, "onnxruntime")
 
     @functools.cached_property
     def environment(self) -> dict[str, Any]:

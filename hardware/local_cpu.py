@@ -24,6 +24,7 @@ class LocalCpu(OnThisMachine):
     Args:
         precision: fp32, the file as it is; int8, its dynamic quantisation, which may be slower as well as faster.
         graph_optimization: of ONNX Runtime when it loads the file: all, extended, basic or none.
+        fused_attention: files with ONNX Runtime's own operator for full attention; without it, files for every runtime.
         threads, visit: see `OnThisMachine`.
 
     Raises:
@@ -33,11 +34,13 @@ class LocalCpu(OnThisMachine):
     name = "local_cpu"
 
     def __init__(
-        self, *, precision: str = "fp32", graph_optimization: str = "all", threads: int = 1, **visit: Unpack[VisitOptions]
-    ) -> None:
+        self, *, precision: str = "fp32", graph_optimization: str = "all", fused_attention: bool = True, threads: int = 1,
+        **visit: Unpack[VisitOptions],
+    ) -> None:  # fmt: skip
         super().__init__(threads=threads, **visit)
         self.precision = check_option("precision", precision, PRECISIONS)
         self.graph_optimization = check_option("graph_optimization", graph_optimization, tuple(LEVELS))
+        self.format = "onnxruntime" if fused_attention else "onnx"
         self._int8 = Int8Files()
 
     @functools.cached_property
@@ -45,7 +48,7 @@ class LocalCpu(OnThisMachine):
         """The stable facts that a time depends on."""
         return describe(
             "onnxruntime", onnxruntime.__version__, threads=self.threads, precision=self.precision,
-            provider=CPU, graph_optimization=self.graph_optimization,
+            provider=CPU, graph_optimization=self.graph_optimization, format=self.format,
         )  # fmt: skip
 
     def run(self, onnx_path: Path, inputs: Mapping[str, np.ndarray]) -> tuple[float, ...]:

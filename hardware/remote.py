@@ -69,6 +69,7 @@ class Remote(ABC):
         ValueError: a value outside its range.
     """
 
+    format = "onnxruntime"
     python: str = "python3"
     folder: str = ".cache/paretoformer"
     threads: int = 1

@@ -43,7 +43,7 @@ class ExportReport:
 
 def export_onnx(
     network: nn.Module, example: Mapping[str, Tensor], path: Path, *, tolerance: float = 1e-4,
-    check_on: Sequence[Mapping[str, Tensor]] = (),
+    check_on: Sequence[Mapping[str, Tensor]] = (), kind: str = "onnxruntime",
 ) -> ExportReport:  # fmt: skip
     """Writes `network` with dynamic batch, and dynamic sequence where an input is one, and runs the file beside it.
 
@@ -52,11 +52,12 @@ def export_onnx(
             that the file is checked on.
         tolerance: largest absolute difference of the outputs that counts as the same (see `allowed`).
         check_on: further inputs, of any batch size and, if they are sequences, length.
+        kind: onnxruntime, with operators of its own where they are faster, or onnx, for every runtime.
 
     Raises:
         ExportError: outputs differ by more than the tolerance; the file is not left behind.
     """
-    difference, equal, total = write_as("onnx", network, [example, *check_on], path, tolerance=tolerance)
+    difference, equal, total = write_as(kind, network, [example, *check_on], path, tolerance=tolerance)
     return ExportReport(
         path=path.name,
         num_examples=total,
@@ -105,6 +106,11 @@ def form_of(family: Family, network: nn.Module, workload: Workload) -> tuple[nn.
 def format_of(device: Device) -> str:
     """Which kind of file a device runs: its `format`, onnx if it says none."""
     return getattr(device, "format", "onnx")
+
+
+def runs_onnx(device: Device) -> bool:
+    """Whether the files that a device runs are ONNX files, of either kind."""
+    return FORMATS[format_of(device)].suffix == FORMATS["onnx"].suffix
 
 
 def compare(
