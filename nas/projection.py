@@ -113,7 +113,7 @@ class _Projection:
         return np.asarray(loads[..., : self.num_filled].max(axis=-1))
 
     def _fits(self, loads: np.ndarray) -> np.ndarray:
-        return np.asarray((loads <= self.limit).all(axis=-1))
+        return np.asarray(~self._over(loads).any(axis=-1))
 
     def _over(self, loads: np.ndarray) -> np.ndarray:
         return np.asarray(loads > self.limit * (1 + SLACK))
@@ -126,7 +126,7 @@ class _Projection:
         helps = (saved > SLACK) & (moves.loads <= np.maximum(self.now, self.limit)).all(axis=1)
         if helps.any():
             prices = np.maximum(moves.costs, 1e-6) / np.maximum(saved, SLACK)
-            self._take(dict([moves.changes[int(np.argmin(np.where(helps, prices, np.inf)))]]))
+            self._make(moves, int(np.argmin(np.where(helps, prices, np.inf))))
             return
         self._take({c.name: c.options[0] if c.is_nested else c.options[-1] for c in self.space})
         if self._over(self.now).any():
@@ -147,7 +147,7 @@ class _Projection:
         fits = self._fits(moves.loads) & (self._level(moves.loads) > self._level(self.now) + SLACK)
         if not fits.any():
             return False
-        self._take(dict([moves.changes[int(np.argmin(np.where(fits, moves.costs, np.inf)))]]))
+        self._make(moves, int(np.argmin(np.where(fits, moves.costs, np.inf))))
         return True
 
     def _exchange(self) -> bool:
@@ -176,12 +176,17 @@ class _Projection:
             good = np.flatnonzero(nearer == nearer.max(initial=SLACK))
         if not len(good):
             return False
-        self._take(tried[good[0]])
+        self._take(tried[good[0]], loads[good[0]])
         return True
 
-    def _take(self, changes: Mapping[str, Option]) -> None:
+    def _make(self, moves: Moves, index: int) -> None:
+        self._take(dict([moves.changes[index]]), moves.loads[index])
+
+    def _take(self, changes: Mapping[str, Option], loads: np.ndarray | None = None) -> None:
+        """The loads are those that a step was chosen for: others, of one candidate alone, may differ in the last digits, and two
+        networks that just meet a limit would be exchanged for ever."""
         self.picks = {**self.picks, **changes}
-        self.now = self._loads([self.picks])[0]
+        self.now = self._loads([self.picks])[0] if loads is None else loads
 
     def _moves(self, *, grow: bool = False) -> Moves:
         """All other options of the present choices, or the larger ones: a size, attention where there was none."""

@@ -146,11 +146,6 @@ class LayerAttention:
         return {number: self.space.by_name[name].sizes for number, name in names.items() if name in self.space.by_name}
 
     @property
-    def in_one(self) -> bool:
-        """Whether full attention is one operator of a file (see `nas.runtime_attention`)."""
-        return not (self.rotary or self.kv_heads)
-
-    @property
     def most_kv_heads(self) -> int:
         return max(self.kv_heads.get(number, (number,))[-1] for number in self.heads)
 
@@ -256,9 +251,17 @@ class LayerAttention:
         sizes = {n: encoding.expected(f"{layer}.kv_heads_of_{n}") if n in self.kv_heads else float(n) for n in self.heads}
         return sum(encoding.probability(f"{layer}.heads", number) * size for number, size in sizes.items())
 
+    def in_one(self, encoding: Encoding, layer: str) -> Array:
+        """P(full attention of the layer is one operator of a file): see `nas.runtime_attention`."""
+        if self.rotary or not self.kv_heads:
+            return 0.0 if self.rotary else 1.0
+        own = {n: encoding.probability(f"{layer}.kv_heads_of_{n}", n) if n in self.kv_heads else 1.0 for n in self.heads}
+        return sum(encoding.probability(f"{layer}.heads", n) * p for n, p in own.items())
+
     def pairs_of(self, tokens: int) -> dict[str, float]:
         """By option, of one head over so many tokens: the pairs of a query and a key that are computed, or what costs as many
-        products; the floats that are read and written (moved), and those that are alive together (live)."""
+        products; the floats that are read and written (moved), and those that are alive together (live), also if it is one
+        operator of a file (in one)."""
         T, K = tokens, self.head_size
 
         def of(form: Form, W: int) -> tuple[float, float, float]:
@@ -274,8 +277,7 @@ class LayerAttention:
                 "lowrank": 2 * T * W,  # keys and values into mixtures, and attention to these
             }[form]
             live = {
-                # scores, queries, keys, values and mixtures twice; written out, scores, and these again or the values twice
-                "full": T * (T + 5 * K) if self.in_one else T * (T + max(T, 2 * K)),
+                "full": T * (T + max(T, 2 * K)),  # scores, and scores again or the values twice
                 "window": 10.0 * padded * K,  # query; keys and values, three times; slices of keys
                 "block": (7.0 * padded + 3.0 * blocks) * K,  # query, keys, values; these with the first token, and what is joined
                 "strided": max(3.0 * padded * K, 2.0 * padded * blocks),  # in classes; or scores twice
@@ -285,7 +287,8 @@ class LayerAttention:
             }[form]
             return pairs, 2.0 * T * (T + min(W, T) * K) if form == "topk" else 2.0 * pairs, live
 
-        return _table({option: of(*kind) for option, kind in self.kinds.items()})
+        in_one = {f"{option} in one": float(T * (T + 5 * K)) for option, (form, _) in self.kinds.items() if form == "full"}
+        return _table({option: of(*kind) for option, kind in self.kinds.items()}) | in_one
 
     def pairs_of_next(self, past: int) -> dict[str, float]:
         """The same of a single token that sees the kept ones of `past` tokens and itself."""
@@ -320,6 +323,8 @@ class LayerAttention:
         for option, (form, window) in self.kinds.items():
             p, held = of_kind = uses.times(encoding.probability(f"{layer}.attention", option))
             seen, moved, live = (batch * pairs[f"{option}{what}"] for what in ("", " moved", " live"))
+            if f"{option} in one" in pairs:
+                live = live + self.in_one(encoding, layer) * (batch * pairs[f"{option} in one"] - live)
             shortening = float(window * self.max_tokens) if form == "lowrank" else 0.0
             operators += [
                 *norm_operators(encoding, "attention", of_kind, all_tokens, width),
@@ -354,13 +359,8 @@ class LayerAttention:
         self, encoding: Encoding, layer: str, width: Array, *, batch: int, tokens: Array, pairs: Mapping[str, Array]
     ) -> Array:
         """Bytes that are alive together, given the layer, without its normed input; full attention is written out."""
-        heads, values = encoding.expected(f"{layer}.heads"), 2.0 * tokens * float(self.head_size)
-
-        def live(option: str, form: Form) -> Array:
-            scores = pairs[option]
-            return scores + (scores + values + abs(scores - values)) / 2.0 if form == "full" else pairs[f"{option} live"]
-
-        each = {option: 4.0 * batch * (heads * live(option, kind.form) + tokens * width) for option, kind in self.kinds.items()}
+        heads = encoding.expected(f"{layer}.heads")
+        each = {option: 4.0 * batch * (heads * pairs[f"{option} live"] + tokens * width) for option in self.kinds}
         return sum(encoding.probability(f"{layer}.attention", option) * live for option, live in each.items())
 
 

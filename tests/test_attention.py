@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from latency_models.memory import MIB, buffers, living, memory_of, optimized, sizes
+from latency_models.memory import MIB, alive, memory_of
 from nas.attention import PATTERNS
 from nas.attention_kinds import attention, interleaved, lowrank_attention, padding_bias, pattern, topk_attention
 from nas.compute import Compute
@@ -217,10 +217,9 @@ def test_memory_is_the_liveness_of_the_exported_file(kind, tmp_path):
         arch, workload = of_kind(family, kind, kv_heads=kv_heads), Workload(batch=2, tokens=tokens)
         example = family.example_input(workload)
         export_onnx(family.network(arch, backend="blocks"), example, tmp_path / "m.onnx")
-        model = optimized(tmp_path / "m.onnx")
-        alive = living(buffers(model.graph, sizes(model, {name: value.numpy() for name, value in example.items()})))
+        there = alive(tmp_path / "m.onnx", {name: value.numpy() for name, value in example.items()})
         [counted] = memory_of(family, [arch], workload)
-        assert counted.activations_mib * MIB == pytest.approx(alive, rel=0.05 if kv_heads == 4 else 0.15), (kv_heads, tokens)
+        assert counted.activations_mib * MIB == pytest.approx(there, rel=0.05 if kv_heads == 4 else 0.15), (kv_heads, tokens)
 
 
 # --- the cache

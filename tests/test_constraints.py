@@ -151,7 +151,7 @@ def test_the_projection_keeps_two_limits_and_fills_the_first_where_the_second_al
         as_full = [a for a, is_full in zip(everything(), full, strict=True) if is_full and (a == arch or not grows(a, limits))]
         beaten_by.append(np.mean([given_up[a] < given_up[arch] - 1e-9 for a in as_full]))
     assert filled >= 5
-    assert missed <= 0.2 * filled
+    assert missed <= 0.25 * filled
     assert np.median(beaten_by) <= 0.1, "share of those that fill as much and are more probable"
 
 
@@ -215,3 +215,16 @@ def test_a_search_under_two_limits_goes_on_as_if_it_was_not_stopped():
     again.load_state_dict(state)
     assert again.propose(0.5, steps=5) == second
     assert again.multipliers == whole.multipliers
+
+
+def test_networks_that_just_meet_the_limit_are_not_exchanged_for_ever():
+    """One candidate alone is summed up in another order than it is among others."""
+
+    class Rounded:
+        def upper(self, archs) -> np.ndarray:
+            return np.full(len(archs), np.nextafter(1.0, 2.0) if len(archs) == 1 else 1.0)
+
+    for seed in range(5):
+        log_p = random_log_p(np.random.default_rng(seed))
+        found = discretise(SPACE, log_p, [Constraint("budget_ms", "ms", Rounded(), 1.0)])
+        assert found == SPACE.canonical({c.name: c.options[int(np.argmax(log_p[SPACE.offsets[c.name]]))] for c in SPACE})

@@ -312,7 +312,7 @@ def test_a_decoder_ships_over_one_file_of_weights(task, family, exported, tmp_pa
     arch = family.space.canonical({**family.space.largest().as_dict, **PICKS})
     with run.replacing(f"shortlist/{arch.id}.safetensors") as path:
         save_file(network.state_dict(), path)
-    export_onnx(network, family.example_input(workload.encoded), finisher.onnx_path(arch))
+    export_onnx(network, family.example_input(workload.encoded), finisher.onnx_path(arch), kind=finisher.onnx_kind)
     verdict = Verdict.of(asked_ms=1.0, asked_origin="user", predicted_ms=1.0, predicted_upper_ms=1.0)
     shipped = ship(finisher, [Shipment(arch, finisher.files(arch), None, verdict)], Terms("again", Limits(tolerance=1e-4)))
     assert shipped.contract["shared_weights"]["shared_percent"] == pytest.approx(66.7, abs=2)

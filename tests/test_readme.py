@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from experiments.build import build
+from experiments.calibration import export_for_timing
 from experiments.cli import COMMANDS
 from experiments.config import register
 from experiments.progress import Reporter
@@ -187,12 +188,12 @@ def small(tmp_path):
     return build(config, report=Reporter(quiet=True))
 
 
-def test_recipe_device(finished):
+def test_recipe_device(small, tmp_path):
     load("hardware/second_runtime.py")
     device: Device = hydra.utils.instantiate(OmegaConf.create(NAMED["conf/device/second_runtime.yaml"]))
-    [model, *_] = sorted((finished / "shortlist").glob("*.onnx"))
-    inputs = {name: np.ones((1, 8), dtype=np.int64) for name in ("token_ids", "attention_mask")}
-    assert all(time > 0 for time in device.run(model, inputs))
+    largest = small.family.space.largest()
+    [exported] = export_for_timing(small.family, [largest], small.workload, tmp_path, device=device)
+    assert all(time > 0 for time in device.run(exported.path, exported.inputs))
     assert len(device.fingerprint) == 12
 
 

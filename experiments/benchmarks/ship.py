@@ -8,6 +8,8 @@ the test split, and a stage that is not faster is in the figures as it came out.
 A stage that trains also trains on: `trained_on` is the float network after as many steps as the quantised one learned, and
 `int8_points_lost_to_trained_on` compares with that.
 
+int8 is faster where products take the time, so it is also timed on wider encoders (see `int8_widths`).
+
 With `directory=`, everything trained and measured stays there, and a benchmark that was stopped goes on.
 """
 
@@ -30,6 +32,7 @@ from rich.table import Table
 
 from experiments.baseline_teachers import BaselineTeachers
 from experiments.benchmarks.alone import finisher_of, geometric, test_error, train
+from experiments.benchmarks.int8_widths import int8_by_width
 from experiments.build import build
 from experiments.composing import composed
 from experiments.finishing import FOLDER, Finisher
@@ -146,7 +149,7 @@ def run(words: Words, report: Reporter) -> dict[str, float]:
         ]
     for found in trials:
         _show(found, report)
-    return summary(trials)
+    return {**summary(trials), **int8_by_width(report)}
 
 
 def stages_of(steps: int, *, static: bool) -> dict[str, Stage]:
