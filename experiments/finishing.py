@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
 import time
 from collections import Counter
@@ -89,11 +90,24 @@ class Finisher:
 
     def steps(self, arch: Architecture) -> int:
         """Steps that cost as many FLOPs as `train.steps` of the largest network, at most `most_steps`. A step is three times a
-        forward pass, and one of the largest network where it teaches; what a baseline answers is known."""
+        forward pass, and one of the largest network where it teaches, each example once (see `nas.finish.remembered`); what a
+        baseline answers is known."""
         largest, own = flops_of(self.family, [self.family.space.largest(), arch], self.workload)
-        lesson = self._lesson(arch)
-        teaching = largest if lesson.needs_teacher and not lesson.is_of_baseline else 0.0
-        return min(self.settings.most_steps, int(self.settings.train.steps * largest / (own + teaching / 3)))
+        lesson, steps = self._lesson(arch), self.settings.train.steps
+        if not lesson.needs_teacher or lesson.is_of_baseline:
+            return min(self.settings.most_steps, int(steps * largest / own))
+        new = int(steps * largest / (own + largest / 3))
+        if lesson.match == ("answers",) and not self._answers_tokens and new > self._steps_of_an_epoch:
+            new = int((steps - self._steps_of_an_epoch / 3) * largest / own)
+        return min(self.settings.most_steps, new)
+
+    @property
+    def _answers_tokens(self) -> bool:
+        return isinstance(self.family, GenerativeFamily) or bool(self.task.sizes.get("per_token"))
+
+    @functools.cached_property
+    def _steps_of_an_epoch(self) -> int:
+        return sum(1 for _ in self.task.batches("train", tokens_per_batch=self.settings.train.tokens_per_batch, seed=self.seed))
 
     def _lesson(self, arch: Architecture) -> Lesson:
         """Without a teacher for whom there is none: the largest network does not teach itself."""

@@ -11,7 +11,7 @@ from experiments.tasks.baselines import unseen_logs
 from experiments.tasks.languages import Languages
 from experiments.tasks.text import TextClassification
 from nas.finish.losses import soft_labels
-from nas.finish.remembered import Remembered
+from nas.finish.remembered import Remembered, Remembering
 from nas.protocols import SPLITS, TaskWithAnswers
 from tests.test_finish import Sum
 
@@ -31,6 +31,40 @@ def test_sequences_are_looked_up_whatever_their_padding():
     assert teacher(ids, mask).tolist() == [[3.0, 4.0], [1.0, 2.0]]
     with pytest.raises(KeyError):
         teacher(ids[:, :1], mask[:1, :1] * 0)
+
+
+class Counting(torch.nn.Module):
+    """The number of tokens, once for each class; of token ids alone, one for each token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = []
+
+    def forward(self, ids, *mask):
+        self.asked += ids.tolist()
+        return mask[0].sum(dim=1, keepdim=True).repeat(1, 2).float() if mask else ids[..., None].float()
+
+
+def test_a_teacher_is_asked_once_for_each_example():
+    counting = Counting()
+    teacher = Remembering(counting)
+    ids, mask = torch.tensor([[7, 0, 0], [5, 6, 0]]), torch.tensor([[1, 0, 0], [1, 1, 0]])
+    assert teacher(ids, mask).tolist() == [[1.0, 1.0], [2.0, 2.0]]
+    longer = torch.tensor([[5, 6], [5, 5], [5, 0]]), torch.tensor([[1, 1], [1, 1], [1, 1]])
+    assert teacher(*longer).tolist() == [[2.0, 2.0]] * 3
+    assert counting.asked == [[7, 0, 0], [5, 6, 0], [5, 5], [5, 0]]
+    images = torch.rand(2, 1, 2, 2)
+    pixels = Remembering(torch.nn.Flatten())
+    torch.testing.assert_close(pixels(images), images.flatten(1))
+    torch.testing.assert_close(pixels(images.flip(0)), images.flip(0).flatten(1))
+
+
+def test_answers_of_tokens_are_not_remembered():
+    counting = Counting()
+    teacher = Remembering(counting)
+    for _ in range(2):
+        assert teacher(torch.tensor([[3, 4]])).shape == (1, 2, 1)
+    assert len(counting.asked) == 2
 
 
 def test_no_fit_has_seen_what_it_answers():

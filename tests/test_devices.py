@@ -359,7 +359,7 @@ def test_a_gpu_s_facts_are_asked_of_nvml(monkeypatch):
     )
 
 
-@pytest.mark.parametrize(("runtime", "wanted"), [("cuda", "onnx"), ("tensorrt", "onnx"), ("torch", "torchscript")])
+@pytest.mark.parametrize(("runtime", "wanted"), [("cuda", "onnxruntime"), ("tensorrt", "onnx"), ("torch", "torchscript")])
 def test_the_runtime_of_a_gpu_decides_what_is_exported(runtime, wanted):
     assert format_of(Cuda(runtime=runtime, precision="tf32")) == wanted
 

@@ -1,5 +1,6 @@
 """What ships goes through stages: each is judged by its file, and what was done is read again."""
 
+import dataclasses
 import json
 import re
 from collections import Counter
@@ -218,12 +219,18 @@ def test_the_verdict_on_a_stage(before, after, kept, words):
 def test_teaching_costs_steps(family):
     unused = cast(Any, SimpleNamespace())
     taught = FinishSettings(train=TrainConfig(steps=100), most_steps=1000, lesson=Lesson(beta=(1, 1)))
-    finisher = Finisher(family, unused, unused, Workload(tokens=8), Compute(), taught, 0, unused)
+    task = cast(Any, SimpleNamespace(sizes={"num_classes": 3}, batches=lambda split, **_: iter(range(1000))))
+    finisher = Finisher(family, task, unused, Workload(tokens=8), Compute(), taught, 0, unused)
     largest, smallest = family.space.largest(), family.space.smallest()
     assert finisher.steps(largest) == 100
     plain = Finisher(family, unused, unused, Workload(tokens=8), Compute(), FinishSettings(train=TrainConfig(steps=100), most_steps=1000), 0, unused)  # fmt: skip  # noqa: E501
     ratio = plain.steps(smallest) / 100
     assert finisher.steps(smallest) == pytest.approx(100 / (1 / ratio + 1 / 3), abs=1)
+    task.batches = lambda split, **_: iter(range(30))
+    again = dataclasses.replace(finisher)
+    assert again.steps(smallest) == pytest.approx((100 - 10) * ratio, abs=1), "each example is asked for once"
+    of_tokens = dataclasses.replace(finisher, task=SimpleNamespace(**{**vars(task), "sizes": {"per_token": True}}))
+    assert of_tokens.steps(smallest) == finisher.steps(smallest)
 
 
 def test_the_largest_network_is_finished_first_and_teaches(family, tmp_path):

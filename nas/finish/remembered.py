@@ -1,4 +1,4 @@
-"""Answers that are known beforehand, as a teacher."""
+"""Answers that are known beforehand, or from the time before, as a teacher."""
 
 from __future__ import annotations
 
@@ -29,6 +29,38 @@ class Remembered(nn.Module):
         kept = zip(token_ids_BT.cpu().numpy(), attention_mask_BT.cpu().numpy() > 0, strict=True)
         logits_NC: Tensor = self.logits_NC  # type: ignore[assignment]
         return logits_NC[[self.rows[_key(ids[mask])] for ids, mask in kept]]
+
+
+class Remembering(nn.Module):
+    """A teacher that is asked once for each example; shapes: B examples, C classes.
+
+    Args:
+        teacher: gives logits [B, C], of an example the same whatever it is padded to; answers of tokens are not remembered.
+    """
+
+    def __init__(self, teacher: nn.Module) -> None:
+        super().__init__()
+        self.teacher, self.is_of_tokens = teacher, False
+        self.answers: dict[bytes, Tensor] = {}
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """What the teacher gives."""
+        if self.is_of_tokens:
+            return self.teacher(*inputs)  # type: ignore[no-any-return]
+        keys = [b"".join(part.tobytes() for part in example) for example in zip(*(_rows(x) for x in inputs), strict=True)]
+        new = [row for row, key in enumerate(keys) if key not in self.answers]
+        if new:
+            found = self.teacher(*(x[new] for x in inputs))
+            self.is_of_tokens = found.dim() != 2
+            if self.is_of_tokens:
+                return found  # type: ignore[no-any-return]
+            self.answers.update((keys[row], answer) for row, answer in zip(new, found, strict=True))
+        return torch.stack([self.answers[key] for key in keys])
+
+
+def _rows(x: Tensor) -> Sequence[np.ndarray]:
+    """One array an example, without the zeros that end a sequence."""
+    return [row if x.is_floating_point() else np.trim_zeros(row, "b") for row in x.cpu().numpy()]
 
 
 def _key(ids: np.ndarray) -> bytes:

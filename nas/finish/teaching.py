@@ -21,6 +21,7 @@ from nas.compute import Compute
 from nas.finish.exits import answers_of, early_loss
 from nas.finish.losses import MATCHES, Recorded, matched, recorded, soft_labels
 from nas.finish.precision import check
+from nas.finish.remembered import Remembering
 from nas.protocols import IGNORED, Batch, Task
 from nas.space import Architecture, SearchSpace
 from nas.supernet import error_percent, state_of
@@ -150,6 +151,7 @@ def teach(
         student = stack.enter_context(recorded(network)) if inside else Recorded()
         theirs = [stack.enter_context(recorded(t.eval())) for t in teachers] if inside else []
         projection = _projection(network, teachers, task, compute) if "hidden" in inside else nn.Identity()
+        asked = teachers if inside else [Remembering(teacher.eval()) for teacher in teachers]
 
         def gradient(number: int) -> float:
             batch = next(batches).to(compute.device)
@@ -161,7 +163,7 @@ def teach(
                     loss = loss + early_loss(early, outputs, [loss_of(answer, batch.targets) for answer in early])
                 if teachers and beta:
                     with torch.no_grad():
-                        answers = [teacher(*batch.inputs) for teacher in teachers]
+                        answers = [teacher(*batch.inputs) for teacher in asked]
                     learned = (
                         soft_labels(outputs, answers, batch.targets, lesson.temperature) if "answers" in lesson.match else 0.0
                     )
