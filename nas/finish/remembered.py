@@ -41,13 +41,13 @@ class Remembering(nn.Module):
     def __init__(self, teacher: nn.Module) -> None:
         super().__init__()
         self.teacher, self.is_of_tokens = teacher, False
-        self.answers: dict[bytes, Tensor] = {}
+        self.answers: dict[tuple[bytes, ...], Tensor] = {}
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """What the teacher gives."""
         if self.is_of_tokens:
             return self.teacher(*inputs)  # type: ignore[no-any-return]
-        keys = [b"".join(part.tobytes() for part in example) for example in zip(*(_rows(x) for x in inputs), strict=True)]
+        keys = list(zip(*(_bytes_of(x) for x in inputs), strict=True))
         new = [row for row, key in enumerate(keys) if key not in self.answers]
         if new:
             found = self.teacher(*(x[new] for x in inputs))
@@ -58,9 +58,13 @@ class Remembering(nn.Module):
         return torch.stack([self.answers[key] for key in keys])
 
 
-def _rows(x: Tensor) -> Sequence[np.ndarray]:
-    """One array an example, without the zeros that end a sequence."""
-    return [row if x.is_floating_point() else np.trim_zeros(row, "b") for row in x.cpu().numpy()]
+def _bytes_of(x: Tensor) -> list[bytes]:
+    """Of each example, without the zeros that end a sequence."""
+    rows = x.cpu().numpy()
+    if x.is_floating_point():
+        return [row.tobytes() for row in rows]
+    ends = rows.shape[1] - (rows[:, ::-1] != 0).argmax(axis=1)
+    return [row[:end].tobytes() for row, end in zip(rows, ends.tolist(), strict=True)]
 
 
 def _key(ids: np.ndarray) -> bytes:
