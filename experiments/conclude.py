@@ -13,8 +13,9 @@ from experiments.ledger import NAME as LEDGER
 from experiments.networks import Network, hypervolumes
 from experiments.objectives import further
 from experiments.outcome import Choice, Finalist, Outcome
-from experiments.pipeline import HEALTH, Pipeline
+from experiments.pipeline import Pipeline
 from experiments.progress import Reporter
+from experiments.proposing import HEALTH
 from experiments.report import health_sentence, summary, write_report
 from experiments.results import LedgerEntry, Parity, PredictorReport, Results
 from experiments.shipping import Shipment, Shipped, Terms, ship

@@ -9,21 +9,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import pickle
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from experiments.baseline_teachers import BaselineTeachers
-from experiments.budgets import Budget, Ends
+from experiments.budgets import Ends
 from experiments.calibration import Calibration, Calibrator
+from experiments.checkpoints import loaded, read_checkpoint, write_checkpoint
 from experiments.costing import Costing, check_device, check_precisions
 from experiments.exploring import Explorer
 from experiments.finishing import Finisher
@@ -31,19 +29,17 @@ from experiments.halving import Halving
 from experiments.ledger import spent
 from experiments.outcome import Outcome
 from experiments.progress import Reporter
-from experiments.run_directory import RunDirectory, RunError
+from experiments.proposing import Proposer
+from experiments.run_directory import RunDirectory
 from experiments.selecting import Selection
 from experiments.settings import Settings
 from experiments.stages import check_stages
 from experiments.table_calibration import TableCalibrator
 from hardware.recorded import RecordedDevice
 from hardware.store import MeasurementStore
-from latency_models.memory import MemoryCost, memory_of
+from latency_models.memory import memory_of
 from nas.compute import Compute, choose_compute
-from nas.constraints import Constraint
-from nas.darts import Darts
 from nas.projection import BudgetError
-from nas.proposals import Proposal
 from nas.protocols import (
     Device,
     DifferentiableLatencyModel,
@@ -56,8 +52,6 @@ from nas.protocols import (
 from nas.supernet import state_of
 from nas.training import supernet_trainer
 from nas.types import Workload
-
-HEALTH = "darts.jsonl"  # what the guards of the differentiable search saw
 
 
 class Pipeline:
@@ -156,7 +150,10 @@ class Pipeline:
             trivial = self._once("trivial.json", "Trivial baselines", lambda: dict(self.task.trivial_baselines()))
         compute = self.compute()
         supernet = self.supernet(compute)
-        proposals = self._propose(supernet, calibration, budget, ends, compute)
+        model = calibration.model
+        assert isinstance(model, DifferentiableLatencyModel)
+        proposer = Proposer(self.family, self.task, self.workload, model, compute, self.settings, self.run, self.report)
+        proposals = proposer.propose(supernet, proposer.budgets(budget.ms, ends.smallest_upper_ms))
         explorer = Explorer(
             self.family, self.task, supernet, compute, calibration, costing, budget, self.settings, self.run, self.report
         )
@@ -243,10 +240,10 @@ class Pipeline:
         supernet.load_state_dict({**supernet.state_dict(), **self.pretrained})
         supernet.to(compute.device)
         if self.run.has("supernet.safetensors"):
-            supernet.load_state_dict(_loading(self.run / "supernet.safetensors", load_file))
+            supernet.load_state_dict(loaded(self.run / "supernet.safetensors", load_file))
             return supernet
         config = self.settings.supernet.train
-        state = self._checkpoint("supernet.ckpt", compute)
+        state = read_checkpoint(self.run, "supernet.ckpt", compute)
         trainer = supernet_trainer(
             self.family, supernet, self.task, config, compute=compute, seed=self.settings.seed,
             rule=self.settings.supernet.rule, num_random=self.settings.supernet.num_random,
@@ -259,7 +256,7 @@ class Pipeline:
                 nonlocal saved
                 advance(step, f"loss {loss:.3f}")
                 if time.monotonic() - saved > self.settings.checkpoint_seconds:
-                    self._save_checkpoint("supernet.ckpt", trainer.state_dict())
+                    write_checkpoint(self.run, "supernet.ckpt", trainer.state_dict())
                     saved = time.monotonic()
 
             with spent(self.run, "supernet", networks_trained=1):
@@ -268,72 +265,3 @@ class Pipeline:
             save_file(state_of(supernet), path)
         (self.run / "supernet.ckpt").unlink(missing_ok=True)
         return supernet
-
-    def _propose(
-        self, supernet: nn.Module, calibration: Calibration, budget: Budget, ends: Ends, compute: Compute
-    ) -> list[Proposal]:
-        """One proposal for each of several budgets, the user's first, the fastest network's time last."""
-        assert isinstance(calibration.model, DifferentiableLatencyModel)
-        if self.run.has("proposals.json"):
-            return [Proposal.from_json(self.family.space, record) for record in self.run.read_json("proposals.json")]
-        budgets = np.geomspace(budget.ms, ends.smallest_upper_ms, self.settings.outer.proposals).tolist()
-        config = self.settings.darts
-        darts = Darts(
-            self.family, supernet, calibration.model, self.task, config, compute=compute, seed=self.settings.seed,
-            limits=self._limits(),
-        )  # fmt: skip
-        proposals: list[Proposal] = []
-        state = self._checkpoint("darts.ckpt", compute)
-        if state is not None:
-            proposals = [Proposal.from_json(self.family.space, record) for record in json.loads(state["proposals"])]
-            darts.load_state_dict(state)
-        self._keep_health(until=darts.num_steps)
-        steps = [config.steps] + [config.steps_more] * (len(budgets) - 1)
-        title = "Differentiable search"
-        with self.report.phase(title, sum(steps), done=darts.num_steps) as advance, spent(self.run, title, networks_trained=1):
-            for number in range(len(proposals), len(budgets)):
-                words = f"for {budgets[number]:.2f} ms, loss"
-                proposal = darts.propose(
-                    budgets[number],
-                    steps=steps[number],
-                    on_step=lambda _, loss, words=words: advance(min(darts.num_steps, sum(steps)), f"{words} {loss:.3f}"),  # type: ignore[misc]
-                    on_check=lambda health: self.run.append(HEALTH, health.to_json()),
-                )
-                if proposal.alarm:
-                    self.report.say(f"Differentiable search: {proposal.alarm_sentence}")
-                proposals.append(proposal)
-                records = json.dumps([p.to_json() for p in proposals])
-                self._save_checkpoint("darts.ckpt", {**darts.state_dict(), "proposals": records})
-        self.run.write_json("proposals.json", [p.to_json() for p in proposals])
-        (self.run / "darts.ckpt").unlink(missing_ok=True)
-        return proposals
-
-    def _limits(self) -> list[Constraint]:
-        """What proposals keep beside their budgets in ms."""
-        asked = self.settings.budget_mib
-        return [] if asked is None else [Constraint("budget_mib", "MiB", MemoryCost(self.family, self.workload), asked)]
-
-    def _keep_health(self, *, until: int) -> None:
-        """Drops what a stopped process wrote of steps that are done again."""
-        kept = [record for record in self.run.read_lines(HEALTH) if record["step"] <= until]
-        with self.run.replacing(HEALTH) as path:
-            path.write_text("".join(json.dumps(record) + "\n" for record in kept))
-
-    def _checkpoint(self, name: str, compute: Compute) -> dict[str, Any] | None:
-        """What `_save_checkpoint` wrote, or None. Raises RunError for a damaged file."""
-        if not self.run.has(name):
-            return None
-        state: dict[str, Any] = _loading(self.run / name, lambda p: torch.load(p, map_location=compute.device, weights_only=True))
-        return state
-
-    def _save_checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
-        with self.run.replacing(name) as path:
-            torch.save(dict(state), path)
-
-
-def _loading(path: Path, load: Callable[[Path], Any]) -> Any:
-    """Loads weights; a file that is no such thing is the user's to delete."""
-    try:
-        return load(path)
-    except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        raise RunError(f"{path}: is damaged; delete it to do this part again ({type(error).__name__})") from error
