@@ -10,7 +10,8 @@ A stage that trains also trains on: `trained_on` is the float network after as m
 
 int8 is faster where products take the time, so it is also timed on wider encoders (see `int8_widths`).
 
-With `directory=`, everything trained and measured stays there, and a benchmark that was stopped goes on.
+`quick` is two tasks and one seed, `full` three tasks and three seeds. With `directory=`, everything trained and measured stays
+there, and a benchmark that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -76,24 +77,12 @@ class Preset:
 
 TINY = ("space=encoder_tiny", "task.vocab_size=1000", "task.max_tokens=32", "task.max_examples=3000")
 DIGITS = ("task=digits", "space=vision_tiny", "finish.train.steps=300", "finish.most_steps=900")
+LANGUAGES = ("task.max_examples=20000", "space.depth=[1,2,3,4]", "finish.train.steps=200", "finish.most_steps=600")
 PRESETS = {
     "tiny": Preset({"languages": (*TINY, "finish.train.steps=4", "finish.most_steps=6", "finish.rounds=2")}, (0,), 4, 0),
-    "quick": Preset(
-        {
-            "languages": ("task.max_examples=20000", "space.depth=[1,2,3,4]", "finish.train.steps=200", "finish.most_steps=600"),
-            "digits": DIGITS,
-        },
-        (0,), 80, 1,
-    ),
-    "full": Preset(
-        {
-            "languages": ("finish.train.steps=600", "finish.most_steps=2000"),
-            "digits": DIGITS,
-            "python_source": ("experiment=code", "mode=encode", "past=0"),
-        },
-        (0, 1, 2), 200, 2,
-    ),
-}  # fmt: skip
+    "quick": Preset({"languages": LANGUAGES, "digits": DIGITS}, (0,), 80, 1),
+    "full": Preset({"languages": LANGUAGES, "digits": DIGITS, "tags": ("experiment=tags",)}, (0, 1, 2), 80, 1),
+}
 
 
 @dataclass(frozen=True)
