@@ -11,7 +11,19 @@ import pytest
 from omegaconf import OmegaConf
 
 from experiments import bench
-from experiments.benchmarks import compared, darts, do_it_yourself, inherited, on_tasks, search, spaces, supernet, tabular
+from experiments.benchmarks import (
+    beside_hand,
+    compared,
+    darts,
+    do_it_yourself,
+    inherited,
+    on_tasks,
+    search,
+    spaces,
+    supernet,
+    tabular,
+)
+from experiments.benchmarks.beside_hand import BesideHand
 from experiments.benchmarks.first_light import Fronts, Point, same_layers
 from experiments.benchmarks.ship import Row, Trial, summary
 from experiments.progress import Reporter
@@ -172,6 +184,28 @@ def test_ship_counts_only_files_that_lose_at_most_a_point():
     assert figures["int8_points_lost_to_trained_on"] == pytest.approx(1.0)
     assert (figures["distilled_better"], figures["distilled_cases"]) == (2, 2)
     assert figures["parity_max_abs"] == 1e-6
+
+
+def test_what_is_found_dominates_what_is_designed_by_hand_if_it_is_less_in_both():
+    by_hand = {"largest": (4.0, 12.0), "1 layer": (1.0, 10.0)}
+    cases = [
+        BesideHand("a", 0, by_hand, [(0.9, 9.0)]),
+        BesideHand("a", 1, by_hand, [(0.9, 9.9), (3.0, 8.0)]),
+        BesideHand("a", 2, by_hand, [(0.9, 10.0), (1.0, 9.0)]),
+        BesideHand("b", 0, by_hand, []),
+    ]
+    assert [case.dominated for case in cases] == [["largest", "1 layer"], ["largest", "1 layer"], ["largest"], []]
+    figures = beside_hand.summary(cases)
+    assert figures["hand_designed_dominated_share"] == pytest.approx((1 + 1 + 0.5) / 4)
+    assert (figures["hand_designed_cases_all_dominated"], figures["hand_designed_cases"]) == (2, 4)
+    assert (figures["hand_designed_tasks_all_dominated"], figures["hand_designed_tasks"]) == (1, 2)
+
+
+def test_a_search_is_judged_beside_what_is_designed_by_hand(tmp_path):
+    case = beside_hand.search_beside_hand("smoke", ("experiment=smoke", "torch_threads=1"), 0, tmp_path / "run", Reporter(quiet=True))
+    assert case.by_hand
+    assert case.found
+    assert all(ms > 0 and 0 <= error <= 100 for ms, error in (*case.by_hand.values(), *case.found))
 
 
 @pytest.mark.slow

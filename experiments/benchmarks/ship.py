@@ -8,7 +8,8 @@ the test split, and a stage that is not faster is in the figures as it came out.
 A stage that trains also trains on: `trained_on` is the float network after as many steps as the quantised one learned, and
 `int8_points_lost_to_trained_on` compares with that.
 
-int8 is faster where products take the time, so it is also timed on wider encoders (see `int8_widths`).
+A main job of each task says how many of its hand-designed networks the search's own dominate (see `beside_hand`). int8 is faster
+where products take the time, so it is also timed on wider encoders (see `int8_widths`).
 
 `quick` is two tasks and one seed, `full` three tasks and three seeds. With `directory=`, everything trained and measured stays
 there, and a benchmark that was stopped goes on.
@@ -32,6 +33,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from experiments.baseline_teachers import BaselineTeachers
+from experiments.benchmarks import beside_hand
 from experiments.benchmarks.alone import finisher_of, geometric, test_error, train
 from experiments.benchmarks.int8_widths import int8_by_width
 from experiments.build import build
@@ -67,21 +69,24 @@ class Words:
 
 @dataclass(frozen=True)
 class Preset:
-    """Tasks by name, with overrides of the main job's configuration; seeds; steps of a stage; random networks of each task."""
+    """Tasks by name, with overrides of the main job's configuration; seeds; steps of a stage; random networks of each task; and
+    main jobs by the names of their tasks."""
 
     tasks: Mapping[str, tuple[str, ...]]
     seeds: tuple[int, ...]
     steps: int
     num_random: int
+    searched: Mapping[str, tuple[str, ...]]
 
 
 TINY = ("space=encoder_tiny", "task.vocab_size=1000", "task.max_tokens=32", "task.max_examples=3000")
 DIGITS = ("task=digits", "space=vision_tiny", "finish.train.steps=300", "finish.most_steps=900")
 LANGUAGES = ("task.max_examples=20000", "space.depth=[1,2,3,4]", "finish.train.steps=200", "finish.most_steps=600")
+JOBS: dict[str, tuple[str, ...]] = {"languages": (), "digits": ("experiment=digits",), "tags": ("experiment=tags",)}
 PRESETS = {
-    "tiny": Preset({"languages": (*TINY, "finish.train.steps=4", "finish.most_steps=6", "finish.rounds=2")}, (0,), 4, 0),
-    "quick": Preset({"languages": LANGUAGES, "digits": DIGITS}, (0,), 80, 1),
-    "full": Preset({"languages": LANGUAGES, "digits": DIGITS, "tags": ("experiment=tags",)}, (0, 1, 2), 80, 1),
+    "tiny": Preset({"languages": (*TINY, "finish.train.steps=4", "finish.most_steps=6", "finish.rounds=2")}, (0,), 4, 0, {}),
+    "quick": Preset({"languages": LANGUAGES, "digits": DIGITS}, (0,), 80, 1, {"digits": ("experiment=digits",)}),
+    "full": Preset({"languages": LANGUAGES, "digits": DIGITS, "tags": ("experiment=tags",)}, (0, 1, 2), 80, 1, JOBS),
 }
 
 
@@ -136,9 +141,16 @@ def run(words: Words, report: Reporter) -> dict[str, float]:
             for name, overrides in preset.tasks.items()
             for seed in preset.seeds
         ]
+        cases = [
+            beside_hand.search_beside_hand(name, overrides, seed, folder / f"search-{name}-{seed}", report)
+            for name, overrides in preset.searched.items()
+            for seed in preset.seeds
+        ]
     for found in trials:
         _show(found, report)
-    return {**summary(trials), **int8_by_width(report)}
+    if cases:
+        beside_hand.show(cases, report)
+    return {**summary(trials), **(beside_hand.summary(cases) if cases else {}), **int8_by_width(report)}
 
 
 def stages_of(steps: int, *, static: bool) -> dict[str, Stage]:

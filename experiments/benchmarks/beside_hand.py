@@ -1,0 +1,81 @@
+"""Whether what a search finds dominates the networks that one would build by hand: less measured time and less test error.
+
+A main job for each task and seed, up to its measured short-list: found and hand-designed networks train for equal FLOPs with the
+same teacher, and are measured together. Of both, what is judged is the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from experiments.build import build
+from experiments.composing import composed
+from experiments.progress import Reporter
+
+Point = tuple[float, float]
+"""Measured ms and test error in percent."""
+
+
+@dataclass(frozen=True)
+class BesideHand:
+    """One task and seed: the networks by hand, by their names, and those of the search."""
+
+    task: str
+    seed: int
+    by_hand: Mapping[str, Point]
+    found: Sequence[Point]
+
+    @property
+    def dominated(self) -> list[str]:
+        """The names of those by hand that some found network dominates."""
+        return [name for name, point in self.by_hand.items() if any(dominates(other, point) for other in self.found)]
+
+
+def dominates(one: Point, other: Point) -> bool:
+    """Whether it is less in both."""
+    return one[0] < other[0] and one[1] < other[1]
+
+
+def search_beside_hand(task: str, overrides: Sequence[str], seed: int, folder: Path, report: Reporter) -> BesideHand:
+    """Runs the job, or goes on with it."""
+    report.say(f"{task}, seed {seed}: a search beside the networks designed by hand")
+    pipeline = build(composed(*overrides, f"seed={seed}", f"run={folder}", f"store={folder / 'store'}"), report=report)
+    pipeline.settings = dataclasses.replace(pipeline.settings, stages={})
+    outcome = pipeline.search()
+    points: dict[str, dict[str, Point]] = {"hand": {}, "search": {}, "random": {}}
+    for finalist in outcome.finalists:
+        error = float(outcome.finisher.file_scores(finalist.arch, "test", tag="")["error_percent"])
+        name = finalist.label if finalist.role == "hand" else finalist.arch.id
+        points[finalist.role][name] = outcome.measurements[finalist.arch.id].latency_ms, error
+    return BesideHand(task, seed, points["hand"], tuple(points["search"].values()))
+
+
+def summary(cases: Sequence[BesideHand]) -> dict[str, float]:
+    """Shares of those by hand that are dominated, and of tasks in which all of them are in most seeds."""
+    figures = {
+        "hand_designed_dominated_share": float(np.mean([len(c.dominated) / len(c.by_hand) for c in cases])),
+        "hand_designed_cases_all_dominated": sum(len(c.dominated) == len(c.by_hand) for c in cases),
+        "hand_designed_cases": len(cases),
+    }
+    tasks = {case.task: [c for c in cases if c.task == case.task] for case in cases}
+    most = {task: np.mean([len(c.dominated) == len(c.by_hand) for c in of]) > 0.5 for task, of in tasks.items()}
+    return {**figures, "hand_designed_tasks_all_dominated": sum(map(bool, most.values())), "hand_designed_tasks": len(tasks)}
+
+
+def show(cases: Sequence[BesideHand], report: Reporter) -> None:
+    table = Table("task", "seed", "by hand", "ms", "test error %", "", box=SIMPLE_HEAD, title="Found beside designed by hand")
+    for case in cases:
+        for name, (ms, error) in case.by_hand.items():
+            table.add_row(
+                case.task, str(case.seed), name, f"{ms:.4g}", f"{error:.2f}", "dominated" if name in case.dominated else ""
+            )
+        for ms, error in sorted(case.found):
+            table.add_row("", "", "found", f"{ms:.4g}", f"{error:.2f}", "")
+    report.console.print(table)
