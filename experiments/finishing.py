@@ -180,10 +180,7 @@ class Finisher:
 
     @property
     def onnx_kind(self) -> str:
-        """Which kind of ONNX file is scored and ships: the one that the device runs, if it runs any. Files that generate share
-        their weights, so all are written out alike."""
-        if self.workload.mode != "encode":
-            return "onnx"
+        """Which kind of ONNX file is scored and ships: the one that the device runs, if it runs any."""
         return format_of(self.device) if runs_onnx(self.device) else "onnxruntime"
 
     def network(self, arch: Architecture, *, tag: str | None = None, backend: Backend = "blocks") -> nn.Module:

@@ -202,7 +202,9 @@ def test_what_is_found_dominates_what_is_designed_by_hand_if_it_is_less_in_both(
 
 
 def test_a_search_is_judged_beside_what_is_designed_by_hand(tmp_path):
-    case = beside_hand.search_beside_hand("smoke", ("experiment=smoke", "torch_threads=1"), 0, tmp_path / "run", Reporter(quiet=True))
+    case = beside_hand.search_beside_hand(
+        "smoke", ("experiment=smoke", "torch_threads=1"), 0, tmp_path / "run", Reporter(quiet=True)
+    )
     assert case.by_hand
     assert case.found
     assert all(ms > 0 and 0 <= error <= 100 for ms, error in (*case.by_hand.values(), *case.found))

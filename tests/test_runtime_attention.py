@@ -115,11 +115,22 @@ def test_what_it_cannot_do_stays_written_out(tmp_path):
         assert kinds_of(tmp_path / "m.onnx")["Attention"] == count
 
 
-def test_steps_with_a_past_are_written_out(tmp_path):
+def test_steps_with_a_past_and_what_they_hand_on(tmp_path):
     network, _ = network_of("decoder")
-    for workload in (Workload(2, 8, "prefill"), Workload(2, 1, "decode", 8)):
-        export_onnx(*form_of(decoder(), network, workload), tmp_path / "m.onnx")
-        assert kinds_of(tmp_path / "m.onnx")["Attention"] == 0
+    for workload, others in (
+        (Workload(2, 8, "prefill"), [Workload(1, 3, "prefill")]),
+        (Workload(2, 1, "decode", 8), [Workload(3, 1, "decode", 0), Workload(1, 1, "decode", 30)]),
+    ):
+        form, example = form_of(decoder(), network, workload)
+        checks = [form_of(decoder(), network, other)[1] for other in others]
+        export_onnx(form, example, tmp_path / "m.onnx", check_on=checks)
+        kinds = kinds_of(tmp_path / "m.onnx")
+        assert (kinds["MultiHeadAttention"], kinds["Softmax"]) == (2, 0)
+        feed = {name: value.numpy() for name, value in example.items()}
+        onnx.save(quantised(onnx.load(tmp_path / "m.onnx"), "dynamic"), tmp_path / "int8.onnx")
+        exact, int8 = (open_session(tmp_path / f"{name}.onnx").run(None, feed) for name in ("m", "int8"))
+        for ours, theirs in zip(exact, int8, strict=True):
+            np.testing.assert_allclose(theirs, ours, atol=0.1 * np.abs(ours).max())
 
 
 def test_the_network_stays_as_it_is():
