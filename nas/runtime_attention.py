@@ -2,8 +2,8 @@
 
 Written out, that is some twenty operators a layer, and in a small network each takes longer to begin than to compute. As
 `com.microsoft::Attention` a network of 16 tokens and width 64 is 1.5 times as fast, one of 64 tokens and width 128 1.1 times.
-`com.microsoft::QAttention` is the same in int8; a decoder's steps with a past are one product and `MultiHeadAttention`, 1.1 to 1.2
-times as fast. All are in every build of ONNX Runtime, and in no other runtime.
+`com.microsoft::QAttention` is the same in int8. A decoder's steps with a past are one product and `MultiHeadAttention`, 1.1 to
+1.2 times as fast. All are in every build of ONNX Runtime, and in no other runtime.
 
 Shapes: B sequences, T tokens, D width, H heads, C channels of all heads.
 """
