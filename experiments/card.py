@@ -110,7 +110,11 @@ def _placement(network: Mapping[str, Any]) -> str:
     if "run" not in network:
         return f"{network['delegate']}; {fallen}"
     run = network["run"]
-    tried = f", the fastest of {len(network['tried'])} ways that were tried" if network["tried"] else " (where it was exported)"
+    ways = [way for way in network["tried"] if "file" not in way]
+    tried = f", the fastest of {len(ways)} ways that were tried" if ways else " (where it was exported)"
+    for other in (way for way in network["tried"] if "file" in way and way["latency_ms"]):
+        own = next(way for way in ways if all(way[name] == other[name] for name in run))
+        tried += f"; {other['file']} it takes {other['latency_ms'] / own['latency_ms']:.2f} times as long"
     return (
         f"{run['provider']}, {run['threads']} thread{'s' * (run['threads'] != 1)}, graph optimisation "
         f"`{run['graph_optimization']}`{tried}; {fallen}"

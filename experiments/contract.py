@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import platform
+import tempfile
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,8 +22,8 @@ from hardware import executorch_device
 from hardware.local_cpu import LocalCpu
 from hardware.placement import CPU, Placement, Trial, operators, peak_memory, tune
 from hardware.surroundings import device_of
-from latency_models.memory import memory_of_file
-from nas.export import compare
+from latency_models.memory import ATTENTION, memory_of_file
+from nas.export import compare, export_onnx, form_of
 from nas.fixed_sizes import FixedSizes
 from nas.formats import FORMATS
 from nas.protocols import GenerativeFamily
@@ -128,7 +129,9 @@ def placed(finisher: Finisher, arch: Architecture, path: Path) -> dict[str, Any]
     trials: list[Trial] = []
     run = own
     if isinstance(device, LocalCpu):
-        run, trials = tune(path, inputs, own, tolerance=TOLERANCE)
+        with tempfile.TemporaryDirectory() as folder:
+            others = written_out(finisher, arch, path, Path(folder))
+            run, trials = tune(path, inputs, own, tolerance=TOLERANCE, others=others)
     ran = operators(path, inputs, run)
     planned = memory_of_file(path, inputs)
     return {
@@ -138,6 +141,16 @@ def placed(finisher: Finisher, arch: Architecture, path: Path) -> dict[str, Any]
         "fallbacks": [o for o in ran if o["provider"] != run.provider],
         "memory": {**asdict(planned), "peak": peak_memory(path, inputs, run)},
     }
+
+
+def written_out(finisher: Finisher, arch: Architecture, path: Path, folder: Path) -> dict[str, Path]:
+    """The network of a float32 file with its attention in operators of the standard, if it has others, by what it is called."""
+    kinds = {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
+    if not kinds & set(ATTENTION) or tolerance_of(path) == math.inf:
+        return {}
+    form, example = form_of(finisher.family, finisher.network(arch), finisher.workload)
+    export_onnx(form, example, folder / "model.onnx", kind="onnx")
+    return {"attention written out": folder / "model.onnx"}
 
 
 def delegated(finisher: Finisher, arch: Architecture, path: Path) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -49,18 +50,27 @@ class Placement:
         return onnxruntime.InferenceSession(str(path), options, providers=list(dict.fromkeys((self.provider, CPU))))
 
 
+class Way(NamedTuple):
+    """A placement, of the file that ships or of another one."""
+
+    placement: Placement
+    file: str = ""
+
+
 @dataclass(frozen=True)
 class Trial:
     """What a placement gave beside the first one: its time in ms (the quietest visit's lower quartile), and whether its answers
-    are the same; or why it cannot be."""
+    are the same; or why it cannot be. Of another file of the same network, what sets it apart."""
 
     placement: Placement
     latency_ms: float | None
     equal: bool
     refused: str = ""
+    file: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self.placement), "latency_ms": self.latency_ms, "equal": self.equal, "refused": self.refused}
+        facts = {"latency_ms": self.latency_ms, "equal": self.equal, "refused": self.refused}
+        return {**asdict(self.placement), **facts, **({"file": self.file} if self.file else {})}
 
 
 def candidates(own: Placement) -> list[Placement]:
@@ -73,19 +83,22 @@ def candidates(own: Placement) -> list[Placement]:
 
 
 def tune(
-    path: Path, inputs: Mapping[str, np.ndarray], own: Placement, *, tolerance: float, rounds: int = 3, seconds: float = 4.0
-) -> tuple[Placement, list[Trial]]:
+    path: Path, inputs: Mapping[str, np.ndarray], own: Placement, *, tolerance: float, rounds: int = 3, seconds: float = 4.0,
+    others: Mapping[str, Path] = MappingProxyType({}),
+) -> tuple[Placement, list[Trial]]:  # fmt: skip
     """The fastest placement with equal answers, and all that were tried, visited in turn; `own` unless another is clearly faster.
 
     Answers are equal if no output differs by more than the tolerance and every largest logit is at the same place.
 
     Args:
         seconds: no round begins after so long, but for the first.
+        others: the same network in other files, by what sets them apart; they are tried like `own`, and never the fastest.
     """
-    ways, feed = candidates(own), dict(inputs)
-    times: dict[Placement, list[float]] = {way: [] for way in ways}
-    answers: dict[Placement, list[np.ndarray]] = {}
-    refused: dict[Placement, str] = {}
+    paths, feed = {"": path, **others}, dict(inputs)
+    first, ways = Way(own), [*map(Way, candidates(own)), *(Way(own, file) for file in others)]
+    times: dict[Way, list[float]] = {way: [] for way in ways}
+    answers: dict[Way, list[np.ndarray]] = {}
+    refused: dict[Way, str] = {}
     start = time.perf_counter()
     for number in range(rounds):
         if number and time.perf_counter() - start > seconds:
@@ -93,17 +106,24 @@ def tune(
         for way in ways:
             if way not in refused:
                 try:
-                    answers[way], visit_ms = _visit(path, feed, way)
+                    answers[way], visit_ms = _visit(paths[way.file], feed, way.placement)
                     times[way].append(visit_ms)
                 except Exception as error:  # ONNX Runtime's own have no base class of their own
-                    if way == own:
+                    if way == first:
                         raise
                     refused[way] = str(error).splitlines()[0]
     trials = [
-        Trial(way, min(times[way], default=None), is_equal(answers.get(way), answers[own], tolerance), refused.get(way, ""))
+        Trial(
+            way.placement,
+            min(times[way], default=None),
+            is_equal(answers.get(way), answers[first], tolerance),
+            refused.get(way, ""),
+            way.file,
+        )
         for way in ways
     ]
-    first_ms, best_ms, best = min(times[own]), *min((min(times[t.placement]), t.placement) for t in trials if t.equal)
+    able = [(min(times[way]), way.placement) for way, trial in zip(ways, trials, strict=True) if trial.equal and not way.file]
+    first_ms, (best_ms, best) = min(times[first]), min(able)
     return (best if best_ms < WORTH * first_ms else own), trials
 
 

@@ -147,6 +147,7 @@ def test_the_contract_says_what_was_measured(run, folder, contract):
     assert {o["provider"] for o in facts["operators"]} == {CPU}
     assert facts["fallbacks"] == []
     assert facts["run"] in [{name: t[name] for name in facts["run"]} for t in facts["tried"] if t["equal"]]
+    assert all(way["equal"] for way in facts["tried"] if way.get("file") == "attention written out")
     assert facts["memory"]["peak"]["process_mib"] > facts["memory"]["peak"]["network_mib"] > facts["memory"]["weights_mib"]
     files = {path.name for path in folder.iterdir()}
     assert files == {*contract["files"], "contract.json"}
@@ -561,6 +562,17 @@ def test_another_answer_is_never_the_fastest(folder, monkeypatch):
     assert tune(folder, {}, own, tolerance=0.0)[0] == own, "not clearly faster"
     visits[quick] = ([logits], 4.0)
     assert tune(folder, {}, own, tolerance=0.0)[0] == quick
+
+
+def test_another_file_of_a_network_is_tried_and_never_the_fastest(folder, monkeypatch):
+    own, other = Placement(CPU, 1, "all"), folder / "other.onnx"
+    logits = np.array([[1.0, 2.0]])
+    monkeypatch.setattr(placement, "candidates", lambda _: [own])
+    monkeypatch.setattr(placement, "_visit", lambda path, feed, way: ([logits], 1.0 if path == other else 5.0))
+    best, trials = tune(folder, {}, own, tolerance=0.0, others={"written otherwise": other})
+    assert best == own
+    assert [(t.file, t.latency_ms, t.equal) for t in trials] == [("", 5.0, True), ("written otherwise", 1.0, True)]
+    assert [t.to_json().get("file") for t in trials] == [None, "written otherwise"]
 
 
 def test_memory_is_that_of_a_fresh_process(folder):
