@@ -1,8 +1,27 @@
-"""The picks of an architecture, layer by layer, for people to read."""
+"""Choices and picks, layer by layer."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+
+from nas.space import Choice, Option, SearchSpace
+
+LAYER = re.compile(r"\blayer(\d+)\.")  # that a choice's name begins with
+
+
+def in_all_layers(space: SearchSpace) -> dict[str, dict[Option, dict[str, Option]]]:
+    """By the names of choices without their layers, and by option, the picks of all that have it."""
+    groups: dict[str, list[Choice]] = {}
+    for choice in space.choices:
+        groups.setdefault(LAYER.sub("", choice.name), []).append(choice)
+    return {
+        name: {
+            option: {choice.name: option for choice in members if option in choice.options}
+            for option in dict.fromkeys(option for choice in members for option in choice.options)
+        }
+        for name, members in groups.items()
+    }
 
 
 def split_layers(arch: Mapping[str, int | str]) -> tuple[dict[str, int | str], list[dict[str, int | str]]]:

@@ -7,7 +7,6 @@ small text.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from experiments.arguments import parse
 from experiments.build import family_of_task
 from experiments.composing import composed, stand_in_family
 from experiments.devices import aligned
+from experiments.layers import LAYER, in_all_layers
 from experiments.plots.space import space_figure
 from experiments.plots.style import png, svg
 from experiments.progress import Reporter
@@ -26,7 +26,6 @@ from nas.protocols import Family
 from nas.space import Architecture, Choice, Condition, Option, SearchSpace
 from nas.types import Workload
 
-LAYER = re.compile(r"\blayer(\d+)\.")
 MIB = 2.0**20
 DRAWN = (".png", ".svg")
 NUM_DRAWN = 2000  # random networks in a picture
@@ -83,24 +82,19 @@ def draw(path: Path, title: str, subtitle: str, family: Family, workload: Worklo
     archs = [*named_.values(), *(space.sample(rng) for _ in range(NUM_DRAWN))]
     points = np.stack(costs(family, archs, workload), axis=1) / (1e6, 1e3)
     of_names = {name: (float(f), float(p)) for name, (f, p) in zip(named_, points, strict=False)}
-    figure = space_figure(title, subtitle, points[len(named_) :], of_names, in_all_layers(family, workload))
+    figure = space_figure(title, subtitle, points[len(named_) :], of_names, flops_of_options(family, workload))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes({".png": png, ".svg": svg}[path.suffix](figure))
 
 
-def in_all_layers(family: Family, workload: Workload) -> dict[str, dict[str, float]]:
+def flops_of_options(family: Family, workload: Workload) -> dict[str, dict[str, float]]:
     """By choice and option, FLOPs of the largest network that has it wherever it can, in percent of its own; of choices that
     change any."""
     space = family.space
     picks, [whole] = most_of_each(space), costs(family, [space.largest()], workload)[0]
-    groups: dict[str, list[Choice]] = {}
-    for choice in space.choices:
-        groups.setdefault(LAYER.sub("", choice.name), []).append(choice)
     found: dict[str, dict[str, float]] = {}
-    for name, members in groups.items():
-        options = dict.fromkeys(option for choice in members for option in choice.options)
-        archs = [space.canonical({**picks, **{c.name: option for c in members if option in c.options}}) for option in options]
-        flops, _ = costs(family, archs, workload)
+    for name, options in in_all_layers(space).items():
+        flops, _ = costs(family, [space.canonical({**picks, **others}) for others in options.values()], workload)
         if any(flops != whole):
             found[name] = {str(option): 100 * f / whole for option, f in zip(options, flops, strict=True)}
     return found

@@ -44,7 +44,7 @@ def test_a_change_is_the_difference_of_two_networks():
 
 
 def test_an_option_is_taken_in_all_layers():
-    shares = space.in_all_layers(FAMILY, WORKLOAD)
+    shares = space.flops_of_options(FAMILY, WORKLOAD)
     assert list(shares) == ["width", "depth", "attention", "heads", "ffn"]
     largest = FAMILY.space.largest()
     none = FAMILY.space.canonical({**largest.as_dict, **{f"layer{n}.attention": "none" for n in (1, 2, 3, 4)}})

@@ -27,6 +27,7 @@ from experiments.benchmarks.supernet import threads
 from experiments.build import build
 from experiments.composing import composed
 from experiments.finishing import Finisher
+from experiments.layers import in_all_layers
 from experiments.progress import Advance, Reporter
 from nas.finish.teaching import Lesson
 from nas.pareto import hypervolume
@@ -162,13 +163,9 @@ def plain_picks(space: SearchSpace, width: int, depth: int, ffn: int) -> dict[st
 
 def options(space: SearchSpace, plain: Sequence[Architecture]) -> dict[str, dict[Architecture, Architecture]]:
     """By name, what each plain network becomes with another option of one choice, wherever it has that; those that it changes."""
-    by_name: dict[str, list[Choice]] = {}
-    for choice in (choice for choice in space if _last(choice) not in SIZES):
-        by_name.setdefault(_last(choice), []).append(choice)
     groups = {}
-    for name, choices in by_name.items():
-        for option in dict.fromkeys(option for choice in choices for option in choice.options):
-            picks = {choice.name: option for choice in choices if option in choice.options}
+    for name, by_option in in_all_layers(space).items():
+        for option, picks in by_option.items() if name not in SIZES else ():
             changed = {arch: space.canonical({**_whole(space, arch), **picks}) for arch in plain}
             group = {before: after for before, after in changed.items() if after != before}
             if group:
