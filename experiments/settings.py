@@ -103,7 +103,7 @@ class FinishSettings:
     most_steps: int = 300
     inherit: float = 0.3
     rounds: int = 6
-    lesson: Lesson = field(default_factory=lambda: Lesson(beta=(1.0, 1.0), teacher="baseline"))
+    lesson: Lesson = field(default_factory=lambda: Lesson(beta=(0.5, 0.0), temperature=4.0, teacher="baseline"))
     most_points_lost: float = 0.5
 
     def __post_init__(self) -> None:

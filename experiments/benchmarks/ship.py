@@ -215,9 +215,10 @@ def _taught(pipeline: Pipeline, folder: Path, error_percent: float, report: Repo
     baselines = BaselineTeachers(pipeline.task, dict(pipeline.task.trivial_baselines()))
     best = baselines.better_than(error_percent)
     report.say(f"The teacher is {best or 'the largest network'}")
+    lesson = pipeline.settings.finish.lesson
     if best is None:
-        return finisher_of(pipeline, folder, lesson=Lesson(beta=(1.0, 1.0)))
-    finisher = finisher_of(pipeline, folder, lesson=Lesson(beta=(1.0, 1.0), teacher="baseline"))
+        return finisher_of(pipeline, folder, lesson=dataclasses.replace(lesson, teacher="largest"))
+    finisher = finisher_of(pipeline, folder, lesson=dataclasses.replace(lesson, teacher="baseline"))
     return dataclasses.replace(finisher, baseline=functools.partial(baselines.teacher, best))
 
 
