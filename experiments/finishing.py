@@ -62,6 +62,7 @@ class Finisher:
     seed: int
     run: RunDirectory
     baseline: Callable[[], nn.Module] | None = None  # that may teach the short-list, where one is better
+    teaching: Architecture | None = None  # a finished network that teaches in the place of the largest
 
     def is_finished(self, arch: Architecture) -> bool:
         return self.run.has(f"{FOLDER}/{arch.id}.json")
@@ -90,16 +91,20 @@ class Finisher:
 
     def steps(self, arch: Architecture) -> int:
         """Steps that cost as many FLOPs as `train.steps` of the largest network, at most `most_steps`. A step is three times a
-        forward pass, and one of the largest network where it teaches, each example once (see `nas.finish.remembered`); what a
-        baseline answers is known."""
-        largest, own = flops_of(self.family, [self.family.space.largest(), arch], self.workload)
+        forward pass, and one of a network that teaches, each example once (see `nas.finish.remembered`); what a baseline answers
+        is known."""
+        largest, own, teaching = flops_of(self.family, [self.family.space.largest(), arch, self._teacher], self.workload)
         lesson, steps = self._lesson(arch), self.settings.train.steps
         if not lesson.needs_teacher or lesson.is_of_baseline:
             return min(self.settings.most_steps, int(steps * largest / own))
-        new = int(steps * largest / (own + largest / 3))
+        new = int(steps * largest / (own + teaching / 3))
         if lesson.match == ("answers",) and not self._answers_tokens and new > self._steps_of_an_epoch:
-            new = int((steps - self._steps_of_an_epoch / 3) * largest / own)
+            new = int((steps * largest - self._steps_of_an_epoch * teaching / 3) / own)
         return min(self.settings.most_steps, new)
+
+    @property
+    def _teacher(self) -> Architecture:
+        return self.teaching or self.family.space.largest()
 
     @property
     def _answers_tokens(self) -> bool:
@@ -110,10 +115,9 @@ class Finisher:
         return sum(1 for _ in self.task.batches("train", tokens_per_batch=self.settings.train.tokens_per_batch, seed=self.seed))
 
     def _lesson(self, arch: Architecture) -> Lesson:
-        """Without a teacher for whom there is none: the largest network does not teach itself."""
+        """Without a teacher for whom there is none: a network does not teach itself."""
         lesson = self.settings.lesson
-        is_largest = network_of(arch) == network_of(self.family.space.largest())
-        alone = self.baseline is None if lesson.is_of_baseline else is_largest
+        alone = self.baseline is None if lesson.is_of_baseline else network_of(arch) == network_of(self._teacher)
         return dataclasses.replace(lesson, beta=(0.0, 0.0)) if alone else lesson
 
     def finish(self, arch: Architecture, supernet: nn.Module) -> None:
@@ -132,7 +136,8 @@ class Finisher:
         else:
             error = self.file_scores(arch, "validation", tag="")["error_percent"]
         seconds = round(time.perf_counter() - start, 2)
-        taught_by = [teacher.name if isinstance(teacher, Remembered) else "the largest network" for teacher in teachers]
+        name = "the largest network" if self.teaching is None else self.teaching.id
+        taught_by = [teacher.name if isinstance(teacher, Remembered) else name for teacher in teachers]
         facts = {
             "arch": arch.to_json(), "error_percent": error, "train_steps": steps, "train_seconds": seconds,
             "taught_by": taught_by, "export": report.to_json(),
@@ -147,16 +152,15 @@ class Finisher:
             return self._error_percent(network)
 
     def _teachers(self, arch: Architecture, supernet: nn.Module) -> list[nn.Module]:
-        """Of the lesson, if it needs any: the finished largest network, or a baseline."""
+        """Of the lesson, if it needs any: a finished network, or a baseline."""
         lesson = self._lesson(arch)
         if not lesson.needs_teacher:
             return []
         if lesson.is_of_baseline and self.baseline is not None:
             return [self.baseline().to(self.compute.device)]
-        largest = self.family.space.largest()
-        if not self.is_finished(largest):
-            self.finish(largest, supernet)
-        return [self.to_train(largest, tag="")]
+        if not self.is_finished(self._teacher):
+            self.finish(self._teacher, supernet)
+        return [self.to_train(self._teacher, tag="")]
 
     def _trained(self, arch: Architecture, supernet: nn.Module, teachers: Sequence[nn.Module], *, steps: int) -> nn.Module:
         torch.manual_seed(self.seed)

@@ -1,7 +1,7 @@
 """What finishing does to a network: its speed on this machine's CPU and its test error, before and after each stage.
 
 For each task and seed the hand-designed networks and some random ones are trained alone for equal FLOPs, and again with a teacher
-for equal FLOPs: the best trivial baseline where it is better than the largest network, else that, its passes counted. The
+for equal FLOPs: the best trivial baseline where it is better than all networks, else the best of these, its passes counted. The
 largest network and the fastest of the others then go through each stage on its own. Files are timed in turn, their errors are of
 the test split, and a stage that is not faster is in the figures as it came out.
 
@@ -181,18 +181,18 @@ def trial(task: str, overrides: Sequence[str], seed: int, preset: Preset, folder
     networks = dict(pipeline.family.hand_designed())
     networks |= {f"random {i + 1}": space.sample(rng) for i in range(preset.num_random)}
     alone = finisher_of(pipeline, folder / "alone", lesson=Lesson())
-    train(alone, space.largest(), seed)
-    taught = _taught(pipeline, folder / "taught", alone.record(space.largest())["error_percent"], report)
-    with report.phase("Training alone, and with a teacher", 2 * len(networks) - 1) as advance:
-        for number, arch in enumerate(networks.values()):
-            train(alone, arch, seed)
-            if number:
-                train(taught, arch, seed)
-            else:  # the largest network has no teacher
-                for path in (alone.run / FOLDER).glob(f"{arch.id}.*"):
-                    shutil.copy(path, taught.run / FOLDER)
-            advance(2 * number + 1, "")
     archs = list(networks.values())
+    with report.phase("Training alone", len(archs)) as advance:
+        for number, arch in enumerate(archs, start=1):
+            train(alone, arch, seed)
+            advance(number, "")
+    best = min(archs, key=lambda arch: alone.record(arch)["error_percent"])
+    taught = _taught(pipeline, folder / "taught", alone, best, report)
+    students = {name: arch for name, arch in networks.items() if arch != space.largest() and arch != taught.teaching}
+    with report.phase("Training with a teacher", len(students)) as advance:
+        for number, arch in enumerate(students.values(), start=1):
+            train(taught, arch, seed)
+            advance(number, "")
     with report.phase("Measuring", 1):
         times = alone.measure(archs, reference_ms=None, phase="alone", rounds=alone.settings.rounds, tag="")
     latency_ms = {name: times[arch.id].latency_ms for name, arch in networks.items()}
@@ -203,23 +203,25 @@ def trial(task: str, overrides: Sequence[str], seed: int, preset: Preset, folder
     return Trial(
         task, seed, latency_ms,
         alone={name: test_error(alone, arch) for name, arch in networks.items()},
-        distilled={name: test_error(taught, networks[name]) for name in others},
+        distilled={name: test_error(taught, arch) for name, arch in students.items()},
         rows=tuple(rows),
         parity_max_abs=max(parity["max_abs_difference"] for parity in parities),
         parity_equal_decisions=min(parity["equal_decisions"] for parity in parities),
     )  # fmt: skip
 
 
-def _taught(pipeline: Pipeline, folder: Path, error_percent: float, report: Reporter) -> Finisher:
-    """With the best trivial baseline as the teacher where it is better than the largest network, else with that network."""
+def _taught(pipeline: Pipeline, folder: Path, alone: Finisher, best: Architecture, report: Reporter) -> Finisher:
+    """With the best trivial baseline as the teacher where it is better than the best network, else with that one."""
     baselines = BaselineTeachers(pipeline.task, dict(pipeline.task.trivial_baselines()))
-    best = baselines.better_than(error_percent)
-    report.say(f"The teacher is {best or 'the largest network'}")
-    lesson = pipeline.settings.finish.lesson
-    if best is None:
-        return finisher_of(pipeline, folder, lesson=dataclasses.replace(lesson, teacher="largest"))
-    finisher = finisher_of(pipeline, folder, lesson=dataclasses.replace(lesson, teacher="baseline"))
-    return dataclasses.replace(finisher, baseline=functools.partial(baselines.teacher, best))
+    name, lesson = baselines.better_than(alone.record(best)["error_percent"]), pipeline.settings.finish.lesson
+    report.say(f"The teacher is {name or f'the best network, {best.id}'}")
+    if name is not None:
+        finisher = finisher_of(pipeline, folder, lesson=dataclasses.replace(lesson, teacher="baseline"))
+        return dataclasses.replace(finisher, baseline=functools.partial(baselines.teacher, name))
+    finisher = finisher_of(pipeline, folder, lesson=dataclasses.replace(lesson, teacher="largest"))
+    for path in (alone.run / FOLDER).glob(f"{best.id}.*"):
+        shutil.copy(path, finisher.run / FOLDER)
+    return dataclasses.replace(finisher, teaching=best)
 
 
 def _rows(pipeline: Pipeline, finisher: Finisher, name: str, arch: Architecture, preset: Preset, report: Reporter) -> list[Row]:
