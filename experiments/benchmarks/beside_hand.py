@@ -15,8 +15,10 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from experiments.benchmarks.alone import test_error
 from experiments.build import build
 from experiments.composing import composed
+from experiments.outcome import Finalist
 from experiments.progress import Reporter
 
 Point = tuple[float, float]
@@ -37,6 +39,10 @@ class BesideHand:
         """The names of those by hand that some found network dominates."""
         return [name for name, point in self.by_hand.items() if any(dominates(other, point) for other in self.found)]
 
+    @property
+    def all_dominated(self) -> bool:
+        return len(self.dominated) == len(self.by_hand)
+
 
 def dominates(one: Point, other: Point) -> bool:
     """Whether it is less in both."""
@@ -49,24 +55,24 @@ def search_beside_hand(task: str, overrides: Sequence[str], seed: int, folder: P
     pipeline = build(composed(*overrides, f"seed={seed}", f"run={folder}", f"store={folder / 'store'}"), report=report)
     pipeline.settings = dataclasses.replace(pipeline.settings, stages={})
     outcome = pipeline.search()
-    points: dict[str, dict[str, Point]] = {"hand": {}, "search": {}, "random": {}}
-    for finalist in outcome.finalists:
-        error = float(outcome.finisher.file_scores(finalist.arch, "test", tag="")["error_percent"])
-        name = finalist.label if finalist.role == "hand" else finalist.arch.id
-        points[finalist.role][name] = outcome.measurements[finalist.arch.id].latency_ms, error
-    return BesideHand(task, seed, points["hand"], tuple(points["search"].values()))
+
+    def point(finalist: Finalist) -> Point:
+        return outcome.measurements[finalist.arch.id].latency_ms, test_error(outcome.finisher, finalist.arch)
+
+    by_hand = {finalist.label: point(finalist) for finalist in outcome.finalists if finalist.role == "hand"}
+    return BesideHand(task, seed, by_hand, [point(finalist) for finalist in outcome.finalists if finalist.role == "search"])
 
 
 def summary(cases: Sequence[BesideHand]) -> dict[str, float]:
     """Shares of those by hand that are dominated, and of tasks in which all of them are in most seeds."""
     figures = {
         "hand_designed_dominated_share": float(np.mean([len(c.dominated) / len(c.by_hand) for c in cases])),
-        "hand_designed_cases_all_dominated": sum(len(c.dominated) == len(c.by_hand) for c in cases),
+        "hand_designed_cases_all_dominated": sum(case.all_dominated for case in cases),
         "hand_designed_cases": len(cases),
     }
     tasks = {case.task: [c for c in cases if c.task == case.task] for case in cases}
-    most = {task: np.mean([len(c.dominated) == len(c.by_hand) for c in of]) > 0.5 for task, of in tasks.items()}
-    return {**figures, "hand_designed_tasks_all_dominated": sum(map(bool, most.values())), "hand_designed_tasks": len(tasks)}
+    in_most = sum(bool(np.mean([case.all_dominated for case in of_task]) > 0.5) for of_task in tasks.values())
+    return {**figures, "hand_designed_tasks_all_dominated": in_most, "hand_designed_tasks": len(tasks)}
 
 
 def show(cases: Sequence[BesideHand], report: Reporter) -> None:
