@@ -30,7 +30,7 @@ from nas.costs import flops_of
 from nas.export import ExportReport, compare, export_for, export_onnx, form_of, format_of, runs_onnx
 from nas.fewer_bits import fewer_bits_of
 from nas.finish.exits import Exits
-from nas.finish.remembered import Remembered
+from nas.finish.remembered import Remembered, can_remember
 from nas.finish.shapes import with_weights
 from nas.finish.skips import Skips
 from nas.finish.teaching import EVALUATION_TOKENS, Lesson, teach
@@ -98,17 +98,13 @@ class Finisher:
         if not lesson.needs_teacher or lesson.is_of_baseline:
             return min(self.settings.most_steps, int(steps * largest / own))
         new = int(steps * largest / (own + teaching / 3))
-        if lesson.match == ("answers",) and not self._answers_tokens and new > self._steps_of_an_epoch:
+        if lesson.match == ("answers",) and can_remember(self.task) and new > self._steps_of_an_epoch:
             new = int((steps * largest - self._steps_of_an_epoch * teaching / 3) / own)
         return min(self.settings.most_steps, new)
 
     @property
     def _teacher(self) -> Architecture:
         return self.teaching or self.family.space.largest()
-
-    @property
-    def _answers_tokens(self) -> bool:
-        return isinstance(self.family, GenerativeFamily) or bool(self.task.sizes.get("per_token"))
 
     @functools.cached_property
     def _steps_of_an_epoch(self) -> int:

@@ -59,12 +59,13 @@ def test_a_teacher_is_asked_once_for_each_example():
     torch.testing.assert_close(pixels(images.flip(0)), images.flip(0).flatten(1))
 
 
-def test_answers_of_tokens_are_not_remembered():
+def test_answers_of_tokens_are_remembered_whatever_they_are_padded_to():
     counting = Counting()
     teacher = Remembering(counting)
-    for _ in range(2):
-        assert teacher(torch.tensor([[3, 4]])).shape == (1, 2, 1)
-    assert len(counting.asked) == 2
+    assert teacher(torch.tensor([[3, 4], [5, 0]]))[..., 0].tolist() == [[3, 4], [5, 0]]
+    again = teacher(torch.tensor([[5, 0, 0, 0], [3, 4, 0, 0], [6, 7, 8, 0]]))
+    assert again[..., 0].tolist() == [[5, 0, 0, 0], [3, 4, 0, 0], [6, 7, 8, 0]]
+    assert counting.asked == [[3, 4], [5, 0], [6, 7, 8, 0]]
 
 
 def test_no_fit_has_seen_what_it_answers():

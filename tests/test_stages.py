@@ -229,8 +229,8 @@ def test_teaching_costs_steps(family):
     task.batches = lambda split, **_: iter(range(30))
     again = dataclasses.replace(finisher)
     assert again.steps(smallest) == pytest.approx((100 - 10) * ratio, abs=1), "each example is asked for once"
-    of_tokens = dataclasses.replace(finisher, task=SimpleNamespace(**{**vars(task), "sizes": {"per_token": True}}))
-    assert of_tokens.steps(smallest) == finisher.steps(smallest)
+    of_words = dataclasses.replace(finisher, task=SimpleNamespace(**{**vars(task), "sizes": {"vocab_size": 3}}))
+    assert of_words.steps(smallest) == finisher.steps(smallest)
 
 
 def test_the_largest_network_is_finished_first_and_teaches(family, tmp_path):

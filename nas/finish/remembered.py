@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nas.protocols import Task
+
 
 class Remembered(nn.Module):
     """Logits of token sequences, looked up; shapes: N known sequences, B of a batch, T tokens, C classes.
@@ -31,40 +33,49 @@ class Remembered(nn.Module):
         return logits_NC[[self.rows[_key(ids[mask])] for ids, mask in kept]]
 
 
+def can_remember(task: Task) -> bool:
+    """Whether all answers to a task are few enough to be kept; of a language model there are as many as words, for each token."""
+    return "num_classes" in task.sizes
+
+
 class Remembering(nn.Module):
-    """A teacher that is asked once for each example; shapes: B examples, C classes.
+    """A teacher that is asked once for each example; shapes: B examples, T tokens, C classes.
 
     Args:
-        teacher: gives logits [B, C], of an example the same whatever it is padded to; answers of tokens are not remembered.
+        teacher: gives logits [B, C] or [B, T, C], of an example the same whatever it is padded to.
     """
 
     def __init__(self, teacher: nn.Module) -> None:
         super().__init__()
-        self.teacher, self.is_of_tokens = teacher, False
+        self.teacher = teacher
         self.answers: dict[tuple[bytes, ...], Tensor] = {}
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """What the teacher gives."""
-        if self.is_of_tokens:
-            return self.teacher(*inputs)  # type: ignore[no-any-return]
-        keys = list(zip(*(_bytes_of(x) for x in inputs), strict=True))
+        """What the teacher gives, at padding zeros."""
+        examples = list(zip(*(_examples(x) for x in inputs), strict=True))
+        keys = [tuple(x.tobytes() for x in example) for example in examples]
         new = [row for row, key in enumerate(keys) if key not in self.answers]
         if new:
             found = self.teacher(*(x[new] for x in inputs))
-            self.is_of_tokens = found.dim() != 2
-            if self.is_of_tokens:
-                return found  # type: ignore[no-any-return]
-            self.answers.update((keys[row], answer) for row, answer in zip(new, found, strict=True))
-        return torch.stack([self.answers[key] for key in keys])
+            for row, answer in zip(new, found, strict=True):
+                tokens = max(len(x) for x in examples[row])
+                self.answers[keys[row]] = answer[:tokens].clone() if answer.dim() == 2 else answer
+        answers = [self.answers[key] for key in keys]
+        if answers[0].dim() == 1:
+            return torch.stack(answers)
+        answers_BTC = answers[0].new_zeros(len(answers), inputs[0].shape[1], answers[0].shape[1])
+        for row_TC, answer in zip(answers_BTC, answers, strict=True):
+            row_TC[: len(answer)] = answer
+        return answers_BTC
 
 
-def _bytes_of(x: Tensor) -> list[bytes]:
-    """Of each example, without the zeros that end a sequence."""
+def _examples(x: Tensor) -> list[np.ndarray]:
+    """Each of a batch, without the zeros that end a sequence."""
     rows = x.cpu().numpy()
     if x.is_floating_point():
-        return [row.tobytes() for row in rows]
+        return list(rows)
     ends = rows.shape[1] - (rows[:, ::-1] != 0).argmax(axis=1)
-    return [row[:end].tobytes() for row, end in zip(rows, ends.tolist(), strict=True)]
+    return [row[:end] for row, end in zip(rows, ends.tolist(), strict=True)]
 
 
 def _key(ids: np.ndarray) -> bytes:

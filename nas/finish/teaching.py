@@ -21,7 +21,7 @@ from nas.compute import Compute
 from nas.finish.exits import answers_of, early_loss
 from nas.finish.losses import MATCHES, Recorded, matched, recorded, soft_labels
 from nas.finish.precision import check
-from nas.finish.remembered import Remembered, Remembering
+from nas.finish.remembered import Remembered, Remembering, can_remember
 from nas.protocols import IGNORED, Batch, Task
 from nas.space import Architecture, SearchSpace
 from nas.supernet import error_percent, state_of
@@ -151,7 +151,9 @@ def teach(
         student = stack.enter_context(recorded(network)) if inside else Recorded()
         theirs = [stack.enter_context(recorded(t.eval())) for t in teachers] if inside else []
         projection = _projection(network, teachers, task, compute) if "hidden" in inside else nn.Identity()
-        asked = teachers if inside else [t if isinstance(t, Remembered) else Remembering(t.eval()) for t in teachers]
+        asked = [
+            t.eval() if inside or isinstance(t, Remembered) or not can_remember(task) else Remembering(t.eval()) for t in teachers
+        ]
 
         def gradient(number: int) -> float:
             batch = next(batches).to(compute.device)
