@@ -80,6 +80,7 @@ def assemble(
         memory=_memory(outcome),
         num_validation=pipeline.task.num_examples("validation"),
         refined=outcome.explored.refined,
+        tuned=outcome.tuned,
         stages=outcome.stages,
         alarms=tuple(p.alarm_sentence for p in outcome.proposals if p.alarm),
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},

@@ -94,7 +94,7 @@ class Finisher:
         forward pass, and one of a network that teaches, each example once (see `nas.finish.remembered`); what a baseline answers
         is known."""
         largest, own, teaching = flops_of(self.family, [self.family.space.largest(), arch, self._teacher], self.workload)
-        lesson, steps = self._lesson(arch), self.settings.train.steps
+        lesson, steps = self.lesson(arch), self.settings.train.steps
         if not lesson.needs_teacher or lesson.is_of_baseline:
             return min(self.settings.most_steps, int(steps * largest / own))
         new = int(steps * largest / (own + teaching / 3))
@@ -110,7 +110,7 @@ class Finisher:
     def _steps_of_an_epoch(self) -> int:
         return sum(1 for _ in self.task.batches("train", tokens_per_batch=self.settings.train.tokens_per_batch, seed=self.seed))
 
-    def _lesson(self, arch: Architecture) -> Lesson:
+    def lesson(self, arch: Architecture) -> Lesson:
         """Without a teacher for whom there is none: a network does not teach itself."""
         lesson = self.settings.lesson
         alone = self.baseline is None if lesson.is_of_baseline else network_of(arch) == network_of(self._teacher)
@@ -140,16 +140,16 @@ class Finisher:
         }  # fmt: skip
         self.run.write_json(f"{FOLDER}/{arch.id}.json", facts)
 
-    def error_after(self, arch: Architecture, supernet: nn.Module, *, share: float) -> float:
-        """Validation error in percent after a training of that share of the steps; writes nothing of it."""
+    def error_after(self, arch: Architecture, supernet: nn.Module, *, share: float, split: str = "validation") -> float:
+        """Error in percent after a training of that share of the steps; writes nothing of it."""
         steps = max(1, round(share * self.steps(arch)))
         network = self._trained(arch, supernet, self._teachers(arch, supernet), steps=steps)
         with in_precision(network, arch):
-            return self._error_percent(network)
+            return self._error_percent(network, split)
 
     def _teachers(self, arch: Architecture, supernet: nn.Module) -> list[nn.Module]:
         """Of the lesson, if it needs any: a finished network, or a baseline."""
-        lesson = self._lesson(arch)
+        lesson = self.lesson(arch)
         if not lesson.needs_teacher:
             return []
         if lesson.is_of_baseline and self.baseline is not None:
@@ -164,11 +164,11 @@ class Finisher:
         network = cut_out(self.family, supernet, arch, self.compute)
         shrink_and_perturb(network, fresh, inherit=self.settings.inherited(steps))
         config = dataclasses.replace(self.settings.train, steps=steps)
-        teach(network, self.task, config, self._lesson(arch), teachers=teachers, compute=self.compute, seed=self.seed)
+        teach(network, self.task, config, self.lesson(arch), teachers=teachers, compute=self.compute, seed=self.seed)
         return network
 
-    def _error_percent(self, network: nn.Module) -> float:
-        batches = self.task.batches("validation", tokens_per_batch=EVALUATION_TOKENS, seed=None)
+    def _error_percent(self, network: nn.Module, split: str = "validation") -> float:
+        batches = self.task.batches(split, tokens_per_batch=EVALUATION_TOKENS, seed=None)
         return error_percent(network.eval(), [b.to(self.compute.device) for b in batches], self.task, self.compute)
 
     def export(self, arch: Architecture, network: nn.Module, *, tag: str) -> ExportReport:

@@ -1,8 +1,9 @@
-"""Milliseconds and durations as people read them."""
+"""Milliseconds, durations and parameters as people read them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 
 def format_ms(value: float | None, *, digits: int = 3) -> str:
@@ -22,3 +23,8 @@ def format_seconds(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
+
+
+def params_in_words(params: Mapping[str, float]) -> str:
+    """Parameters by their names: learning rate 0.002, weight decay 0.01."""
+    return ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in params.items())

@@ -58,7 +58,10 @@ class Climbed:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Everything that a search found; `experiments.conclude` makes of it what people read."""
+    """Everything that a search found; `experiments.conclude` makes of it what people read.
+
+    `tuned` says how networks were found to learn best, if that was tried.
+    """
 
     explored: Explored
     climbed: Climbed
@@ -74,6 +77,7 @@ class Outcome:
     finisher: Finisher
     costing: Costing
     stages: tuple[StageReport, ...]
+    tuned: Mapping[str, Any] | None = None
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:

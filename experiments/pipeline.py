@@ -35,6 +35,7 @@ from experiments.selecting import Selection
 from experiments.settings import Settings
 from experiments.stages import check_stages
 from experiments.table_calibration import TableCalibrator
+from experiments.tuning import Tuner
 from hardware.recorded import RecordedDevice
 from hardware.store import MeasurementStore
 from latency_models.memory import memory_of
@@ -161,8 +162,10 @@ class Pipeline:
         baselines = BaselineTeachers(self.task, trivial)
         baseline = baselines.of_short_list(explored, self.settings.finish.lesson, self.report)
         finisher = dataclasses.replace(self.finisher(compute), baseline=baseline)
-        climbed = Halving(finisher, budget, self.settings, self.run, self.report).climb(explored, supernet)
-        selection = Selection(self.family, finisher, calibration, budget, baselines, self.settings, self.run, self.report)
+        settings, tuned = Tuner(finisher, budget, self.settings, self.run, self.report).tuned(explored, supernet)
+        finisher = dataclasses.replace(finisher, settings=settings.finish)
+        climbed = Halving(finisher, budget, settings, self.run, self.report).climb(explored, supernet)
+        selection = Selection(self.family, finisher, calibration, budget, baselines, settings, self.run, self.report)
         finalists = selection.finalists(climbed.shortlists)
         selection.train(finalists, supernet)
         measurements, lost = selection.measure(finalists)
@@ -184,6 +187,7 @@ class Pipeline:
             finisher=finisher,
             costing=costing,
             stages=tuple(stages),
+            tuned=tuned,
         )
 
     def finisher(self, compute: Compute) -> Finisher:

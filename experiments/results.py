@@ -109,7 +109,8 @@ class Results:
     `interval` says in words what the measured intervals are, `hypervolumes` holds one area a role up to `hypervolume_reference`
     (ms, error in percent), `error_means` what an error is the percentage of, `files` what ships, by paths relative to the run
     directory. `memory` is None without such a budget, `num_validation` are the examples behind a validation error, `refined` is
-    what measurements during the search changed, and `alarms` say where the differentiable search collapsed and what was done.
+    what measurements during the search changed, `tuned` how networks were found to learn best, and `alarms` say where the
+    differentiable search collapsed and what was done.
 
     Raises:
         ValueError: a repeated network, a picked network that is none of them, or a number that is not finite.
@@ -141,6 +142,7 @@ class Results:
     memory: MemoryVerdict | None = None
     num_validation: int | None = None
     refined: Mapping[str, Any] | None = field(default=None, hash=False)
+    tuned: Mapping[str, Any] | None = field(default=None, hash=False)
     stages: tuple[StageReport, ...] = ()
     alarms: tuple[str, ...] = ()
 

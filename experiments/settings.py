@@ -88,6 +88,7 @@ class FinishSettings:
     Args:
         rungs: ascending shares of the training, after each of which the better half goes on (see `experiments.halving`): twice as
             many as are on the short-list enter the last of them, four times as many the one before.
+        trials: trainings of one network that tune how all learn (see `experiments.tuning`); 0: they learn as is said here.
         train: `steps` are those of the largest network. A smaller one is trained for as many FLOPs, so for more steps.
         most_steps: however small the network is.
         inherit: share of the inherited weights in those that `most_steps` begin with; the rest is fresh. A shorter training could
@@ -99,6 +100,7 @@ class FinishSettings:
 
     shortlist: int = 3
     rungs: Sequence[float] = ()
+    trials: int = 0
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=70))
     most_steps: int = 300
     inherit: float = 0.3
@@ -114,6 +116,8 @@ class FinishSettings:
         if self.lesson.teacher not in ("largest", "baseline"):
             known = "is not one of ('largest', 'baseline'); the others come after the short-list"
             raise ValueError(f"lesson.teacher: {self.lesson.teacher!r} {known}")
+        if self.trials < 0:
+            raise ValueError(f"trials: {self.trials} is negative")
         if self.most_points_lost < 0:
             raise ValueError(f"most_points_lost: {self.most_points_lost} is negative")
         if not 0 <= self.inherit <= 1:

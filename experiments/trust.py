@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.formatting import format_ms
+from experiments.formatting import format_ms, params_in_words
 from experiments.networks import Network
 from experiments.results import Results
 from nas.pareto import hypervolume
@@ -40,6 +40,7 @@ def evidence(results: Results, candidates: Sequence[Candidate]) -> dict[str, Any
         "hypervolume": hypervolumes_by_cost(results, candidates),
         "ties": ties(results.networks, results.num_validation),
         "measured_during_the_search": results.refined,
+        "tuned_training": results.tuned,
         "ledger": [asdict(entry) for entry in results.ledger],
     }
 
@@ -185,6 +186,8 @@ def sentences(trust: Mapping[str, Any], results: Results) -> list[str]:
         )
     if trust["measured_during_the_search"]:
         said.append(_refined(trust["measured_during_the_search"]))
+    if trust["tuned_training"]:
+        said.append(_tuned(trust["tuned_training"]))
     return said
 
 
@@ -233,6 +236,18 @@ def _gains(curves: Mapping[str, Any]) -> str:
         f"Hypervolume by evaluations, of inherited errors up to {format_ms(ms)} ms and {percent:.4g} %, as a share of the best: "
         f"search and random search {shares}; the networks designed by hand {curves['hand'] / best:.3f}. The search chose by "
         f"these errors, so they flatter it."
+    )
+
+
+def _tuned(tuned: Mapping[str, Any]) -> str:
+    first, best = tuned["configured"], tuned["best"]
+    if best == first:
+        return f"Of {tuned['trials']} trainings of {tuned['network']} none was better than the configured one."
+    before = "diverged" if first["error_percent"] is None else f"has {first['error_percent']:.2f} %"
+    words = params_in_words(best["params"])
+    return (
+        f"All networks learn as in the best of {tuned['trials']} trainings of {tuned['network']}, with {words}: "
+        f"{best['error_percent']:.2f} % error on the split that chooses architectures, where the configured one {before}."
     )
 
 
