@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from nas.costs import flops_of
 from nas.export import ExportReport, compare, export_for, export_onnx, form_of, format_of, runs_onnx
 from nas.fewer_bits import fewer_bits_of
 from nas.finish.exits import Exits
-from nas.finish.remembered import Remembered, can_remember
+from nas.finish.remembered import Remembered, Remembering, can_remember
 from nas.finish.shapes import with_weights
 from nas.finish.skips import Skips
 from nas.finish.teaching import EVALUATION_TOKENS, Lesson, teach
@@ -63,6 +63,7 @@ class Finisher:
     run: RunDirectory
     baseline: Callable[[], nn.Module] | None = None  # that may teach the short-list, where one is better
     teaching: Architecture | None = None  # a finished network that teaches in the place of the largest
+    teachers: dict[str, nn.Module] = field(default_factory=dict)  # networks that have taught, by their ids
 
     def is_finished(self, arch: Architecture) -> bool:
         return self.run.has(f"{FOLDER}/{arch.id}.json")
@@ -91,16 +92,21 @@ class Finisher:
 
     def steps(self, arch: Architecture) -> int:
         """Steps that cost as many FLOPs as `train.steps` of the largest network, at most `most_steps`. A step is three times a
-        forward pass, and one of a network that teaches, each example once (see `nas.finish.remembered`); what a baseline answers
-        is known."""
+        forward pass, and one of a network that teaches, each example once for all of a short-list (see `nas.finish.remembered`);
+        what a baseline answers is known."""
         largest, own, teaching = flops_of(self.family, [self.family.space.largest(), arch, self._teacher], self.workload)
         lesson, steps = self.lesson(arch), self.settings.train.steps
         if not lesson.needs_teacher or lesson.is_of_baseline:
             return min(self.settings.most_steps, int(steps * largest / own))
-        new = int(steps * largest / (own + teaching / 3))
-        if lesson.match == ("answers",) and can_remember(self.task) and new > self._steps_of_an_epoch:
-            new = int((steps * largest - self._steps_of_an_epoch * teaching / 3) / own)
-        return min(self.settings.most_steps, new)
+        remembers = self._remembers(lesson)
+        asking = teaching / 3 / (self.settings.shortlist if remembers else 1)
+        new = steps * largest / (own + asking)
+        if remembers and new > self._steps_of_an_epoch:
+            new = (steps * largest - self._steps_of_an_epoch * asking) / own
+        return min(self.settings.most_steps, int(new))
+
+    def _remembers(self, lesson: Lesson) -> bool:
+        return lesson.match == ("answers",) and can_remember(self.task)
 
     @property
     def _teacher(self) -> Architecture:
@@ -156,7 +162,10 @@ class Finisher:
             return [self.baseline().to(self.compute.device)]
         if not self.is_finished(self._teacher):
             self.finish(self._teacher, supernet)
-        return [self.to_train(self._teacher, tag="")]
+        if self._teacher.id not in self.teachers:
+            network = self.to_train(self._teacher, tag="")
+            self.teachers[self._teacher.id] = Remembering(network) if self._remembers(lesson) else network
+        return [self.teachers[self._teacher.id]]
 
     def _trained(self, arch: Architecture, supernet: nn.Module, teachers: Sequence[nn.Module], *, steps: int) -> nn.Module:
         torch.manual_seed(self.seed)

@@ -7,6 +7,7 @@ from collections import Counter
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -23,7 +24,7 @@ from nas.finish.learn import Learn
 from nas.finish.low_rank import LowRank
 from nas.finish.prune import Prune
 from nas.finish.quantise import Quantise
-from nas.finish.remembered import Remembered
+from nas.finish.remembered import Remembered, Remembering
 from nas.finish.teaching import Lesson, School
 from nas.protocols import DeviceError
 from nas.training import TrainConfig
@@ -218,7 +219,7 @@ def test_the_verdict_on_a_stage(before, after, kept, words):
 
 def test_teaching_costs_steps(family):
     unused = cast(Any, SimpleNamespace())
-    taught = FinishSettings(train=TrainConfig(steps=100), most_steps=1000, lesson=Lesson(beta=(1, 1)))
+    taught = FinishSettings(shortlist=1, train=TrainConfig(steps=100), most_steps=1000, lesson=Lesson(beta=(1, 1)))
     task = cast(Any, SimpleNamespace(sizes={"num_classes": 3}, batches=lambda split, **_: iter(range(1000))))
     finisher = Finisher(family, task, unused, Workload(tokens=8), Compute(), taught, 0, unused)
     largest, smallest = family.space.largest(), family.space.smallest()
@@ -229,6 +230,8 @@ def test_teaching_costs_steps(family):
     task.batches = lambda split, **_: iter(range(30))
     again = dataclasses.replace(finisher)
     assert again.steps(smallest) == pytest.approx((100 - 10) * ratio, abs=1), "each example is asked for once"
+    shared = dataclasses.replace(again, settings=dataclasses.replace(taught, shortlist=5))
+    assert shared.steps(smallest) == pytest.approx((100 - 10 / 5) * ratio, abs=1), "once for all of a short-list"
     of_words = dataclasses.replace(finisher, task=SimpleNamespace(**{**vars(task), "sizes": {"vocab_size": 3}}))
     assert of_words.steps(smallest) == finisher.steps(smallest)
 
@@ -236,6 +239,13 @@ def test_teaching_costs_steps(family):
 def test_the_largest_network_is_finished_first_and_teaches(family, tmp_path):
     finisher = finisher_of(family, tmp_path, lesson=Lesson(beta=(1, 1)))
     finisher.finish(family.space.smallest(), family.supernet())
+    [teacher] = finisher.teachers.values()
+    assert isinstance(teacher, Remembering)
+    known = len(teacher.answers)
+    ends = {family.space.smallest().id, family.space.largest().id}
+    another = next(arch for arch in map(family.space.sample, map(np.random.default_rng, range(9))) if arch.id not in ends)
+    finisher.finish(another, family.supernet())
+    assert len(teacher.answers) == known > 0, "asked once for all students"
     assert finisher.is_finished(family.space.largest())
     torch.testing.assert_close(
         finisher.network(family.space.smallest()).classifier.weight,

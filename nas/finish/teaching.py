@@ -151,9 +151,7 @@ def teach(
         student = stack.enter_context(recorded(network)) if inside else Recorded()
         theirs = [stack.enter_context(recorded(t.eval())) for t in teachers] if inside else []
         projection = _projection(network, teachers, task, compute) if "hidden" in inside else nn.Identity()
-        asked = [
-            t.eval() if inside or isinstance(t, Remembered) or not can_remember(task) else Remembering(t.eval()) for t in teachers
-        ]
+        asked = teachers if inside else [_answering(teacher, task) for teacher in teachers]
 
         def gradient(number: int) -> float:
             batch = next(batches).to(compute.device)
@@ -219,6 +217,12 @@ class _Best:
     def restore(self) -> None:
         if self.state:
             self.network.load_state_dict(self.state)
+
+
+def _answering(teacher: nn.Module, task: Task) -> nn.Module:
+    """The teacher, which is asked once for each example where its answers can be kept."""
+    knows = isinstance(teacher, Remembered | Remembering) or not can_remember(task)
+    return teacher.eval() if knows else Remembering(teacher.eval())
 
 
 def _projection(network: nn.Module, teachers: Sequence[nn.Module], task: Task, compute: Compute) -> nn.Module:
