@@ -20,7 +20,7 @@ from nas.protocols import Operator
 from nas.rounding import BLOCK, ROUNDINGS
 from nas.space import Choice, Condition, Option, SearchSpace
 
-GRAPHS = 2  # part of signatures: another number whenever networks are exported as other operators, whose times are others
+GRAPHS = 3  # part of signatures: another number whenever networks are exported as other operators, whose times are others
 
 NORM_KINDS = ("layer", "rms")
 SHARING = ("none", "pairs", "all")

@@ -27,6 +27,7 @@ import numpy as np
 import onnx
 
 from nas.runtime_attention import with_products
+from nas.runtime_norms import with_sums
 
 KINDS = ("dynamic", "static", "fp16", "int4")
 CALIBRATIONS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
@@ -69,7 +70,7 @@ def quantised(
             from onnxruntime.quantization import quantize_dynamic  # slow to import
 
             options = {"EnableSubgraph": True, "DefaultTensorType": onnx.TensorProto.FLOAT}  # of what its own operators write
-            quantize_dynamic(model, path, per_channel=True, nodes_to_exclude=excluded, extra_options=options)
+            quantize_dynamic(with_sums(model), path, per_channel=True, nodes_to_exclude=excluded, extra_options=options)
         elif kind == "static":
             _static(model, path, calibration, feeds, excluded)
         elif kind == "fp16":
