@@ -48,13 +48,18 @@ def discretise(space: SearchSpace, log_p_E: np.ndarray, constraints: Sequence[Co
     Raises:
         BudgetError: the smallest network is over a limit, and so is the best neighbour of every step.
     """
-    projection = _Projection(space, log_p_E, constraints, num_filled=1)
-    projection.run()
-    if len(constraints) > 1 and not projection.is_full(projection.now):
-        if not projection.draw():
-            projection = _Projection(space, log_p_E, constraints, num_filled=len(constraints))
-        projection.run()
-    return space.canonical(projection.picks)
+    found = _Projection(space, log_p_E, constraints, num_filled=1)
+    found.run()
+    if not found.is_full(found.now):
+        if found.draw():
+            found.run()
+        else:
+            again = _Projection(space, log_p_E, constraints, num_filled=len(constraints))
+            if len(constraints) == 1:
+                again.shrink()
+            again.run()
+            found = max(again, found, key=lambda projection: projection.use)
+    return space.canonical(found.picks)
 
 
 class _Projection:
@@ -101,6 +106,15 @@ class _Projection:
             self._take(max(full, key=self._total_log_p))
         return bool(full)
 
+    def shrink(self) -> None:
+        """Begins again at the smallest network."""
+        self._take({c.name: c.options[0] if c.is_nested else c.options[-1] for c in self.space})
+
+    @property
+    def use(self) -> float:
+        """Of the limit that counts and is used most, in the unit of the first."""
+        return float(self._level(self.now))
+
     def _total_log_p(self, picks: Mapping[str, Option]) -> float:
         parts = self.space.offsets
         return float(sum(self.log_p[parts[c.name].start + c.index(picks[c.name])] for c in self.space))
@@ -128,7 +142,7 @@ class _Projection:
             prices = np.maximum(moves.costs, 1e-6) / np.maximum(saved, SLACK)
             self._make(moves, int(np.argmin(np.where(helps, prices, np.inf))))
             return
-        self._take({c.name: c.options[0] if c.is_nested else c.options[-1] for c in self.space})
+        self.shrink()
         if self._over(self.now).any():
             raise BudgetError(self._complaint())
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.benchmarks.darts import invented_device
 from latency_models.additive import AdditiveLatency
 from latency_models.memory import MemoryCost, expected_memory, memory_of
 from nas.compute import Compute
@@ -16,7 +17,8 @@ from nas.darts import Darts, DartsConfig
 from nas.encoding import Encoding
 from nas.projection import USED, BudgetError, discretise
 from nas.relaxations import draws, relax
-from nas.types import Measurement
+from nas.types import Measurement, Workload
+from search_spaces.encoder import EncoderFamily, encoder_space
 from tests.test_darts import FAMILY, WORKLOAD, Task
 
 SPACE = FAMILY.space
@@ -228,3 +230,23 @@ def test_networks_that_just_meet_the_limit_are_not_exchanged_for_ever():
         log_p = random_log_p(np.random.default_rng(seed))
         found = discretise(SPACE, log_p, [Constraint("budget_ms", "ms", Rounded(), 1.0)])
         assert found == SPACE.canonical({c.name: c.options[int(np.argmax(log_p[SPACE.offsets[c.name]]))] for c in SPACE})
+
+
+def test_a_budget_of_a_few_small_networks_is_filled_where_one_of_them_fills_it():
+    """Which has other picks in layers that the first ones do not have, so that steps from these do not lead there."""
+    sizes = {"width": (16, 32, 64), "depth": (1, 2), "heads": (1, 2), "ffn": (64, 128)}
+    space, rng = encoder_space(**sizes, attention=("full", "none")), np.random.default_rng(0)
+    family = EncoderFamily(space, vocab_size=100, num_classes=3, max_tokens=32, head_size=16)
+    archs = space.architectures()
+    model = invented_device(family, Workload(tokens=32))
+    upper = model.predict(archs).upper_ms
+    budgets = np.geomspace(1.05 * upper.min(), 3 * upper.min(), 40)
+    there = [bool(((upper >= USED * budget) & (upper <= budget)).any()) for budget in budgets]
+    assert 5 < sum(there) < 40
+    known = dict(zip(archs, upper, strict=True))
+    for budget, is_there in zip(budgets, there, strict=True):
+        for _ in range(3):
+            log_p = np.log(np.concatenate([rng.dirichlet(np.ones(len(c.options))) for c in space]))
+            use = known[discretise(space, log_p, [within_ms(model, float(budget))])] / budget
+            assert use <= 1
+            assert use >= USED or not is_there, f"{use:.3f} of {budget:.4f}"
