@@ -79,7 +79,7 @@ class DartsConfig:
     weight_rate: float = 5e-4
     temperature: tuple[float, float] = (1.0, 0.4)
     penalty: float = 5.0
-    relaxation: Relaxation = "softmax"
+    relaxation: Relaxation = "gumbel"
     unroll_rate: float = 0.0
     beta_decay: float = 0.0
     discretisation: Discretisation = "probability"

@@ -181,7 +181,7 @@ def test_limits_that_contradict_each_other_are_named():
 
 def darts(*limits: Constraint) -> Darts:
     torch.manual_seed(0)
-    config = DartsConfig(steps=12, steps_more=6, logit_rate=0.3, remedy="none")
+    config = DartsConfig(steps=12, steps_more=6, logit_rate=0.3, remedy="none", relaxation="softmax")
     return Darts(FAMILY, FAMILY.supernet(), wide(), Task(), config, compute=Compute(), seed=0, limits=limits)
 
 

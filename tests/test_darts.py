@@ -173,7 +173,7 @@ def test_a_smaller_budget_gives_a_faster_network(latency):
 
 
 def test_the_unrolled_gradient_is_that_of_the_loss_after_a_step(latency):
-    search = darts(latency, unroll_rate=0.5)
+    search = darts(latency, unroll_rate=0.5, relaxation="softmax")
     search.supernet.double()
     train, held_out = list(Task().batches("train", tokens_per_batch=1, seed=0))[:2]
     direction = torch.randn(FAMILY.space.encoding_size, dtype=torch.float64)
@@ -235,7 +235,7 @@ class NeedsAttention(Task):
             yield Batch((torch.as_tensor(ids), torch.ones(64, 8, dtype=torch.int64)), torch.as_tensor(targets - 4))
 
 
-def planted(remedy: str) -> tuple[Proposal, list[guards.Health], float]:
+def planted(**changes) -> tuple[Proposal, list[guards.Health], float]:
     """A supernet whose smallest network alone is trained, so that every other one is worse at first; the proposal for a budget
     that allows attention or large feed-forwards, the guards' record, and the proposal's loss with the search's weights."""
     options = {"width": (16,), "depth": (1, 2, 3), "heads": (1,), "ffn": (8, 64, 128), "attention": ("full", "none")}
@@ -261,7 +261,7 @@ def planted(remedy: str) -> tuple[Proposal, list[guards.Health], float]:
         optimizer.zero_grad()
         task.loss(call(supernet, smallest, batch.inputs), batch.targets).backward()
         optimizer.step()
-    config = DartsConfig(steps=50, logit_rate=0.3, weight_rate=3e-3, tokens_per_batch=512, check_every=10, remedy=remedy)
+    config = DartsConfig(steps=50, logit_rate=0.3, weight_rate=3e-3, tokens_per_batch=512, check_every=10, **changes)
     search = Darts(family, supernet, model, task, config, compute=Compute(), seed=0)
     checks: list[guards.Health] = []
     proposal = search.propose(0.55, steps=config.steps, on_check=checks.append)
@@ -273,12 +273,12 @@ def planted(remedy: str) -> tuple[Proposal, list[guards.Health], float]:
 
 
 def test_a_planted_collapse_trips_the_alarm_and_recovers():
-    collapsed, checks, loss_before = planted("none")
+    collapsed, checks, loss_before = planted(remedy="none", relaxation="softmax")
     assert collapsed.alarm
     assert not collapsed.remedy
     assert collapsed.alarm_sentence.endswith("nothing was done about it.")
     assert checks[-1].skip_share > 0.9
-    recovered, checks, loss = planted("perturbation")
+    recovered, checks, loss = planted(remedy="perturbation", relaxation="softmax")
     assert (recovered.alarm != "", recovered.remedy) == (True, "perturbation")
     with_it, without = recovered.remedy_losses
     assert with_it < without
@@ -287,6 +287,13 @@ def test_a_planted_collapse_trips_the_alarm_and_recovers():
     assert [bool(check.alarm) for check in checks] == [False, True] + [False] * 3
     assert recovered.arch["layer1.attention"] == "full"
     assert loss < loss_before - 0.2
+
+
+def test_the_planted_case_does_not_collapse_by_default():
+    sound, checks, _ = planted(remedy="none")
+    assert not sound.alarm
+    assert checks[-1].skip_share < 0.8
+    assert sound.arch["layer1.attention"] == "full"
 
 
 @pytest.mark.parametrize("remedy", ["beta_decay", "perturbation"])
@@ -330,7 +337,9 @@ def test_it_leaves_the_supernet_alone(latency):
         torch.testing.assert_close(parameter, before[name], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("changes", [{}, {"relaxation": "dirichlet", "discretisation": "perturbation"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"relaxation": "softmax"}, {"relaxation": "dirichlet", "discretisation": "perturbation"}]
+)
 def test_a_search_that_goes_on_equals_one_that_was_not_stopped(latency, changes):
     whole = darts(latency, **changes)
     first, second = whole.propose(0.9, steps=6), whole.propose(0.5, steps=5)

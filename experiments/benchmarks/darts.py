@@ -47,14 +47,15 @@ LAUNCH_MS, FLOPS_PER_MS, BYTES_PER_MS, SCATTER = 0.004, 4e7, 1e7, 0.03  # of the
 SHARES = (0.5, 0.3, 0.15)  # of the largest network's time: the budgets of the options
 RANDOM = 4  # projections of random probabilities for each budget
 VALIDATION_BATCHES = 3
+SOFTMAX = {"relaxation": "softmax"}
 OPTIONS: dict[str, dict[str, Any]] = {
-    "softmax": {},
-    "gumbel": {"relaxation": "gumbel"},
+    "gumbel": {},
+    "softmax": SOFTMAX,
     "dirichlet": {"relaxation": "dirichlet"},
-    "second_order": {"unroll_rate": 0.05},
-    "beta_decay": {"beta_decay": 1.0},
-    "perturbation": {"discretisation": "perturbation"},
-    "even_perturbation": {"discretisation": "perturbation", "logit_rate": 1e-9},
+    "second_order": {**SOFTMAX, "unroll_rate": 0.05},
+    "beta_decay": {**SOFTMAX, "beta_decay": 1.0},
+    "perturbation": {**SOFTMAX, "discretisation": "perturbation"},
+    "even_perturbation": {**SOFTMAX, "discretisation": "perturbation", "logit_rate": 1e-9},
 }
 
 
@@ -70,8 +71,8 @@ class Preset:
     budgets: int = 40
     brief: int = 2
     seeds: int = 3
-    supernet_steps: int = 150
-    tokens_per_batch: int = 1024
+    supernet_steps: int = 600
+    tokens_per_batch: int = 2048
     cost: DartsConfig = field(default_factory=lambda: DartsConfig(tokens_per_batch=256))
     options: DartsConfig = field(default_factory=lambda: _options_config(steps=15))
     max_examples: int | None = 10_000
@@ -84,7 +85,7 @@ PRESETS = {
     ),
     "quick": Preset(),
     "full": Preset(
-        budgets=120, brief=10, seeds=5, supernet_steps=1000, cost=DartsConfig(),
+        budgets=120, brief=10, seeds=5, supernet_steps=1000, tokens_per_batch=1024, cost=DartsConfig(),
         options=_options_config(steps=60, tokens_per_batch=2048), max_examples=None,
     ),
 }  # fmt: skip
