@@ -1,9 +1,9 @@
 """Sums before layer norms that ONNX Runtime leaves apart.
 
 Behind products in int8 it knows their shapes, and makes `SkipLayerNormalization` of an addition that only a layer norm reads. On
-CPUs that takes as long as ten times the two operators that it replaces: without it an encoder of one layer and width 128 is 1.3
-times as fast, and one of four layers whose norms come after their branches, as BERT's, 1.7 times. It looks for `Add`, and `Sum`
-says the same.
+CPUs that takes about five times as long as the two operators that it replaces (0.04 ms for 64 tokens of width 128): without it an
+encoder of one layer and that width is 1.3 times as fast, and one of four layers whose norms come after their branches, as BERT's,
+1.7 times. It looks for `Add`, and `Sum` says the same.
 """
 
 from __future__ import annotations
