@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from experiments.formatting import format_ms
@@ -29,7 +30,10 @@ class Budget:
         return {"upper_ms": self.ms, **({"upper_mib": self.mib} if self.mib is not None else {})}
 
     def holds(self, candidate: Candidate) -> bool:
-        return all(candidate.objectives[name] <= limit for name, limit in self.limits.items())
+        return self.allows(candidate.objectives)
+
+    def allows(self, costs: Mapping[str, float]) -> bool:
+        return all(costs[name] <= limit for name, limit in self.limits.items())
 
 
 @dataclass(frozen=True)

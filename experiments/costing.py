@@ -14,7 +14,7 @@ from experiments.calibration import Calibration
 from experiments.settings import Settings
 from hardware.timing import HasEnergy
 from latency_models.memory import memory_of
-from nas.encoding import Encoding
+from nas.costs import parameters_of
 from nas.export import format_of, runs_onnx
 from nas.protocols import Device, Family, LatencyModel
 from nas.space import Architecture
@@ -68,9 +68,7 @@ class Costing:
             columns["memory_mib"] = np.array([m.peak_mib for m in memory])
             columns["upper_mib"] = np.array([m.upper_mib for m in memory])
         if "parameters" in self.names:
-            operators = self.family.operators(Encoding.of(self.family.space, archs), self.workload)
-            total = np.zeros(len(archs)) + sum(operator.parameters for operator in operators)
-            columns["parameters"] = total / 1e6
+            columns["parameters"] = parameters_of(self.family, archs, self.workload) / 1e6
         if self.energy is not None:
             columns["energy_mj"] = self.energy.predict(archs).mean_ms
         rows = zip(*(column.tolist() for column in columns.values()), strict=True)

@@ -21,8 +21,9 @@ from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory, RunError
 from experiments.settings import Settings
 from nas.compute import Compute
+from nas.costs import parameters_of
 from nas.finish.teaching import EVALUATION_TOKENS
-from nas.pareto import ranks
+from nas.pareto import fittest, ranks
 from nas.protocols import DeviceError, Family, Searcher, Task, UncertainLatencyModel
 from nas.search import search
 from nas.searchers.random import Random
@@ -32,7 +33,14 @@ from nas.surroundings import answering
 from nas.types import Candidate, Provenance, pareto_front
 
 CANDIDATES = "candidates.jsonl"
-TITLES = {"search": "Outer loop", "random": "Random search, for comparison", "hand": "Scoring the networks designed by hand"}
+PARAMETERS = "parameters"
+TITLES = {
+    "search": "Outer loop",
+    "random": "Random search, for comparison",
+    PARAMETERS: "Parameter count alone, for comparison",
+    "hand": "Scoring the networks designed by hand",
+}
+POOL = 20  # times the evaluations: random networks of which those with the most parameters for their latency are scored
 NEAR = 1.1  # times a budget: how far beyond it a network may be predicted and still be worth a measurement
 
 
@@ -52,7 +60,8 @@ class Explorer:
     report: Reporter
 
     def explore(self, initial: Sequence[Architecture], calibrator: Calibrator) -> Explored:
-        """Candidates of the outer loop, of random search within the budgets, and of the networks designed by hand.
+        """Candidates of the outer loop, of random search and of parameter count alone within the budgets, and of the networks
+        designed by hand.
 
         With `searcher.measure`, the latency model is fitted again half way through the outer loop; all numbers are those of the
         last fit, but for what a strategy was told before.
@@ -66,6 +75,7 @@ class Explorer:
         by_phase = {"search": self._phase("search", searcher, outer.evaluations)}
         if outer.baseline:
             by_phase["random"] = self._phase("random", self._random(), outer.evaluations)
+            by_phase[PARAMETERS] = self._phase(PARAMETERS, self._by_parameters(), outer.evaluations)
         by_phase["hand"] = self._by_hand()
         return Explored({phase: self._priced(found) for phase, found in by_phase.items()}, refined)
 
@@ -80,11 +90,22 @@ class Explorer:
         )  # fmt: skip
 
     def _random(self) -> Searcher:
-        def accept(arch: Architecture) -> bool:
-            [costs] = self.costing([arch])
-            return all(costs[name] <= limit for name, limit in self.budget.limits.items())
+        return Random(self.family.space, seed=self.settings.seed, accept=self._is_within)
 
-        return Random(self.family.space, seed=self.settings.seed, accept=accept)
+    def _is_within(self, arch: Architecture) -> bool:
+        [costs] = self.costing([arch])
+        return self.budget.allows(costs)
+
+    def _by_parameters(self) -> Searcher:
+        """What who takes parameters for accuracy would score: of a pool of random networks, front by front those that no other
+        beats in parameters and predicted latency."""
+        num, rng = self.settings.outer.evaluations, np.random.default_rng([self.settings.seed, 1])
+        pool = list(dict.fromkeys(self.family.space.sample(rng) for _ in range(POOL * num)))
+        within = [(a, c) for a, c in zip(pool, self.costing(pool), strict=True) if self.budget.allows(c)]
+        archs, latency_ms = [arch for arch, _ in within], np.array([costs["latency_ms"] for _, costs in within])
+        costs = np.stack([latency_ms, -parameters_of(self.family, archs, self.costing.workload)], axis=1)
+        best = fittest(costs, num, reference=(self.budget.ms, 0.0), first=1)
+        return Random(self.family.space, seed=self.settings.seed, initial=[archs[i] for i in best], accept=self._is_within)
 
     def _phase(self, phase: str, searcher: Searcher, num: int) -> tuple[Candidate, ...]:
         """At least `num` candidates of a phase: those that the run has, and new ones up to that number."""

@@ -39,7 +39,8 @@ class Choice:
 
 @dataclass(frozen=True)
 class Explored:
-    """Candidates of the outer loop and of random search, by "search" and "random", and the networks designed by "hand".
+    """Candidates by phase: of the outer loop ("search"), of "random" search, of parameter count alone ("parameters"), and those
+    designed by "hand".
 
     `refined` says what measurements during the search changed, if there were any.
     """

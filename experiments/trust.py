@@ -132,7 +132,7 @@ def hypervolumes_by_cost(results: Results, candidates: Sequence[Candidate]) -> d
     the evaluations took until then; the networks designed by hand are one set."""
     reference = results.hypervolume_reference
     curves: dict[str, Any] = {"reference": reference, "retrained": dict(results.hypervolumes)}
-    for phase in ("search", "random", "hand"):
+    for phase in ("search", "random", "parameters", "hand"):
         of_phase = [c for c in candidates if c.phase == phase]
         costs = np.array([[c.objectives["latency_ms"], c.objectives["error"]] for c in of_phase]).reshape(-1, 2)
         if phase == "hand":
@@ -227,15 +227,17 @@ def _tau_words(figures: Mapping[str, Any]) -> str:
 
 def _gains(curves: Mapping[str, Any]) -> str:
     ours, theirs = (curves[phase]["after_evaluations"] for phase in ("search", "random"))
-    best = max(ours[-1], theirs[-1], curves["hand"]) or 1.0
+    counted = curves.get("parameters", {}).get("after_evaluations", [])
+    best = max(ours[-1], theirs[-1], curves["hand"], *counted[-1:]) or 1.0
     num = min(len(ours), len(theirs))
     points = sorted({max(1, num // 4), max(1, num // 2), num})
     shares = ", ".join(f"{ours[i - 1] / best:.3f} and {theirs[i - 1] / best:.3f} after {i}" for i in points)
+    alone = f"parameter count alone {counted[-1] / best:.3f} after {len(counted)}; " if counted else ""
     ms, percent = curves["reference"]
     return (
         f"Hypervolume by evaluations, of inherited errors up to {format_ms(ms)} ms and {percent:.4g} %, as a share of the best: "
-        f"search and random search {shares}; the networks designed by hand {curves['hand'] / best:.3f}. The search chose by "
-        f"these errors, so they flatter it."
+        f"search and random search {shares}; {alone}the networks designed by hand {curves['hand'] / best:.3f}. The search chose "
+        f"by these errors, so they flatter it."
     )
 
 

@@ -17,3 +17,10 @@ def flops_of(family: Family, archs: Sequence[Architecture], workload: Workload) 
     operators = family.operators(Encoding.of(family.space, archs), workload.encoded)
     flops: np.ndarray = np.sum([np.broadcast_to(operator.flops, len(archs)) for operator in operators], axis=0)
     return flops
+
+
+def parameters_of(family: Family, archs: Sequence[Architecture], workload: Workload) -> np.ndarray:
+    """Weights of each network, [N]."""
+    operators = family.operators(Encoding.of(family.space, archs), workload)
+    parameters: np.ndarray = np.zeros(len(archs)) + sum(operator.parameters for operator in operators)
+    return parameters

@@ -19,6 +19,7 @@ from hardware.arena import activations_mib
 from latency_models.additive import AdditiveLatency
 from latency_models.memory import memory_of
 from nas.compute import Compute
+from nas.costs import parameters_of
 from nas.protocols import DeviceError
 from nas.types import Candidate, Measurement, Provenance, Workload
 from tests.conftest import command
@@ -200,3 +201,29 @@ def test_the_arena_is_measured_of_the_file_that_ships(searched):
     inputs = dict.fromkeys(("token_ids", "attention_mask"), np.ones((1, 32), dtype=np.int64))
     network = next(n for n in results["networks"] if n["id"] == results["picked_id"])
     assert 0 < activations_mib(path, inputs) < network["measured"]["memory_mib"]
+
+
+def test_who_takes_parameters_for_accuracy_scores_those_with_the_most(pipeline, calibrated):
+    limit = float(calibrated.model.predict([pipeline.family.space.largest()]).mean_ms[0]) / 2
+    one = replace(explorer(pipeline, calibrated), budget=Budget(limit, "user"))
+    searcher = one._by_parameters()
+    asked = [searcher.ask() for _ in range(6)]
+    others = [c.arch for c in scored(pipeline, calibrated)]
+    (counts, ms, upper), (their_counts, their_ms, their_upper) = (
+        (parameters_of(pipeline.family, archs, pipeline.workload), found.mean_ms, found.upper_ms)
+        for archs, found in ((archs, calibrated.model.predict(archs)) for archs in (asked, others))
+    )
+    assert len(set(asked)) == 6
+    assert (upper <= limit).all()
+    assert counts[0] == counts.max() >= their_counts[their_upper <= limit].max()
+    assert ((their_counts[:, None] > counts) & (their_ms[:, None] <= ms)).mean() < 0.01
+    again = replace(explorer(pipeline, calibrated), budget=Budget(limit, "user"))._by_parameters()
+    assert [again.ask() for _ in range(6)] == asked
+
+
+def test_parameter_count_alone_is_in_the_evidence(finished):
+    phases = [record["phase"] for record in lines(finished / "candidates.jsonl")]
+    trust = json.loads((finished / "trust.json").read_text())
+    curve = trust["hypervolume"]["parameters"]
+    assert len(curve["after_evaluations"]) == phases.count("parameters") == phases.count("random") > 0
+    assert "parameter count alone" in (finished / "report.html").read_text()
