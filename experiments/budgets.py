@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from experiments.formatting import format_ms
+from experiments.objectives import upper_on_device
 from experiments.progress import Reporter
 from nas.projection import BudgetError
 from nas.types import Candidate
@@ -18,16 +19,18 @@ HALFWAY = (
 
 @dataclass(frozen=True)
 class Budget:
-    """What was asked: in ms, and by whom; in MiB, if so."""
+    """What was asked: in ms, and by whom; in MiB, and in ms on further devices, if so."""
 
     ms: float
     origin: str
     mib: float | None = None
+    also_ms: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def limits(self) -> dict[str, float]:
         """The numbers of a candidate that must not be exceeded: upper bounds, so that what is picked keeps the budgets."""
-        return {"upper_ms": self.ms, **({"upper_mib": self.mib} if self.mib is not None else {})}
+        memory = {} if self.mib is None else {"upper_mib": self.mib}
+        return {"upper_ms": self.ms, **memory, **{upper_on_device(name): ms for name, ms in self.also_ms.items()}}
 
     def holds(self, candidate: Candidate) -> bool:
         return self.allows(candidate.objectives)

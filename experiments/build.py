@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,8 @@ import platformdirs
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from experiments.also import Companion
+from experiments.config import composed
 from experiments.pipeline import Pipeline
 from experiments.progress import Reporter
 from experiments.settings import Settings
@@ -23,6 +26,7 @@ from nas.space import Option, SearchSpace
 from nas.surroundings import all_surroundings, surrounded
 
 PLAIN = ("seed", "budget_ms", "budget_mib", "batch", "tokens", "mode", "past", "torch_threads", "train_on", "checkpoint_seconds")
+NAME = re.compile(r"[a-z][a-z0-9_]*")  # of a further device
 ALLOWED = ("experiments.", "hardware.", "latency_models.", "nas.", "search_spaces.", "sklearn.")
 
 
@@ -39,7 +43,7 @@ def build(config: DictConfig, *, report: Reporter) -> Pipeline:
     task, family = family_of_task(config)
     return Pipeline(
         task=task, family=family, device=device, latency_model=latency_model, settings=settings, directory=config.run,
-        store=MeasurementStore(store_folder(config.store)), report=report,
+        store=MeasurementStore(store_folder(config.store)), report=report, also=make_also(config),
     )  # fmt: skip
 
 
@@ -48,6 +52,7 @@ def make_settings(config: DictConfig) -> Settings:
     return Settings(
         **{name: config[name] for name in PLAIN},
         objectives=tuple(config.objectives),
+        also={name: values.get("budget_ms") for name, values in also(config).items()},
         supernet=make(config, "init"),
         calibration=make(config, "calibration"),
         darts=make(config, "darts"),
@@ -81,6 +86,28 @@ def make_device(config: DictConfig) -> Device:
         return chosen
 
     return Surrounded(within, all_surroundings(surrounded(SearchSpace("device", ()), surroundings(config))))
+
+
+def also(config: DictConfig) -> dict[str, dict[str, Any]]:
+    """Further devices as they are configured, by name; runs of before had none. Raises ValueError for what is no such thing."""
+    found: Any = OmegaConf.to_container(config.get("also") or OmegaConf.create({}), resolve=True)
+    for name, values in found.items():
+        if not NAME.fullmatch(name) or not isinstance(values, dict) or "device" not in values:
+            raise ValueError(f"also.{name}: {values!r} is not like {{device: recorded, table: jetson_nano_cpu, budget_ms: 40}}")
+    return dict(found)
+
+
+def make_also(config: DictConfig) -> list[Companion]:
+    """Further devices, each with the latency model that its kind has by default. Raises ValueError like `build`."""
+    found = []
+    for name, values in also(config).items():
+        words = [f"{'' if key == 'device' else 'device.'}{key}={value}" for key, value in values.items() if key != "budget_ms"]
+        try:
+            whole = composed(*words)
+            found.append(Companion(name, make(whole, "device"), make(whole, "latency_model"), values.get("budget_ms")))
+        except ValueError as error:
+            raise ValueError(f"also.{name}: {error}") from error
+    return found
 
 
 def make_family(config: DictConfig) -> Callable[..., Family]:

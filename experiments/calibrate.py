@@ -24,7 +24,7 @@ from rich.table import Table
 
 from experiments.arguments import parse
 from experiments.build import build
-from experiments.composing import composed
+from experiments.config import composed
 from experiments.progress import Reporter
 from hardware.csv_table import read_csv_rows, read_csv_table
 from hardware.table_checks import cautions

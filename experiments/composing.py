@@ -1,29 +1,15 @@
-"""Configurations and families for the small commands, which run no search."""
+"""Families for the small commands, which run no search."""
 
 from __future__ import annotations
 
 import inspect
 
-from hydra import compose, initialize_config_module
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from experiments.build import make_family
-from experiments.config import register
 from nas.protocols import Family
 
 VOCABULARY = 8000
-
-
-def composed(*overrides: str) -> DictConfig:
-    """The configuration of a search with these overrides. Raises ValueError in one line."""
-    register()
-    try:
-        with initialize_config_module("conf", version_base="1.3"):
-            return compose("search", overrides=list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(" ".join(str(error).split("Config search path")[0].split())) from error
 
 
 def stand_in_family(config: DictConfig, *, tokens: int, vocab_size: int = VOCABULARY) -> Family:

@@ -19,10 +19,9 @@ from experiments.proposing import HEALTH
 from experiments.report import health_sentence, summary, write_report
 from experiments.results import LedgerEntry, Parity, PredictorReport, Results
 from experiments.shipping import Shipment, Shipped, Terms, ship
-from experiments.verdicts import MemoryVerdict, Verdict
+from experiments.verdicts import MemoryVerdict, Verdict, times_of
 from hardware.surroundings import device_of
 from nas.protocols import Device
-from nas.types import Measurement
 
 INTERVAL = "the quietest to the noisiest visit, drift removed"
 PACKAGES = ("torch", "optuna", "onnxruntime", "numpy", "hydra-core")
@@ -81,6 +80,7 @@ def assemble(
         num_validation=pipeline.task.num_examples("validation"),
         refined=outcome.explored.refined,
         tuned=outcome.tuned,
+        elsewhere=outcome.elsewhere,
         stages=outcome.stages,
         alarms=tuple(p.alarm_sentence for p in outcome.proposals if p.alarm),
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
@@ -111,7 +111,7 @@ def _network(finalist: Finalist, outcome: Outcome, costs: Costs, names: Sequence
         train_seconds=record["train_seconds"],
         predicted={name: costs[name] for name in names},
         measured={name: value for name in names if (value := measured.get(name)) is not None},
-        **_times(measurement),
+        **times_of(measurement),
     )
 
 
@@ -134,20 +134,8 @@ def verdict_of(picked: Network, choice: Choice, *, asked_ms: float, asked_origin
         predicted_ms=picked.predicted_ms,
         predicted_upper_ms=picked.predicted_upper_ms,
         unmeasured=choice.unmeasured,
-        **_times(choice.measurement),
+        **times_of(choice.measurement),
     )
-
-
-def _times(measurement: Measurement | None) -> dict[str, float | None]:
-    if measurement is None:
-        return dict.fromkeys(("measured_ms", "measured_low_ms", "measured_high_ms"))
-    visits = measurement.visits_ms
-    latency = measurement.latency_ms
-    return {
-        "measured_ms": latency,
-        "measured_low_ms": min(latency, float(visits.min())),
-        "measured_high_ms": max(latency, float(visits.max())),
-    }
 
 
 def _describe(device: Device) -> str:

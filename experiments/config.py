@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 
 @dataclass
@@ -36,6 +42,7 @@ class SearchConfig:
     task: Any = field(default_factory=dict)
     space: Any = field(default_factory=dict)
     device: Any = field(default_factory=dict)
+    also: Any = None  # further devices by name, '{board: {device: recorded, table: jetson_nano_cpu, budget_ms: 40}}'
     surroundings: Surroundings = field(default_factory=Surroundings)  # e.g. surroundings.threads=[1,2]
     calibration: Any = field(default_factory=dict)
     latency_model: Any = field(default_factory=dict)
@@ -49,3 +56,14 @@ class SearchConfig:
 
 def register() -> None:
     ConfigStore.instance().store(name="schema", node=SearchConfig)
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The configuration of a search with these overrides. Raises ValueError in one line."""
+    register()
+    try:
+        begun = GlobalHydra.instance().is_initialized()  # by a search, whose configuration names further devices
+        with nullcontext() if begun else initialize_config_module("conf", version_base="1.3"):
+            return compose("search", overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(" ".join(str(error).split("Config search path")[0].split())) from error

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Self
 
 import numpy as np
 
 from experiments.calibration import Calibration
+from experiments.objectives import on_device, upper_on_device
 from experiments.settings import Settings
 from hardware.timing import HasEnergy
 from latency_models.memory import memory_of
@@ -41,23 +43,29 @@ def check_precisions(family: Family, device: Device) -> None:
 
 @dataclass(frozen=True)
 class Costing:
-    """Costs of architectures: `latency_ms` and its bound `upper_ms`, and what else is an objective or has a budget."""
+    """Costs of architectures: `latency_ms` and its bound `upper_ms`, the same on further devices, and what else is an objective
+    or has a budget."""
 
     family: Family
     workload: Workload
     names: tuple[str, ...]
     latency: LatencyModel
     energy: LatencyModel | None = None
+    also: Mapping[str, LatencyModel] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, settings: Settings, family: Family, workload: Workload, calibration: Calibration) -> Self:
-        """With a model of energy, of the same kind as that of latency, if energy is an objective."""
+    def of(
+        cls, settings: Settings, family: Family, workload: Workload, calibration: Calibration, *,
+        also: Mapping[str, LatencyModel] = MappingProxyType({}),
+    ) -> Self:  # fmt: skip
+        """With a model of energy, of the same kind as that of latency, if energy is an objective; `also` are models of further
+        devices by name."""
         budgets = ("memory_mib",) if settings.budget_mib is not None else ()
-        names = tuple(dict.fromkeys((*settings.objectives, *budgets)))
+        names = tuple(dict.fromkeys((*settings.objectives, *budgets, *map(on_device, also))))
         energy = None
         if "energy_mj" in names:
             energy = copy.deepcopy(calibration.model).fit(family, [_as_energy(m) for m in calibration.measurements.values()])
-        return cls(family, workload, names, calibration.model, energy)
+        return cls(family, workload, names, calibration.model, energy, also)
 
     def __call__(self, archs: Sequence[Architecture]) -> list[Costs]:
         """For each architecture. `memory_mib` comes with `upper_mib`; `parameters` are millions."""
@@ -71,6 +79,9 @@ class Costing:
             columns["parameters"] = parameters_of(self.family, archs, self.workload) / 1e6
         if self.energy is not None:
             columns["energy_mj"] = self.energy.predict(archs).mean_ms
+        for name, model in self.also.items():
+            there = model.predict(archs)
+            columns |= {on_device(name): there.mean_ms, upper_on_device(name): there.upper_ms}
         rows = zip(*(column.tolist() for column in columns.values()), strict=True)
         return [dict(zip(columns, row, strict=True)) for row in rows]
 

@@ -24,7 +24,8 @@ from rich.console import Console
 from experiments.arguments import parse
 from experiments.build import family_of_task, make, make_device
 from experiments.calibration import export_for_timing, sentinel_of
-from experiments.composing import VOCABULARY, composed, stand_in_family
+from experiments.composing import VOCABULARY, stand_in_family
+from experiments.config import composed
 from experiments.finishing import FOLDER, Finisher
 from experiments.measured import Timed, said, write
 from experiments.networks import Network, pick

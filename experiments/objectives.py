@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -28,11 +28,35 @@ OBJECTIVES = {
 }
 
 
-def check_objectives(names: Sequence[str]) -> None:
-    """Raises ValueError for an unknown or repeated name, for no error, or for nothing beside it."""
+def on_device(name: str) -> str:
+    """What the latency on a further device is called."""
+    return f"latency_ms_{name}"
+
+
+def upper_on_device(name: str) -> str:
+    """What its bound is called."""
+    return f"upper_ms_{name}"
+
+
+def objective(name: str) -> Objective:
+    """One of `OBJECTIVES`, or the latency on a further device."""
+    if name in OBJECTIVES:
+        return OBJECTIVES[name]
+    device = name.removeprefix(on_device(""))
+    return Objective(f"latency on {device}", "ms", f"time of one call of the workload on {device}")
+
+
+def column(name: str) -> str:
+    """The head of its column in a narrow table."""
+    return OBJECTIVES[name].unit if name in OBJECTIVES else f"ms {name.removeprefix(on_device(''))}"
+
+
+def check_objectives(names: Sequence[str], also: Iterable[str] = ()) -> None:
+    """Raises ValueError for an unknown or repeated name, for no error, or for nothing beside it; `also` are further devices."""
+    allowed = (*OBJECTIVES, *map(on_device, also))
     for name in names:
-        if name not in OBJECTIVES:
-            raise ValueError(f"objectives: {name!r} is not one of {tuple(OBJECTIVES)}")
+        if name not in allowed:
+            raise ValueError(f"objectives: {name!r} is not one of {allowed}")
         if list(names).count(name) > 1:
             raise ValueError(f"objectives: {name!r} stands twice")
     if "error" not in names or len(names) < 2:

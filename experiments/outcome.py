@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from experiments.budgets import Budget
@@ -11,6 +11,7 @@ from experiments.calibration import Calibration
 from experiments.costing import Costing
 from experiments.finishing import Finisher
 from experiments.results import StageReport
+from experiments.verdicts import Verdict
 from nas.compute import Compute
 from nas.proposals import Proposal
 from nas.space import Architecture
@@ -61,7 +62,7 @@ class Climbed:
 class Outcome:
     """Everything that a search found; `experiments.conclude` makes of it what people read.
 
-    `tuned` says how networks were found to learn best, if that was tried.
+    `tuned` says how networks were found to learn best, if that was tried; `elsewhere` are verdicts on further devices by name.
     """
 
     explored: Explored
@@ -79,6 +80,7 @@ class Outcome:
     costing: Costing
     stages: tuple[StageReport, ...]
     tuned: Mapping[str, Any] | None = None
+    elsewhere: Mapping[str, Verdict] = field(default_factory=dict)
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from experiments.also import Companion, limits
 from experiments.baseline_teachers import BaselineTeachers
 from experiments.budgets import Ends
 from experiments.calibration import Calibration, Calibrator
@@ -38,6 +39,7 @@ from experiments.table_calibration import TableCalibrator
 from experiments.tuning import Tuner
 from hardware.recorded import RecordedDevice
 from hardware.store import MeasurementStore
+from hardware.surroundings import Surrounded
 from latency_models.memory import memory_of
 from nas.compute import Compute, choose_compute
 from nas.projection import BudgetError
@@ -64,12 +66,12 @@ class Pipeline:
 
     def __init__(
         self, *, task: Task, family: Family, device: Device, latency_model: LatencyModel, settings: Settings,
-        directory: Path | str, store: MeasurementStore, report: Reporter,
+        directory: Path | str, store: MeasurementStore, report: Reporter, also: Sequence[Companion] = (),
     ) -> None:  # fmt: skip
         if not isinstance(latency_model, DifferentiableLatencyModel):
             raise ValueError(f"latency_model: {type(latency_model).__name__} is not differentiable, the search needs expected_ms")
         self.task, self.family, self.device, self.latency_model = task, family, device, latency_model
-        self.settings, self.store, self.report = settings, store, report
+        self.settings, self.store, self.report, self.also = settings, store, report, tuple(also)
         tokens = settings.tokens or (1 if settings.mode == "decode" else task.max_tokens)
         self.workload = Workload(settings.batch, tokens, settings.mode, settings.past)
         if self.workload.mode != "encode" and not isinstance(family, GenerativeFamily):
@@ -79,6 +81,12 @@ class Pipeline:
         check_precisions(family, device)
         if settings.outer.measure and isinstance(device, RecordedDevice):
             raise ValueError(f"searcher.measure: {device.name} is a table, nothing can be measured on it")
+        if also and isinstance(device, Surrounded):
+            raise ValueError("also: further devices do not go with surroundings, which are those of one device")
+        for companion in also:
+            if not isinstance(companion.latency_model, DifferentiableLatencyModel):
+                kind = type(companion.latency_model).__name__
+                raise ValueError(f"also.{companion.name}: {kind} is not differentiable, the search needs expected_ms")
         self._check_memory()
         check_stages(settings.stages, task=task, family=family, device=device)
         self.pretrained = self._pretrained()
@@ -120,6 +128,7 @@ class Pipeline:
             "data": self.task.fingerprint,
             "device": self.device.name,
             "device fingerprint": self.device.fingerprint,
+            **{f"device {c.name}": c.device.fingerprint for c in self.also},
             "latency model": type(self.latency_model).__name__,
             "seed": self.settings.seed,
             "budget_ms": self.settings.budget_ms,
@@ -146,14 +155,20 @@ class Pipeline:
             calibration = self.calibrate()
         ends = self._ends(calibration)
         budget = ends.budget(self.settings.budget_ms, self.report, mib=self.settings.budget_mib)
-        costing = Costing.of(self.settings, self.family, self.workload, calibration)
+        elsewhere = self._elsewhere()
+        models = {name: found.model for name, found in elsewhere.items()}
+        budget = dataclasses.replace(budget, also_ms={c.name: c.budget_ms for c in self.also if c.budget_ms is not None})
+        costing = Costing.of(self.settings, self.family, self.workload, calibration, also=models)
         with spent(self.run, "trivial baselines"):
             trivial = self._once("trivial.json", "Trivial baselines", lambda: dict(self.task.trivial_baselines()))
         compute = self.compute()
         supernet = self.supernet(compute)
         model = calibration.model
         assert isinstance(model, DifferentiableLatencyModel)
-        proposer = Proposer(self.family, self.task, self.workload, model, compute, self.settings, self.run, self.report)
+        proposer = Proposer(
+            self.family, self.task, self.workload, model, compute, self.settings, self.run, self.report,
+            also=limits(models, budget.also_ms),
+        )  # fmt: skip
         proposals = proposer.propose(supernet, proposer.budgets(budget.ms, ends.smallest_upper_ms))
         explorer = Explorer(
             self.family, self.task, supernet, compute, calibration, costing, budget, self.settings, self.run, self.report
@@ -165,7 +180,9 @@ class Pipeline:
         settings, tuned = Tuner(finisher, budget, self.settings, self.run, self.report).tuned(explored, supernet)
         finisher = dataclasses.replace(finisher, settings=settings.finish)
         climbed = Halving(finisher, budget, settings, self.run, self.report).climb(explored, supernet)
-        selection = Selection(self.family, finisher, calibration, budget, baselines, settings, self.run, self.report)
+        selection = Selection(
+            self.family, finisher, calibration, costing, budget, baselines, settings, self.run, self.report
+        )  # fmt: skip
         finalists = selection.finalists(climbed.shortlists)
         selection.train(finalists, supernet)
         measurements, lost = selection.measure(finalists)
@@ -188,6 +205,7 @@ class Pipeline:
             costing=costing,
             stages=tuple(stages),
             tuned=tuned,
+            elsewhere={c.name: v for c in self.also if (v := c.verdict(elsewhere[c.name], finisher, choice.arch))},
         )
 
     def finisher(self, compute: Compute) -> Finisher:
@@ -207,6 +225,14 @@ class Pipeline:
         if isinstance(self.device, RecordedDevice):
             return TableCalibrator(self.family, self.device, self.workload, self.report).calibrate(self.latency_model)
         return self.calibrator().calibrate(self.latency_model, seed=self.settings.seed)
+
+    def _elsewhere(self) -> dict[str, Calibration]:
+        """Of further devices, by name."""
+        found = {}
+        for companion in self.also:
+            with spent(self.run, f"calibration of {companion.name}"):
+                found[companion.name] = companion.calibrate(self.calibrator(), seed=self.settings.seed)
+        return found
 
     def calibrator(self) -> Calibrator:
         settings = self.settings.calibration

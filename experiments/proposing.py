@@ -38,6 +38,7 @@ class Proposer:
     settings: Settings
     run: RunDirectory
     report: Reporter
+    also: Sequence[Constraint] = ()  # on further devices
 
     def budgets(self, most_ms: float, least_ms: float) -> list[float]:
         """In ms, from the most to the least."""
@@ -88,7 +89,8 @@ class Proposer:
     def _limits(self) -> list[Constraint]:
         """What proposals keep beside their budgets in ms."""
         asked = self.settings.budget_mib
-        return [] if asked is None else [Constraint("budget_mib", "MiB", MemoryCost(self.family, self.workload), asked)]
+        memory = [] if asked is None else [Constraint("budget_mib", "MiB", MemoryCost(self.family, self.workload), asked)]
+        return [*memory, *self.also]
 
     def _keep_health(self, *, until: int) -> None:
         """Drops what a stopped process wrote of steps that are done again."""

@@ -24,7 +24,7 @@ from rich.text import Text
 from experiments.formatting import format_ms, format_seconds
 from experiments.layers import arch_in_short
 from experiments.networks import PLANE, Network
-from experiments.objectives import OBJECTIVES
+from experiments.objectives import OBJECTIVES, column, objective
 from experiments.plots.architecture import architecture_figure
 from experiments.plots.ledger import ledger_figure
 from experiments.plots.pareto import pareto_figure
@@ -95,7 +95,7 @@ def page(results: Results, candidates: Sequence[Candidate]) -> str:
         pictures=pictures,
         networks=by_time(results.networks),
         on_front=results.front,
-        further=[(name, OBJECTIVES[name].header) for name in results.further],
+        further=[(name, objective(name).header) for name in results.further],
         objective_words=objective_words(results.objectives),
         comparisons=compare_at_equal_time(results),
         trivial_sentence=trivial_sentence(results),
@@ -208,9 +208,14 @@ def beaten_sentence(results: Results) -> str:
 
 def objective_words(objectives: Sequence[str]) -> str:
     """`both latency and error`, or `all of latency, error and memory`."""
-    words = [OBJECTIVES[name].words for name in sorted(objectives, key=[*PLANE, *OBJECTIVES].index)]
+    words = [objective(name).words for name in sorted(objectives, key=_rank)]
     listed = f"{', '.join(words[:-1])} and {words[-1]}"
     return f"{'both' if len(words) == 2 else 'all of'} {listed}"
+
+
+def _rank(name: str) -> int:
+    known = [*PLANE, *OBJECTIVES]
+    return known.index(name) if name in known else len(known)
 
 
 def search_sentences(results: Results) -> list[str]:
@@ -292,7 +297,7 @@ def front_table(results: Results) -> Table:
     table.add_column("network", no_wrap=True)
     table.add_column("by")
     more = [name for name in results.further if name != "parameters"]
-    extra = [OBJECTIVES[name].unit for name in more]
+    extra = [column(name) for name in more]
     for name in ("error %", "measured", "predicted", "upper", "params", *extra):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("")
@@ -318,6 +323,7 @@ def summary(results: Results, folder: Path | str) -> list[Table | Text]:
             f"exported file {results.test_error_percent:.2f} %, {shipped.num_parameters:,} parameters."
         ),
         Text(verdict.sentence, style=f"bold {TONES[verdict.kept]}"),
+        *(Text(f"On {name}: {v.sentence}", style=f"bold {TONES[v.kept]}") for name, v in results.elsewhere.items()),
         *([Text(results.memory.sentence, style=f"bold {TONES[results.memory.kept]}")] if results.memory else []),
         Text(trivial_sentence(results), style="yellow" if trivial_wins(results) else ""),
         *([Text(beaten, style="yellow")] if (beaten := beaten_sentence(results)) else []),

@@ -108,9 +108,9 @@ class Results:
 
     `interval` says in words what the measured intervals are, `hypervolumes` holds one area a role up to `hypervolume_reference`
     (ms, error in percent), `error_means` what an error is the percentage of, `files` what ships, by paths relative to the run
-    directory. `memory` is None without such a budget, `num_validation` are the examples behind a validation error, `refined` is
-    what measurements during the search changed, `tuned` how networks were found to learn best, and `alarms` say where the
-    differentiable search collapsed and what was done.
+    directory. `memory` is None without such a budget, `elsewhere` are verdicts on further devices, `num_validation` are the
+    examples behind a validation error, `refined` is what measurements during the search changed, `tuned` how networks were found
+    to learn best, and `alarms` say where the differentiable search collapsed and what was done.
 
     Raises:
         ValueError: a repeated network, a picked network that is none of them, or a number that is not finite.
@@ -143,6 +143,7 @@ class Results:
     num_validation: int | None = None
     refined: Mapping[str, Any] | None = field(default=None, hash=False)
     tuned: Mapping[str, Any] | None = field(default=None, hash=False)
+    elsewhere: Mapping[str, Verdict] = field(default_factory=dict, hash=False)
     stages: tuple[StageReport, ...] = ()
     alarms: tuple[str, ...] = ()
 
@@ -190,7 +191,7 @@ class Results:
     @property
     def kept(self) -> bool | None:
         """Whether all budgets were kept; None where one was not measured and none is broken."""
-        kept = [self.verdict.kept, *([self.memory.kept] if self.memory else [])]
+        kept = [self.verdict.kept, *(v.kept for v in self.elsewhere.values()), *([self.memory.kept] if self.memory else [])]
         return False if False in kept else None if None in kept else True
 
     @property
@@ -224,6 +225,7 @@ class Results:
             "files": tuple(record["files"]),
             "notes": tuple(record["notes"]),
             "objectives": tuple(record.get("objectives", PLANE)),
+            "elsewhere": {name: instance(Verdict, verdict) for name, verdict in record.get("elsewhere", {}).items()},
             "memory": instance(MemoryVerdict, record["memory"]) if record.get("memory") else None,
             "alarms": tuple(record.get("alarms", ())),
         }

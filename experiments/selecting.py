@@ -10,8 +10,10 @@ from torch import nn
 from experiments.baseline_teachers import BaselineTeachers
 from experiments.budgets import Budget
 from experiments.calibration import Calibration, read_measurements
+from experiments.costing import Costing
 from experiments.finishing import Finisher
 from experiments.ledger import spent
+from experiments.objectives import upper_on_device
 from experiments.outcome import SEARCHES, Choice, Finalist
 from experiments.progress import Reporter
 from experiments.results import StageReport
@@ -37,6 +39,7 @@ class Selection:
     family: Family
     finisher: Finisher
     calibration: Calibration
+    costing: Costing
     budget: Budget
     baselines: BaselineTeachers
     settings: Settings
@@ -108,14 +111,17 @@ class Selection:
 
         Whoever found it: a user wants the best network, and the report says whose it is. The measurement that chose a network
         flatters it, so the verdict has one of its own. When none holds, the fastest ships and the verdict says that the promise
-        is broken. A network that could not be measured has its predicted upper bound.
+        is broken. A network that could not be measured has its predicted upper bound, and so has each on further devices.
         """
         archs = [f.arch for f in finalists]
         upper_ms = self.calibration.model.predict(archs).upper_ms.tolist()
         ms = {a.id: measurements[a.id].latency_ms if a.id in measurements else u for a, u in zip(archs, upper_ms, strict=True)}
         by_error = sorted(archs, key=lambda a: (self.finisher.record(a)["error_percent"], ms[a.id]))
         most_mib = self.budget.mib if self.budget.mib is not None else float("inf")
+        costs = {a.id: c for a, c in zip(archs, self.costing(archs), strict=True)}
+        bounds = {upper_on_device(name): most for name, most in self.budget.also_ms.items()}
         small = [a for a in by_error if measured_mib.get(a.id, 0.0) <= most_mib] or by_error
+        small = [a for a in small if all(costs[a.id][name] <= most for name, most in bounds.items())] or small
         fits = [a for a in small if ms[a.id] <= self.budget.ms]
         for arch in [*fits, min(small, key=lambda a: ms[a.id])]:
             if lost is not None:

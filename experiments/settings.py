@@ -135,7 +135,9 @@ class Settings:
     Args:
         budget_ms: latency that must not be exceeded, or None for half of the largest network's measured latency.
         budget_mib: memory at inference that must not be exceeded, or None for no such budget.
-        objectives: what is minimised, of `experiments.objectives.OBJECTIVES`; the error is one of them.
+        objectives: what is minimised, of `experiments.objectives.OBJECTIVES` and of `latency_ms_NAME` for further devices; the
+            error is one of them.
+        also: further devices by name, with the latency that must not be exceeded there, or None.
         batch, tokens, mode, past: the workload that is timed; None tokens: the longest input, or the one that is decoded.
         torch_threads: threads that training uses.
         train_on: a torch device, or "auto" for CUDA where there is one.
@@ -150,6 +152,7 @@ class Settings:
     budget_ms: float | None = None
     budget_mib: float | None = None
     objectives: tuple[str, ...] = ("error", "latency_ms")
+    also: Mapping[str, float | None] = field(default_factory=dict)
     batch: int = 1
     tokens: int | None = None
     mode: str = "encode"
@@ -168,11 +171,11 @@ class Settings:
         _positive(self, "batch", "torch_threads")
         if self.seed < 0:
             raise ValueError(f"seed: {self.seed} is negative")
-        for name in ("budget_ms", "budget_mib"):
-            budget = getattr(self, name)
+        elsewhere = {f"also.{name}.budget_ms": budget for name, budget in self.also.items()}
+        for name, budget in {"budget_ms": self.budget_ms, "budget_mib": self.budget_mib, **elsewhere}.items():
             if budget is not None and not budget > 0:
                 raise ValueError(f"{name}: {budget} is not positive")
-        check_objectives(self.objectives)
+        check_objectives(self.objectives, self.also)
         if list(self.stages) != [name for name in STAGES if name in self.stages]:
             raise ValueError(f"stages: {list(self.stages)} are not in the order of {list(STAGES)}")
         if self.checkpoint_seconds < 0:

@@ -15,7 +15,8 @@ import numpy as np
 
 from experiments.arguments import parse
 from experiments.build import family_of_task
-from experiments.composing import composed, stand_in_family
+from experiments.composing import stand_in_family
+from experiments.config import composed
 from experiments.devices import aligned
 from experiments.layers import LAYER, in_all_layers
 from experiments.plots.space import space_figure

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from experiments.formatting import format_ms
+from nas.types import Measurement
 
 
 @dataclass(frozen=True)
@@ -86,3 +87,16 @@ class MemoryVerdict:
         words += f", measured {measured_mib:.4g} MiB"
         sentence = f"Memory kept: {words}." if kept else f"Memory BROKEN: {words}, {over:.2g} % over the budget."
         return cls(asked_mib, predicted_mib, predicted_upper_mib, measured_mib, kept, sentence)
+
+
+def times_of(measurement: Measurement | None) -> dict[str, float | None]:
+    """Measured time and its interval, as verdicts and networks name them; of none None."""
+    if measurement is None:
+        return dict.fromkeys(("measured_ms", "measured_low_ms", "measured_high_ms"))
+    visits = measurement.visits_ms
+    latency = measurement.latency_ms
+    return {
+        "measured_ms": latency,
+        "measured_low_ms": min(latency, float(visits.min())),
+        "measured_high_ms": max(latency, float(visits.max())),
+    }

@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from experiments.budgets import Budget
-from experiments.composing import composed
+from experiments.config import composed
 from experiments.outcome import Explored
 from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory

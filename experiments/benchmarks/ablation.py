@@ -25,7 +25,7 @@ from rich.table import Table
 from experiments.benchmarks.alone import finisher_of, geometric, test_error, train
 from experiments.benchmarks.supernet import threads
 from experiments.build import build
-from experiments.composing import composed
+from experiments.config import composed
 from experiments.finishing import Finisher
 from experiments.layers import in_all_layers
 from experiments.progress import Advance, Reporter

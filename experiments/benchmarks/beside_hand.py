@@ -17,7 +17,7 @@ from rich.table import Table
 
 from experiments.benchmarks.alone import test_error
 from experiments.build import build
-from experiments.composing import composed
+from experiments.config import composed
 from experiments.outcome import Finalist
 from experiments.progress import Reporter
 

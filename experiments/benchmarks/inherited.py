@@ -22,7 +22,7 @@ from torch import nn
 
 from experiments.benchmarks.darts import invented_device
 from experiments.build import family_of_task, make_settings
-from experiments.composing import composed
+from experiments.config import composed
 from experiments.progress import Reporter
 from experiments.settings import Settings, SupernetSettings
 from latency_models.additive import AdditiveLatency

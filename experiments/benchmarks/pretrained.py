@@ -30,7 +30,7 @@ from torch import nn
 from experiments.benchmarks.supernet import threads
 from experiments.build import build
 from experiments.calibration import export_for_timing
-from experiments.composing import composed
+from experiments.config import composed
 from experiments.ledger import NAME as LEDGER
 from experiments.ledger import spent
 from experiments.pipeline import Pipeline

@@ -37,7 +37,7 @@ from experiments.benchmarks import beside_hand
 from experiments.benchmarks.alone import finisher_of, geometric, test_error, train
 from experiments.benchmarks.int8_widths import int8_by_width
 from experiments.build import build
-from experiments.composing import composed
+from experiments.config import composed
 from experiments.finishing import FOLDER, Finisher
 from experiments.pipeline import Pipeline
 from experiments.progress import Reporter

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 
 from experiments.formatting import format_ms
 from experiments.networks import Network, front
-from experiments.objectives import OBJECTIVES, further
+from experiments.objectives import further, objective
 from experiments.plots.labels import Labels
 from experiments.plots.style import (
     BLUE,
@@ -170,7 +170,7 @@ def _legend(results: Results, candidates: Sequence[Candidate]) -> tuple[list[Any
         dots = tuple(Line2D([], [], color=LOOKS[role].colour, **dot) for role in roles)
         entries["scored with shared weights (predicted latency)"] = dots
     if any(n not in front(results.networks) for n in results.front):
-        words = ", ".join(OBJECTIVES[name].words for name in further(results.objectives))
+        words = ", ".join(objective(name).words for name in further(results.objectives))
         entries[f"on the front for its {words}"] = Line2D([], [], ls="none", **RING)
     return list(entries.values()), list(entries)
 

@@ -1,0 +1,84 @@
+"""Further devices of a study: their latencies are predicted for every candidate, as objectives and under budgets of their own.
+
+A device that measures is calibrated as the first one is, in a folder of the run, and what ships is measured on it in the end; a
+table predicts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from experiments.calibration import Calibration, Calibrator
+from experiments.finishing import Finisher
+from experiments.objectives import on_device
+from experiments.run_directory import RunDirectory
+from experiments.table_calibration import TableCalibrator
+from experiments.verdicts import Verdict, times_of
+from hardware.recorded import RecordedDevice
+from nas.constraints import Constraint, Predicted
+from nas.projection import BudgetError
+from nas.protocols import Device, DeviceError, DifferentiableLatencyModel, LatencyModel
+from nas.space import Architecture
+
+FOLDER = "also"  # of the run
+
+
+@dataclass(frozen=True)
+class Companion:
+    """A further device, by a name of the user's, and the latency that must not be exceeded there, if any."""
+
+    name: str
+    device: Device
+    latency_model: LatencyModel
+    budget_ms: float | None = None
+
+    def calibrate(self, like: Calibrator, *, seed: int) -> Calibration:
+        """Fits its latency model, from measurements as `like` takes them, or from its table.
+
+        Raises:
+            BudgetError: the fastest network of the space is not sure to keep the budget.
+            DeviceError, ValueError: as the calibrators do.
+        """
+        if isinstance(self.device, RecordedDevice):
+            found = TableCalibrator(like.family, self.device, like.workload, like.report).calibrate(self.latency_model)
+        else:
+            run = RunDirectory(like.run / FOLDER / self.name)
+            found = replace(like, device=self.device, run=run).calibrate(self.latency_model, seed=seed)
+        [least] = found.model.predict([like.family.space.smallest()]).upper_ms
+        if self.budget_ms is not None and self.budget_ms < least:
+            raise BudgetError(
+                f"also.{self.name}.budget_ms: {self.budget_ms:.4g} is below the fastest network of the space, which takes at "
+                f"most {least:.4g} ms on {self.device.name}"
+            )
+        return found
+
+    def verdict(self, calibration: Calibration, finisher: Finisher, arch: Architecture) -> Verdict | None:
+        """Asked, predicted and, where the device measures, measured latency of what ships; None without a budget."""
+        if self.budget_ms is None:
+            return None
+        prediction = calibration.model.predict([arch])
+        facts: dict[str, Any] = {"unmeasured": f"{self.device.name} is a table"}
+        if not isinstance(self.device, RecordedDevice):
+            phase, rounds = f"{self.name}: {finisher.label(arch)}", 2 * finisher.settings.rounds
+            try:
+                there = replace(finisher, device=self.device)
+                reference_ms = calibration.sentinel_reference_ms
+                facts = times_of(there.measure([arch], reference_ms=reference_ms, phase=phase, rounds=rounds)[arch.id])
+            except DeviceError as error:
+                facts = {"unmeasured": str(error)}
+        return Verdict.of(
+            asked_ms=self.budget_ms, asked_origin="user", predicted_ms=float(prediction.mean_ms[0]),
+            predicted_upper_ms=float(prediction.upper_ms[0]), **facts,
+        )  # fmt: skip
+
+
+def limits(models: Mapping[str, LatencyModel], budgets_ms: Mapping[str, float]) -> list[Constraint]:
+    """What proposals keep on further devices."""
+    found = []
+    for name, budget_ms in budgets_ms.items():
+        model = models[name]
+        assert isinstance(model, DifferentiableLatencyModel)
+        found.append(Constraint(on_device(name), "ms", Predicted(model), budget_ms))
+    return found

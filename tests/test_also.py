@@ -1,0 +1,114 @@
+"""Several devices in one study: predicted for every candidate, kept by what is proposed and chosen, measured in the end."""
+
+import json
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from experiments.build import also, build, make_settings
+from experiments.config import composed
+from experiments.objectives import objective
+from experiments.progress import Reporter
+from experiments.results import Results
+from tests.conftest import command
+
+BUDGET_MS = 0.06
+
+
+@pytest.fixture(scope="module")
+def searched(finished, tmp_path_factory):
+    """The first device is known from another run; the second is the same CPU with two threads."""
+    run = tmp_path_factory.mktemp("also") / "run"
+    words = ["experiment=smoke", f"run={run}", f"store={finished.parent / 'store'}", "torch_threads=1", "searcher.evaluations=12"]
+    words += [f"also={{two: {{device: local_cpu, threads: 2, budget_ms: {BUDGET_MS}}}}}", "budget_ms=100"]
+    words += ["objectives=[error,latency_ms,latency_ms_two]"]
+    done = command("search", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "On two: Kept: asked 0.0600 ms" in done.stdout or "On two: BROKEN: asked 0.0600 ms" in done.stdout
+    return run, words
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_further_device_is_an_objective_with_a_budget(searched):
+    run, _ = searched
+    candidates = lines(run / "candidates.jsonl")
+    assert {"latency_ms", "upper_ms", "latency_ms_two", "upper_ms_two"} <= set(candidates[0]["objectives"])
+    ratios = [c["objectives"]["latency_ms_two"] / c["objectives"]["latency_ms"] for c in candidates]
+    assert np.ptp(ratios) > 0, "a model of its own"
+    drawn = [c["objectives"]["upper_ms_two"] for c in candidates if c["phase"] in ("random", "parameters")]
+    assert 0 < max(drawn) <= BUDGET_MS
+    proposals = json.loads((run / "proposals.json").read_text())
+    assert all(0 < proposal["others"]["latency_ms_two"] <= BUDGET_MS for proposal in proposals)
+    measured = lines(run / "also" / "two" / "measurements.jsonl")
+    assert {m["environment"]["threads"] for m in measured} == {2}
+
+
+def test_what_ships_is_measured_on_it(searched):
+    run, _ = searched
+    results = Results.from_json(json.loads((run / "results.json").read_text()))
+    verdict = results.elsewhere["two"]
+    picked = results.picked.predicted["latency_ms_two"]
+    assert verdict.asked_ms == BUDGET_MS
+    assert verdict.predicted_ms == pytest.approx(picked)
+    assert verdict.predicted_upper_ms <= BUDGET_MS
+    [record] = [m for m in lines(run / "measurements.jsonl") if m["phase"].startswith("two: ")]
+    assert record["environment"]["threads"] == 2
+    assert verdict.kept == (verdict.measured_ms <= BUDGET_MS)
+    assert results.kept == (verdict.kept and results.verdict.kept)
+    assert f"On two: {verdict.sentence[:20]}" in (run / "report.html").read_text().replace("\u00a0", " ")
+
+
+def test_a_finished_run_is_shown_and_goes_on_without_measuring_again(searched):
+    run, words = searched
+    before = (run / "also" / "two" / "measurements.jsonl").read_text(), (run / "measurements.jsonl").read_text()
+    shown = command("pareto", f"run={run}")
+    assert "On two:" in shown.stdout, shown.stderr
+    again = command("search", *words)
+    assert again.returncode == 0, again.stderr
+    assert ((run / "also" / "two" / "measurements.jsonl").read_text(), (run / "measurements.jsonl").read_text()) == before
+
+
+def test_a_table_predicts_and_a_budget_below_its_fastest_is_named(recorded, finished, tmp_path):
+    words = ["experiment=smoke", f"store={finished.parent / 'store'}", "torch_threads=1", "searcher.evaluations=6"]
+    table = f"device: recorded, table: jetson_nano_cpu, data: {recorded}"
+    done = command("search", *words, f"also={{jetson: {{{table}, budget_ms: 60}}}}", f"run={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert "On jetson: PREDICTED, NOT MEASURED (recorded jetson_nano_cpu is a table): asked 60.0 ms" in done.stdout
+    refused = command("search", *words, f"also={{jetson: {{{table}, budget_ms: 0.001}}}}", f"run={tmp_path / 'other'}")
+    assert refused.returncode != 0
+    assert "also.jetson.budget_ms: 0.001 is below the fastest network of the space, which takes at most" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("{two: 3}", r"also.two: 3 is not like \{device: recorded"),
+        ("{Two: {device: local_cpu}}", r"also.Two: .* is not like"),
+        ("{two: {threads: 2}}", r"also.two: .* is not like"),
+        ("{two: {device: local_cpux}}", r"also.two: .*Could not find 'device/local_cpux'"),
+        ("{two: {device: local_cpu, threadss: 2}}", r"also.two: .*device.threadss"),
+        ("{two: {device: recorded}}", r"also.two: device.table: has no value"),
+        ("{two: {device: local_cpu, budget_ms: -1}}", r"also.two.budget_ms: -1 is not positive"),
+    ],
+)
+def test_what_is_no_device_is_refused_before_any_work(values, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        build(composed("experiment=smoke", f"also={values}", f"run={tmp_path / 'run'}"), report=Reporter(quiet=True))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_does_not_go_together_is_refused(tmp_path):
+    both = ["experiment=smoke", "also={two: {device: local_cpu}}", "surroundings.threads=[1,2]", f"run={tmp_path / 'run'}"]
+    with pytest.raises(ValueError, match="further devices do not go with surroundings"):
+        build(composed(*both), report=Reporter(quiet=True))
+    with pytest.raises(ValueError, match="objectives: 'latency_ms_board' is not one of"):
+        make_settings(composed("objectives=[error,latency_ms_board]"))
+
+
+def test_runs_of_before_had_no_further_devices():
+    assert also(OmegaConf.create({})) == {}
+    assert objective("latency_ms_board").header == "latency on board (ms)"
