@@ -155,6 +155,8 @@ def _notes(pipeline: Pipeline, outcome: Outcome, shipped: Shipped) -> tuple[str,
     records = [outcome.finisher.record(f.arch) for f in outcome.finalists]
     if teachers := dict.fromkeys(name for record in records for name in record.get("taught_by", ())):
         notes.append(f"Trained networks learned from the targets and from answers of {' and '.join(teachers)}.")
+    for finalist, record in zip(outcome.finalists, records, strict=True):
+        notes += [f"In the training of {finalist.arch.id}, {words}." for words in record.get("setbacks", ())]
     if (measurement := outcome.choice.measurement) is not None:
         notes.append(
             f"A latency is that of the device's quietest moments: the lower quartile of the quietest of several visits. Half of "

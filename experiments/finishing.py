@@ -131,7 +131,8 @@ class Finisher:
         teachers = self._teachers(arch, supernet)
         start, steps = time.perf_counter(), self.steps(arch)
         twin = next((a for a in everywhere(self.family.space, [arch]) if self.is_finished(a)), None)
-        network = self.to_train(twin, tag="") if twin else self._trained(arch, supernet, teachers, steps=steps)
+        setbacks: list[str] = []
+        network = self.to_train(twin, tag="") if twin else self._trained(arch, supernet, teachers, setbacks, steps=steps)
         report = self.export(arch, network, tag="")
         if self.shipped_path(arch, tag="") == self.onnx_path(arch, tag="") and not fewer_bits_of(network):
             error = self._error_percent(network)
@@ -142,14 +143,14 @@ class Finisher:
         taught_by = [teacher.name if isinstance(teacher, Remembered) else name for teacher in teachers]
         facts = {
             "arch": arch.to_json(), "error_percent": error, "train_steps": steps, "train_seconds": seconds,
-            "taught_by": taught_by, "export": report.to_json(),
+            "taught_by": taught_by, "setbacks": setbacks, "export": report.to_json(),
         }  # fmt: skip
         self.run.write_json(f"{FOLDER}/{arch.id}.json", facts)
 
     def error_after(self, arch: Architecture, supernet: nn.Module, *, share: float, split: str = "validation") -> float:
         """Error in percent after a training of that share of the steps; writes nothing of it."""
         steps = max(1, round(share * self.steps(arch)))
-        network = self._trained(arch, supernet, self._teachers(arch, supernet), steps=steps)
+        network = self._trained(arch, supernet, self._teachers(arch, supernet), [], steps=steps)
         with in_precision(network, arch):
             return self._error_percent(network, split)
 
@@ -167,13 +168,19 @@ class Finisher:
             self.teachers[self._teacher.id] = Remembering(network) if self._remembers(lesson) else network
         return [self.teachers[self._teacher.id]]
 
-    def _trained(self, arch: Architecture, supernet: nn.Module, teachers: Sequence[nn.Module], *, steps: int) -> nn.Module:
+    def _trained(
+        self, arch: Architecture, supernet: nn.Module, teachers: Sequence[nn.Module], setbacks: list[str], *, steps: int
+    ) -> nn.Module:
+        """Cut out and trained; what went wrong on the way is added to `setbacks`."""
         torch.manual_seed(self.seed)
         fresh = self.family.network(arch)
         network = cut_out(self.family, supernet, arch, self.compute)
         shrink_and_perturb(network, fresh, inherit=self.settings.inherited(steps))
         config = dataclasses.replace(self.settings.train, steps=steps)
-        teach(network, self.task, config, self.lesson(arch), teachers=teachers, compute=self.compute, seed=self.seed)
+        teach(
+            network, self.task, config, self.lesson(arch), teachers=teachers, compute=self.compute, seed=self.seed,
+            on_setback=setbacks.append,
+        )  # fmt: skip
         return network
 
     def _error_percent(self, network: nn.Module, split: str = "validation") -> float:

@@ -290,7 +290,7 @@ class Pipeline:
                     saved = time.monotonic()
 
             with spent(self.run, "supernet", networks_trained=1):
-                trainer.run(on_step=on_step)
+                trainer.run(on_step=on_step, on_setback=self.report.say)
         with self.run.replacing("supernet.safetensors") as path:
             save_file(state_of(supernet), path)
         (self.run / "supernet.ckpt").unlink(missing_ok=True)

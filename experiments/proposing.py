@@ -75,8 +75,9 @@ class Proposer:
                     advance(min(darts.num_steps, total), f"for {budget_ms:.3g} ms, loss {loss:.3f}")
 
                 proposal = darts.propose(
-                    budget_ms, steps=more, on_step=on_step, on_check=lambda health: self.run.append(HEALTH, health.to_json())
-                )
+                    budget_ms, steps=more, on_step=on_step, on_check=lambda health: self.run.append(HEALTH, health.to_json()),
+                    on_setback=self.report.say,
+                )  # fmt: skip
                 if proposal.alarm:
                     self.report.say(f"{title}: {proposal.alarm_sentence}")
                 proposals.append(proposal)

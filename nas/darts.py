@@ -46,7 +46,7 @@ from nas.protocols import Batch, DifferentiableLatencyModel, Family, Task
 from nas.relaxations import RELAXATIONS, Relaxation, cooled, relax
 from nas.space import Architecture
 from nas.supernet import fixed
-from nas.training import TrainingError, stream
+from nas.training import MOST_SETBACKS, TrainingError, stream
 
 Discretisation = Literal["probability", "perturbation"]
 Remedy = Literal["none", "beta_decay", "perturbation"]
@@ -127,17 +127,29 @@ class Darts:
 
     def propose(
         self, budget_ms: float, *, steps: int, on_step: Callable[[int, float], None] = lambda step, loss: None,
-        on_check: Callable[[Health], None] = lambda health: None,
+        on_check: Callable[[Health], None] = lambda health: None, on_setback: Callable[[str], None] = lambda words: None,
     ) -> Proposal:  # fmt: skip
-        """Searches on from where the last budget ended, and anew if the guards' alarm trips.
+        """Searches on from where the last budget ended, and anew if the guards' alarm trips. Where the loss is no number any
+        more, it begins the budget again at half its rates, and tells `on_setback` so.
 
         Raises:
-            TrainingError: the loss is not finite.
+            TrainingError: the loss was not finite, and going back did not help.
             BudgetError: no architecture meets the budget and the limits.
         """
         constraints = (within_ms(self.latency_model, budget_ms), *self.limits)
         can_help = self.config.remedy != "none" and not self.was_helped
-        losses, alarm = self._search(constraints, steps, on_step, on_check, until_alarm=can_help)
+        before = copy.deepcopy(self.state_dict())
+        for setbacks in itertools.count(1):
+            try:
+                losses, alarm = self._search(constraints, steps, on_step, on_check, until_alarm=can_help)
+                break
+            except TrainingError as error:
+                if setbacks > MOST_SETBACKS:
+                    raise
+                self.load_state_dict(copy.deepcopy(before))
+                for group in (*self.weight_optimizer.param_groups, *self.logit_optimizer.param_groups):
+                    group["lr"] /= 2**setbacks
+                on_setback(f"{error}; it begins the budget of {budget_ms:.3g} ms again at half its rates")
         arch = self._discrete(constraints)
         remedy_losses: tuple[float, ...] = ()
         if alarm and can_help:

@@ -6,6 +6,7 @@ sub-networks of a step from (seed, step). So a checkpoint is the weights, the op
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,13 +20,16 @@ from nas.compute import Compute
 from nas.protocols import Batch, Family, Task
 from nas.supernet import sandwich, sandwich_step
 
+GOOD_EVERY = 50  # steps between the states that a training goes back to
+MOST_SETBACKS = 3  # of one training; each halves the learning rate
+
 Rule = Literal["single", "sandwich"]
 """Which networks of a supernet learn in a step: a random one (single path, arXiv:1904.00420), or those of the sandwich rule."""
 RULES = get_args(Rule)
 
 
 class TrainingError(RuntimeError):
-    """Training diverged: the loss is not a number any more. Says at which step."""
+    """Training diverged again and again: the loss is not a number any more. Says at which step."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,8 @@ def make_optimizer(parameters: Iterator[nn.Parameter], config: TrainConfig) -> t
 class Trainer:
     """Steps of one module under one config; `gradient(number)` adds to the gradients what one batch says and returns its loss.
 
-    Batches are counted from 0; a step takes `config.accumulate` of them.
+    Batches are counted from 0; a step takes `config.accumulate` of them. Where the loss is no number any more, training goes back
+    to the last state whose weights are all numbers, and on from there at half the rate.
     """
 
     def __init__(self, module: nn.Module, config: TrainConfig, gradient: Callable[[int], float]) -> None:
@@ -102,28 +107,29 @@ class Trainer:
         self.optimizer = make_optimizer(module.parameters(), config)
         self.step = 0
         self.average = [p.detach().clone() for p in module.parameters()] if config.ema else []
+        self.setbacks = 0
 
     def run(
         self, *, on_step: Callable[[int, float], None] = lambda step, loss: None,
-        enough: Callable[[int], bool] = lambda step: False,
+        enough: Callable[[int], bool] = lambda step: False, on_setback: Callable[[str], None] = lambda words: None,
     ) -> None:  # fmt: skip
         """Trains from the current step to the last, or until `enough` says so of the number of finished steps, which `on_step`
-        gets with the loss.
+        gets with the loss. `on_setback` is told in words when training went back.
 
         Raises:
-            TrainingError: the loss is not finite.
+            TrainingError: the loss was not finite, and going back did not help.
         """
         self.module.train()
+        good = copy.deepcopy(self.state_dict())
         batches = range(self.config.accumulate)
         while self.step < self.config.steps:
             for group in self.optimizer.param_groups:
-                group["lr"] = self.config.rate(self.step)
+                group["lr"] = self.config.rate(self.step) / 2**self.setbacks
             self.optimizer.zero_grad(set_to_none=True)
             loss = sum(self.gradient(self.step * len(batches) + number) for number in batches) / len(batches)
             if not math.isfinite(loss):
-                raise TrainingError(
-                    f"the loss is {loss} at step {self.step}; a lower learning rate than {self.config.learning_rate} may help"
-                )
+                on_setback(self._go_back(good, loss))
+                continue
             if len(batches) > 1:
                 torch._foreach_div_([p.grad for p in self.module.parameters() if p.grad is not None], len(batches))
             nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
@@ -132,11 +138,27 @@ class Trainer:
             with torch.no_grad():
                 for mean, parameter in zip(self.average, self.module.parameters(), strict=False):
                     mean.lerp_(parameter, 1 - min(self.config.ema, self.step / (self.step + 9)))  # it forgets the start soon
+            if self.step % GOOD_EVERY == 0 and self._is_sound():
+                good = copy.deepcopy(self.state_dict())
             on_step(self.step, loss)
             if enough(self.step):
                 break
         if self.average:
             self.swap()
+
+    def _go_back(self, good: Mapping[str, Any], loss: float) -> str:
+        """Returns what happened, in words. Raises TrainingError after `MOST_SETBACKS`."""
+        what = f"the loss is {loss} at step {self.step}"
+        if self.setbacks == MOST_SETBACKS:
+            rate = self.config.learning_rate / 2**self.setbacks
+            raise TrainingError(f"{what}, and was {self.setbacks} times before; a lower learning rate than {rate:.3g} may help")
+        setbacks = self.setbacks + 1
+        self.load_state_dict(copy.deepcopy(dict(good)))
+        self.setbacks = setbacks
+        return f"{what}; training goes back to step {self.step}, and on at half the rate"
+
+    def _is_sound(self) -> bool:
+        return all(bool(p.isfinite().all()) for p in self.module.parameters())
 
     @torch.no_grad()
     def swap(self) -> None:
@@ -148,13 +170,13 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         state = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
-        return {**state, "average": self.average}
+        return {**state, "average": self.average, "setbacks": self.setbacks}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
-        self.average = list(state.get("average", []))
+        self.average, self.setbacks = list(state.get("average", [])), int(state.get("setbacks", 0))
 
 
 def supernet_trainer(

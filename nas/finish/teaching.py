@@ -119,14 +119,20 @@ class School:
     def teach(self, network: nn.Module, train: TrainConfig, lesson: Lesson, **how: Any) -> None:
         """Trains in place; `how` are the callbacks of `teach`."""
         teachers = self.teachers(lesson.teacher) if lesson.needs_teacher else []
-        teach(network, self.task, train, lesson, teachers=teachers, compute=self.compute, seed=self.seed, **how)
+        setbacks: list[str] = []
+        teach(
+            network, self.task, train, lesson, teachers=teachers, compute=self.compute, seed=self.seed,
+            on_setback=setbacks.append, **how,
+        )  # fmt: skip
+        if setbacks:
+            self.facts["setbacks"] = setbacks
 
 
 def teach(
     network: nn.Module, task: Task, train: TrainConfig, lesson: Lesson, *, compute: Compute, seed: int,
     teachers: Sequence[nn.Module] = (),
     quantisation_error: Callable[[], Tensor] = lambda: torch.zeros(()),
-    on_step: Callable[[int], None] = lambda step: None,
+    on_step: Callable[[int], None] = lambda step: None, on_setback: Callable[[str], None] = lambda words: None,
 ) -> None:  # fmt: skip
     """Trains a stand-alone network in place. Weights of linear maps that are zero stay zero: sparse networks stay sparse.
 
@@ -136,9 +142,10 @@ def teach(
         teachers: of the lesson, if it needs any; their mean answers.
         quantisation_error: of the network's last call.
         on_step: called after each step with the number of finished steps.
+        on_setback: as that of `Trainer.run`.
 
     Raises:
-        TrainingError: the loss is not finite.
+        TrainingError: as of `Trainer.run`.
         ValueError: class weights for a task whose targets are not one class an example, or a teacher that cannot be matched.
     """
     batches = stream(task, "train", tokens_per_batch=train.tokens_per_batch, seed=seed)
@@ -185,7 +192,7 @@ def teach(
                     weight.masked_fill_(zero, 0.0)
             on_step(step)
 
-        trainer.run(on_step=after, enough=best.enough)
+        trainer.run(on_step=after, enough=best.enough, on_setback=on_setback)
         best.restore()
 
 
