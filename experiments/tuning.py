@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import TPESampler
@@ -30,6 +29,7 @@ from experiments.run_directory import RunDirectory
 from experiments.settings import FinishSettings, Settings
 from nas.finish.learn import Learn
 from nas.finish.stage import Stage
+from nas.seeds import seed_of
 from nas.space import Architecture
 from nas.training import TrainConfig, TrainingError
 
@@ -58,10 +58,11 @@ class Tuner:
             return self.settings, None
         arch = min(within, key=lambda c: (c.objectives["error"], c.arch.id)).arch
         trials = self._trials(arch, supernet)
-        first, best = trials[0], min(trials, key=lambda trial: _error(trial["error_percent"]))
-        if best["error_percent"] is None:
+        sound = [trial for trial in trials if trial["error_percent"] is not None]
+        if not sound:
             return self.settings, None
-        found = {"network": arch.id, "trials": len(trials), "configured": first, "best": best}
+        best = min(sound, key=lambda trial: trial["error_percent"])
+        found = {"network": arch.id, "trials": len(trials), "configured": trials[0], "best": best}
         return with_params(self.settings, best["params"]), found
 
     def _trials(self, arch: Architecture, supernet: nn.Module) -> list[dict[str, Any]]:
@@ -78,8 +79,7 @@ class Tuner:
         with self.report.phase(title, num, done=len(trials)) as advance:
             for number in range(len(trials), num):
                 start = time.perf_counter()
-                seed = int(np.random.SeedSequence([self.settings.seed, number]).generate_state(1)[0])
-                study.sampler = TPESampler(seed=seed, n_startup_trials=max(2, num // 3))
+                study.sampler = TPESampler(seed=seed_of(self.settings.seed, number), n_startup_trials=max(2, num // 3))
                 if number == 0:
                     study.enqueue_trial(dict(configured))
                 asked = study.ask(dict(allowed))
@@ -136,7 +136,3 @@ def _frozen(trial: Mapping[str, Any], allowed: Mapping[str, BaseDistribution]) -
     error = trial["error_percent"]
     state = TrialState.FAIL if error is None else TrialState.COMPLETE
     return create_trial(params=trial["params"], distributions=dict(allowed), value=error, state=state)
-
-
-def _error(error_percent: float | None) -> float:
-    return float("inf") if error_percent is None else error_percent

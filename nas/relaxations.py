@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nas.encoding import Encoding
+from nas.seeds import seed_of
 from nas.space import SearchSpace
 
 Relaxation = Literal["softmax", "gumbel", "dirichlet"]
@@ -79,4 +80,4 @@ def cooled(temperature: tuple[float, float], done: float) -> float:
 
 
 def _generator(seed: Sequence[int]) -> torch.Generator:
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+    return torch.Generator().manual_seed(seed_of(*seed))

@@ -18,6 +18,7 @@ from torch import nn
 
 from nas.compute import Compute
 from nas.protocols import Batch, Family, Task
+from nas.seeds import seed_of
 from nas.supernet import sandwich, sandwich_step
 
 GOOD_EVERY = 50  # steps between the states that a training goes back to
@@ -74,16 +75,12 @@ def stream(task: Task, split: str, *, tokens_per_batch: int, seed: int, start: i
     """Endless batches of a split, epoch after epoch, from batch number `start` on."""
     epoch, skipped = 0, 0
     while True:
-        for batch in task.batches(split, tokens_per_batch=tokens_per_batch, seed=_seed(seed, epoch)):
+        for batch in task.batches(split, tokens_per_batch=tokens_per_batch, seed=seed_of(seed, epoch)):
             if skipped < start:
                 skipped += 1
                 continue
             yield batch
         epoch += 1
-
-
-def _seed(seed: int, number: int) -> int:
-    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
 def make_optimizer(parameters: Iterator[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:

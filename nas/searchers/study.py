@@ -20,6 +20,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from nas.seeds import seed_of
 from nas.space import Architecture, Choice, Option, SearchSpace
 from nas.types import Candidate
 
@@ -77,7 +78,7 @@ class StudySearcher(ABC):
         number = len(self.study.get_trials(deepcopy=False))
         if self._initial:
             self.study.enqueue_trial(self._params(self._initial.pop(0).as_dict))
-        seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
+        seed = seed_of(self.seed, number)
         self.study.sampler = _WithinSpace(self.sampler(seed), self._distributions)
         trial = self.study.ask(self._distributions)
         arch = self._arch(trial)
