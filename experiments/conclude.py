@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -19,6 +19,7 @@ from experiments.proposing import HEALTH
 from experiments.report import health_sentence, summary, write_report
 from experiments.results import LedgerEntry, Parity, PredictorReport, Results
 from experiments.shipping import Shipment, Shipped, Terms, ship
+from experiments.ties import told_apart
 from experiments.verdicts import MemoryVerdict, Verdict, times_of
 from hardware.surroundings import device_of
 from nas.protocols import Device
@@ -39,7 +40,8 @@ def conclude(pipeline: Pipeline, outcome: Outcome, *, command: str, report: Repo
         Limits(tolerance=tolerance_of(files["model.onnx"])),
     )
     shipped = ship(outcome.finisher, [shipment], Terms(command, limits, replace=True))
-    results = assemble(pipeline, outcome, networks, verdict, shipped, command=command)
+    ties = told_apart(outcome.finisher, [f.arch for f in outcome.finalists], report)
+    results = assemble(pipeline, outcome, networks, verdict, shipped, ties, command=command)
     write_report(results, outcome.candidates, pipeline.run.path)
     for line in summary(results, pipeline.run.path):
         report.console.print(line)
@@ -47,8 +49,9 @@ def conclude(pipeline: Pipeline, outcome: Outcome, *, command: str, report: Repo
 
 
 def assemble(
-    pipeline: Pipeline, outcome: Outcome, networks: tuple[Network, ...], verdict: Verdict, shipped: Shipped, *, command: str
-) -> Results:
+    pipeline: Pipeline, outcome: Outcome, networks: tuple[Network, ...], verdict: Verdict, shipped: Shipped,
+    ties: Mapping[str, Any], *, command: str,
+) -> Results:  # fmt: skip
     """The results of a run as plain data."""
     facts = shipped.networks[0]
     ledger: dict[str, Any] = pipeline.run.read_json(LEDGER)
@@ -77,7 +80,7 @@ def assemble(
         command=command,
         objectives=pipeline.settings.objectives,
         memory=_memory(outcome),
-        num_validation=pipeline.task.num_examples("validation"),
+        ties=ties,
         refined=outcome.explored.refined,
         tuned=outcome.tuned,
         elsewhere=outcome.elsewhere,
@@ -165,7 +168,10 @@ def _notes(pipeline: Pipeline, outcome: Outcome, shipped: Shipped) -> tuple[str,
         )
     if unmeasured := len(outcome.finalists) - len(outcome.measurements):
         notes.append(f"{unmeasured} of {len(outcome.finalists)} networks could not be measured; their latencies are predicted.")
-    notes.append("Validation errors chose the network, so they flatter it; the test split was read once, by the exported file.")
+    notes.append(
+        "Validation errors chose the network, so they flatter it; the test split was read after the choice: by the exported "
+        "file, and by each trained network, once, to tell ties."
+    )
     if metrics := shipped.networks[0]["test"]["metrics"]:
         said = ", ".join(f"{value:.3f} {name}" for name, value in metrics.items())
         notes.append(f"The exported file on the test split: {said}.")

@@ -7,7 +7,7 @@ import functools
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -293,16 +293,27 @@ class Finisher:
         """`error_percent`, the task's own `metrics`, the mean `loss` and `num_examples` of whatever answers, over a split."""
         wrong, loss, total = 0.0, 0.0, 0
         sums: Counter[str] = Counter()
+        for outputs, targets in self._answers(answer, split):
+            wrong += self.task.error(outputs, targets)
+            loss += float(self.task.loss(outputs, targets)) * len(targets)
+            total += len(targets)
+            if isinstance(self.task, TaskWithMetrics):
+                sums.update(self.task.totals(outputs, targets))
+        metrics = dict(self.task.metrics(sums)) if isinstance(self.task, TaskWithMetrics) else {}
+        return {"error_percent": 100.0 * wrong / total, "metrics": metrics, "loss": loss / total, "num_examples": total}
+
+    def errors_by_example(self, arch: Architecture, split: str, *, tag: str | None = None) -> np.ndarray:
+        """Error in percent of each example [N], in the split's order, of the file that ships itself."""
+        answer = FORMATS["onnx"].open(self.shipped_path(arch, tag=tag))
+        pairs = (pair for outputs, targets in self._answers(answer, split) for pair in zip(outputs, targets, strict=True))
+        return 100.0 * np.array([self.task.error(output[None], target[None]) for output, target in pairs])
+
+    def _answers(self, answer: Answer, split: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Outputs and targets of each batch."""
         for batch in self.task.batches(split, tokens_per_batch=EVALUATION_TOKENS, seed=None):
             with torch.no_grad():
                 outputs = torch.from_numpy(answer(self._named(batch))[0])
-            wrong += self.task.error(outputs, batch.targets)
-            loss += float(self.task.loss(outputs, batch.targets)) * len(batch.targets)
-            total += len(batch.targets)
-            if isinstance(self.task, TaskWithMetrics):
-                sums.update(self.task.totals(outputs, batch.targets))
-        metrics = dict(self.task.metrics(sums)) if isinstance(self.task, TaskWithMetrics) else {}
-        return {"error_percent": 100.0 * wrong / total, "metrics": metrics, "loss": loss / total, "num_examples": total}
+            yield outputs, batch.targets
 
     def parity(self, arch: Architecture, *, num_examples: int = 256, tag: str | None = None) -> dict[str, Any]:
         """How the file's answers agree with the network's on at least so many real test inputs (their labels are not read)."""

@@ -108,9 +108,9 @@ class Results:
 
     `interval` says in words what the measured intervals are, `hypervolumes` holds one area a role up to `hypervolume_reference`
     (ms, error in percent), `error_means` what an error is the percentage of, `files` what ships, by paths relative to the run
-    directory. `memory` is None without such a budget, `elsewhere` are verdicts on further devices, `num_validation` are the
-    examples behind a validation error, `refined` is what measurements during the search changed, `tuned` how networks were found
-    to learn best, and `alarms` say where the differentiable search collapsed and what was done.
+    directory. `memory` is None without such a budget, `elsewhere` are verdicts on further devices, `ties` says which
+    networks the test split cannot tell apart, `refined` is what measurements during the search changed, `tuned` how networks were
+    found to learn best, and `alarms` say where the differentiable search collapsed and what was done.
 
     Raises:
         ValueError: a repeated network, a picked network that is none of them, or a number that is not finite.
@@ -140,7 +140,7 @@ class Results:
     versions: Mapping[str, str] = field(hash=False)
     objectives: tuple[str, ...] = PLANE
     memory: MemoryVerdict | None = None
-    num_validation: int | None = None
+    ties: Mapping[str, Any] | None = field(default=None, hash=False)
     refined: Mapping[str, Any] | None = field(default=None, hash=False)
     tuned: Mapping[str, Any] | None = field(default=None, hash=False)
     elsewhere: Mapping[str, Verdict] = field(default_factory=dict, hash=False)
@@ -195,6 +195,12 @@ class Results:
         return False if False in kept else None if None in kept else True
 
     @property
+    def tied_for_best(self) -> tuple[str, ...]:
+        """Ids of the networks that the test split cannot tell apart from its best; nobody where that one is alone."""
+        best: tuple[str, ...] = tuple(self.ties["groups"][0]) if self.ties else ()
+        return best if len(best) > 1 else ()
+
+    @property
     def best_trivial(self) -> tuple[str, float] | None:
         """Name and error of the best baseline that needs no network, or None if there is none."""
         return min(self.trivial_baselines.items(), key=lambda item: item[1], default=None)
@@ -209,6 +215,7 @@ class Results:
     def from_json(cls, record: Mapping[str, Any]) -> Results:
         """Raises ValueError, with its name, for a part that is missing or unknown."""
         record = {"error_means": "wrong answers", "stages": [], **record}  # what runs of before do not say
+        record.pop("num_validation", None)  # and what they alone say
         require_names(cls, record)
         predictor = record["predictor"]
         parts = {

@@ -22,7 +22,8 @@ from experiments import predict
 from experiments.card import card
 from experiments.contract import Files, Limits, beginning_of, checksum, files_of, input_of, promised, proven, versions
 from experiments.finishing import Finisher
-from experiments.run_directory import RunError
+from experiments.run_directory import RunDirectory, RunError
+from experiments.ties import TIES
 from experiments.verdicts import Verdict
 from nas.formats import FORMATS
 from nas.shared_weights import share_weights
@@ -82,7 +83,8 @@ class Shipped:
 def ship(finisher: Finisher, shipments: Sequence[Shipment], terms: Terms) -> Shipped:
     """Writes the folder of finished networks; a file in it is the one that was measured, if it was.
 
-    The test split is read once for each file that ships, by that file; `num_test_reads` counts them.
+    The test split is read once for each file that ships, by that file; `num_test_reads` counts them, and with them the networks
+    that it compared (see `experiments.ties`).
 
     Raises:
         BrokenPromiseError: a network is over a limit. ExportError, ValueError: the format cannot be written.
@@ -241,12 +243,17 @@ def _contract(
         "versions": versions(),
         "limits": terms.limits.to_json(),
         "promised": promised(terms.limits),
-        "num_test_reads": len(run.read_json(TEST)),
+        "num_test_reads": _num_test_reads(run),
         "input": input_of(finisher, folder),
         "shared_weights": shared,
         "networks": networks,
         "files": files_of(folder),
     }
+
+
+def _num_test_reads(run: RunDirectory) -> int:
+    compared = run.read_json(TIES)["test_error_percent"] if run.has(TIES) else {}
+    return len({*run.read_json(TEST), *compared})
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -23,11 +23,6 @@ from nas.types import Candidate, Provenance
 RESAMPLES = 1000
 FEWEST = 4  # networks from which a rank correlation is said
 RUNG = "rung "  # how the phase of what a rung scored begins; then comes its share of the training
-SURE = 1.96  # standard errors: 95 %
-TIES = (
-    "two-proportion intervals at 95 % over the validation examples; unpaired, so they are wide, and of each pair alone: no "
-    "correction for how many pairs there are"
-)
 
 
 def evidence(results: Results, candidates: Sequence[Candidate]) -> dict[str, Any]:
@@ -38,7 +33,7 @@ def evidence(results: Results, candidates: Sequence[Candidate]) -> dict[str, Any
         "rungs": rungs(results, candidates),
         "predictor_on_picked": predictor_on_picked(results.networks),
         "hypervolume": hypervolumes_by_cost(results, candidates),
-        "ties": ties(results.networks, results.num_validation),
+        "ties": results.ties,
         "measured_during_the_search": results.refined,
         "tuned_training": results.tuned,
         "ledger": [asdict(entry) for entry in results.ledger],
@@ -145,26 +140,6 @@ def hypervolumes_by_cost(results: Results, candidates: Sequence[Candidate]) -> d
     return curves
 
 
-def ties(networks: Sequence[Network], num_validation: int | None) -> dict[str, Any] | None:
-    """Groups of networks by error: in each, nobody can be told apart from its first. None where the examples are not known."""
-    if not num_validation:
-        return None
-    groups: list[list[Network]] = []
-    for network in sorted(networks, key=lambda n: n.error_percent):
-        if groups and not differ(groups[-1][0].error_percent, network.error_percent, num=num_validation):
-            groups[-1].append(network)
-        else:
-            groups.append([network])
-    return {"method": TIES, "num_validation": num_validation, "groups": [[n.id for n in group] for group in groups]}
-
-
-def differ(one_percent: float, other_percent: float, *, num: int) -> bool:
-    """Whether two error rates over so many examples each are significantly different at 95 %."""
-    one, other = one_percent / 100, other_percent / 100
-    error = math.sqrt((one * (1 - one) + other * (1 - other)) / num)
-    return abs(one - other) > SURE * error
-
-
 def sentences(trust: Mapping[str, Any], results: Results) -> list[str]:
     """What people should know of it, as it came out."""
     said = [_ranking(trust["rank_correlation"]), *(s for s in map(_rung, trust["rungs"]) if s)]
@@ -177,13 +152,8 @@ def sentences(trust: Mapping[str, Any], results: Results) -> list[str]:
     curves = trust["hypervolume"]
     if {"search", "random"} <= set(curves):
         said.append(_gains(curves))
-    if tied := trust["ties"]:
-        first, *others = tied["groups"][0]
-        who = f"{', '.join(others)} cannot be told apart from it" if others else "all others are worse beyond chance"
-        said.append(
-            f"The most accurate network is {first}; {who} (two-proportion intervals over {tied['num_validation']} validation "
-            f"examples)."
-        )
+    if trust["ties"]:
+        said.append(_ties(trust["ties"]))
     if trust["measured_during_the_search"]:
         said.append(_refined(trust["measured_during_the_search"]))
     if trust["tuned_training"]:
@@ -250,6 +220,15 @@ def _tuned(tuned: Mapping[str, Any]) -> str:
     return (
         f"All networks learn as in the best of {tuned['trials']} trainings of {tuned['network']}, with {words}: "
         f"{best['error_percent']:.2f} % error on the split that chooses architectures, where the configured one {before}."
+    )
+
+
+def _ties(tied: Mapping[str, Any]) -> str:
+    first, *others = tied["groups"][0]
+    who = f"{', '.join(others)} cannot be told apart from it" if others else "all others are worse beyond chance"
+    return (
+        f"On the test split, read after the choice, {first} is the most accurate; {who} (paired bootstrap over "
+        f"{tied['num_test']} examples, 95 %)."
     )
 
 

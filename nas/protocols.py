@@ -70,7 +70,7 @@ IGNORED = -100  # the target of a token that nothing is asked at, as in torch
 
 class Task(Protocol):
     """Data, loss and metrics. Splits never mix: weights learn on `train`, architecture parameters on `architecture`, choices are
-    made on `validation`, and `test` is read once, by what ships."""
+    made on `validation`, and `test` is read when all is chosen, for the report alone."""
 
     name: str
     max_tokens: int

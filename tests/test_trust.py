@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from experiments.trust import differ, evidence, predictor_on_picked, rank_correlation, sentences, tau_with_interval, ties
+from experiments.ties import ties
+from experiments.trust import evidence, predictor_on_picked, rank_correlation, sentences, tau_with_interval
 from nas.pareto import hypervolume
 from nas.types import Candidate, Provenance
 from tests.made_up_run import SPACE, make_candidates, make_results
@@ -103,16 +104,44 @@ def test_hypervolume_grows_with_evaluations():
         assert curve[-1] == hypervolume(costs, results.hypervolume_reference)
 
 
+def wrong(rng, *shares, num):
+    """Errors in percent by example of networks that are wrong independently of each other."""
+    return {f"n{i}": 100.0 * (rng.random(num) < share) for i, share in enumerate(shares)}
+
+
 def test_what_cannot_be_told_apart_is_tied():
-    assert not differ(10.0, 10.5, num=1000)
-    assert differ(10.0, 15.0, num=1000)
-    assert differ(10.0, 10.5, num=100_000)
-    networks = [replace(n, error_percent=e) for n, e in zip(make_results().networks, (10, 10.5, 15, 15.2), strict=False)]
-    groups = ties(networks, 1000)["groups"]
-    assert groups == [[n.id for n in networks[:2]], [n.id for n in networks[2:]]]
-    assert ties(networks, None) is None
+    rng = np.random.default_rng(0)
+    known = ties(wrong(rng, 0.2, 0.10, 0.205, 0.105, num=2000), seed=0)
+    assert [set(group) for group in known["groups"]] == [{"n1", "n3"}, {"n0", "n2"}]
+    assert known["num_test"] == 2000
+    assert known["test_error_percent"]["n0"] == pytest.approx(20, abs=3)
+    assert known == ties(wrong(np.random.default_rng(0), 0.2, 0.10, 0.205, 0.105, num=2000), seed=0)
+
+
+def test_pairs_tell_apart_what_two_intervals_cannot():
+    """One network is wrong where the other is, and on 8 more of 1,000 examples: 10 and 10.8 %."""
+    errors = np.zeros((2, 1000))
+    errors[0, :100] = errors[1, :108] = 100.0
+    assert ties({"better": errors[0], "worse": errors[1]}, seed=0)["groups"] == [["better"], ["worse"]]
+    elsewhere = np.roll(errors[1], 500)
+    assert ties({"better": errors[0], "worse": elsewhere}, seed=0)["groups"] == [["better", "worse"]]
 
 
 def test_chance_seldom_tells_equal_networks_apart():
-    wrong = np.random.default_rng(0).binomial(500, 0.1, size=(400, 2))
-    assert np.mean([differ(100 * a / 500, 100 * b / 500, num=500) for a, b in wrong]) < 0.08
+    rng = np.random.default_rng(0)
+    apart = [len(ties(wrong(rng, 0.1, 0.1, num=500), seed=seed)["groups"]) == 2 for seed in range(100)]
+    assert np.mean(apart) < 0.1
+
+
+def test_what_ties_say():
+    results = make_results()
+    ids = [n.id for n in results.networks]
+    tied = replace(results, ties={"method": "", "num_test": 500, "test_error_percent": {}, "groups": [ids[:3], ids[3:]]})
+    assert tied.tied_for_best == tuple(ids[:3])
+    assert f"{ids[0]} is the most accurate; {ids[1]}, {ids[2]} cannot be told apart" in " ".join(
+        sentences(evidence(tied, []), tied)
+    )
+    alone = replace(tied, ties={**tied.ties, "groups": [[i] for i in ids]})
+    assert alone.tied_for_best == ()
+    assert "all others are worse beyond chance" in " ".join(sentences(evidence(alone, []), alone))
+    assert not any("test split" in said for said in sentences(evidence(results, []), results))
