@@ -21,7 +21,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from latency_models.intervals import conformal_quantile
+from latency_models.intervals import bound, check_coverage, check_folds, splits
 from latency_models.physical import PhysicalRegressor
 from nas.encoding import Encoding
 from nas.protocols import Family, Operator
@@ -50,12 +50,10 @@ class AdditiveLatency:
         self, *, coverage: float = 0.9, ridge: float = 1e-4, folds: int = 10, pooled: bool = False,
         costs: Sequence[str] = ("count", "flops", "bytes"),
     ) -> None:  # fmt: skip
-        if not 0 < coverage < 1:
-            raise ValueError(f"coverage: {coverage} is not between 0 and 1")
+        check_coverage(coverage)
         if ridge < 0:
             raise ValueError(f"ridge: {ridge} is negative")
-        if folds < 2:
-            raise ValueError(f"folds: {folds} is not at least 2")
+        check_folds(folds)
         if not costs or set(costs) - set(SCALES):
             raise ValueError(f"costs: {list(costs)} are not some of {list(SCALES)}")
         self.coverage, self.ridge, self.folds, self.pooled, self.costs = coverage, ridge, folds, pooled, tuple(costs)
@@ -88,15 +86,11 @@ class AdditiveLatency:
         """Prices, and the bound from measurements that a fit did not see."""
         self.prices_ = self._fitted(features, measured).prices_
         self.unseen_, self.fold_prices_ = np.empty(len(measured)), []
-        order = np.random.default_rng(0).permutation(len(measured))
-        for held_out in np.array_split(order, min(self.folds, len(measured))):
-            kept = np.setdiff1d(order, held_out)
+        for kept, held_out in splits(len(measured), folds=self.folds):
             twin = self._fitted(features[kept], measured[kept])
             self.unseen_[held_out] = twin.predict(features[held_out])
             self.fold_prices_.append(twin.prices_)
-        ratios = measured / self.unseen_
-        self.relative_std_ = float(np.std(ratios))
-        self.upper_factor_ = max(1.0, conformal_quantile(ratios, self.coverage))
+        self.relative_std_, self.upper_factor_ = bound(measured / self.unseen_, self.coverage)
         return self
 
     def predict(self, archs: Sequence[Architecture]) -> Prediction:

@@ -19,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from threadpoolctl import threadpool_limits
 
-from latency_models.intervals import fresh_fit
+from latency_models.intervals import check_folds, fresh_fit, splits
 from latency_models.physical import PhysicalRegressor
 from latency_models.stacking import mixture
 
@@ -74,8 +74,7 @@ class Ensemble:
     """
 
     def __init__(self, members: Mapping[str, Any] | None = None, *, folds: int = 8) -> None:
-        if folds < 2:
-            raise ValueError(f"folds: {folds} is not at least 2")
+        check_folds(folds)
         if members is not None and not members:
             raise ValueError("members: there are none")
         self.members, self.folds = members, folds
@@ -86,9 +85,7 @@ class Ensemble:
             raise ValueError(f"times: {len(times)} measurements are fewer than the {self.folds} folds")
         makers = self.members or {"prices": PhysicalRegressor(), "gaussian process": gaussian_process(), "trees": trees()}
         unseen = np.empty((len(times), len(makers)))
-        order = np.random.default_rng(0).permutation(len(times))
-        for fold in np.array_split(order, self.folds):
-            kept = np.setdiff1d(order, fold)
+        for kept, fold in splits(len(times), folds=self.folds):
             for column, member in enumerate(makers.values()):
                 unseen[fold, column] = fresh_fit(member, costs[kept], times[kept]).predict(costs[fold])
         logs = np.log(np.maximum(unseen, 1e-12))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from collections.abc import Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -40,19 +41,15 @@ class Bounded:
     """
 
     def __init__(self, regressor: Any, *, coverage: float = 0.95, folds: int = 10) -> None:
-        if not 0 < coverage < 1:
-            raise ValueError(f"coverage: {coverage} is not between 0 and 1")
-        if folds < 2:
-            raise ValueError(f"folds: {folds} is not at least 2")
+        check_coverage(coverage)
+        check_folds(folds)
         self.regressor, self.coverage, self.folds = regressor, coverage, folds
 
     def fit(self, costs: np.ndarray, times: np.ndarray, *, capacity: np.ndarray | None = None, pool: int = 100) -> Self:
         """With `capacity` [N], positive, which a search wants most of (parameters, FLOPs), the bound holds for what it picks from
         `pool` networks."""
         unseen = self.unseen(costs, times)
-        ratios = times / unseen
-        self.relative_std_ = float(np.std(ratios))
-        self.upper_factor_ = max(1.0, conformal_quantile(ratios, self.coverage))
+        self.relative_std_, self.upper_factor_ = bound(times / unseen, self.coverage)
         if capacity is not None:
             self.upper_factor_ = picking_factor(unseen, times, capacity, coverage=self.coverage, pool=pool)
         self.fitted_ = fresh_fit(self.regressor, costs, times)
@@ -61,9 +58,7 @@ class Bounded:
     def unseen(self, costs: np.ndarray, times: np.ndarray) -> np.ndarray:
         """Cross-validated predictions, [N]: each by a fit to the other folds."""
         predicted = np.empty(len(times))
-        order = np.random.default_rng(0).permutation(len(times))
-        for fold in np.array_split(order, min(self.folds, len(times))):
-            kept = np.setdiff1d(order, fold)
+        for kept, fold in splits(len(times), folds=self.folds):
             predicted[fold] = fresh_fit(self.regressor, costs[kept], times[kept]).predict(costs[fold])
         return predicted
 
@@ -77,6 +72,31 @@ def fresh_fit(regressor: Any, costs: np.ndarray, times: np.ndarray) -> Any:
     with warnings.catch_warnings(), threadpool_limits(1):  # the matrices are small: threads would wait for each other
         warnings.simplefilter("ignore", ConvergenceWarning)
         return copy.deepcopy(regressor).fit(costs, times)
+
+
+def check_coverage(coverage: float) -> None:
+    """Raises ValueError: it is outside (0, 1)."""
+    if not 0 < coverage < 1:
+        raise ValueError(f"coverage: {coverage} is not between 0 and 1")
+
+
+def check_folds(folds: int) -> None:
+    """Raises ValueError: there are fewer than 2."""
+    if folds < 2:
+        raise ValueError(f"folds: {folds} is not at least 2")
+
+
+def splits(num: int, *, folds: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Indices of what is kept, ascending, and of what is held out: each of `num` once, in random groups that are always the same;
+    of fewer than `folds`, each alone."""
+    order = np.random.default_rng(0).permutation(num)
+    for held_out in np.array_split(order, min(folds, num)):
+        yield np.setdiff1d(order, held_out), held_out
+
+
+def bound(ratios: np.ndarray, coverage: float) -> tuple[float, float]:
+    """Standard deviation of the ratios measured / predicted [N], and the factor on a prediction that is its upper bound."""
+    return float(np.std(ratios)), max(1.0, conformal_quantile(ratios, coverage))
 
 
 def conformal_quantile(scores: np.ndarray, coverage: float) -> float:

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 from latency_models.drift import Sessions, no_signal, sessions
 from latency_models.ensemble import Ensemble
-from latency_models.intervals import conformal_quantile
+from latency_models.intervals import bound, check_coverage
 from nas.tables import RecordedTable
 from nas.types import Prediction
 
@@ -41,8 +41,7 @@ class TablePredictor:
     """
 
     def __init__(self, *, costs: Callable[[np.ndarray], np.ndarray] | None = None, coverage: float = 0.9) -> None:
-        if not 0 < coverage < 1:
-            raise ValueError(f"coverage: {coverage} is not between 0 and 1")
+        check_coverage(coverage)
         self.costs, self.coverage = costs, coverage
 
     def fit(self, table: RecordedTable) -> Self:
@@ -55,8 +54,7 @@ class TablePredictor:
         if why := no_signal(table.values, unseen):
             raise ValueError(f"{table.name}: {why}; no predictor is fitted and no search can start on it")
         ratios = table.values / unseen
-        self.relative_std_ = float(np.std(ratios))
-        self.upper_factor_ = max(1.0, conformal_quantile(ratios, self.coverage))
+        self.relative_std_, self.upper_factor_ = bound(ratios, self.coverage)
         errors = np.abs(unseen / table.values - 1)
         self.quality_ = Quality(
             mape=100 * float(np.mean(errors)),

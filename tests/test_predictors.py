@@ -11,7 +11,7 @@ from experiments.benchmarks import latency
 from hardware.tables import load_table
 from latency_models.drift import neighbours, no_signal, sessions
 from latency_models.ensemble import Ensemble
-from latency_models.intervals import Bounded, conformal_quantile, pick
+from latency_models.intervals import Bounded, bound, conformal_quantile, pick, splits
 from latency_models.onboarding import NewDevice, OtherDevices
 from latency_models.physical import PhysicalRegressor
 from latency_models.stacking import mixture
@@ -95,6 +95,22 @@ def test_the_ensemble_gives_the_best_member_the_weight():
 def test_conformal_quantile_is_the_rank_that_covers():
     assert conformal_quantile(np.arange(1.0, 20.0), 0.9) == 18.0
     assert conformal_quantile(np.arange(1.0, 5.0), 0.99) == 4.0
+
+
+@pytest.mark.parametrize(("num", "folds"), [(23, 5), (3, 10)])
+def test_each_measurement_is_held_out_once(num, folds):
+    pairs = list(splits(num, folds=folds))
+    assert len(pairs) == min(num, folds)
+    assert sorted(np.concatenate([held_out for _, held_out in pairs])) == list(range(num))
+    for kept, held_out in pairs:
+        assert sorted([*kept, *held_out]) == list(range(num))
+        assert kept.tolist() == sorted(kept)
+
+
+def test_a_bound_is_never_below_the_prediction():
+    ratios = np.arange(1.0, 20.0) / 100
+    assert bound(ratios, 0.9) == (pytest.approx(np.std(ratios)), 1.0)
+    assert bound(100 * ratios, 0.9)[1] == 18.0
 
 
 def share_over(bound, times, capacity, pool):
