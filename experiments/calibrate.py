@@ -106,10 +106,12 @@ def _show(table: RecordedTable, predictor: TablePredictor, report: Reporter) -> 
     shown.add_row("source", origin(table.source) if table.source.repository else table.source.file)
     members = ", ".join(f"{name} {weight:.0%}" for name, weight in predictor.model_.weights_.items())
     shown.add_row("predictor", members)
-    shown.add_row("error (MAPE)", f"{quality.mape:.1f} %; of the constant predictor {quality.constant_mape:.1f} %")
+    shown.add_row(
+        "error (MAPE)", f"{quality.mape_percent:.1f} %; of the constant predictor {quality.constant_mape_percent:.1f} %"
+    )
     shown.add_row("rank correlation", f"{quality.spearman:.3f}")
-    shown.add_row("within 10 %", f"{quality.within_10:.0f} %")
-    shown.add_row("upper bound", f"mean x {predictor.upper_factor_:.3f}, covers {quality.coverage:.0f} %")
+    shown.add_row("within 10 %", f"{quality.within_10_percent:.0f} %")
+    shown.add_row("upper bound", f"mean x {predictor.upper_factor_:.3f}, covers {quality.coverage_percent:.0f} %")
     shown.add_row("drift", f"{drift.share_shifted:.0%} of the rows, in the order of the file, are of sessions more than 5 % off")
     report.console.print(shown)
     report.say("Errors are cross-validated: every row was predicted by a fit that did not see it.")

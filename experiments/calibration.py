@@ -12,12 +12,11 @@ import copy
 import tempfile
 import time
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory, RunError
@@ -25,6 +24,7 @@ from experiments.settings import CalibrationSettings
 from hardware.quality import Session
 from hardware.store import MeasurementStore
 from hardware.timing import Exported, measure, measure_on
+from latency_models.quality import Quality
 from nas.encoding import Encoding
 from nas.export import export_for, form_of
 from nas.protocols import Device, Family, LatencyModel, UncertainLatencyModel
@@ -282,15 +282,6 @@ def _same_conditions(stored: list[Measurement], have: list[Measurement]) -> list
 
 
 def quality(measured: np.ndarray, predicted: np.ndarray, upper: np.ndarray, seen: Sequence[float]) -> dict[str, float]:
-    """MAPE, Spearman, share within 10 % and coverage of the bound, and the MAPE of a constant prediction to compare with."""
-    relative = np.abs(predicted / measured - 1.0)
-    enough = len(measured) > 2 and np.ptp(predicted) > 0
-    return {
-        "num_fit": len(seen),
-        "num_held_out": len(measured),
-        "mape_percent": 100 * float(relative.mean()),
-        "spearman": float(spearmanr(measured, predicted).statistic) if enough else float("nan"),
-        "within_10_percent": 100 * float((relative <= 0.1).mean()),
-        "coverage_percent": 100 * float((measured <= upper).mean()),
-        "constant_mape_percent": 100 * float(np.abs(np.median(seen) / measured - 1.0).mean()),
-    }
+    """How many networks were seen and predicted, and how well: the figures of `latency_models.quality.Quality`."""
+    judged = Quality.of(measured, predicted, covered=measured <= upper, seen=seen)
+    return {"num_fit": len(seen), "num_held_out": len(measured), **asdict(judged)}

@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from latency_models.drift import Sessions, no_signal, sessions
 from latency_models.ensemble import Ensemble
 from latency_models.intervals import bound, check_coverage
+from latency_models.quality import Quality
 from nas.tables import RecordedTable
 from nas.types import Prediction
 
 FEWEST_ROWS = 10
-
-
-@dataclass(frozen=True)
-class Quality:
-    """Of predictions that did not see what they predict, in percent; `constant_mape` is that of the median of all values."""
-
-    mape: float
-    spearman: float
-    within_10: float
-    coverage: float
-    constant_mape: float
 
 
 class TablePredictor:
@@ -55,14 +43,7 @@ class TablePredictor:
             raise ValueError(f"{table.name}: {why}; no predictor is fitted and no search can start on it")
         ratios = table.values / unseen
         self.relative_std_, self.upper_factor_ = bound(ratios, self.coverage)
-        errors = np.abs(unseen / table.values - 1)
-        self.quality_ = Quality(
-            mape=100 * float(np.mean(errors)),
-            spearman=float(spearmanr(unseen, table.values).statistic),
-            within_10=100 * float(np.mean(errors <= 0.1)),
-            coverage=100 * float(np.mean(ratios <= self.upper_factor_)),
-            constant_mape=100 * float(np.mean(np.abs(np.median(table.values) / table.values - 1))),
-        )
+        self.quality_ = Quality.of(table.values, unseen, covered=ratios <= self.upper_factor_, seen=table.values)
         self.sessions_: Sessions = sessions(table.values, unseen)
         return self
 

@@ -14,6 +14,7 @@ from latency_models.ensemble import Ensemble
 from latency_models.intervals import Bounded, bound, conformal_quantile, pick, splits
 from latency_models.onboarding import NewDevice, OtherDevices
 from latency_models.physical import PhysicalRegressor
+from latency_models.quality import Quality
 from latency_models.stacking import mixture
 from latency_models.table import TablePredictor
 from nas.tables import RecordedTable, Source
@@ -111,6 +112,20 @@ def test_a_bound_is_never_below_the_prediction():
     ratios = np.arange(1.0, 20.0) / 100
     assert bound(ratios, 0.9) == (pytest.approx(np.std(ratios)), 1.0)
     assert bound(100 * ratios, 0.9)[1] == 18.0
+
+
+def test_predictions_are_judged_beside_a_constant():
+    measured, predicted = np.array([1.0, 2.0, 4.0, 8.0]), np.array([1.05, 2.4, 4.0, 7.0])
+    found = Quality.of(measured, predicted, covered=measured <= predicted, seen=[2.0, 4.0, 6.0])
+    assert found.mape_percent == pytest.approx(100 * np.mean([0.05, 0.2, 0.0, 0.125]))
+    assert (found.spearman, found.within_10_percent, found.coverage_percent) == (pytest.approx(1.0), 50.0, 75.0)
+    assert found.constant_mape_percent == pytest.approx(100 * np.mean([3.0, 1.0, 0.0, 0.5]))
+
+
+@pytest.mark.parametrize("predicted", [[1.0, 2.0], [2.0, 2.0, 2.0]])
+def test_few_or_equal_predictions_have_no_ranks(predicted):
+    measured = np.arange(1.0, 1 + len(predicted))
+    assert np.isnan(Quality.of(measured, np.array(predicted), covered=measured > 0, seen=measured).spearman)
 
 
 def share_over(bound, times, capacity, pool):
