@@ -19,10 +19,10 @@ import onnx
 from experiments.finishing import Finisher
 from experiments.formatting import format_ms
 from hardware import executorch_device
+from hardware.file_memory import ATTENTION, memory_of_file
 from hardware.local_cpu import LocalCpu
 from hardware.placement import CPU, Placement, Trial, operators, peak_memory, tune
 from hardware.surroundings import device_of
-from latency_models.memory import ATTENTION, memory_of_file
 from nas.export import compare, export_onnx, form_of
 from nas.fixed_sizes import FixedSizes
 from nas.formats import FORMATS

@@ -21,7 +21,7 @@ from experiments.run_directory import RunDirectory
 from experiments.settings import Settings
 from experiments.stages import Stages
 from hardware.arena import activations_mib
-from latency_models.memory import memory_of_file
+from hardware.file_memory import memory_of_file
 from nas.export import form_of
 from nas.finish.teaching import School
 from nas.protocols import DeviceError, Family

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from nas.protocols import DeviceError
+from nas.types import MIB
 
-MIB = 2.0**20
 GROWS = re.compile(r"Extending BFCArena for Cpu.*\(requested\) num_bytes: (\d+)")
 MARK = "-- run --"
 SCRIPT = f"""

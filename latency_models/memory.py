@@ -1,59 +1,39 @@
 """Memory that a network needs at inference: its weights, and the activations that are alive at the worst moment.
 
-Of an architecture, both are closed formulas of its family (`Operator.parameters` and `Operator.live_bytes`). Of an ONNX file,
-they come from its graph: a tensor is alive from the operator that writes it to the last one that reads it, and a reshape shares
-its input's memory; where sizes are free, ONNX Runtime writes no result over an operand. The most that is alive together is what
-an allocator without gaps needs. ONNX Runtime places by best fit, which leaves some, and beside that what attention holds for
-itself (`planned`): up to twice as much.
+Of an architecture, both are closed formulas of its family (`Operator.parameters` and `Operator.live_bytes`). The most that is
+alive together is what an allocator without gaps needs; ONNX Runtime leaves some, and needs up to twice as much.
 """
 
 from __future__ import annotations
 
 import functools
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import onnx
-import onnxruntime
 import torch
 
 from nas.encoding import Array, Encoding
-from nas.finish.exits import going_on
 from nas.protocols import Family
 from nas.relaxations import draws
 from nas.space import Architecture
-from nas.types import Workload
+from nas.types import MIB, Memory, Workload
 
-MIB = 2.0**20
-PROVIDERS = ["CPUExecutionProvider"]
-ALIGNMENT = 64  # bytes
 GAPS = 2.1  # ONNX Runtime's arena for activations, over what is alive together: the most that was seen (tests/test_memory.py)
 DRAWS = 64  # of a relaxed architecture, for the expectation of a peak
-ATTENTION = ("Attention", "QAttention", "MultiHeadAttention")
-ALIASES = ("Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Of one network, in MiB."""
-
-    weights_mib: float
-    activations_mib: float
-
-    @property
-    def peak_mib(self) -> float:
-        return self.weights_mib + self.activations_mib
+class PredictedMemory(Memory):
+    """Of an architecture; its activations are those of an allocator without gaps."""
 
     @property
     def upper_mib(self) -> float:
-        """Enough for an allocator that leaves gaps, of the memory of an architecture: see `GAPS`."""
+        """Enough for an allocator that leaves gaps: see `GAPS`."""
         return self.weights_mib + GAPS * self.activations_mib
 
 
-def memory_of(family: Family, archs: Sequence[Architecture], workload: Workload) -> list[Memory]:
+def memory_of(family: Family, archs: Sequence[Architecture], workload: Workload) -> list[PredictedMemory]:
     """The memory of architectures, in the precisions of their layers; activations as an allocator without gaps needs them.
 
     Raises:
@@ -61,7 +41,7 @@ def memory_of(family: Family, archs: Sequence[Architecture], workload: Workload)
     """
     weights, activations = expected_memory(family, Encoding.of(family.space, archs), workload)
     columns = (np.broadcast_to(column, len(archs)).tolist() for column in (weights, activations))
-    return [Memory(*pair) for pair in zip(*columns, strict=True)]
+    return [PredictedMemory(*pair) for pair in zip(*columns, strict=True)]
 
 
 def expected_memory(family: Family, encoding: Encoding, workload: Workload) -> tuple[Array, Array]:
@@ -81,7 +61,7 @@ def expected_memory(family: Family, encoding: Encoding, workload: Workload) -> t
 
 @dataclass(frozen=True)
 class MemoryCost:
-    """What `nas.constraints` asks of a cost: `Memory.upper_mib` of architectures, and its expectation of a relaxed one.
+    """What `nas.constraints` asks of a cost: `PredictedMemory.upper_mib` of architectures, and its expectation of a relaxed one.
 
     Weights are multilinear in the choices, so theirs is exact. A peak of activations is a largest over layers, and the largest of
     expectations lies below its expectation (by half where nothing is decided), so it would promise too much: instead the peaks of
@@ -101,119 +81,3 @@ class MemoryCost:
         _, activations_N = expected_memory(self.family, draws(encoding, DRAWS), self.workload)
         mib: torch.Tensor = weights + GAPS * activations_N.mean()
         return mib
-
-
-def memory_of_file(path: Path, inputs: Mapping[str, np.ndarray]) -> Memory:
-    """The memory of an ONNX file under ONNX Runtime on the CPU: its weights, and the activations where ONNX Runtime plans them.
-
-    The file is run once for the shapes of its tensors. Inputs and outputs, which are the caller's, do not count.
-
-    Raises:
-        ValueError: there is no such file, or ONNX Runtime refuses it or the inputs.
-    """
-    try:
-        graph = optimized(path)
-        bytes_of = sizes(graph, inputs)
-    except Exception as error:  # its own have no base class of their own
-        raise ValueError(f"{path}: ONNX Runtime refuses the file or the inputs: {error}") from error
-    weights = sum(onnx.numpy_helper.to_array(tensor).nbytes for tensor in graph.graph.initializer)
-    largest = max((size for *_, size in workspaces(graph.graph, bytes_of)), default=0)
-    return Memory(weights / MIB, (planned(buffers(graph.graph, bytes_of)) + largest) / MIB)
-
-
-def alive(path: Path, inputs: Mapping[str, np.ndarray]) -> int:
-    """The most bytes of activations of an ONNX file that are alive together."""
-    graph = optimized(path)
-    bytes_of = sizes(graph, inputs)
-    return living([*buffers(graph.graph, bytes_of), *workspaces(graph.graph, bytes_of)])
-
-
-def optimized(path: Path) -> onnx.ModelProto:
-    """The network as ONNX Runtime runs it, one that may stop early to its end."""
-    with tempfile.TemporaryDirectory() as folder:
-        options = _options()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
-        whole = going_on(onnx.load(path)).SerializeToString()  # with weights that lie in another file
-        onnxruntime.InferenceSession(whole, options, providers=PROVIDERS)
-        return onnx.load(options.optimized_model_filepath)
-
-
-def sizes(model: onnx.ModelProto, inputs: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Bytes of everything that the network's operators write, its outputs excepted."""
-    given = {value.name for value in model.graph.output}
-    names = [name for node in model.graph.node for name in node.output if name and name not in given]
-    seen = onnx.ModelProto()
-    seen.CopyFrom(model)
-    seen.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    options = _options()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(seen.SerializeToString(), options, providers=PROVIDERS)
-    values = dict(zip(names, session.run(names, dict(inputs)), strict=True))
-    held = {inside(node): workspace(node, values[node.output[0]].shape) for node in model.graph.node if node.op_type in ATTENTION}
-    return {name: value.nbytes for name, value in values.items()} | held
-
-
-def inside(node: onnx.NodeProto) -> str:
-    """How what an operator holds for itself is called."""
-    return f"{node.output[0]} inside"
-
-
-def workspace(node: onnx.NodeProto, shape: Sequence[int]) -> int:
-    """Bytes that attention with an output [B, T, C] holds while it runs: queries, keys, values, scores and mixtures."""
-    B, T, C = shape
-    heads = next(attribute.i for attribute in node.attribute if attribute.name == "num_heads")
-    return int(4 * B * T * (4 * C + heads * T))
-
-
-def _options() -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    return options
-
-
-def buffers(graph: onnx.GraphProto, bytes_of: Mapping[str, int]) -> list[tuple[int, int, int]]:
-    """First operator, last operator and bytes of each buffer that the operators write to, in the order of the first."""
-    last = {name: index for index, node in enumerate(graph.node) for name in node.input}
-    last |= {value.name: len(graph.node) for value in graph.output}
-    buffer: dict[str, str] = {}  # of each tensor, called by the first one in it
-    first: dict[str, int] = {}
-    until: dict[str, int] = {}
-    for index, node in enumerate(graph.node):
-        inputs = [name for name in node.input if name in buffer]
-        for name in node.output:
-            if name not in bytes_of:
-                continue
-            shared = [buffer[i] for i in inputs if node.op_type in ALIASES]
-            held = buffer[name] = shared[0] if shared else name
-            first.setdefault(held, index)
-            until[held] = max(until.get(held, index), last.get(name, index))
-    return [(start, until[name], bytes_of[name]) for name, start in first.items()]
-
-
-def workspaces(graph: onnx.GraphProto, bytes_of: Mapping[str, int]) -> list[tuple[int, int, int]]:
-    """The same of what operators hold for themselves while they run."""
-    return [(n, n, bytes_of[inside(node)]) for n, node in enumerate(graph.node) if node.op_type in ATTENTION]
-
-
-def living(spans: Sequence[tuple[int, int, int]]) -> int:
-    """The most bytes that are alive together: what an allocator without gaps needs."""
-    return max((sum(size for start, end, size in spans if start <= index <= end) for index, _, _ in spans), default=0)
-
-
-def planned(spans: Sequence[tuple[int, int, int]]) -> int:
-    """Bytes that best fit needs, ONNX Runtime's `MemPatternPlanner`: the smallest gap below the end, or the end."""
-    total = 0
-    placed: list[tuple[int, int, int]] = []  # offset, bytes, last operator
-    for start, end, size in spans:
-        size = -(-size // ALIGNMENT) * ALIGNMENT
-        placed = sorted(block for block in placed if block[2] >= start)
-        edges = [0, *(offset + length for offset, length, _ in placed)]
-        gaps = [(offset - edge, edge) for edge, (offset, _, _) in zip(edges, placed, strict=False)] + [
-            (total - edges[-1], edges[-1])
-        ]
-        _, place = min(((gap, edge) for gap, edge in gaps if gap >= size), default=(0, edges[-1]))
-        placed.append((place, size, end))
-        total = max(total, place + size)
-    return total

@@ -17,6 +17,7 @@ import numpy as np
 from nas.pareto import non_dominated
 from nas.space import Architecture, SearchSpace
 
+MIB = 2.0**20  # bytes
 MODES = ("encode", "prefill", "decode")
 
 
@@ -156,6 +157,18 @@ class Prediction:
 
     def __len__(self) -> int:
         return len(self.mean_ms)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of one network at inference, in MiB: its weights, and its activations at the worst moment."""
+
+    weights_mib: float
+    activations_mib: float
+
+    @property
+    def peak_mib(self) -> float:
+        return self.weights_mib + self.activations_mib
 
 
 class Provenance(enum.StrEnum):

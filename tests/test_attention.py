@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from latency_models.memory import MIB, alive, memory_of
+from latency_models.memory import memory_of
 from nas.attention import PATTERNS
 from nas.attention_kinds import attention, interleaved, lowrank_attention, padding_bias, pattern, topk_attention
 from nas.compute import Compute
@@ -13,12 +13,13 @@ from nas.encoding import Encoding
 from nas.export import export_onnx, form_of
 from nas.space import Architecture
 from nas.supernet import call, cut_out, skeleton
-from nas.types import Workload
+from nas.types import MIB, Workload
 from search_spaces.attention import ATTENTION_KINDS, LOOKS_AHEAD
 from search_spaces.compact import inside
 from search_spaces.decoder import Decode, Decoder, DecoderFamily, Prefill, decoder_space
 from search_spaces.encoder import EncoderFamily, encoder_space
 from search_spaces.vision import VisionFamily, vision_space
+from tests.liveness import alive
 from tests.test_supernet import trained
 
 COMPUTE, SHIPPED = Compute(), Compute(backend="blocks")

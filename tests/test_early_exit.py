@@ -15,7 +15,7 @@ from experiments.card import _expected
 from experiments.early_exits import ExitFile
 from experiments.finishing import FOLDER
 from experiments.stages import check_stages
-from latency_models.memory import memory_of_file
+from hardware.file_memory import memory_of_file
 from nas.export import compare, export_onnx
 from nas.finish.early_exit import EarlyExit, threshold
 from nas.finish.exits import NEVER, Exits, Head, confidence, deciding, early_loss, going_on

@@ -9,9 +9,10 @@ import torch
 
 from experiments.costing import check_precisions
 from experiments.stages import check_stages
+from hardware.file_memory import memory_of_file
 from hardware.local_cpu import LocalCpu
 from latency_models.additive import AdditiveLatency
-from latency_models.memory import memory_of, memory_of_file
+from latency_models.memory import memory_of
 from nas.compute import Compute
 from nas.encoding import Encoding
 from nas.export import HALF_TOLERANCE, INTEGER_TOLERANCE, compare, export_onnx, form_of

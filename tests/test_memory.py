@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from hardware.arena import activations_mib
-from latency_models import memory
-from latency_models.memory import MIB, alive, buffers, expected_memory, living, memory_of, memory_of_file, planned
+from hardware.file_memory import ALIGNMENT, buffers, memory_of_file, planned
+from latency_models.memory import expected_memory, memory_of
 from nas.encoding import Encoding
 from nas.export import export_onnx
 from nas.protocols import DeviceError
-from nas.types import Workload
+from nas.types import MIB, Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
+from tests.liveness import alive, living
 
 FAMILY = EncoderFamily(encoder_space(), vocab_size=500, num_classes=8, max_tokens=128)
 RNG = np.random.default_rng(0)
@@ -122,7 +123,7 @@ def test_a_reshape_shares_the_memory_of_its_input():
 
 
 def test_best_fit_takes_the_smallest_gap_and_grows_only_if_there_is_none():
-    unit = memory.ALIGNMENT
+    unit = ALIGNMENT
     pinned = [(0, 1, 3 * unit), (0, 9, unit), (0, 1, 2 * unit), (0, 9, unit)]  # gaps of 3 and 2 units from the second operator on
     assert planned(pinned) == 7 * unit
     assert planned([*pinned, (2, 9, 2 * unit), (2, 9, 3 * unit)]) == 7 * unit, "the 2 go where 3 would not fit"

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from latency_models.memory import MIB, alive, memory_of
+from latency_models.memory import memory_of
 from nas.attention_kinds import padding_bias
 from nas.compute import Compute
 from nas.encoding import Encoding
@@ -13,9 +13,10 @@ from nas.export import export_onnx
 from nas.finish.exits import Exits, Head
 from nas.reduction import mean_token, merged, spread
 from nas.supernet import call, cut_out, skeleton
-from nas.types import Workload
+from nas.types import MIB, Workload
 from search_spaces.attention import ATTENTION_KINDS
 from search_spaces.encoder import EncoderFamily, encoder, encoder_space
+from tests.liveness import alive
 from tests.test_reduction import inputs_of, logit_gradients, picked
 from tests.test_supernet import trained
 

@@ -8,8 +8,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments import space as space_command
+from hardware.file_memory import optimized
 from latency_models.additive import AdditiveLatency
-from latency_models.memory import MIB, alive, memory_of, optimized
+from latency_models.memory import memory_of
 from nas import mixed_attention as mixing
 from nas.attention_kinds import BLOCKED, padding_bias
 from nas.compute import Compute
@@ -21,10 +22,11 @@ from nas.mixed_attention import mixed_attention
 from nas.projection import discretise
 from nas.reduction import hidden, keeps, mean_token, num_kept, reduced, visible
 from nas.supernet import call, cut_out, skeleton
-from nas.types import Workload
+from nas.types import MIB, Workload
 from search_spaces.attention import ATTENTION_KINDS
 from search_spaces.encoder import EncoderFamily, encoder_space
 from search_spaces.vision import VisionFamily, vision_space
+from tests.liveness import alive
 from tests.test_supernet import trained
 
 SIZES = {"width": (8, 12), "depth": (1, 3, 4), "heads": (1, 2), "kv_heads": (1, 2), "ffn": (8, 16)}

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from latency_models.memory import MIB, alive, memory_of
+from latency_models.memory import memory_of
 from nas.compute import Compute
 from nas.encoding import Encoding
 from nas.export import export_onnx
 from nas.supernet import call, cut_out, sandwich, skeleton
-from nas.types import Workload
+from nas.types import MIB, Workload
 from search_spaces.vision import VisionFamily, vision_space
+from tests.liveness import alive
 
 COMPUTE = Compute()
 SPACE = {"width": (8, 12, 16), "depth": (1, 2, 3), "heads": (1, 2), "ffn": (8, 16)}
