@@ -28,24 +28,8 @@ from nas.types import Measurement
 OUTLIER_SCORE = 3.5  # Iglewicz and Hoaglin (1993), How to detect and handle outliers, chapter 3
 LEAST_SPEEDUP = 1.02  # what is closer to 1 is not worth a word
 LEAST_ROUNDS = 4  # that tell a noisy session from a disturbed visit
-
-
-@dataclass(frozen=True)
-class Limits:
-    """From which noise and drift on a session is worth a word, and from which it is not fitted to. 0.01 is 1 %."""
-
-    noisy: float = 0.02
-    too_noisy: float = 0.1
-    drifted: float = 0.1
-    too_drifted: float = 1.0
-
-    def __post_init__(self) -> None:
-        for low, high in (("noisy", "too_noisy"), ("drifted", "too_drifted")):
-            if not 0 < getattr(self, low) <= getattr(self, high):
-                raise ValueError(f"{low}: {getattr(self, low)} is not above 0 and at most {high}, {getattr(self, high)}")
-
-
-DEFAULT_LIMITS = Limits()
+NOISY, TOO_NOISY = 0.02, 0.1  # from which noise on a session is worth a word, and from which it is not fitted to; 0.01 is 1 %
+DRIFTED, TOO_DRIFTED = 0.1, 1.0  # the same of drift
 
 
 @dataclass(frozen=True)
@@ -77,30 +61,30 @@ class Session:
             governors=tuple(sorted({str(s["governor"]) for s in moments if s.get("governor")})),
         )
 
-    def check(self, limits: Limits = DEFAULT_LIMITS) -> None:
+    def check(self) -> None:
         """Raises ValueError, with advice, if the session is too noisy or has drifted too far to be fitted to."""
-        if self.noise > limits.too_noisy or self.drift > limits.too_drifted:
-            raise ValueError(f"measurements: too disturbed to fit a latency model to: {self.advice(limits)}")
+        if self.noise > TOO_NOISY or self.drift > TOO_DRIFTED:
+            raise ValueError(f"measurements: too disturbed to fit a latency model to: {self.advice()}")
 
-    def advice(self, limits: Limits = DEFAULT_LIMITS) -> str:
+    def advice(self) -> str:
         """What is worth a word, and what to do about it; empty for a good session."""
-        troubles = self.troubles(limits)
-        return f"{troubles}: {', '.join(self._remedies(limits))}" if troubles else ""
+        troubles = self.troubles()
+        return f"{troubles}: {', '.join(self._remedies())}" if troubles else ""
 
-    def troubles(self, limits: Limits = DEFAULT_LIMITS) -> str:
+    def troubles(self) -> str:
         """What is worth a word; empty for a good session."""
         words = []
-        if self.noise > limits.noisy:
-            words.append(f"latencies are uncertain by {self.noise:.1%} ({limits.noisy:.0%} would be well)")
-        if self.drift > limits.drifted:
-            words.append(f"the quiet speed of the machine changed by {self.drift:.0%} ({limits.drifted:.0%} would be well)")
+        if self.noise > NOISY:
+            words.append(f"latencies are uncertain by {self.noise:.1%} ({NOISY:.0%} would be well)")
+        if self.drift > DRIFTED:
+            words.append(f"the quiet speed of the machine changed by {self.drift:.0%} ({DRIFTED:.0%} would be well)")
         return ", and ".join(words)
 
-    def _remedies(self, limits: Limits) -> list[str]:
+    def _remedies(self) -> list[str]:
         remedies = [f"close {load}" for load in self.loads[:3]]
         if slow := [governor for governor in self.governors if governor != "performance"]:
             remedies.append(f"set the CPU governor to performance (it is {' and '.join(slow)})")
-        if self.drift > limits.drifted:
+        if self.drift > DRIFTED:
             remedies.append("let the machine cool down")
         return [*remedies, "pin the process to cores of its own (taskset)", "or measure in more rounds"]
 

@@ -23,23 +23,14 @@ from nas.protocols import Device
 from nas.space import Architecture, SearchSpace
 from nas.types import Measurement, Workload
 
+MAX_AGE_DAYS = 30  # of measurements that are used
+
 
 class MeasurementStore:
-    """The measurements in one folder.
+    """The measurements in one folder, which is made when the first one is kept."""
 
-    Args:
-        folder: is made when the first measurement is kept.
-        max_age_days: older measurements are not used.
-
-    Raises:
-        ValueError: an age that is not positive.
-    """
-
-    def __init__(self, folder: Path, *, max_age_days: float = 30.0) -> None:
-        if not max_age_days > 0:
-            raise ValueError(f"max_age_days: {max_age_days} is not above 0")
+    def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        self.max_age_days = max_age_days
 
     def load(
         self, space: SearchSpace, device: Device, signature: str, workload: Workload
@@ -51,7 +42,7 @@ class MeasurementStore:
         """
         path = self._path(device, signature, workload)
         expected = {**device.environment, "signature": signature}
-        oldest = datetime.now(UTC) - timedelta(days=self.max_age_days)
+        oldest = datetime.now(UTC) - timedelta(days=MAX_AGE_DAYS)
         found: dict[str, Measurement] = {}
         foreign: Counter[tuple[str, str]] = Counter()
         stale, notes = 0, []
@@ -81,7 +72,7 @@ class MeasurementStore:
                 foreign.update(_differences(other, expected))
         notes += [_unused(number, f"of {then}", f"with {now}") for (then, now), number in foreign.items()]
         if stale:
-            notes.append(_unused(stale, f"older than {self.max_age_days:g} days", "any more"))
+            notes.append(_unused(stale, f"older than {MAX_AGE_DAYS} days", "any more"))
         return found, notes
 
     def append(self, measurements: Sequence[Measurement], *, device: Device, signature: str) -> None:

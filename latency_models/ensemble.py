@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -60,39 +60,39 @@ def trees() -> Any:
     return logarithmic(ExtraTreesRegressor(100, min_samples_leaf=2, random_state=0))
 
 
+MEMBERS: Mapping[str, Callable[[], Any]] = {"prices": PhysicalRegressor, "gaussian process": gaussian_process, "trees": trees}
+
+
 class Ensemble:
     """A mixture of regressors, for scikit-learn's `fit(costs, times)` and `predict(costs)`.
 
     `unseen_` [N] are cross-validated predictions of what it was fitted to (by members; the few weights have seen all).
 
     Args:
-        members: regressors by name; by default prices of costs, a Gaussian process and trees.
-        folds: of the cross-validation that weighs them.
+        folds: of the cross-validation that weighs the members.
 
     Raises:
-        ValueError: no members or fewer than 2 folds.
+        ValueError: fewer than 2 folds.
     """
 
-    def __init__(self, members: Mapping[str, Any] | None = None, *, folds: int = 8) -> None:
+    def __init__(self, *, folds: int = 8) -> None:
         check_folds(folds)
-        if members is not None and not members:
-            raise ValueError("members: there are none")
-        self.members, self.folds = members, folds
+        self.folds = folds
 
     def fit(self, costs: np.ndarray, times: np.ndarray) -> Self:
         """Raises ValueError: fewer measurements than folds, or what a member refuses."""
         if len(times) < self.folds:
             raise ValueError(f"times: {len(times)} measurements are fewer than the {self.folds} folds")
-        makers = self.members or {"prices": PhysicalRegressor(), "gaussian process": gaussian_process(), "trees": trees()}
-        unseen = np.empty((len(times), len(makers)))
+        members = {name: make() for name, make in MEMBERS.items()}
+        unseen = np.empty((len(times), len(members)))
         for kept, fold in splits(len(times), folds=self.folds):
-            for column, member in enumerate(makers.values()):
+            for column, member in enumerate(members.values()):
                 unseen[fold, column] = fresh_fit(member, costs[kept], times[kept]).predict(costs[fold])
         logs = np.log(np.maximum(unseen, 1e-12))
         weights, _ = mixture(logs, np.log(times), shift=False)
         self.unseen_ = np.exp(logs @ weights)
-        self.weights_ = {name: float(weight) for name, weight in zip(makers, weights, strict=True) if weight > 0.02}
-        self.fitted_ = {name: fresh_fit(makers[name], costs, times) for name in self.weights_}
+        self.weights_ = {name: float(weight) for name, weight in zip(members, weights, strict=True) if weight > 0.02}
+        self.fitted_ = {name: fresh_fit(members[name], costs, times) for name in self.weights_}
         return self
 
     def predict(self, costs: np.ndarray) -> np.ndarray:

@@ -29,7 +29,6 @@ class PhysicalRegressor:
 
     Args:
         ridge: weight of the prices' squares, relative to a mean squared relative error of 1.
-        robust: whether far errors lose their weight.
         known: prices [K] of other devices for the same costs.
         pull: weight of the deviation from their mixture.
 
@@ -37,13 +36,11 @@ class PhysicalRegressor:
         ValueError: a negative weight.
     """
 
-    def __init__(
-        self, *, ridge: float = 1e-4, robust: bool = True, known: Sequence[np.ndarray] = (), pull: float = 0.003
-    ) -> None:
+    def __init__(self, *, ridge: float = 1e-4, known: Sequence[np.ndarray] = (), pull: float = 0.003) -> None:
         for name, value in {"ridge": ridge, "pull": pull}.items():
             if value < 0:
                 raise ValueError(f"{name}: {value} is negative")
-        self.ridge, self.robust, self.known, self.pull = ridge, robust, known, pull
+        self.ridge, self.known, self.pull = ridge, known, pull
 
     def fit(self, costs: np.ndarray, times: np.ndarray) -> Self:
         """Raises ValueError for a cost that is negative or not finite, or a time that is not positive and finite."""
@@ -57,7 +54,7 @@ class PhysicalRegressor:
         target = self._mixture(relative) * size
         pull = self.pull if len(self.known) else self.ridge
         weights = np.ones(len(times))
-        for _ in range(ROUNDS if self.robust else 1):
+        for _ in range(ROUNDS):
             prices = _solve(relative / size, weights, target, pull)
             self.prices_ = prices / size
             errors = np.log(np.maximum(relative @ self.prices_, 1e-12))

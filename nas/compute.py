@@ -18,6 +18,7 @@ from nas.attention import Backend
 from nas.protocols import Batch, Family, Task
 
 LOSS_TOLERANCE = 0.02  # relative difference to float32 within which a faster path counts as correct
+STEPS = 6  # of each trial
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,7 @@ class Trial:
         return asdict(self)
 
 
-def choose_compute(
-    family: Family, task: Task, batch: Batch, *, device: str = "cpu", repeats: int = 6
-) -> tuple[Compute, list[Trial]]:
+def choose_compute(family: Family, task: Task, batch: Batch, *, device: str = "cpu") -> tuple[Compute, list[Trial]]:
     """Trains the largest network for a few steps in each candidate way; returns the fastest correct one and all trials."""
     if device != "cpu":
         return Compute(device, "bfloat16", "fused"), []
@@ -69,7 +68,7 @@ def choose_compute(
             torch.manual_seed(0)
             networks.append((Compute(device, precision, backend), family.network(family.space.largest(), backend=backend)))
     seconds, losses = [float("inf")] * len(networks), [0.0] * len(networks)
-    for _ in range(repeats):  # in turn, so that a busy moment does not meet one of them alone
+    for _ in range(STEPS):  # in turn, so that a busy moment does not meet one of them alone
         for i, (compute, network) in enumerate(networks):
             network.zero_grad()
             start = time.perf_counter()

@@ -427,10 +427,6 @@ def test_old_measurements_are_not_used(store, device, measured):
     found, notes = load(store, device)
     assert set(found) == {measured[1].arch.id, measured[3].arch.id}
     assert notes == ["2 measurements older than 30 days are not used any more"]
-    found, notes = load(MeasurementStore(store.folder, max_age_days=35), device)
-    assert len(found) == 3
-    with pytest.raises(ValueError, match="max_age_days: 0 is not above 0"):
-        MeasurementStore(store.folder, max_age_days=0)
 
 
 def test_the_reference_is_that_of_the_earliest_measurement(measured):

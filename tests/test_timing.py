@@ -20,7 +20,7 @@ from experiments.progress import Reporter
 from experiments.settings import CalibrationSettings
 from hardware import environment
 from hardware.load import LEAST_CORES, Load, other_load
-from hardware.quality import Limits, Session, drift, outlier_flags, outliers, uncertainty
+from hardware.quality import Session, drift, outlier_flags, outliers, uncertainty
 from hardware.timing import PATIENCE, measure, measure_on
 from hardware.visit import LEAST_SECONDS, WINDOW, Visit, wall
 from nas.types import Measurement
@@ -258,9 +258,6 @@ def test_a_noisy_session_is_named_with_what_to_do_and_a_very_noisy_one_is_refuse
     assert "cool down" not in noisy.advice()
     with pytest.raises(ValueError, match=r"too disturbed to fit a latency model to: .*close compiler \(process 4711\)"):
         Session.of(disturbed(0.5, **facts)).check()
-    noisy.check(Limits(noisy=0.5, too_noisy=0.9))
-    with pytest.raises(ValueError, match="too disturbed"):
-        noisy.check(Limits(noisy=0.001, too_noisy=0.01))
 
 
 def test_one_noisy_network_does_not_condemn_a_session():
@@ -292,12 +289,6 @@ def test_what_ran_meanwhile_is_known_from_all_moments_and_also_from_a_board():
     known = Session.of(disturbed(0.1, **facts))
     assert known.loads == (BUSY, other)
     assert known.governors == ("ondemand", "performance")
-
-
-@pytest.mark.parametrize("limits", [{"noisy": 0}, {"noisy": 0.3, "too_noisy": 0.2}, {"drifted": 2}, {"too_drifted": math.nan}])
-def test_limits_that_are_none_are_refused(limits):
-    with pytest.raises(ValueError, match="is not above 0 and at most"):
-        Limits(**limits)
 
 
 class Uneven(SimulatedDevice):
