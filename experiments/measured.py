@@ -17,8 +17,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from experiments.formatting import format_ms
-from hardware.quality import LEAST_ROUNDS, OUTLIER_SCORE, Session, outlier_flags, uncertainty
+from hardware.quality import LEAST_ROUNDS, Session, outlier_flags, uncertainty
 from hardware.timing import Exported
+from nas.robust import OUTLIER_SCORE
 from nas.types import Measurement
 
 MANY = 0.1  # share of outliers from which other programs are the likely cause

@@ -23,9 +23,9 @@ import numpy as np
 
 from hardware.load import Load
 from hardware.timing import states
+from nas.robust import MODIFIED, OUTLIER_SCORE, mad
 from nas.types import Measurement
 
-OUTLIER_SCORE = 3.5  # Iglewicz and Hoaglin (1993), How to detect and handle outliers, chapter 3
 LEAST_SPEEDUP = 1.02  # what is closer to 1 is not worth a word
 LEAST_ROUNDS = 4  # that tell a noisy session from a disturbed visit
 NOISY, TOO_NOISY = 0.02, 0.1  # from which noise on a session is worth a word, and from which it is not fitted to; 0.01 is 1 %
@@ -89,18 +89,18 @@ class Session:
         return [*remedies, "pin the process to cores of its own (taskset)", "or measure in more rounds"]
 
 
-def outliers(samples: Sequence[float] | np.ndarray, *, threshold: float = OUTLIER_SCORE) -> np.ndarray:
-    """Which samples have a modified Z-score, 0.6745 (x - median) / MAD, beyond the threshold: bool [N].
+def outliers(samples: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Which samples have a modified Z-score, 0.6745 (x - median) / MAD, beyond `OUTLIER_SCORE`: bool [N].
 
     Where more than half of the samples are equal, so that the MAD is 0, the mean absolute deviation takes its place, with the
     factor that makes the score of normal samples the same, sqrt(2 / pi).
     """
     deviation = np.asarray(samples, dtype=float) - np.median(samples)
-    mad, mean = float(np.median(np.abs(deviation))), float(np.mean(np.abs(deviation)))
+    typical, mean = mad(samples), float(np.mean(np.abs(deviation)))
     if mean == 0:
         return np.zeros(len(deviation), dtype=bool)
-    scores = 0.6745 * deviation / mad if mad > 0 else math.sqrt(2 / math.pi) * deviation / mean
-    flags: np.ndarray = np.abs(scores) > threshold
+    scores = MODIFIED * deviation / typical if typical > 0 else math.sqrt(2 / math.pi) * deviation / mean
+    flags: np.ndarray = np.abs(scores) > OUTLIER_SCORE
     return flags
 
 

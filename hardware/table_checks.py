@@ -11,9 +11,9 @@ from itertools import combinations
 
 import numpy as np
 
+from nas.robust import MODIFIED, NORMAL_SCALE, OUTLIER_SCORE, mad
 from nas.tables import RecordedTable
 
-THRESHOLD = 3.5  # of |modified Z|, as its authors recommend
 HUBER = 1.345  # residuals beyond so many standard deviations count less
 MOST_PAIRED = 16  # features up to which products of two are fitted too
 CONTRADICTION = 1.1  # ratio of two times of the same features
@@ -22,18 +22,17 @@ TINY = 0.01  # of the median: what relative errors do not survive
 
 def modified_z(x: np.ndarray) -> np.ndarray:
     """0.6745 (x - median) / MAD, [N]; zeros where more than half of the values are equal."""
-    from_median = x - np.median(x)
-    deviation = float(np.median(np.abs(from_median)))
-    return 0.6745 * from_median / deviation if deviation > 0 else np.zeros_like(from_median)
+    from_median, deviation = x - np.median(x), mad(x)
+    return MODIFIED * from_median / deviation if deviation > 0 else np.zeros_like(from_median)
 
 
 def find_outliers(rows: np.ndarray | None, values: np.ndarray, std: np.ndarray | None = None) -> np.ndarray:
     """Which values [N] do not follow from the features `rows` [N, F] as the others do, or have samples that scatter unusually."""
     found = np.zeros(len(values), dtype=bool)
     if rows is not None:
-        found |= np.abs(modified_z(np.log(values) - robust_fit(rows, np.log(values)))) > THRESHOLD
+        found |= np.abs(modified_z(np.log(values) - robust_fit(rows, np.log(values)))) > OUTLIER_SCORE
     if std is not None:
-        found |= modified_z(np.log(np.maximum(std, 1e-12) / values)) > THRESHOLD
+        found |= modified_z(np.log(np.maximum(std, 1e-12) / values)) > OUTLIER_SCORE
     return found
 
 
@@ -56,7 +55,7 @@ def robust_fit(rows: np.ndarray, target: np.ndarray) -> np.ndarray:
         gram = weighted.T @ design + 1e-6 * len(target) * np.eye(design.shape[1])
         before, fitted = fitted, design @ np.linalg.solve(gram, weighted.T @ target)
         residuals = np.abs(target - fitted)
-        scale = 1.4826 * float(np.median(residuals))
+        scale = NORMAL_SCALE * float(np.median(residuals))
         if scale == 0 or np.max(np.abs(fitted - before)) < 0.01 * scale:
             break
         weights = np.minimum(1.0, HUBER * scale / np.maximum(residuals, 1e-12))

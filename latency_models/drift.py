@@ -12,10 +12,10 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.ndimage import median_filter
 
+from nas.robust import OUTLIER_SCORE, mad_scale
+
 WINDOW = 25  # rows
 SHIFT = 0.05  # of a session's level that is not usual any more
-OUTLIER = 3.5  # modified Z-score (Iglewicz & Hoaglin, 1993)
-SCALE = 1.4826
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,7 @@ def sessions(times: np.ndarray, predicted: np.ndarray) -> Sessions:
     levels = median_filter(residuals, WINDOW, mode="nearest")
     levels -= np.median(levels)
     rest = residuals - np.median(residuals) - levels
-    scale = SCALE * np.median(np.abs(rest - np.median(rest)))
-    sound = (np.abs(levels) <= SHIFT) & (np.abs(rest) <= OUTLIER * scale)
+    sound = (np.abs(levels) <= SHIFT) & (np.abs(rest) <= OUTLIER_SCORE * mad_scale(rest))
     return Sessions(levels, sound)
 
 

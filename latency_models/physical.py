@@ -18,8 +18,9 @@ from typing import Self
 import numpy as np
 from scipy.optimize import nnls
 
+from nas.robust import mad_scale
+
 TUKEY = 4.685  # scales beyond which an error counts nothing: 95 % efficiency on normal errors
-SCALE = 1.4826  # of the median absolute deviation, to be a standard deviation for normal errors
 SMALLEST_SCALE = 0.003  # relative error that no clock is better than
 ROUNDS = 30
 
@@ -58,7 +59,7 @@ class PhysicalRegressor:
             prices = _solve(relative / size, weights, target, pull)
             self.prices_ = prices / size
             errors = np.log(np.maximum(relative @ self.prices_, 1e-12))
-            scale = max(SCALE * float(np.median(np.abs(errors - np.median(errors)))), SMALLEST_SCALE)
+            scale = max(mad_scale(errors), SMALLEST_SCALE)
             updated = np.clip(1 - (errors / (TUKEY * scale)) ** 2, 0, None)
             if np.count_nonzero(updated) <= len(times) / 2:
                 break  # no majority left that agrees

@@ -19,6 +19,7 @@ from latency_models.physical import PhysicalRegressor
 from latency_models.quality import Quality
 from latency_models.stacking import mixture
 from latency_models.table import TablePredictor
+from nas.robust import mad_scale
 from nas.tables import RecordedTable, Source
 from search_spaces import hat
 
@@ -167,6 +168,14 @@ def test_the_bound_knows_that_picks_are_those_that_are_underestimated():
         factors[pool] = model.upper_factor_
         assert share_over(model.predict(costs[200:]).upper_ms, times[200:], capacity[200:], pool) <= 0.1
     assert factors[1] < factors[20] < factors[1000]
+
+
+def test_the_scale_of_normal_values_is_their_standard_deviation_whatever_a_few_others_are():
+    x = np.random.default_rng(0).normal(3.0, 2.0, 4000)
+    assert mad_scale(x) == pytest.approx(2.0, rel=0.03)
+    x[:100] = 1e9
+    assert mad_scale(x) == pytest.approx(2.0, rel=0.06)
+    assert mad_scale([5.0, 5.0, 5.0, 9.0]) == 0.0
 
 
 def test_sessions_are_seen_in_the_order_of_rows():
