@@ -90,7 +90,7 @@ def state(text: str) -> str:
 
 def described(table: RecordedTable) -> list[str]:
     """The cells of a table's line, in the order of `HEADER`."""
-    known = len(match(table)[0])
+    known = len(match(table))
     numbers = (len(table), table.unit, int(table.outliers.sum()), known or "-")
     return [table.name, table.device, table.kind, table.runtime, table.precision, *map(str, numbers)]
 

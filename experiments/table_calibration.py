@@ -69,7 +69,7 @@ class TableCalibrator:
 
     def _networks(self) -> tuple[list[int], list[list[Operator]]]:
         """The rows of well-known transformers, and their operators."""
-        matches, _ = match(self.device.table)
+        matches = match(self.device.table)
         if len(matches) < FEWEST_MATCHES:
             raise ValueError(
                 f"device.table: {self.device.table.name} holds {len(matches)} transformers whose sizes are published, at least "

@@ -18,21 +18,6 @@ CPUINFO = Path("/proc/cpuinfo")
 CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 
 
-def describe_machine() -> dict[str, Any]:
-    """CPU, memory, system and Python, and how busy the machine is before anything is timed."""
-    return {
-        "cpu": cpu_model(),
-        "cores": num_cores(),
-        "governor": _line(CPUFREQ / "scaling_governor"),
-        "max_mhz": _frequency("max"),
-        "memory_mib": psutil.virtual_memory().total // 2**20,
-        "os": system(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "load_average": load_average(),
-    }
-
-
 def cpu_model() -> str:
     """The name that the CPU gives itself; where there is none, its architecture."""
     if CPUINFO.is_file():
@@ -61,7 +46,7 @@ def conditions() -> dict[str, Any]:
     """What varies from moment to moment and a time may depend on: recorded with a measurement, no part of a device's identity."""
     return {
         "governor": _line(CPUFREQ / "scaling_governor"),
-        "current_mhz": _frequency("current"),
+        "current_mhz": _current_mhz(),
         "load_average": load_average(),
         "other_load": [load.to_json() for load in other_load()],
     }
@@ -84,10 +69,9 @@ def _line(path: Path) -> str | None:
         return None
 
 
-def _frequency(which: str) -> float | None:
-    """In MHz: `current` or `max`."""
+def _current_mhz() -> float | None:
     try:
         found = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
     except (OSError, NotImplementedError, RuntimeError):  # some virtual machines and boards have no reading
         return None
-    return round(getattr(found, which), 1) or None if found else None
+    return round(found.current, 1) or None if found else None

@@ -187,8 +187,3 @@ def states(environment: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The conditions that a measurement's environment holds, of all moments that it knows."""
     nested = (environment.get(name) for name in ("before", "after", "conditions_after"))
     return [environment, *(state for inner in nested if isinstance(inner, Mapping) for state in states(inner))]
-
-
-def noise(measurement: Measurement) -> float:
-    """How far the slowest visit lies above the fastest, drift removed: 0.1 is 10 %. The latency itself is much steadier."""
-    return float(np.max(measurement.visits_ms) / np.min(measurement.visits_ms) - 1.0)

@@ -124,13 +124,6 @@ def epsilon(costs: np.ndarray, reference: np.ndarray) -> float:
     return float(np.max(costs[:, None] - reference[None], axis=2).min(axis=0, initial=np.inf).max())
 
 
-def attained(runs: Sequence[np.ndarray], points: np.ndarray) -> np.ndarray:
-    """Share of the runs, [N], that found something as good as each point in all objectives: the empirical attainment function
-    (Fonseca & Fleming, 1996; Grunert da Fonseca et al., 2001)."""
-    shares: np.ndarray = np.mean([np.all(run[:, None] <= points[None], axis=2).any(axis=0) for run in runs], axis=0)
-    return shares
-
-
 def attainment_surface(runs: Sequence[np.ndarray], *, share: float = 0.5) -> np.ndarray:
     """The best points [K, 2] that at least a share of the runs attain, in two objectives, the lowest first one first: by default
     the median attainment surface (Knowles, 2005).

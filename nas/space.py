@@ -201,11 +201,6 @@ class SearchSpace:
             picks[choice.name] = others[rng.integers(len(others))]
         return self.canonical(picks)
 
-    def cross(self, one: Architecture, other: Architecture, rng: np.random.Generator) -> Architecture:
-        """Uniform crossover: each pick comes from either parent."""
-        first, second = self.complete(one, rng), self.complete(other, rng)
-        return self.canonical({name: (first, second)[rng.integers(2)][name] for name in first})
-
     @functools.cached_property
     def offsets(self) -> dict[str, slice]:
         """Where each choice lies in an encoding vector (see `encode`)."""
@@ -223,10 +218,6 @@ class SearchSpace:
             for name, pick in arch.picks:
                 row[self.offsets[name].start + self.by_name[name].index(pick)] = 1.0
         return rows
-
-    def decode(self, row: np.ndarray) -> Architecture:
-        """The architecture with the most probable option of each choice; the inverse of `encode`."""
-        return self.canonical({c.name: c.options[int(np.argmax(row[self.offsets[c.name]]))] for c in self.choices})
 
     def log10_size(self) -> float:
         """log10 of the number of different architectures."""

@@ -231,13 +231,9 @@ class SearchResult:
     candidates: tuple[Candidate, ...]
     failures: tuple[tuple[Architecture, str], ...] = ()
 
-    def front(self, *names: str) -> tuple[Candidate, ...]:
-        """The non-dominated candidates in these objectives, ascending in the first; of equals the first told."""
-        return pareto_front(self.candidates, *names)
-
 
 def pareto_front(candidates: Sequence[Candidate], *names: str) -> tuple[Candidate, ...]:
-    """The non-dominated candidates in the named objectives, ascending in the first."""
+    """The non-dominated candidates in the named objectives, ascending in the first; of equals the first."""
     if not candidates:
         return ()
     costs = np.array([[c.objectives[name] for name in names] for c in candidates])

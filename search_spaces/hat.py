@@ -26,19 +26,6 @@ FEATURES = (
     "decoder_ende_attention_heads_avg",
     "decoder_arbitrary_ende_attn_avg",
 )
-COSTS = (
-    "network",  # once
-    "encoder projections",  # the projections of all heads have 512 channels
-    "encoder feed-forward",
-    "output layer",  # vocabulary times width, for each token
-    "decoder layers",
-    "decoder projections",
-    "decoder feed-forward",
-    "decoder hidden channels",
-    "decoder self-attention heads",
-    "decoder cross-attention heads",
-    "encoder layers attended",
-)
 ENCODER_LAYERS = 6
 
 
@@ -89,7 +76,12 @@ def _mean(arch: Architecture, stack: str, part: str, layers: int) -> float:
 
 
 def costs(rows: np.ndarray) -> np.ndarray:
-    """What grows with each part of a network, [N, 11], of the ten features [N, 10]; a device's prices make it a time."""
+    """What grows with each part of a network, [N, 11], of the ten features [N, 10]; a device's prices make it a time.
+
+    Once for the network; the encoder's projections (those of all heads have 512 channels) and feed-forwards; the output layer
+    (vocabulary times width, for each token); and for the decoder's layers: once, projections, feed-forwards, hidden channels,
+    heads of self-attention and of cross-attention, encoder layers attended.
+    """
     width, layers, ffn, _, decoder_width, steps, decoder_ffn, heads, cross_heads, attended = rows.T
     once = np.ones(len(rows))
     encoder = [once, layers * width, layers * width * ffn]

@@ -11,7 +11,7 @@ heads, relative position biases, a mixture of experts, or sizes that the source 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -187,8 +187,8 @@ def published(label: str) -> Published | None:
     return vision_transformer(found["family"], found["size"], patch=patch, image=image, distilled=bool(found["distilled"]))
 
 
-def match(table: RecordedTable) -> tuple[list[Match], int]:
-    """The rows of a table whose networks are known, and the number of the others."""
+def match(table: RecordedTable) -> list[Match]:
+    """The rows of a table whose networks are known."""
     column = {name: table.rows[:, i] for i, name in enumerate(table.features)}
     found = []
     for row, label in enumerate(table.labels):
@@ -197,7 +197,7 @@ def match(table: RecordedTable) -> tuple[list[Match], int]:
             if tokens:
                 batch = int(column["batch"][row]) if "batch" in column else 1
                 found.append(Match(row, model, Workload(batch=batch, tokens=tokens)))
-    return found, len(table) - len(found)
+    return found
 
 
 def operators(model: Published, workload: Workload) -> list[Operator]:
@@ -221,15 +221,6 @@ def operators(model: Published, workload: Workload) -> list[Operator]:
     head = _head(model, tokens if model.every_token else workload.batch)
     beside = operators(model.beside, replace(workload, tokens=model.beside.tokens)) if model.beside else []
     return [*_inputs(model, workload), *layers, *gate, *head, *beside]
-
-
-def costs(models: Sequence[tuple[Published, Workload]]) -> dict[str, np.ndarray]:
-    """By kind of operator: count, FLOPs and bytes of each model, [N, 3]; zero where a model has none of a kind."""
-    found: dict[str, np.ndarray] = {}
-    for row, (model, workload) in enumerate(models):
-        for op in operators(model, workload):
-            found.setdefault(op.kind, np.zeros((len(models), 3)))[row] += (op.count, op.flops, op.bytes)
-    return dict(sorted(found.items()))
 
 
 def _inputs(model: Published, workload: Workload) -> list[Operator]:

@@ -19,6 +19,7 @@ from search_spaces.compact import inside
 from search_spaces.decoder import Decode, Decoder, DecoderFamily, Prefill, decoder_space
 from search_spaces.encoder import EncoderFamily, encoder_space
 from search_spaces.vision import VisionFamily, vision_space
+from tests.decoding import decoded
 from tests.liveness import alive
 from tests.test_supernet import trained
 
@@ -301,7 +302,7 @@ def test_a_compact_network_of_the_literature_shares_no_keys():
 def test_an_architecture_survives_its_encoding(seed):
     space = ENCODER.space
     arch = space.sample(np.random.default_rng(seed))
-    assert space.decode(space.encode([arch])[0]) == arch
+    assert decoded(space, space.encode([arch])[0]) == arch
     assert space.canonical(arch.to_json()) == arch
 
 

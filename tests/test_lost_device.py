@@ -119,7 +119,7 @@ def test_a_table_that_cannot_be_searched_is_refused(recorded, tmp_path, words, c
 
 def test_a_roofline_of_other_networks_ranks_ours_by_size(recorded):
     table = RecordedDevice("jetson_nano_cpu", str(recorded)).table
-    matches, _ = match(table)
+    matches = match(table)
     family = EncoderFamily(encoder_space(width=(128, 256, 512), depth=(2, 4)), 1000, 4)
     networks = [operators(m.model, m.workload) for m in matches]
     measured = table.values[[m.row for m in matches]]

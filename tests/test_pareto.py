@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from nas.pareto import attained, attainment_surface, epsilon, fittest, hypervolume, knee, non_dominated, ranks
+from nas.pareto import attainment_surface, epsilon, fittest, hypervolume, knee, non_dominated, ranks
 from nas.space import Architecture
-from nas.types import Candidate, Provenance, SearchResult
+from nas.types import Candidate, Provenance, pareto_front
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -78,6 +78,12 @@ def test_a_front_less_epsilon_is_as_good_as_its_reference_and_no_less_is(objecti
         assert np.all(ours[:, None] - less <= reference[None], axis=2).any(axis=0).all() == enough
 
 
+def attained(runs, points):
+    """Share of the runs, [N], that found something as good as each point in all objectives: the empirical attainment function
+    (Fonseca & Fleming, 1996; Grunert da Fonseca et al., 2001)."""
+    return np.mean([np.all(run[:, None] <= points[None], axis=2).any(axis=0) for run in runs], axis=0)
+
+
 RUNS = [np.array([[1.0, 6.0], [4.0, 2.0]]), np.array([[2.0, 3.0]]), np.array([[3.0, 5.0], [5.0, 1.0]])]
 
 
@@ -107,9 +113,9 @@ def candidate(error: float, latency: float, name: int) -> Candidate:
 
 
 def test_front_ascends_in_the_first_objective():
-    result = SearchResult((candidate(1, 9, 1), candidate(5, 1, 2), candidate(5, 5, 3)))
-    assert [c.objectives["latency_ms"] for c in result.front("latency_ms", "error")] == [1, 9]
-    assert SearchResult(()).front("error") == ()
+    found = (candidate(1, 9, 1), candidate(5, 1, 2), candidate(5, 5, 3))
+    assert [c.objectives["latency_ms"] for c in pareto_front(found, "latency_ms", "error")] == [1, 9]
+    assert pareto_front((), "error") == ()
 
 
 def test_a_candidate_says_where_its_numbers_come_from():

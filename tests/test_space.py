@@ -12,6 +12,7 @@ import pytest
 from nas.encoding import Encoding, prefix_membership
 from nas.space import Architecture, Choice, Condition, SearchSpace
 from search_spaces.encoder import encoder_space
+from tests.decoding import decoded
 
 SPACE = encoder_space(width=(8, 16), depth=(1, 2, 3), heads=(1, 2), ffn=(8, 16))
 DEEP = Condition("depth", (2,))
@@ -95,7 +96,7 @@ def test_the_default_space_is_large():
 def test_round_trips(seed):
     rng = np.random.default_rng(seed)
     arch = SPACE.sample(rng)
-    assert SPACE.decode(SPACE.encode([arch])[0]) == arch
+    assert decoded(SPACE, SPACE.encode([arch])[0]) == arch
     again = SPACE.canonical(json.loads(json.dumps(arch.to_json())))
     assert again == arch
     assert again.id == arch.id
@@ -103,16 +104,12 @@ def test_round_trips(seed):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_mutation_and_crossover_stay_in_the_space(seed):
+def test_mutation_stays_in_the_space(seed):
     rng = np.random.default_rng(seed)
-    one, other = SPACE.sample(rng), SPACE.sample(rng)
+    one = SPACE.sample(rng)
     mutant = SPACE.mutate(one, rng, probability=0.1)
     SPACE.validate(mutant)
     assert mutant != one
-    child = SPACE.cross(one, other, rng)
-    SPACE.validate(child)
-    for name in set(one.as_dict) & set(other.as_dict) & set(child.as_dict):
-        assert child[name] in (one[name], other[name])
 
 
 def test_validate_refuses_what_is_not_canonical():
