@@ -13,14 +13,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 from experiments.calibration import MEASUREMENTS
@@ -29,6 +27,7 @@ from experiments.finishing import FOLDER, Finisher
 from experiments.formatting import format_ms
 from experiments.ledger import spent
 from experiments.progress import Reporter
+from experiments.quantising import Quantising
 from experiments.results import StageFigures, StageReport
 from experiments.run_directory import RunDirectory
 from hardware.quality import margin
@@ -37,12 +36,10 @@ from nas.export import runs_onnx
 from nas.finish.early_exit import EarlyExit
 from nas.finish.exits import Exits
 from nas.finish.layer_skip import LayerSkip
-from nas.finish.precision import blocks, quantised
-from nas.finish.prune import Prune
-from nas.finish.quantise import Quantise, order
+from nas.finish.quantise import Quantise
 from nas.finish.remembered import Remembered
 from nas.finish.skips import Skips
-from nas.finish.stage import NothingToDoError, Stage
+from nas.finish.stage import NothingToDoError, ReadsFile, Stage
 from nas.finish.teaching import School
 from nas.protocols import Device, DeviceError, Family, GenerativeFamily, Task
 from nas.space import Architecture
@@ -119,8 +116,10 @@ class Stages:
             (self._run / f"{finisher.name(arch, name)}.{mode}.onnx").unlink(missing_ok=True)
         finisher.export(arch, network, tag=name)
         if isinstance(stage, Quantise):
-            return self._quantise(stage, before, name)
-        return stage.facts(onnx.load(finisher.onnx_path(arch, tag=name))) if isinstance(stage, Prune) else school.facts
+            facts |= Quantising(finisher, arch, stage, self._measured).replace_files(before, name)
+        if isinstance(stage, ReadsFile):
+            facts |= stage.facts_of(onnx.load(finisher.onnx_path(arch, tag=name)))
+        return facts
 
     def _judge(self, name: str, before: str, after: str, identity: str, facts: dict[str, Any]) -> StageReport:
         tags = {"before": before, "after": after}
@@ -152,6 +151,8 @@ class Stages:
             sentence = f"{sentence}; maps of {', '.join(facts['not_faster'])} stay whole, in factors they are NOT clearly FASTER"
         if taught_by := facts.get("taught_by"):
             sentence = f"{sentence}; it learned from {' and '.join(taught_by)}, too"
+        for words in facts.get("setbacks", ()):
+            sentence = f"{sentence}; in its training {words}"
         network = self.finisher.network(self.arch, tag=after)
         if isinstance(network, Exits | Skips) and timed:
             facts = {**facts, **exit_facts(network, timed["after"])}
@@ -164,68 +165,6 @@ class Stages:
     def _measured(self, files: Sequence[Exported]) -> list[Measurement]:
         rounds = 2 * self.finisher.settings.rounds
         return self.finisher.measure_files(files, reference_ms=self.reference_ms, rounds=rounds)
-
-    def _quantise(self, stage: Quantise, before: str, name: str) -> dict[str, Any]:
-        """Puts the quantisation of every form in its place; which blocks stayed as they were."""
-        finisher, arch = self.finisher, self.arch
-        feeds = self._feeds(stage.calibration_examples) if stage.kind == "static" else []
-
-        def write(mode: str, path: Path, keep: Sequence[str]) -> Path:
-            model = onnx.load(finisher.onnx_path(arch, mode, tag=name))
-            keep = [*keep, *self._chosen_blocks(model, stage)]
-            unfinished = path.with_name(path.name + ".part")
-            onnx.save(quantised(model, stage.kind, calibration=stage.calibration, feeds=feeds, keep=keep), unfinished)
-            os.replace(unfinished, path)
-            return path
-
-        with tempfile.TemporaryDirectory() as folder:
-            keep: list[str] = []
-            if stage.mixed and stage.kind != "fp16":
-                limit = self._error(finisher.onnx_path(arch, tag=before)) + finisher.settings.most_points_lost
-                if self._error(write("encode", Path(folder) / "all.onnx", [])) > limit:
-                    keep = self._kept_blocks(stage, name, Path(folder), write, limit)
-            finished = {mode: write(mode, Path(folder) / f"{mode}.onnx", keep) for mode in finisher.modes}
-            for mode, path in finished.items():
-                with self._run.replacing(str(finisher.onnx_path(arch, mode, tag=name).relative_to(self._run.path))) as target:
-                    target.write_bytes(path.read_bytes())
-        return {"kind": stage.kind, "aware": stage.aware, "kept_blocks": keep}
-
-    def _kept_blocks(self, stage: Quantise, name: str, folder: Path, write: Any, limit: float) -> list[str]:
-        """Mixed precision: the blocks with the least loss added for each ms saved are quantised, as many as the limit of the
-        error on the split "architecture" allows. Each block's ms is measured with it alone quantised."""
-        whole = self.finisher.onnx_path(self.arch, tag=name)
-        model = onnx.load(whole)
-        names = [block for block in blocks(model, stage.kind) if block not in self._chosen_blocks(model, stage)]
-        alone = [write("encode", folder / f"{i}.onnx", [b for b in names if b != block]) for i, block in enumerate(names)]
-        inputs = self.finisher.exported(self.arch, folder, tag=name).inputs
-        first_ms, *ms = [m.latency_ms for m in self._measured([Exported(self.arch, path, inputs) for path in (whole, *alone)])]
-        first, *losses = [self.finisher.scores_of(path, "architecture")["loss"] for path in (whole, *alone)]
-        added = {block: loss - first for block, loss in zip(names, losses, strict=True)}
-        saved_ms = {block: first_ms - own for block, own in zip(names, ms, strict=True)}
-        paying = order(names, added, saved_ms)
-        for number in range(len(paying), 0, -1):
-            keep = [block for block in names if block not in paying[:number]]
-            if self._error(write("encode", folder / "some.onnx", keep)) <= limit:
-                return keep
-        return names
-
-    def _chosen_blocks(self, model: onnx.ModelProto, stage: Quantise) -> list[str]:
-        """Those in layers whose precision the search has chosen: they keep it."""
-        chosen = "layer1.precision" in self.finisher.family.space.by_name
-        return [block for block in blocks(model, stage.kind) if chosen and "/stack/" in f"{block}/"]
-
-    def _error(self, path: Path) -> float:
-        return float(self.finisher.scores_of(path, "architecture")["error_percent"])
-
-    def _feeds(self, num_examples: int) -> list[dict[str, np.ndarray]]:
-        """Real inputs of "train", at least so many examples."""
-        feeds, total = [], 0
-        for batch in self.finisher.task.batches("train", tokens_per_batch=512, seed=self.finisher.seed):
-            feeds.append(self.finisher.feed(batch))
-            total += len(batch.targets)
-            if total >= num_examples:
-                break
-        return feeds
 
 
 def judged(

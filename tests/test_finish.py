@@ -352,7 +352,7 @@ def test_pruned_networks_keep_their_pattern_to_the_exported_file(family, network
     prune.apply(network, school(family))
     teach(network, Sum(), FAST, Lesson(), compute=Compute(), seed=0)  # what is zero stays zero
     model, _ = exported(family, network, tmp_path / "float.onnx")
-    facts = prune.facts(model)
+    facts = prune.facts_of(model)
     assert facts["sparsity_percent"] == pytest.approx(50, abs=0.1)
     assert facts["num_sparse_matrices"] == 8  # queries, keys and values have one
     assert facts["pattern_kept"]

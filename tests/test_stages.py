@@ -1,7 +1,9 @@
 """What ships goes through stages: each is judged by its file, and what was done is read again."""
 
 import dataclasses
+import itertools
 import json
+import math
 import re
 from collections import Counter
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ import torch
 from experiments.card import stages_of
 from experiments.finishing import FOLDER, Finisher
 from experiments.progress import Reporter
+from experiments.quantising import Quantising
 from experiments.results import StageFigures, StageReport
 from experiments.run_directory import RunDirectory
 from experiments.settings import FinishSettings, Settings
@@ -123,6 +126,33 @@ def test_a_baseline_that_taught_is_named(family, tmp_path):
     assert report.facts == {}
 
 
+@pytest.mark.parametrize("stage", [Prune, Quantise])
+def test_what_a_stage_finds_in_its_file_stands_beside_who_taught(family, tmp_path, stage):
+    class Guesses(Remembered):
+        def forward(self, token_ids_BT, attention_mask_BT):
+            return torch.zeros(len(token_ids_BT), 3)
+
+    finisher = finisher_of(family, tmp_path, Scale(constant=True))
+    taught = stage(train=FAST, lesson=Lesson(beta=(1.0, 1.0), teacher="baseline"))
+    [report] = through(
+        finisher, {"prune" if stage is Prune else "quantise": taught}, teachers=[Guesses("n-grams", [], np.zeros((0, 3)))]
+    )
+    assert report.facts["taught_by"] == ["n-grams"]
+    assert {"pattern_kept", "kept_blocks"} & set(report.facts)
+    assert "; it learned from n-grams, too" in report.sentence
+
+
+def test_what_went_wrong_in_a_stage_s_training_is_said(family, tmp_path, monkeypatch):
+    finisher = finisher_of(family, tmp_path, Scale(constant=True))
+    through(finisher, {})
+    loss, calls = finisher.task.loss, itertools.count()
+    failing = staticmethod(lambda *of: loss(*of) * (math.nan if next(calls) == 0 else 1.0))
+    monkeypatch.setattr(type(finisher.task), "loss", failing)
+    [report] = through(finisher, {"longer": Learn(train=FAST, lesson=Lesson())})
+    assert report.facts["setbacks"][0] in report.sentence
+    assert "; in its training the loss is nan at step 0" in report.sentence
+
+
 def test_ranks_are_chosen_by_what_they_save_on_the_device(family, tmp_path):
     stages = {"low_rank": LowRank(train=FAST, by="latency", faster=0.2)}
     [report] = through(finisher_of(family, tmp_path / "scale"), stages)
@@ -157,7 +187,7 @@ def test_a_killed_stage_is_done_again(family, tmp_path, monkeypatch):
     finisher = finisher_of(family, tmp_path)
     stages = {"distil": Learn(train=FAST), "quantise": Quantise(train=FAST)}
     with monkeypatch.context() as patch:
-        patch.setattr(Stages, "_quantise", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Quantising, "replace_files", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             through(finisher, stages)
     assert not finisher.run.has(f"{FOLDER}/{family.space.largest().id}.quantise.json")
@@ -187,7 +217,7 @@ def test_a_device_that_is_lost_leaves_what_was_there(family, tmp_path):
 
 @pytest.mark.parametrize("allowed", [2, 0])
 def test_blocks_stay_as_they_are_where_fewer_bits_cost_too_much(family, tmp_path, monkeypatch, allowed):
-    monkeypatch.setattr(Stages, "_error", lambda self, path: 1000.0 * (operators(path)["MatMulInteger"] > allowed))
+    monkeypatch.setattr(Quantising, "_error", lambda self, path: 1000.0 * (operators(path)["MatMulInteger"] > allowed))
     [report] = through(finisher_of(family, tmp_path), {"quantise": Quantise(aware=False)})
     path = tmp_path / FOLDER / f"{family.space.largest().id}.quantise.onnx"
     assert operators(path)["MatMulInteger"] <= allowed

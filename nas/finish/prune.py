@@ -76,7 +76,7 @@ class Prune:
             school.teach(network, self.train, self.lesson, on_step=on_step)
         return network
 
-    def facts(self, model: onnx.ModelProto) -> dict[str, Any]:
+    def facts_of(self, model: onnx.ModelProto) -> dict[str, Any]:
         """Of the exported file: sparsity of the matrices that are sparse, and whether each keeps the pattern."""
         sparse = {name: value for name, value in matrices(model).items() if (value == 0).mean() > 0.01}
         zeros = sum(int((value == 0).sum()) for value in sparse.values())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import onnx
 from torch import nn
 
 from nas.finish.teaching import Lesson, School
@@ -28,4 +29,13 @@ class Stage(Protocol):
 
     def apply(self, network: nn.Module, school: School) -> nn.Module:
         """The network that comes out, perhaps the given one changed in place. Raises NothingToDoError."""
+        ...
+
+
+@runtime_checkable
+class ReadsFile(Stage, Protocol):
+    """A stage whose promise is one about the exported file."""
+
+    def facts_of(self, model: onnx.ModelProto) -> dict[str, Any]:
+        """What the file has to say of it."""
         ...
