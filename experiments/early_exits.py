@@ -17,9 +17,9 @@ from hardware.timing import Exported
 from nas.finish.exits import Exits, deciding
 from nas.finish.skips import Skips
 from nas.finish.stage import NothingToDoError
-from nas.finish.teaching import EVALUATION_TOKENS
 from nas.formats import open_session
 from nas.protocols import Batch, Task
+from nas.supernet import evaluation_batches
 from nas.types import Measurement, Workload
 
 Feed = dict[str, np.ndarray]
@@ -38,8 +38,7 @@ class ExitFile:
 
     def rate(self) -> float:
         """Share of the validation split, in batches of the workload's size, that stops early."""
-        batches = self.task.batches("validation", tokens_per_batch=EVALUATION_TOKENS, seed=None)
-        sure = np.concatenate([self._sure(self.feed(batch)) for batch in batches])
+        sure = np.concatenate([self._sure(self.feed(batch)) for batch in evaluation_batches(self.task, "validation")])
         size = self.workload.batch
         return float(np.resize(sure, (max(1, len(sure) // size), size)).all(axis=1).mean())
 
@@ -47,7 +46,7 @@ class ExitFile:
         """Examples of the split "architecture" that it stops at, or goes on at: as many as the workload has, one several times if
         they are too few, sequences cut or padded to the workload's tokens. Raises NothingToDoError if there is none."""
         found: list[Feed] = []
-        for batch in self.task.batches("architecture", tokens_per_batch=EVALUATION_TOKENS, seed=None):
+        for batch in evaluation_batches(self.task, "architecture"):
             feed = {name: self._fitted(value) for name, value in self.feed(batch).items()}
             rows = self._sure(feed) == stops
             found.append({name: value[rows] for name, value in feed.items()})

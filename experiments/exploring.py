@@ -22,13 +22,12 @@ from experiments.run_directory import RunDirectory, RunError
 from experiments.settings import Settings
 from nas.compute import Compute
 from nas.costs import parameters_of
-from nas.finish.teaching import EVALUATION_TOKENS
 from nas.pareto import fittest, ranks
 from nas.protocols import DeviceError, Family, Searcher, Task, UncertainLatencyModel
 from nas.search import search
 from nas.searchers.random import Random
 from nas.space import Architecture
-from nas.supernet import inherited_error
+from nas.supernet import evaluation_batches, inherited_error
 from nas.surroundings import answering
 from nas.types import Candidate, Provenance, pareto_front
 
@@ -136,8 +135,7 @@ class Explorer:
         return tuple(known.values())
 
     def _evaluation(self, phase: str) -> Callable[[Architecture], Candidate]:
-        batches = self.task.batches("validation", tokens_per_batch=EVALUATION_TOKENS, seed=None)
-        validation = [batch.to(self.compute.device) for batch in batches]
+        validation = [batch.to(self.compute.device) for batch in evaluation_batches(self.task, "validation")]
         errors = {answering(c.arch).id: c.objectives["error"] for c in self._known(phase)}
 
         def evaluate(arch: Architecture) -> Candidate:

@@ -33,11 +33,11 @@ from nas.finish.exits import Exits
 from nas.finish.remembered import Remembered, Remembering, can_remember
 from nas.finish.shapes import with_weights
 from nas.finish.skips import Skips
-from nas.finish.teaching import EVALUATION_TOKENS, Lesson, teach
+from nas.finish.teaching import Lesson, teach
 from nas.formats import FORMATS, Answer
 from nas.protocols import Batch, Device, Family, GenerativeFamily, Task, TaskWithMetrics
 from nas.space import Architecture
-from nas.supernet import cut_out, error_percent, in_precision, state_of
+from nas.supernet import cut_out, error_percent, evaluation_batches, in_precision, state_of
 from nas.surroundings import everywhere, network_of
 from nas.training import shrink_and_perturb
 from nas.types import MODES, Measurement, Workload
@@ -184,8 +184,8 @@ class Finisher:
         return network
 
     def _error_percent(self, network: nn.Module, split: str = "validation") -> float:
-        batches = self.task.batches(split, tokens_per_batch=EVALUATION_TOKENS, seed=None)
-        return error_percent(network.eval(), [b.to(self.compute.device) for b in batches], self.task, self.compute)
+        batches = [batch.to(self.compute.device) for batch in evaluation_batches(self.task, split)]
+        return error_percent(network.eval(), batches, self.task, self.compute)
 
     def export(self, arch: Architecture, network: nn.Module, *, tag: str) -> ExportReport:
         """Writes a trained network's weights and its file."""
@@ -310,7 +310,7 @@ class Finisher:
 
     def _answers(self, answer: Answer, split: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Outputs and targets of each batch."""
-        for batch in self.task.batches(split, tokens_per_batch=EVALUATION_TOKENS, seed=None):
+        for batch in evaluation_batches(self.task, split):
             with torch.no_grad():
                 outputs = torch.from_numpy(answer(self._named(batch))[0])
             yield outputs, batch.targets

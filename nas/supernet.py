@@ -6,7 +6,7 @@ costs, keeps no state, and its gradient lands in the supernet. A *relaxed* archi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -21,6 +21,8 @@ from nas.finish.fake_quant import rounding
 from nas.protocols import IGNORED, Batch, Family, Task
 from nas.space import Architecture, SearchSpace
 from nas.surroundings import surroundings_of
+
+EVALUATION_TOKENS = 8192  # a batch, where nothing is trained
 
 
 def prefixes(supernet: nn.Module, network: nn.Module) -> dict[str, Tensor]:
@@ -121,6 +123,11 @@ def inherited_error(
 def in_precision(network: nn.Module, arch: Architecture) -> AbstractContextManager[Any]:
     """Inside the block, the network rounds as its file will, if its surroundings say int8."""
     return rounding(network) if surroundings_of(arch).get("precision") == "int8" else nullcontext()
+
+
+def evaluation_batches(task: Task, split: str) -> Iterator[Batch]:
+    """One pass over a split in its fixed order, in batches of the size at which networks are judged and not trained."""
+    return task.batches(split, tokens_per_batch=EVALUATION_TOKENS, seed=None)
 
 
 @torch.no_grad()

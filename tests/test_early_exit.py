@@ -23,9 +23,8 @@ from nas.finish.precision import quantised
 from nas.finish.quantise import Quantise
 from nas.finish.shapes import with_weights
 from nas.finish.stage import NothingToDoError
-from nas.finish.teaching import EVALUATION_TOKENS
 from nas.protocols import Batch
-from nas.supernet import state_of
+from nas.supernet import evaluation_batches, state_of
 from nas.types import Workload
 from search_spaces.decoder import DecoderFamily, decoder_space
 from search_spaces.encoder import EncoderFamily, encoder_space
@@ -210,7 +209,7 @@ def test_rate_and_inputs_are_the_file_s(exits, tmp_path, batch):
         return {name: value.numpy() for name, value in zip(inputs, batch.inputs, strict=True)}
 
     file = ExitFile(tmp_path / "a.onnx", cast(Any, task), workload, feed)
-    read = list(task.batches("validation", tokens_per_batch=EVALUATION_TOKENS, seed=None))
+    read = list(evaluation_batches(task, "validation"))
     sure = torch.cat([confidence(exits.answers(*b.inputs)[0])[:, 0] for b in read]) > exits.threshold
     assert file.rate() == pytest.approx(float(sure[: len(sure) // batch * batch].view(-1, batch).all(dim=1).double().mean()))
     for stops in (True, False):

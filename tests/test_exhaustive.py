@@ -15,7 +15,7 @@ from experiments.benchmarks.exhaustive import FULL, NETWORKS, TINY
 from experiments.benchmarks.trained_table import ABOUT, FOLDER, TABLE, TrainedTable
 from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory
-from nas.finish.teaching import EVALUATION_TOKENS
+from nas.supernet import evaluation_batches
 from search_spaces.encoder import EncoderFamily
 
 SEEDS_APART = 4.0  # standard deviations between trainings with different seeds
@@ -102,7 +102,7 @@ def test_the_recipe_trains_the_same_networks_again(table):
     task = table.recipe.task()
     assert task.fingerprint == table.about["data"]["fingerprint"]
     family = table.recipe.family(task)
-    validation = list(task.batches("validation", tokens_per_batch=EVALUATION_TOKENS, seed=None))
+    validation = list(evaluation_batches(task, "validation"))
     errors = table.columns["error_percent_0"]
     tolerance = SEEDS_APART * exhaustive.figures_of(table)["seed_std"]
     best, worst = int(np.argmin(errors)), int(np.argmax(errors))

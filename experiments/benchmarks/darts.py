@@ -37,7 +37,7 @@ from nas.encoding import Encoding
 from nas.projection import USED, discretise
 from nas.protocols import Family, Task
 from nas.space import Architecture
-from nas.supernet import inherited_error
+from nas.supernet import evaluation_batches, inherited_error
 from nas.training import TrainConfig, supernet_trainer
 from nas.types import Measurement, Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
@@ -194,7 +194,7 @@ def _options(
     report: Reporter,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Errors in percent, [seeds, budgets], of each option and of what stands beside them."""
-    validation = list(itertools.islice(task.batches("validation", tokens_per_batch=8192, seed=None), VALIDATION_BATCHES))
+    validation = list(itertools.islice(evaluation_batches(task, "validation"), VALIDATION_BATCHES))
     budgets = [share * model.predict([family.space.largest()]).upper_ms[0] for share in SHARES]
     space = family.space
     errors = {name: np.empty((len(supernets), len(budgets))) for name in (*OPTIONS, "even", "random", "random_best")}

@@ -43,10 +43,9 @@ from latency_models.additive import AdditiveLatency
 from nas.compute import Compute
 from nas.costs import flops_of
 from nas.encoding import Encoding
-from nas.finish.teaching import EVALUATION_TOKENS
 from nas.protocols import Batch, Family, Task
 from nas.space import Architecture
-from nas.supernet import error_percent
+from nas.supernet import error_percent, evaluation_batches
 from nas.training import TrainConfig, Trainer, stream
 
 NETWORKS = "networks.jsonl"
@@ -139,7 +138,7 @@ def train_all(recipe: Recipe, family: Family, task: Task, directory: RunDirector
     """Those that the directory lacks are trained, and written to it one by one."""
     wanted = trainings(recipe)
     done: Records = {(record["id"], record["seed"]): record for record in directory.read_lines(NETWORKS)}
-    validation = list(task.batches("validation", tokens_per_batch=EVALUATION_TOKENS, seed=None))
+    validation = list(evaluation_batches(task, "validation"))
     with report.phase("Training networks", len(wanted), done=len(done)) as advance:
         for arch, seed in wanted:
             if (arch.id, seed) not in done:

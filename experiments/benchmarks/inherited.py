@@ -28,13 +28,12 @@ from experiments.settings import Settings, SupernetSettings
 from latency_models.additive import AdditiveLatency
 from nas.compute import Compute, choose_compute
 from nas.darts import Darts
-from nas.finish.teaching import EVALUATION_TOKENS
 from nas.pareto import hypervolume
 from nas.protocols import Batch, Family, Searcher, Task
 from nas.search import search
 from nas.searchers.random import Random
 from nas.space import Architecture
-from nas.supernet import inherited_error, state_of
+from nas.supernet import evaluation_batches, inherited_error, state_of
 from nas.training import supernet_trainer
 from nas.types import Candidate, Provenance, Workload
 
@@ -66,7 +65,7 @@ class Inherited:
         batch = next(iter(task.batches("train", tokens_per_batch=settings.supernet.train.tokens_per_batch, seed=0)))
         compute, _ = choose_compute(family, task, batch)
         supernet = _supernet(family, task, settings.supernet, compute, folder, report)
-        validation = list(task.batches("validation", tokens_per_batch=EVALUATION_TOKENS, seed=None))
+        validation = list(evaluation_batches(task, "validation"))
         model = invented_device(family, Workload(tokens=task.max_tokens))
         return cls(family, task, settings, supernet, compute, model, validation)
 

@@ -37,12 +37,11 @@ from experiments.pipeline import Pipeline
 from experiments.progress import Reporter
 from nas.compute import Compute
 from nas.costs import flops_of
-from nas.finish.teaching import EVALUATION_TOKENS
 from nas.pareto import fittest, hypervolume, non_dominated
 from nas.search import search
 from nas.searchers.random import Random
 from nas.space import Architecture
-from nas.supernet import inherited_error
+from nas.supernet import evaluation_batches, inherited_error
 from nas.types import Candidate, Provenance
 
 STARTS = ("pretrained", "scratch")
@@ -188,8 +187,7 @@ def inherited(pipeline: Pipeline, supernet: nn.Module, compute: Compute, num: in
     """The hand-designed and random architectures of at most half of the largest network's FLOPs, which count as 1."""
     family, task = pipeline.family, pipeline.task
     half = flops_of(family, [family.space.largest()], pipeline.workload)[0] / 2
-    batches = task.batches("validation", tokens_per_batch=EVALUATION_TOKENS, seed=None)
-    validation = [batch.to(compute.device) for batch in batches]
+    validation = [batch.to(compute.device) for batch in evaluation_batches(task, "validation")]
 
     def flops(arch: Architecture) -> float:
         return float(flops_of(family, [arch], pipeline.workload)[0] / half)

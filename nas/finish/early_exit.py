@@ -10,8 +10,9 @@ from torch import nn
 
 from nas.finish.exits import NEVER, Exits, Head, answers_of, confidence, layers_of
 from nas.finish.stage import NothingToDoError
-from nas.finish.teaching import EVALUATION_TOKENS, Lesson, School
+from nas.finish.teaching import Lesson, School
 from nas.protocols import Task
+from nas.supernet import evaluation_batches
 from nas.training import TrainConfig
 
 
@@ -77,7 +78,7 @@ def answers_on(network: nn.Module, school: School) -> list[Answers]:
     network.eval()
     task: Task = school.task
     rows = []
-    for batch in task.batches("architecture", tokens_per_batch=EVALUATION_TOKENS, seed=None):
+    for batch in evaluation_batches(task, "architecture"):
         batch = batch.to(school.compute.device)
         answers = answers_of(network, batch.inputs)
         rows.append([(confidence(x)[:, 0].cpu(), (x.argmax(dim=-1) != batch.targets).double().cpu()) for x in answers])

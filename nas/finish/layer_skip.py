@@ -13,7 +13,8 @@ from nas.finish.early_exit import answers_on, still_allowed, threshold
 from nas.finish.exits import layers_of
 from nas.finish.skips import Gate, Skips
 from nas.finish.stage import NothingToDoError
-from nas.finish.teaching import EVALUATION_TOKENS, Lesson, School
+from nas.finish.teaching import Lesson, School
+from nas.supernet import evaluation_batches
 from nas.training import TrainConfig
 
 RIDGE = 0.01  # weight of the squares in the gate's logistic regression, relative to a mean loss
@@ -75,15 +76,15 @@ class LayerSkip:
 
 
 def _first_inputs(school: School) -> Sequence[Tensor]:
-    batch = next(iter(school.task.batches("architecture", tokens_per_batch=EVALUATION_TOKENS, seed=None)))
+    batch = next(iter(evaluation_batches(school.task, "architecture")))
     return batch.to(school.compute.device).inputs
 
 
 @torch.no_grad()
 def features(skips: Skips, school: School) -> Tensor:
     """What the gate decides by over the split "architecture", float64 [N, D]."""
-    batches = school.task.batches("architecture", tokens_per_batch=EVALUATION_TOKENS, seed=None)
-    rows = [skips.eval().features(*batch.to(school.compute.device).inputs) for batch in batches]
+    read = evaluation_batches(school.task, "architecture")
+    rows = [skips.eval().features(*batch.to(school.compute.device).inputs) for batch in read]
     return torch.cat(rows).double().cpu()
 
 

@@ -24,11 +24,10 @@ from nas.finish.precision import check
 from nas.finish.remembered import Remembered, Remembering, can_remember
 from nas.protocols import IGNORED, Batch, Task
 from nas.space import Architecture, SearchSpace
-from nas.supernet import error_percent, state_of
+from nas.supernet import error_percent, evaluation_batches, state_of
 from nas.training import TrainConfig, Trainer, stream
 
 TEACHERS = ("largest", "front", "itself", "baseline")
-EVALUATION_TOKENS = 8192  # tokens a batch where nothing is trained
 
 
 @dataclass(frozen=True)
@@ -209,8 +208,7 @@ class _Best:
         if not self.lesson.check_every or step % self.lesson.check_every:
             return False
         if not self.batches:
-            read = self.task.batches("architecture", tokens_per_batch=EVALUATION_TOKENS, seed=None)
-            self.batches = [batch.to(self.compute.device) for batch in read]
+            self.batches = [batch.to(self.compute.device) for batch in evaluation_batches(self.task, "architecture")]
         self.trainer.swap()
         error = error_percent(self.network.eval(), self.batches, self.task, self.compute)
         if error < self.error:
@@ -246,8 +244,7 @@ def _balanced(task: Task, train: TrainConfig, compute: Compute) -> Callable[[Ten
     classes = task.sizes.get("num_classes", 0)
     if classes < 2:
         raise ValueError(f"class_weights: the task {task.name} has no classes")
-    read = task.batches("train", tokens_per_batch=EVALUATION_TOKENS, seed=None)
-    targets = (batch.targets[batch.targets != IGNORED] for batch in read)
+    targets = (batch.targets[batch.targets != IGNORED] for batch in evaluation_batches(task, "train"))
     counts = torch.stack([torch.bincount(asked, minlength=classes) for asked in targets]).sum(dim=0)
     weights = (counts.sum() / (classes * counts)).to(compute.device)
     return lambda outputs, targets: F.cross_entropy(outputs.float().flatten(0, -2), targets.flatten(), weight=weights)
