@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import importlib
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.arguments import parse
+from experiments.formatting import rounded
 from experiments.progress import Reporter
 
 BENCHMARKS = {
@@ -27,7 +27,6 @@ BENCHMARKS = {
     "ablation": "experiments.benchmarks.ablation",
 }
 WIDTH = 130  # of a table where there is no terminal
-DIGITS = 4  # significant ones of every figure
 
 
 def main(words: Sequence[str]) -> int:
@@ -53,14 +52,3 @@ def main(words: Sequence[str]) -> int:
         Path(given.out).write_text(line + "\n")
     print(line, flush=True)
     return 0
-
-
-def rounded(figures: Mapping[str, float]) -> dict[str, float | None]:
-    """Figures with so many significant digits; one that could not be computed is null."""
-    return {name: _round(value) for name, value in figures.items()}
-
-
-def _round(value: float) -> float | None:
-    if isinstance(value, int):
-        return value
-    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None

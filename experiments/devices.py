@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from experiments.arguments import parse
 from experiments.build import make
+from experiments.formatting import aligned
 from experiments.progress import Reporter
 from hardware.table_checks import cautions, same_device
 from hardware.tables import TABLES, default_folder, is_there, load_table, origin
@@ -93,9 +94,3 @@ def described(table: RecordedTable) -> list[str]:
     known = len(match(table))
     numbers = (len(table), table.unit, int(table.outliers.sum()), known or "-")
     return [table.name, table.device, table.kind, table.runtime, table.precision, *map(str, numbers)]
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells as lines of columns, two spaces between them."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -18,7 +18,7 @@ from experiments.costing import Costing
 from experiments.ledger import spent
 from experiments.outcome import Explored
 from experiments.progress import Reporter
-from experiments.run_directory import RunDirectory, RunError
+from experiments.run_directory import CANDIDATES, RunDirectory, RunError
 from experiments.settings import Settings
 from nas.compute import Compute
 from nas.costs import parameters_of
@@ -31,7 +31,6 @@ from nas.supernet import evaluation_batches, inherited_error
 from nas.surroundings import answering
 from nas.types import Candidate, Provenance, pareto_front
 
-CANDIDATES = "candidates.jsonl"
 PARAMETERS = "parameters"
 TITLES = {
     "search": "Outer loop",

@@ -22,10 +22,10 @@ from experiments.build import build, make, make_device
 from experiments.calibration import export_for_timing, read_measurements, sentinel_of
 from experiments.conclude import verdict_of
 from experiments.contract import TOLERANCE, Limits, tolerance_of
+from experiments.finished_run import existing_run, load
 from experiments.finishing import Finisher
 from experiments.networks import Network, pick
 from experiments.outcome import Choice
-from experiments.pareto import existing_run, load
 from experiments.progress import Reporter
 from experiments.results import Results
 from experiments.run_directory import RunError

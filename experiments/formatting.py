@@ -1,9 +1,11 @@
-"""Milliseconds, durations and parameters as people read them."""
+"""Milliseconds, durations, parameters, tables and figures as people read them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+DIGITS = 4  # significant ones of every figure of a benchmark
 
 
 def format_ms(value: float | None, *, digits: int = 3) -> str:
@@ -28,3 +30,20 @@ def format_seconds(seconds: float) -> str:
 def params_in_words(params: Mapping[str, float]) -> str:
     """Parameters by their names: learning rate 0.002, weight decay 0.01."""
     return ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in params.items())
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines of columns, two spaces between them."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def rounded(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """Figures with so many significant digits; one that could not be computed is null."""
+    return {name: _round(value) for name, value in figures.items()}
+
+
+def _round(value: float) -> float | None:
+    if isinstance(value, int):
+        return value
+    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None

@@ -22,12 +22,11 @@ import numpy as np
 from torch import nn
 
 from experiments.budgets import Budget
-from experiments.exploring import CANDIDATES
 from experiments.finishing import Finisher
 from experiments.ledger import spent
 from experiments.outcome import SEARCHES, Climbed, Explored
 from experiments.progress import Reporter
-from experiments.run_directory import RunDirectory
+from experiments.run_directory import CANDIDATES, RunDirectory
 from experiments.settings import Settings
 from experiments.trust import RUNG
 from nas.pareto import fittest

@@ -26,13 +26,13 @@ from experiments.build import family_of_task, make, make_device
 from experiments.calibration import export_for_timing, sentinel_of
 from experiments.composing import VOCABULARY, stand_in_family
 from experiments.config import composed
+from experiments.finished_run import existing_run, load
 from experiments.finishing import FOLDER, Finisher
 from experiments.measured import Timed, said, write
 from experiments.networks import Network, pick
 from experiments.onnx_inputs import Sizes, dynamic_dimensions, make_inputs
-from experiments.pareto import existing_run, load
 from experiments.progress import Reporter
-from experiments.run_directory import RunDirectory, RunError
+from experiments.run_directory import CANDIDATES, RunDirectory, RunError
 from hardware.timing import Exported, measure
 from nas.compute import Compute
 from nas.export import format_of, runs_onnx
@@ -206,7 +206,7 @@ def architecture(text: str, family: Family, run: RunDirectory | None) -> Archite
         return family.space.canonical(picks)
     if run is None:
         raise ValueError(f"arch: {text!r} is not a JSON object; an id needs run=DIR")
-    known = {str(r["id"]): r["arch"] for r in run.read_lines("candidates.jsonl")}
+    known = {str(r["id"]): r["arch"] for r in run.read_lines(CANDIDATES)}
     matches = [id_ for id_ in known if text and id_.startswith(text)]
     if len(matches) != 1:
         raise ValueError(f"arch: {text!r} begins {len(matches)} of the {len(known)} ids that {run.path} has scored, not one")

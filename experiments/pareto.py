@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from omegaconf import MISSING
 
 from experiments.arguments import parse
+from experiments.finished_run import existing_run, load
 from experiments.progress import Reporter
 from experiments.report import summary, write_report
-from experiments.results import Results
-from experiments.run_directory import RunDirectory, RunError
-from nas.space import Architecture
-from nas.types import Candidate, Provenance
 
 
 @dataclass
@@ -33,34 +29,3 @@ def main(words: Sequence[str]) -> int:
     for line in summary(results, run.path):
         report.console.print(line)
     return 0
-
-
-def existing_run(path: str) -> RunDirectory:
-    """The directory of a run that is there. Raises RunError if it is not."""
-    if not (Path(path) / "run.json").is_file():
-        raise RunError(f"run: {path} is not the directory of a run (it has no run.json)")
-    return RunDirectory(path)
-
-
-def load(run: RunDirectory) -> tuple[Results, list[Candidate]]:
-    """What a finished run concluded, and all candidates. Raises RunError for an unfinished or damaged one."""
-    if not run.has("results.json"):
-        raise RunError(f"run: {run.path} is not finished; paretoformer search run={run.path} with its overrides goes on with it")
-    if "choices" in run.read_json("run.json"):  # of `experiments.table_search`
-        raise RunError(
-            f"run: {run.path} is a search in a table and has no networks; its pareto.csv and pareto.png say everything"
-        )
-    try:
-        return Results.from_json(run.read_json("results.json")), [_candidate(r) for r in run.read_lines("candidates.jsonl")]
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"run: {run.path} holds damaged results ({error}); the same search command writes them again") from error
-
-
-def _candidate(record: dict[str, object]) -> Candidate:
-    """A candidate as it was written; its space is not needed to draw it."""
-    arch, objectives, provenance = record["arch"], record["objectives"], record["provenance"]
-    assert isinstance(arch, dict)
-    assert isinstance(objectives, dict)
-    assert isinstance(provenance, dict)
-    sources, phase = {n: Provenance(p) for n, p in provenance.items()}, str(record["phase"])
-    return Candidate(Architecture(tuple(arch.items())), objectives, sources, phase, float(str(record["seconds"])))

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+CANDIDATES = "candidates.jsonl"  # one line for each network that was scored
 MIN_FREE_BYTES = 300 * 2**20
 
 

@@ -17,7 +17,7 @@ from experiments.arguments import parse
 from experiments.build import family_of_task
 from experiments.composing import stand_in_family
 from experiments.config import composed
-from experiments.devices import aligned
+from experiments.formatting import aligned
 from experiments.layers import LAYER, in_all_layers
 from experiments.plots.space import space_figure
 from experiments.plots.style import png, svg

@@ -26,6 +26,7 @@ from experiments.benchmarks import (
 from experiments.benchmarks.beside_hand import BesideHand
 from experiments.benchmarks.first_light import Fronts, Point, same_layers
 from experiments.benchmarks.ship import Row, Trial, summary
+from experiments.formatting import rounded
 from experiments.progress import Reporter
 from experiments.tasks.languages import Languages
 from nas.formats import open_session
@@ -84,7 +85,7 @@ def test_mistakes_are_named(words, message):
 
 
 def test_a_figure_that_could_not_be_computed_is_null():
-    assert bench.rounded({"a": 1.23456, "b": float("nan"), "c": 12345, "d": math.inf}) == {
+    assert rounded({"a": 1.23456, "b": float("nan"), "c": 12345, "d": math.inf}) == {
         "a": 1.235,
         "b": None,
         "c": 12345,

@@ -28,11 +28,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from scipy.stats import kendalltau
 
-from experiments.bench import rounded
 from experiments.benchmarks.supernet import threads
 from experiments.benchmarks.tabular import front_of
 from experiments.benchmarks.trained_table import Recipe, TrainedTable
 from experiments.calibration import Calibration, Calibrator
+from experiments.formatting import rounded
 from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory
 from experiments.settings import CalibrationSettings
