@@ -20,22 +20,22 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from experiments.arguments import parse
 from experiments.build import build, make, make_device
 from experiments.calibration import export_for_timing, read_measurements, sentinel_of
+from experiments.compute import chosen_compute
 from experiments.conclude import verdict_of
 from experiments.contract import TOLERANCE, Limits, tolerance_of
-from experiments.finished_run import existing_run, load
+from experiments.finished_run import config_of, existing_run, load
 from experiments.finishing import Finisher
 from experiments.networks import Network, pick
 from experiments.outcome import Choice
 from experiments.progress import Reporter
 from experiments.results import Results
-from experiments.run_directory import RunError
+from experiments.run_directory import CONFIG, RunError
 from experiments.shipping import Shipment, Terms, ship
 from hardware.executorch_device import ExecuTorch
 from hardware.litert import LiteRt
 from hardware.local_torch import LocalTorch
 from hardware.openvino_device import OpenVino
 from hardware.timing import Exported, measure
-from nas.compute import Compute
 from nas.export import write_as
 from nas.formats import FORMATS
 from nas.protocols import Device, DeviceError
@@ -71,16 +71,15 @@ def main(words: Sequence[str]) -> int:
     picked = picks(results.networks, given.pick)
     if len(picked) > 1 and given.format != "onnx":
         raise ValueError(f"pick: several networks share one file of weights in format=onnx alone, not in {given.format}")
-    if not run.has(".hydra/config.yaml"):
+    if not run.has(CONFIG):
         raise RunError(f"run: {run.path} was made from Python; export with experiments.shipping.ship there")
-    config = OmegaConf.load(run / ".hydra/config.yaml")
-    assert isinstance(config, DictConfig)
+    config = config_of(run)
     device, variant = variant_of(config, given)
     report = Reporter()
     pipeline = build(OmegaConf.merge(config, {"run": str(run.path)}), report=report)  # type: ignore[arg-type]
     with run.lock(), tempfile.TemporaryDirectory() as folder:
         pipeline.claim()
-        finisher = pipeline.finisher(Compute(**run.read_json("compute.json")["chosen"]))
+        finisher = pipeline.finisher(chosen_compute(run))
         if variant:
             finisher = replace(finisher, device=device)
         exporter = Exporter(finisher, results, given.format, variant, Path(folder))

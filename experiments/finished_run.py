@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
+
+from omegaconf import DictConfig, OmegaConf
 
 from experiments.results import Results
-from experiments.run_directory import CANDIDATES, RunDirectory, RunError
+from experiments.run_directory import CANDIDATES, CONFIG, RunDirectory, RunError
 from nas.space import Architecture
 from nas.types import Candidate, Provenance
 
@@ -29,6 +32,11 @@ def load(run: RunDirectory) -> tuple[Results, list[Candidate]]:
         return Results.from_json(run.read_json("results.json")), [_candidate(r) for r in run.read_lines(CANDIDATES)]
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"run: {run.path} holds damaged results ({error}); the same search command writes them again") from error
+
+
+def config_of(run: RunDirectory) -> DictConfig:
+    """What a run was asked for, of one that has its `CONFIG`."""
+    return cast(DictConfig, OmegaConf.load(run / CONFIG))
 
 
 def _candidate(record: dict[str, object]) -> Candidate:

@@ -11,6 +11,7 @@ from experiments.build import also, build, make, make_settings, surroundings
 from experiments.conclude import conclude
 from experiments.pipeline import Pipeline
 from experiments.progress import Reporter
+from experiments.run_directory import CONFIG
 from experiments.table_search import TableSearch
 from nas.space import SearchSpace
 
@@ -36,8 +37,8 @@ def run(config: DictConfig) -> None:
     with job.run.lock():
         job.claim()
         resolved = OmegaConf.to_container(config, resolve=True)
-        for name, content in (("config", resolved), ("overrides", overrides)):
-            with job.run.replacing(f".hydra/{name}.yaml") as path:
+        for name, content in ((CONFIG, resolved), (".hydra/overrides.yaml", overrides)):
+            with job.run.replacing(name) as path:
                 path.write_text(OmegaConf.to_yaml(content))
         then = "goes on" if isinstance(job, Pipeline) else "takes seconds and finds the same"
         report.say(f"Run: {job.run.path}  (stop at any time; the same command with run={job.run.path} {then})")

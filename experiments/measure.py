@@ -25,16 +25,16 @@ from experiments.arguments import parse
 from experiments.build import family_of_task, make, make_device
 from experiments.calibration import export_for_timing, sentinel_of
 from experiments.composing import VOCABULARY, stand_in_family
+from experiments.compute import chosen_compute
 from experiments.config import composed
-from experiments.finished_run import existing_run, load
+from experiments.finished_run import config_of, existing_run, load
 from experiments.finishing import FOLDER, Finisher
 from experiments.measured import Timed, said, write
 from experiments.networks import Network, pick
 from experiments.onnx_inputs import Sizes, dynamic_dimensions, make_inputs
 from experiments.progress import Reporter
-from experiments.run_directory import CANDIDATES, RunDirectory, RunError
+from experiments.run_directory import CANDIDATES, CONFIG, RunDirectory, RunError
 from hardware.timing import Exported, measure
-from nas.compute import Compute
 from nas.export import format_of, runs_onnx
 from nas.protocols import Device, Family
 from nas.space import Architecture
@@ -141,9 +141,9 @@ def read_words(words: Sequence[str]) -> tuple[Words, list[Path], str | None, lis
 def compose_config(given: Words, device_words: list[str], run: RunDirectory | None) -> DictConfig:
     """Device, space and task: the run's, if there is one, with the device that is asked for. Raises ValueError."""
     names_a_device = any(word.startswith("device=") for word in device_words)
-    if run is None or not run.has(".hydra/config.yaml"):
+    if run is None or not run.has(CONFIG):
         return composed(f"space={given.space}", *device_words)
-    known = cast(DictConfig, OmegaConf.load(run / ".hydra/config.yaml"))
+    known = config_of(run)
     if names_a_device:
         known["device"] = composed(*device_words)["device"]
         return known
@@ -179,11 +179,10 @@ def shipped(
         RunError: the run has no configuration.
         ValueError: the workload is not one of the run's task.
     """
-    if not run.has(".hydra/config.yaml"):
+    if not run.has(CONFIG):
         raise RunError(f"run: {run.path} was made from Python; name its files, {run / FOLDER}/*.onnx, instead of pick")
     task, family = family_of_task(config)
-    compute = Compute(**run.read_json("compute.json")["chosen"])
-    finisher = Finisher(family, task, device, workload, compute, make(config, "finish"), config.seed, run)
+    finisher = Finisher(family, task, device, workload, chosen_compute(run), make(config, "finish"), config.seed, run)
     of_run = finisher.exported(family.space.canonical(network.arch), folder)
     surroundings = [(name, pick) for name, pick in of_run.arch.picks if name.startswith(PREFIX)]
     return replace(of_run, arch=Architecture((("file", str(of_run.path)), *surroundings)))

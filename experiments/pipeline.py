@@ -23,6 +23,7 @@ from experiments.baseline_teachers import BaselineTeachers
 from experiments.budgets import Ends
 from experiments.calibration import Calibration, Calibrator
 from experiments.checkpoints import loaded, read_checkpoint, write_checkpoint
+from experiments.compute import COMPUTE, chosen_compute, tried
 from experiments.costing import Costing, check_device, check_precisions
 from experiments.exploring import Explorer
 from experiments.finishing import Finisher
@@ -41,7 +42,7 @@ from hardware.recorded import RecordedDevice
 from hardware.store import MeasurementStore
 from hardware.surroundings import Surrounded
 from latency_models.memory import memory_of
-from nas.compute import Compute, choose_compute
+from nas.compute import Compute
 from nas.projection import BudgetError
 from nas.protocols import (
     Device,
@@ -253,13 +254,12 @@ class Pipeline:
         """Where and how this run trains: the fastest way that a short trial found."""
 
         def choose() -> dict[str, Any]:
-            batch = next(iter(self.task.batches("train", tokens_per_batch=self.settings.supernet.train.tokens_per_batch, seed=0)))
-            wanted = self.settings.train_on
+            wanted, tokens = self.settings.train_on, self.settings.supernet.train.tokens_per_batch
             device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
-            compute, trials = choose_compute(self.family, self.task, batch, device=device)
-            return {"chosen": dataclasses.asdict(compute), "trials": [t.to_json() for t in trials]}
+            return tried(self.family, self.task, tokens_per_batch=tokens, device=device)
 
-        compute = Compute(**self._once("compute.json", "Trying ways to train", choose)["chosen"])
+        self._once(COMPUTE, "Trying ways to train", choose)
+        compute = chosen_compute(self.run)
         self.report.say(f"Training on {compute}")
         return compute
 

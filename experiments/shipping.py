@@ -22,7 +22,7 @@ from experiments import predict
 from experiments.card import card
 from experiments.contract import Files, Limits, beginning_of, checksum, files_of, input_of, promised, proven, versions
 from experiments.finishing import Finisher
-from experiments.run_directory import RunDirectory, RunError
+from experiments.run_directory import CONFIG, RunDirectory, RunError
 from experiments.ties import TIES
 from experiments.verdicts import Verdict
 from nas.formats import FORMATS
@@ -102,8 +102,8 @@ def ship(finisher: Finisher, shipments: Sequence[Shipment], terms: Terms) -> Shi
             part / "architecture.json",
             {"space": finisher.family.space.to_json(), "networks": {s.arch.id: s.arch.to_json() for s in shipments}},
         )
-        if run.has(".hydra/config.yaml"):
-            shutil.copyfile(run / ".hydra/config.yaml", part / "config.yaml")
+        if run.has(CONFIG):
+            shutil.copyfile(run / CONFIG, part / "config.yaml")
         proofs = [
             proven(finisher, s.arch, f, s.measurement, kind=terms.kind, limits=terms.limits)
             for s, f in zip(shipments, files, strict=True)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from experiments.compute import COMPUTE, chosen_compute, tried
 from experiments.finishing import FOLDER, Finisher
 from experiments.pipeline import Pipeline
 from experiments.run_directory import RunDirectory
-from nas.compute import Compute, choose_compute
 from nas.finish.teaching import Lesson
 from nas.space import Architecture
 
@@ -23,11 +22,10 @@ def finisher_of(pipeline: Pipeline, folder: Path, *, lesson: Lesson) -> Finisher
     """That of a run of its own, whose networks begin with fresh weights."""
     run = RunDirectory(folder)
     (run / FOLDER).mkdir(exist_ok=True)
-    if not run.has("compute.json"):
-        batch = next(iter(pipeline.task.batches("train", tokens_per_batch=2048, seed=0)))
-        run.write_json("compute.json", asdict(choose_compute(pipeline.family, pipeline.task, batch)[0]))
+    if not run.has(COMPUTE):
+        run.write_json(COMPUTE, tried(pipeline.family, pipeline.task, tokens_per_batch=2048))
     settings = dataclasses.replace(pipeline.settings.finish, inherit=0.0, lesson=lesson)
-    return dataclasses.replace(pipeline.finisher(Compute(**run.read_json("compute.json"))), settings=settings, run=run)
+    return dataclasses.replace(pipeline.finisher(chosen_compute(run)), settings=settings, run=run)
 
 
 def train(finisher: Finisher, arch: Architecture, seed: int) -> None:
