@@ -18,6 +18,7 @@ from experiments.costing import Costing
 from experiments.ledger import spent
 from experiments.outcome import Explored
 from experiments.progress import Reporter
+from experiments.roles import PHASES
 from experiments.run_directory import CANDIDATES, RunDirectory, RunError
 from experiments.settings import Settings
 from nas.compute import Compute
@@ -31,13 +32,6 @@ from nas.supernet import evaluation_batches, inherited_error
 from nas.surroundings import answering
 from nas.types import Candidate, Provenance, pareto_front
 
-PARAMETERS = "parameters"
-TITLES = {
-    "search": "Outer loop",
-    "random": "Random search, for comparison",
-    PARAMETERS: "Parameter count alone, for comparison",
-    "hand": "Scoring the networks designed by hand",
-}
 POOL = 20  # times the evaluations: random networks of which those with the most parameters for their latency are scored
 NEAR = 1.1  # times a budget: how far beyond it a network may be predicted and still be worth a measurement
 
@@ -73,7 +67,7 @@ class Explorer:
         by_phase = {"search": self._phase("search", searcher, outer.evaluations)}
         if outer.baseline:
             by_phase["random"] = self._phase("random", self._random(), outer.evaluations)
-            by_phase[PARAMETERS] = self._phase(PARAMETERS, self._by_parameters(), outer.evaluations)
+            by_phase["parameters"] = self._phase("parameters", self._by_parameters(), outer.evaluations)
         by_phase["hand"] = self._by_hand()
         return Explored({phase: self._priced(found) for phase, found in by_phase.items()}, refined)
 
@@ -111,7 +105,7 @@ class Explorer:
         if len(known) >= num:
             return tuple(known)
         evaluate = self._evaluation(phase)
-        with spent(self.run, TITLES[phase]), self.report.phase(TITLES[phase], num, done=len(known)) as advance:
+        with spent(self.run, PHASES[phase]), self.report.phase(PHASES[phase], num, done=len(known)) as advance:
             seen = len(known)
 
             def on_candidate(candidate: Candidate) -> None:
@@ -127,7 +121,7 @@ class Explorer:
         missing = [arch for arch in self.family.hand_designed().values() if arch.id not in known]
         if missing:
             evaluate = self._evaluation("hand")
-            with spent(self.run, TITLES["hand"]):
+            with spent(self.run, PHASES["hand"]):
                 for arch in missing:
                     known[arch.id] = evaluate(arch)
                     self.run.append(CANDIDATES, known[arch.id].to_json())

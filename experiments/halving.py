@@ -24,11 +24,11 @@ from torch import nn
 from experiments.budgets import Budget
 from experiments.finishing import Finisher
 from experiments.ledger import spent
-from experiments.outcome import SEARCHES, Climbed, Explored
+from experiments.outcome import Climbed, Explored
 from experiments.progress import Reporter
+from experiments.roles import RUNG, SEARCHES
 from experiments.run_directory import CANDIDATES, RunDirectory
 from experiments.settings import Settings
-from experiments.trust import RUNG
 from nas.pareto import fittest
 from nas.surroundings import answering
 from nas.types import Candidate, Provenance

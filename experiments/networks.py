@@ -13,10 +13,10 @@ import numpy as np
 
 from experiments.formatting import format_ms
 from experiments.records import require_finite
+from experiments.roles import ROLES
 from nas.pareto import hypervolume, knee, non_dominated
 
 PLANE = ("latency_ms", "error")  # the objectives of the picture
-ROLES = ("search", "random", "hand")
 RULES = ("knee", "best", "fastest_within:1.5%", "budget:8ms")
 
 
@@ -47,7 +47,7 @@ class Network:
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
-            raise ValueError(f"role: {self.role!r} of {self.id} is not one of {ROLES}")
+            raise ValueError(f"role: {self.role!r} of {self.id} is not one of {tuple(ROLES)}")
         require_finite(self, self.id)
         for name in ("predicted_ms", "predicted_upper_ms", "measured_ms", "measured_low_ms", "measured_high_ms"):
             value = getattr(self, name)

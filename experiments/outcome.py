@@ -17,8 +17,6 @@ from nas.proposals import Proposal
 from nas.space import Architecture
 from nas.types import Candidate, Measurement
 
-SEARCHES = {"search": "search", "random": "random search"}  # roles whose candidates were scored, and what people call them
-
 
 @dataclass(frozen=True)
 class Finalist:

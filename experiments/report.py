@@ -31,13 +31,13 @@ from experiments.plots.pareto import pareto_figure
 from experiments.plots.predictor import predictor_figure
 from experiments.plots.style import NARROW, WIDE, png, svg
 from experiments.results import PredictorReport, Results
+from experiments.roles import ROLES
 from experiments.trust import evidence, sentences
 from nas.types import Candidate, Provenance
 
 FILES = ("report.html", "pareto.png", "pareto.csv", "results.json", "trust.json")
 KINDS = ("predicted", "measured")
 TONES = {True: "green", False: "red", None: "yellow"}
-WHO = {"search": "search", "random": "random search", "hand": "designed by hand"}
 COLUMNS = (
     "id", "role", "label", "error_percent", "error_provenance", "predicted_ms", "predicted_upper_ms", "measured_ms",
     "measured_low_ms", "measured_high_ms", "num_parameters", "on_front", "picked", "arch",
@@ -91,7 +91,7 @@ def page(results: Results, candidates: Sequence[Candidate]) -> str:
     }
     return environment.get_template("report.html.j2").render(
         r=results,
-        who=WHO,
+        who=ROLES,
         pictures=pictures,
         networks=by_time(results.networks),
         on_front=results.front,
@@ -221,7 +221,7 @@ def _rank(name: str) -> int:
 def search_sentences(results: Results) -> list[str]:
     """How the search did against random search and hand-designed networks, as it came out."""
     on_front = results.front
-    counts = [f"{words} {sum(n.role == role for n in on_front)}" for role, words in WHO.items() if results.of_role(role)]
+    counts = [f"{words} {sum(n.role == role for n in on_front)}" for role, words in ROLES.items() if results.of_role(role)]
     sentences = [f"Networks that no other one beats in {objective_words(results.objectives)}, by origin: {', '.join(counts)}."]
     comparisons = compare_at_equal_time(results)
     if comparisons:
@@ -232,7 +232,7 @@ def search_sentences(results: Results) -> list[str]:
     areas = results.hypervolumes
     if areas:
         ms, percent = results.hypervolume_reference
-        listed = ", ".join(f"{WHO.get(role, role)} {area:.5g}" for role, area in areas.items())
+        listed = ", ".join(f"{ROLES.get(role, role)} {area:.5g}" for role, area in areas.items())
         sentences.append(
             f"Hypervolume up to {format_ms(ms)} ms and {percent:.4g} % error, of trained networks (larger is better): {listed}."
         )

@@ -14,9 +14,10 @@ from experiments.costing import Costing
 from experiments.finishing import Finisher
 from experiments.ledger import spent
 from experiments.objectives import upper_on_device
-from experiments.outcome import SEARCHES, Choice, Finalist
+from experiments.outcome import Choice, Finalist
 from experiments.progress import Reporter
 from experiments.results import StageReport
+from experiments.roles import ROLES
 from experiments.run_directory import RunDirectory
 from experiments.settings import Settings
 from experiments.stages import Stages
@@ -51,7 +52,7 @@ class Selection:
         finalists: dict[str, Finalist] = {}
         for role, candidates in shortlists.items():
             for arch in (c.arch for c in candidates):
-                finalists.setdefault(arch.id, Finalist(arch, role, SEARCHES[role]))
+                finalists.setdefault(arch.id, Finalist(arch, role, ROLES[role]))
         for label, arch in self.family.hand_designed().items():
             finalists.setdefault(arch.id, Finalist(arch, "hand", label))
         return list(finalists.values())

@@ -30,6 +30,7 @@ from experiments.formatting import format_ms
 from experiments.plots.capacity import capacity_figure
 from experiments.plots.style import png
 from experiments.progress import Reporter
+from experiments.roles import PHASES, SEARCHES
 from experiments.run_directory import RunDirectory
 from experiments.settings import Settings
 from experiments.verdicts import Verdict
@@ -103,7 +104,7 @@ class TableSearch:
         """
         halves = self._fit()
         budget = self._budget(halves.model)
-        roles = ("search", "random") if self.settings.outer.baseline else ("search",)
+        roles = SEARCHES if self.settings.outer.baseline else SEARCHES[:1]
         found = {role: self._explore(role, halves.model, budget.ms) for role in roles}
         within = {role: [c for c in of_role if c.objectives["upper_ms"] <= budget.ms] for role, of_role in found.items()}
         fronts = {role: pareto_front(of_role, *OBJECTIVES) for role, of_role in within.items()}
@@ -168,8 +169,7 @@ class TableSearch:
             )  # fmt: skip
         smallest = evaluate(self.space.smallest())
         searcher.tell(smallest)
-        title = {"search": "Search", "random": "Random search, for comparison"}[role]
-        with self.report.phase(title, settings.evaluations):
+        with self.report.phase("Search" if role == "search" else PHASES[role], settings.evaluations):
             return search(searcher, evaluate, num_evaluations=settings.evaluations, known=[smallest]).candidates
 
     def _num_parameters(self, candidate: Candidate) -> int:

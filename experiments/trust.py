@@ -17,12 +17,12 @@ import numpy as np
 from experiments.formatting import format_ms, params_in_words
 from experiments.networks import Network
 from experiments.results import Results
+from experiments.roles import PHASES, RUNG
 from nas.pareto import hypervolume
 from nas.types import Candidate, Provenance
 
 RESAMPLES = 1000
 FEWEST = 4  # networks from which a rank correlation is said
-RUNG = "rung "  # how the phase of what a rung scored begins; then comes its share of the training
 
 
 def evidence(results: Results, candidates: Sequence[Candidate]) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def hypervolumes_by_cost(results: Results, candidates: Sequence[Candidate]) -> d
     the evaluations took until then; the networks designed by hand are one set."""
     reference = results.hypervolume_reference
     curves: dict[str, Any] = {"reference": reference, "retrained": dict(results.hypervolumes)}
-    for phase in ("search", "random", "parameters", "hand"):
+    for phase in PHASES:
         of_phase = [c for c in candidates if c.phase == phase]
         costs = np.array([[c.objectives["latency_ms"], c.objectives["error"]] for c in of_phase]).reshape(-1, 2)
         if phase == "hand":

@@ -56,7 +56,7 @@ WHO = {
     "ships": "what ships",
     "do_it_yourself": "do it yourself",
 }
-ROLES = {"search": "ours", "random": "random", "hand": "hand"}  # of the main job's finalists
+SIDE_OF = {"search": "ours", "random": "random", "hand": "hand"}  # of the main job's finalists
 SIDES = {
     "ours": ("ours",),
     "random": ("random",),
@@ -165,7 +165,7 @@ def fronts_of(preset: Preset, seed: int, folder: Path, report: Reporter) -> Fron
     seconds = time.perf_counter() - start
     space, finisher = pipeline.family.space, outcome.finisher
     networks = [
-        (ROLES[f.role], f.arch, finisher.onnx_path(f.arch, tag=""), finisher.record(f.arch)["error_percent"])
+        (SIDE_OF[f.role], f.arch, finisher.onnx_path(f.arch, tag=""), finisher.record(f.arch)["error_percent"])
         for f in outcome.finalists
     ]
     ships = outcome.choice.arch

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from experiments.formatting import format_ms
 from experiments.plots.style import BLUE, GREEN, GREY, INK, LOOKS, VERMILLION, WIDE, drawing, empty, head
+from experiments.roles import ROLES
 
 
 @drawing()
@@ -24,7 +25,7 @@ def capacity_figure(results: Mapping[str, Any], points: Mapping[str, Sequence[tu
     for role in (role for role in LOOKS if role in points):
         look, (x, y) = LOOKS[role], zip(*points[role], strict=True)
         axes.scatter(
-            x, y, s=18, color=look.colour, marker=look.marker, alpha=0.55, lw=0, label=f"{look.legend}: predicted", zorder=3
+            x, y, s=18, color=look.colour, marker=look.marker, alpha=0.55, lw=0, label=f"{ROLES[role]}: predicted", zorder=3
         )
     x, y = zip(*points["front"], strict=True)
     axes.plot(x, y, color=BLUE, lw=2.2, drawstyle="steps-post", zorder=4, label="front within the budget", gid="front")

@@ -36,6 +36,7 @@ from experiments.plots.style import (
     log_ticks,
 )
 from experiments.results import Results
+from experiments.roles import ROLES
 from nas.types import Candidate, Provenance
 
 BAR: dict[str, Any] = {"lw": 1.6, "marker": "|", "ms": 6, "mew": 1.6}
@@ -159,7 +160,7 @@ def _legend(results: Results, candidates: Sequence[Candidate]) -> tuple[list[Any
             if all(n.measured_ms is None for n in networks):
                 style, what = {**DIAMOND, "mec": look.colour}, "trained, not measured"
             style |= {"lw": 2.2, "ls": "-" if role == "search" else "none"}
-            entries[f"{look.legend}: {what}"] = Line2D([], [], color=look.colour, **style)
+            entries[f"{ROLES[role]}: {what}"] = Line2D([], [], color=look.colour, **style)
     if any(n.measured_low_ms is not None for n in results.networks):
         entries[results.interval] = Line2D([], [], color=GREY, **BAR)
     if any(n.measured_ms is not None for n in results.networks):

@@ -36,18 +36,17 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Look:
-    """How networks of one origin are drawn, and what the legend calls them."""
+    """How networks of one origin are drawn."""
 
     colour: str
     marker: str
     size: float
-    legend: str
 
 
 LOOKS = {
-    "search": Look(BLUE, "o", 7, "search"),
-    "random": Look(ORANGE, "s", 6, "random search"),
-    "hand": Look(GREEN, "^", 7, "designed by hand"),
+    "search": Look(BLUE, "o", 7),
+    "random": Look(ORANGE, "s", 6),
+    "hand": Look(GREEN, "^", 7),
 }
 
 
