@@ -27,7 +27,7 @@ from experiments.ledger import spent
 from experiments.outcome import Climbed, Explored
 from experiments.progress import Reporter
 from experiments.roles import RUNG, SEARCHES
-from experiments.run_directory import CANDIDATES, RunDirectory
+from experiments.run_directory import CANDIDATES
 from experiments.settings import Settings
 from nas.pareto import fittest
 from nas.surroundings import answering
@@ -41,7 +41,6 @@ class Halving:
     finisher: Finisher
     budget: Budget
     settings: Settings
-    run: RunDirectory
     report: Reporter
 
     def climb(self, explored: Explored, supernet: nn.Module) -> Climbed:
@@ -70,7 +69,7 @@ class Halving:
         """By their ids, with the errors after a share of the training."""
         phase, title = f"{RUNG}{share:g}", f"Rung at {100 * share:g} % of the training"
         entering = {c.arch.id: c for c in candidates}
-        lines = {r["id"]: r for r in self.run.read_lines(CANDIDATES) if r["phase"] == phase and r["id"] in entering}
+        lines = {r["id"]: r for r in self.finisher.run.read_lines(CANDIDATES) if r["phase"] == phase and r["id"] in entering}
         on_rung = {id_: _tuned(entering[id_], r["objectives"]["error"], phase, r["seconds"]) for id_, r in lines.items()}
         missing = [c for id_, c in entering.items() if id_ not in on_rung]
         errors = {answering(c.arch).id: c.objectives["error"] for c in on_rung.values()}
@@ -80,11 +79,11 @@ class Halving:
             for candidate in missing:
                 start, arch, answers = time.perf_counter(), candidate.arch, answering(candidate.arch).id
                 if answers not in errors:
-                    with spent(self.run, "rungs", networks_trained=1):
+                    with spent(self.finisher.run, "rungs", networks_trained=1):
                         errors[answers] = self.finisher.error_after(arch, supernet, share=share)
                 error = errors[answers]
                 on_rung[arch.id] = _tuned(candidate, error, phase, time.perf_counter() - start)
-                self.run.append(CANDIDATES, on_rung[arch.id].to_json())
+                self.finisher.run.append(CANDIDATES, on_rung[arch.id].to_json())
                 advance(len(on_rung), f"{arch.id}: error {error:.1f} %, inherited {candidate.objectives['error']:.1f} %")
         return on_rung
 

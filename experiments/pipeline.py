@@ -178,12 +178,10 @@ class Pipeline:
         baselines = BaselineTeachers(self.task, trivial)
         baseline = baselines.of_short_list(explored, self.settings.finish.lesson, self.report)
         finisher = dataclasses.replace(self.finisher(compute), baseline=baseline)
-        settings, tuned = Tuner(finisher, budget, self.settings, self.run, self.report).tuned(explored, supernet)
+        settings, tuned = Tuner(finisher, budget, self.settings, self.report).tuned(explored, supernet)
         finisher = dataclasses.replace(finisher, settings=settings.finish)
-        climbed = Halving(finisher, budget, settings, self.run, self.report).climb(explored, supernet)
-        selection = Selection(
-            self.family, finisher, calibration, costing, budget, baselines, settings, self.run, self.report
-        )  # fmt: skip
+        climbed = Halving(finisher, budget, settings, self.report).climb(explored, supernet)
+        selection = Selection(finisher, calibration, costing, budget, baselines, settings, self.report)
         finalists = selection.finalists(climbed.shortlists)
         selection.train(finalists, supernet)
         measurements, lost = selection.measure(finalists)

@@ -18,14 +18,13 @@ from experiments.outcome import Choice, Finalist
 from experiments.progress import Reporter
 from experiments.results import StageReport
 from experiments.roles import ROLES
-from experiments.run_directory import RunDirectory
 from experiments.settings import Settings
 from experiments.stages import Stages
 from hardware.arena import activations_mib
 from hardware.file_memory import memory_of_file
 from nas.export import form_of
 from nas.finish.teaching import School
-from nas.protocols import DeviceError, Family
+from nas.protocols import DeviceError
 from nas.space import Architecture
 from nas.types import Candidate, Measurement, Provenance, pareto_front
 
@@ -37,14 +36,12 @@ SHORT_LIST = "short-list"
 class Selection:
     """The end of one run; what is trained, measured and decided is read from the run's files."""
 
-    family: Family
     finisher: Finisher
     calibration: Calibration
     costing: Costing
     budget: Budget
     baselines: BaselineTeachers
     settings: Settings
-    run: RunDirectory
     report: Reporter
 
     def finalists(self, shortlists: Mapping[str, Sequence[Candidate]]) -> list[Finalist]:
@@ -53,7 +50,7 @@ class Selection:
         for role, candidates in shortlists.items():
             for arch in (c.arch for c in candidates):
                 finalists.setdefault(arch.id, Finalist(arch, role, ROLES[role]))
-        for label, arch in self.family.hand_designed().items():
+        for label, arch in self.finisher.family.hand_designed().items():
             finalists.setdefault(arch.id, Finalist(arch, "hand", label))
         return list(finalists.values())
 
@@ -66,7 +63,7 @@ class Selection:
         with self.report.phase("Training the short-list", len(finalists), done=done) as advance:
             for number, finalist in enumerate(missing, done + 1):
                 if not self.finisher.is_finished(finalist.arch):  # the largest may have been, to teach
-                    with spent(self.run, SHORT_LIST, networks_trained=1):
+                    with spent(self.finisher.run, SHORT_LIST, networks_trained=1):
                         self.finisher.finish(finalist.arch, supernet)
                 error = self.finisher.record(finalist.arch)["error_percent"]
                 advance(number, f"{finalist.label} {finalist.arch.id}: error {error:.1f} %")
@@ -74,33 +71,34 @@ class Selection:
     def measure(self, finalists: Sequence[Finalist]) -> tuple[Mapping[str, Measurement], str | None]:
         """Measurements of the short-list, all or those of an earlier time, and how the device was lost if it was."""
         archs, rounds = [f.arch for f in finalists], self.settings.finish.rounds
-        with spent(self.run, "measuring the short-list"), self.report.phase("Measuring the short-list", 1):
+        with spent(self.finisher.run, "measuring the short-list"), self.report.phase("Measuring the short-list", 1):
             try:
                 reference_ms = self.calibration.sentinel_reference_ms
                 return self.finisher.measure(archs, reference_ms=reference_ms, phase=SHORT_LIST, rounds=rounds, tag=""), None
             except DeviceError as error:
                 lost = str(error)
         self.report.say(f"{lost}; the search goes on with predicted latencies")
-        return read_measurements(self.family, self.run, phase=SHORT_LIST), lost
+        return read_measurements(self.finisher.family, self.finisher.run, phase=SHORT_LIST), lost
 
     def measure_memory(self, finalists: Sequence[Finalist]) -> dict[str, float]:
         """MiB of each file under ONNX Runtime on this machine, its weights and what it asks its arena for; empty if memory is
         neither an objective nor has a budget. Where it cannot be measured, the file is missing."""
         if self.budget.mib is None and "memory_mib" not in self.settings.objectives:
             return {}
-        known: dict[str, float] = self.run.read_json(MEMORY) if self.run.has(MEMORY) else {}
-        with spent(self.run, "measuring the memory"):
+        run = self.finisher.run
+        known: dict[str, float] = run.read_json(MEMORY) if run.has(MEMORY) else {}
+        with spent(run, "measuring the memory"):
             for arch in (f.arch for f in finalists if f.arch.id not in known):
                 try:
                     known[arch.id] = self._memory_mib(arch)
                 except DeviceError as error:
                     self.report.say(f"{error}; its memory is predicted")
-                self.run.write_json(MEMORY, known)
+                run.write_json(MEMORY, known)
         return known
 
     def _memory_mib(self, arch: Architecture) -> float:
         workload = self.finisher.workload
-        _, example = form_of(self.family, self.finisher.network(arch, tag=""), workload)
+        _, example = form_of(self.finisher.family, self.finisher.network(arch, tag=""), workload)
         path, inputs = self.finisher.shipped_path(arch, workload.mode, tag=""), {name: v.numpy() for name, v in example.items()}
         return memory_of_file(path, inputs).weights_mib + activations_mib(path, inputs)
 
@@ -148,12 +146,12 @@ class Selection:
             if name == "baseline":
                 best = self.baselines.better_than(self.finisher.record(choice.arch)["error_percent"])
                 return [self.baselines.teacher(best).to(self.finisher.compute.device)] if best else []
-            archs = self._front(finalists, measurements) if name == "front" else [self.family.space.largest()]
+            archs = self._front(finalists, measurements) if name == "front" else [self.finisher.family.space.largest()]
             return [self.finisher.to_train(arch, tag="") for arch in archs]
 
         reference_ms = self.calibration.sentinel_reference_ms
         school = School(
-            self.finisher.task, self.finisher.compute, self.settings.seed, self.family.space, choice.arch, teachers,
+            self.finisher.task, self.finisher.compute, self.settings.seed, self.finisher.family.space, choice.arch, teachers,
             lambda archs: self.calibration.model.predict(archs).mean_ms.tolist(),
             lambda network, others: self.finisher.saved(choice.arch, network, others, reference_ms=reference_ms),
             self.settings.finish.most_points_lost,

@@ -25,7 +25,6 @@ from experiments.formatting import params_in_words
 from experiments.ledger import spent
 from experiments.outcome import Explored
 from experiments.progress import Reporter
-from experiments.run_directory import RunDirectory
 from experiments.settings import FinishSettings, Settings
 from nas.finish.learn import Learn
 from nas.finish.stage import Stage
@@ -48,7 +47,6 @@ class Tuner:
     finisher: Finisher
     budget: Budget
     settings: Settings
-    run: RunDirectory
     report: Reporter
 
     def tuned(self, explored: Explored, supernet: nn.Module) -> tuple[Settings, Mapping[str, Any] | None]:
@@ -68,7 +66,7 @@ class Tuner:
     def _trials(self, arch: Architecture, supernet: nn.Module) -> list[dict[str, Any]]:
         """Those of the run, and new ones up to the number that is wanted: parameters, error (None if it diverged), seconds."""
         num, title = self.settings.finish.trials, "Tuning the training"
-        trials = list(self.run.read_lines(TRIALS))
+        trials = list(self.finisher.run.read_lines(TRIALS))
         if len(trials) >= num:
             return trials
         configured, allowed = _configured(self.settings.finish, taught=self.finisher.lesson(arch).needs_teacher)
@@ -83,12 +81,12 @@ class Tuner:
                 if number == 0:
                     study.enqueue_trial(dict(configured))
                 asked = study.ask(dict(allowed))
-                with spent(self.run, title, networks_trained=1):
+                with spent(self.finisher.run, title, networks_trained=1):
                     error = self._error_percent(arch, supernet, asked.params)
                 study.tell(asked, error, TrialState.FAIL if error is None else TrialState.COMPLETE)
                 seconds = round(time.perf_counter() - start, 2)
                 trials.append({"params": asked.params, "error_percent": error, "seconds": seconds})
-                self.run.append(TRIALS, trials[-1])
+                self.finisher.run.append(TRIALS, trials[-1])
                 words = "diverged" if error is None else f"error {error:.1f} %"
                 advance(number + 1, f"{params_in_words(asked.params)}: {words}")
         return trials

@@ -65,7 +65,8 @@ def trained_errors(archs):
 
 def halving(folder, trainer, *, rungs, shortlist=3, objectives=("error", "latency_ms")):
     settings = Settings(finish=FinishSettings(shortlist=shortlist, rungs=rungs), objectives=objectives)
-    return Halving(cast(Any, trainer), Budget(1.0, "user"), settings, RunDirectory(folder), Reporter(quiet=True))
+    trainer.run = RunDirectory(folder)
+    return Halving(cast(Any, trainer), Budget(1.0, "user"), settings, Reporter(quiet=True))
 
 
 def lines(folder):

@@ -34,6 +34,7 @@ class Trainer:
     """Its networks learn best at one rate and diverge far above it; may be killed before one of them."""
 
     settings: FinishSettings
+    run: RunDirectory
     taught: bool = True
     kill_at: int | None = None
     trained: list[tuple[str, TrainConfig, Lesson]] = field(default_factory=list)
@@ -62,9 +63,9 @@ EXPLORED = Explored({"search": (candidate(SMALLEST, 30.0, 0.5), candidate(LARGES
 
 def tuner(folder, *, trials=8, budget=1.0, finish=FinishSettings(), **how):  # noqa: B008
     finish = replace(finish, trials=trials)
-    trainer = Trainer(finish, **how)
+    trainer = Trainer(finish, RunDirectory(folder), **how)
     settings = Settings(finish=finish, stages={"longer": Learn(lesson=finish.lesson), "prune": Prune()})
-    return Tuner(cast(Any, trainer), Budget(budget, "user"), settings, RunDirectory(folder), Reporter(quiet=True)), trainer
+    return Tuner(cast(Any, trainer), Budget(budget, "user"), settings, Reporter(quiet=True)), trainer
 
 
 def found_by(one):
