@@ -1,6 +1,7 @@
 """Language models: windows that never mix splits, errors and bits that can be counted by hand, and texts that go on."""
 
 import math
+from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -20,7 +21,7 @@ from experiments.predict import Predictor, Refused, continued, draw
 from experiments.run_directory import RunDirectory
 from experiments.settings import FinishSettings, Settings
 from experiments.shipping import Shipment, Terms, ship
-from experiments.tasks import language_model
+from experiments.tasks import django_source
 from experiments.tasks.language_model import LanguageModel, PythonSource, TextFile, byte_tokenizer
 from experiments.verdicts import Verdict
 from hardware.local_cpu import LocalCpu
@@ -179,13 +180,13 @@ def test_text_files_and_their_faults(tmp_path):
 def test_python_source_is_there_and_pinned(monkeypatch):
     task = PythonSource(max_characters=100_000, held_out=0.1)
     assert task.fingerprint == "828130de6724444d"
-    monkeypatch.setattr(language_model, "pinned_django", _not_installed)
+    monkeypatch.setattr(django_source, "pinned_django", _not_installed)
     with pytest.raises(ValueError, match=r"task: 'python_source' needs django==5\.2\.19; pip install"):
         PythonSource()
 
 
 def _not_installed(_: str) -> None:
-    raise language_model.PackageNotFoundError("django")
+    raise PackageNotFoundError("django")
 
 
 PICKS = {"width": 32, "depth": 2, "layer1.attention": "window", "layer2.attention": "full"}

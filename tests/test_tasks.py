@@ -17,7 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from tokenizers import Tokenizer
 
-from experiments.tasks import languages
+from experiments.tasks import django_source, languages
 from experiments.tasks.dataset import DatasetTask
 from experiments.tasks.languages import Languages
 from experiments.tasks.own_text import TextTable
@@ -283,14 +283,14 @@ def test_languages_need_their_packages(monkeypatch):
     def missing(name):
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(languages, "distribution", missing)
+    monkeypatch.setattr(django_source, "distribution", missing)
     sentence = r"^task: 'languages' needs django==5.2.19 and polib; pip install 'paretoformer\[demo\]'$"
     with pytest.raises(ValueError, match=sentence):
         Languages()
-    monkeypatch.setattr(languages, "distribution", lambda name: SimpleNamespace(version="6.0", files=[]))
+    monkeypatch.setattr(django_source, "distribution", lambda name: SimpleNamespace(version="6.0", files=[]))
     with pytest.raises(ValueError, match=r"^django: version 6.0 is not 5.2.19, .*; pip install 'paretoformer\[demo\]'$"):
         Languages()
-    monkeypatch.setattr(languages, "distribution", lambda name: SimpleNamespace(version="5.2.19", files=None))
+    monkeypatch.setattr(django_source, "distribution", lambda name: SimpleNamespace(version="5.2.19", files=None))
     with pytest.raises(ValueError, match=r"^django: version 5.2.19 is installed without its translations; "):
         Languages()
     monkeypatch.setitem(sys.modules, "polib", None)

@@ -36,7 +36,7 @@ from experiments.formatting import rounded
 from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory
 from experiments.settings import CalibrationSettings
-from experiments.tasks.languages import DJANGO_VERSION
+from experiments.tasks.django_source import DJANGO_VERSION
 from hardware.local_cpu import LocalCpu
 from hardware.store import MeasurementStore
 from latency_models.additive import AdditiveLatency

@@ -17,8 +17,9 @@ import numpy as np
 
 from experiments.tasks.answers import Classification
 from experiments.tasks.baselines import majority_error, values_error
+from experiments.tasks.checks import check_at_least, check_splits
 from experiments.tasks.files import save_labels
-from experiments.tasks.ragged import check_at_least, check_splits, equal_groups
+from experiments.tasks.ragged import equal_groups
 from experiments.tasks.splits import checked, stratified
 from nas.protocols import SPLITS, Batch
 

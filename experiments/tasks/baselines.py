@@ -17,7 +17,7 @@ def majority_error(train: np.ndarray, validation: np.ndarray) -> float:
 
 def linear_error(train: tuple[Any, np.ndarray], validation: tuple[Any, np.ndarray]) -> float:
     """Error in percent of a logistic regression; both are sparse features [N, F] with rows of norm 1, and classes [N]."""
-    return 100 * (1 - float(_logistic().fit(*train).score(*validation)))
+    return 100 * (1 - float(logistic().fit(*train).score(*validation)))
 
 
 def unseen_logs(features: Any, targets: np.ndarray, *, num_classes: int, folds: int = 3) -> np.ndarray:
@@ -28,14 +28,13 @@ def unseen_logs(features: Any, targets: np.ndarray, *, num_classes: int, folds: 
         kept = np.setdiff1d(np.arange(len(targets)), fold)
         known = np.unique(targets[kept])
         alone = len(known) == 1  # nothing to be told apart
-        found[np.ix_(fold, known)] = (
-            1.0 if alone else _logistic().fit(features[kept], targets[kept]).predict_proba(features[fold])
-        )
+        found[np.ix_(fold, known)] = 1.0 if alone else logistic().fit(features[kept], targets[kept]).predict_proba(features[fold])
     logs: np.ndarray = np.log(np.maximum(found, LEAST_PROBABILITY))
     return logs
 
 
-def _logistic() -> Any:
+def logistic() -> Any:
+    """A logistic regression that is not fitted yet, for sparse features."""
     from sklearn.linear_model import SGDClassifier
 
     return SGDClassifier(loss="log_loss", alpha=1e-6, max_iter=5, tol=None, random_state=0, n_jobs=-1)

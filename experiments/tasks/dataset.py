@@ -12,8 +12,9 @@ import numpy as np
 
 from experiments.tasks.answers import TokenClassification
 from experiments.tasks.baselines import linear_error, majority_error
+from experiments.tasks.checks import check_at_least, check_splits
 from experiments.tasks.files import save_labels
-from experiments.tasks.ragged import Ragged, check_at_least, check_splits
+from experiments.tasks.ragged import Ragged
 from nas.protocols import SPLITS
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     TokenIds = Sequence[int] | np.ndarray | torch.Tensor
 
-SPLIT_OF_TENTH = ("train",) * 8 + ("architecture", "validation")
+TENTHS_OF_TRAIN = ("train",) * 8 + ("architecture", "validation")
 
 
 class Dataset(Protocol):
@@ -55,7 +56,7 @@ class DatasetTask(TokenClassification):
         examples: dict[str, list[tuple[np.ndarray, int]]] = {split: [] for split in SPLITS}
         for ids, target in self._read("train", train):
             tenth = int(hashlib.sha256(ids.tobytes()).hexdigest(), 16) % 10
-            examples[SPLIT_OF_TENTH[tenth]].append((ids, target))
+            examples[TENTHS_OF_TRAIN[tenth]].append((ids, target))
         examples["test"] += self._read("test", test)
         check_splits({split: [target for _, target in pairs] for split, pairs in examples.items()}, self.labels)
         self._splits = {

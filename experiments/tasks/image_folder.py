@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.tasks.arrays import ArrayClassification, divided
-from experiments.tasks.ragged import check_at_least
+from experiments.tasks.checks import check_at_least
 from experiments.tasks.splits import checked
 
 SUFFIXES = (".png", ".jpg", ".jpeg")

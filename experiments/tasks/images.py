@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from experiments.tasks.arrays import ArrayClassification, divided
+from experiments.tasks.checks import check_at_least
 from experiments.tasks.files import read_pinned
-from experiments.tasks.ragged import check_at_least
 from experiments.tasks.splits import checked
 
 LABELS = ("T-shirt or top", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")

@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +17,10 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from experiments.tasks.answers import Divided
+from experiments.tasks.checks import check_at_least
+from experiments.tasks.django_source import python_files
 from experiments.tasks.files import read_text
-from experiments.tasks.languages import DJANGO_VERSION, INSTALL, digest, pinned_django
-from experiments.tasks.ragged import check_at_least, equal_groups
+from experiments.tasks.ragged import equal_groups
 from experiments.tasks.splits import checked
 from experiments.tasks.tokenizing import read_tokenizer
 from nas.protocols import SPLITS, Batch
@@ -99,7 +99,7 @@ class LanguageModel(Divided):
         elif self._are_bytes:
             self._tokenizer = byte_tokenizer()
         else:
-            self._tokenizer = train_tokenizer(blocks["train"], vocab_size=vocab_size)
+            self._tokenizer = train_byte_tokenizer(blocks["train"], vocab_size=vocab_size)
         self.vocab_size = self._tokenizer.get_vocab_size()
         self._splits = {split: Windows(self._encode(block), max_tokens) for split, block in blocks.items()}
         for split, windows in self._splits.items():
@@ -190,7 +190,7 @@ def byte_tokenizer() -> Tokenizer:
     return _byte_level(models.BPE(vocab={name: byte for byte, name in enumerate(names)}, merges=[]), level)
 
 
-def train_tokenizer(text: str, *, vocab_size: int) -> Tokenizer:
+def train_byte_tokenizer(text: str, *, vocab_size: int) -> Tokenizer:
     """A byte-level BPE of at most `vocab_size` tokens."""
     level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer = _byte_level(models.BPE(), level)
@@ -250,18 +250,3 @@ class PythonSource(LanguageModel):
             "python_source", text, vocab_size=vocab_size, max_tokens=max_tokens,
             architecture_fraction=held_out, validation_fraction=held_out, test_fraction=held_out, tokenizer=tokenizer,
         )  # fmt: skip
-
-
-def python_files(task: str) -> Iterator[str]:
-    """What is in the Python files of the pinned package, in the order of the hashes of their paths; not those of locales, which
-    are copies of each other.
-
-    Raises:
-        ValueError: django is not installed, or in another version.
-    """
-    try:
-        django = pinned_django(task)
-    except PackageNotFoundError as error:
-        raise ValueError(f"task: {task!r} needs django=={DJANGO_VERSION}; {INSTALL}") from error
-    paths = {str(file): file for file in django.files or () if file.suffix == ".py" and "locale" not in file.parts}
-    return (paths[name].read_text(encoding="utf-8") for name in sorted(paths, key=digest))

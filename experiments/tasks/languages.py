@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from importlib.metadata import Distribution, distribution
 from itertools import accumulate
 from typing import NamedTuple
 
-from experiments.tasks.ragged import check_at_least
+from experiments.tasks.checks import check_at_least
+from experiments.tasks.django_source import DJANGO_VERSION, INSTALL, digest, pinned_django
+from experiments.tasks.splits import SPLIT_OF_TENTH
 from experiments.tasks.text import TextClassification
 from experiments.tasks.tokenizing import check_sizes, comparable
 from nas.protocols import SPLITS
 
-DJANGO_VERSION = "5.2.19"
-INSTALL = "pip install 'paretoformer[demo]'"
 CATALOGUE = re.compile(r"/locale/([a-z]+)[^/]*/LC_MESSAGES/\w+\.mo$")  # the language without its region or script
 SMALLEST_LANGUAGE = 300  # texts
-SPLIT_OF_TENTH = ("train",) * 7 + SPLITS[1:]
 
 
 class Translation(NamedTuple):
@@ -58,14 +55,6 @@ class Languages(TextClassification):
         if len({label for _, label in splits["train"]}) < 2:
             raise ValueError(f"max_examples: {max_examples} leaves no two languages with examples in all of {SPLITS}")
         super().__init__("languages", splits=splits, vocab_size=vocab_size, max_tokens=max_tokens, tokenizer=tokenizer)
-
-
-def pinned_django(task: str) -> Distribution:
-    """The files of the installed package. Raises PackageNotFoundError, or ValueError for another version."""
-    django = distribution("django")
-    if django.version != DJANGO_VERSION:
-        raise ValueError(f"django: version {django.version} is not {DJANGO_VERSION}, which {task!r} is made of; {INSTALL}")
-    return django
 
 
 def read_catalogues() -> list[Translation]:
@@ -116,7 +105,3 @@ def split_by_message(examples: Iterable[Translation]) -> dict[str, list[tuple[st
         splits[SPLIT_OF_TENTH[int(digest(example.message), 16) % 10]].append((example.text, example.language))
     complete = set.intersection(*({language for _, language in pairs} for pairs in splits.values()))
     return {split: [(text, language) for text, language in pairs if language in complete] for split, pairs in splits.items()}
-
-
-def digest(message: str) -> str:
-    return hashlib.sha256(message.encode()).hexdigest()

@@ -12,15 +12,14 @@ import re
 import tokenize
 from collections.abc import Iterator
 
-from experiments.tasks.language_model import python_files
+from experiments.tasks.checks import check_at_least
+from experiments.tasks.django_source import python_files
 from experiments.tasks.own_text import in_splits
-from experiments.tasks.ragged import check_at_least
+from experiments.tasks.splits import SPLIT_OF_TENTH
 from experiments.tasks.tagging import Sentence, TextTagging
 from experiments.tasks.tokenizing import check_sizes
-from nas.protocols import SPLITS
 
 PIECE = re.compile(r"\w+|[^\w\s]")
-SPLIT_OF_TENTH = ("train",) * 7 + SPLITS[1:]  # of the files, by their number
 KINDS = {tokenize.NUMBER: "number", tokenize.STRING: "string", tokenize.COMMENT: "comment", tokenize.OP: "operator"}
 Place = tuple[int, int]
 

