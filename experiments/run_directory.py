@@ -112,8 +112,8 @@ class RunDirectory:
         if whole != len(content):
             os.truncate(path, whole)
 
-    def claim(self, identity: Mapping[str, Any]) -> bool:
-        """Makes the directory this run's; returns whether it is continued.
+    def claim(self, identity: Mapping[str, Any]) -> None:
+        """Makes the directory this run's, unless it is already.
 
         Raises:
             RunError: the directory belongs to a run with another identity; names the first difference.
@@ -123,9 +123,8 @@ class RunDirectory:
             if foreign:
                 raise RunError(f"run: {self.path} holds {sorted(foreign)[0]} and no run.json; name a new or empty directory")
             self.write_json("run.json", identity)
-            return False
+            return
         known = self.read_json("run.json")
         for name, value in json.loads(json.dumps(identity)).items():
             if known.get(name) != value:
                 raise RunError(f"run: {self.path} was begun with {name} {known.get(name)!r}, this run has {value!r}")
-        return True

@@ -19,7 +19,7 @@ from experiments.cli import guarded
 from experiments.config import register
 
 JOB = "experiments.main_job.run"
-NOISE = ("full_key:", "object_type=", "reference_type=", "Set the env", "Config search path", "provider=")
+NOISE = ("full_key:", "object_type=", "reference_type=", "Set the env")  # lines of Hydra's about structure and traces
 
 
 def main(words: Sequence[str]) -> int:
@@ -54,12 +54,10 @@ def main(words: Sequence[str]) -> int:
 
 
 def _in_words(error: Exception) -> str:
-    """Hydra's complaint and its cause, without the lines about structure and traces."""
+    """Hydra's complaint and its cause, without what is `NOISE`."""
     said = [str(error), *([str(error.__cause__)] if error.__cause__ else [])]
     lines = [line.strip() for text in said for line in text.splitlines()]
-    kept = [
-        line for line in lines if line and not line.startswith(("full_key:", "object_type=", "reference_type=", "Set the env"))
-    ]
+    kept = [line for line in lines if line and not line.startswith(NOISE)]
     return " ".join(dict.fromkeys(kept))
 
 
