@@ -7,7 +7,6 @@ import csv
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from experiments.plots.predictor import predictor_figure
 from experiments.plots.style import NARROW, WIDE, png, svg
 from experiments.results import PredictorReport, Results
 from experiments.roles import ROLES
+from experiments.run_directory import replacing
 from experiments.trust import evidence, sentences
 from nas.types import Candidate, Provenance
 
@@ -54,9 +54,8 @@ def write_report(results: Results, candidates: Sequence[Candidate], folder: Path
         "report.html": page(results, candidates).encode(),
     }
     for name, content in contents.items():
-        unfinished = Path(folder) / f"{name}.part"
-        unfinished.write_bytes(content)
-        os.replace(unfinished, Path(folder) / name)
+        with replacing(Path(folder) / name) as path:
+            path.write_bytes(content)
     return tuple(Path(folder) / name for name in contents)
 
 

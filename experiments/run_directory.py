@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,17 @@ MIN_FREE_BYTES = 300 * 2**20
 
 class RunError(ValueError):
     """The run's directory cannot be used as asked; nothing in it was changed."""
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A path to write to; it takes the target's place when the block ends well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(target.name + ".part")
+    yield unfinished
+    with unfinished.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(unfinished, target)
 
 
 class RunDirectory:
@@ -57,16 +68,9 @@ class RunDirectory:
                 raise RunError(f"run: {self.path} is in use by another process") from None
             yield
 
-    @contextmanager
-    def replacing(self, name: str) -> Iterator[Path]:
+    def replacing(self, name: str) -> AbstractContextManager[Path]:
         """A path to write to; it takes the name's place when the block ends well."""
-        target = self.path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = target.with_name(target.name + ".part")
-        yield unfinished
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(unfinished, target)
+        return replacing(self.path / name)
 
     def write_json(self, name: str, value: Any) -> None:
         with self.replacing(name) as path:

@@ -24,6 +24,7 @@ from experiments.benchmarks.darts import invented_device
 from experiments.build import family_of_task, make_settings
 from experiments.config import composed
 from experiments.progress import Reporter
+from experiments.run_directory import replacing
 from experiments.settings import Settings, SupernetSettings
 from latency_models.additive import AdditiveLatency
 from nas.compute import Compute, choose_compute
@@ -144,8 +145,6 @@ def _supernet(
             family, supernet, task, settings.train, compute=compute, seed=0, rule=settings.rule, num_random=settings.num_random,
             distillation=settings.distillation,
         ).run(on_step=lambda step, loss: advance(step, f"loss {loss:.3f}"))  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    save_file(state_of(supernet), unfinished)
-    unfinished.replace(path)
+    with replacing(path) as unfinished:
+        save_file(state_of(supernet), unfinished)
     return supernet
