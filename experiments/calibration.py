@@ -22,7 +22,7 @@ from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory, RunError
 from experiments.settings import CalibrationSettings
 from hardware.quality import Session
-from hardware.store import MeasurementStore
+from hardware.store import MeasurementStore, sentinel_reference
 from hardware.timing import Exported, measure, measure_on
 from latency_models.quality import Quality
 from nas.encoding import Encoding
@@ -218,7 +218,7 @@ class Calibrator:
 
     def _measure(self, missing: Sequence[Architecture], have: Mapping[str, Measurement]) -> dict[str, Measurement]:
         fresh: dict[str, Measurement] = {}
-        reference = next(iter(have.values())).sentinel_reference_ms if have else None
+        reference = sentinel_reference(have.values())
         total = len(missing) + len(have)
         with (
             self.report.phase("Measuring networks on the device", total, done=len(have)) as advance,

@@ -35,6 +35,7 @@ from hardware.executorch_device import ExecuTorch
 from hardware.litert import LiteRt
 from hardware.local_torch import LocalTorch
 from hardware.openvino_device import OpenVino
+from hardware.store import sentinel_reference
 from hardware.timing import Exported, measure
 from nas.export import write_as
 from nas.formats import FORMATS
@@ -188,8 +189,7 @@ class Exporter:
         family, workload, device = finisher.family, finisher.workload, finisher.device
         if not self.variant:
             known = read_measurements(family, finisher.run, phase="calibration")
-            reference_ms = next((m.sentinel_reference_ms for m in known.values()), None)
-            return finisher.verdict(arch, reference_ms=reference_ms)
+            return finisher.verdict(arch, reference_ms=sentinel_reference(known.values()))
         [sentinel] = export_for_timing(family, [sentinel_of(family)], workload, self.folder, device=device)
         path = finisher.onnx_path(arch, workload.mode) if self.kind == "onnx" else next(iter(files.values()))
         exported, rounds = Exported(arch, path, finisher.inputs(arch)), 2 * finisher.settings.rounds
