@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
 from experiments.contract import Limits, tolerance_of
@@ -21,6 +19,7 @@ from experiments.results import LedgerEntry, Parity, PredictorReport, Results
 from experiments.shipping import Shipment, Shipped, Terms, ship
 from experiments.ties import told_apart
 from experiments.verdicts import MemoryVerdict, Verdict, times_of
+from experiments.versions import versions
 from hardware.surroundings import device_of
 from nas.protocols import Device
 
@@ -86,7 +85,7 @@ def assemble(
         elsewhere=outcome.elsewhere,
         stages=outcome.stages,
         alarms=tuple(p.alarm_sentence for p in outcome.proposals if p.alarm),
-        versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        versions=versions(PACKAGES),
     )
 
 

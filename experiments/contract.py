@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-import platform
 import tempfile
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +31,6 @@ from nas.types import Measurement
 PARITY_EXAMPLES = 1000
 TOLERANCE = 1e-4  # of an output in fp32
 HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-PACKAGES = ("paretoformer", "torch", "onnx", "onnxruntime", "numpy", "tokenizers")
 
 
 class BrokenPromiseError(ValueError):
@@ -204,16 +201,6 @@ def input_of(finisher: Finisher, folder: Path) -> dict[str, Any]:
         "num_ids": sizes["vocab_size"],
         **said,
     }
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # run from its source
-            found[name] = "not installed"
-    return found
 
 
 def promised(limits: Limits) -> str:

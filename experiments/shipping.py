@@ -20,11 +20,12 @@ from typing import Any
 
 from experiments import predict
 from experiments.card import card
-from experiments.contract import Files, Limits, beginning_of, checksum, files_of, input_of, promised, proven, versions
+from experiments.contract import Files, Limits, beginning_of, checksum, files_of, input_of, promised, proven
 from experiments.finishing import Finisher
 from experiments.run_directory import CONFIG, RunDirectory, RunError
 from experiments.ties import TIES
 from experiments.verdicts import Verdict
+from experiments.versions import versions
 from nas.formats import FORMATS
 from nas.shared_weights import share_weights
 from nas.space import Architecture
@@ -33,6 +34,7 @@ from nas.types import Measurement
 TEST = "test.json"
 CONTRACT = "contract.json"
 WEIGHTS = "weights.bin"
+PACKAGES = ("paretoformer", "torch", "onnx", "onnxruntime", "numpy", "tokenizers")
 SCORES = ("error_percent", "metrics", "num_examples")  # of the test split, that are kept
 
 
@@ -240,7 +242,7 @@ def _contract(
         "seed": finisher.seed,
         "config": "config.yaml" if (folder / "config.yaml").is_file() else None,
         "command": terms.command,
-        "versions": versions(),
+        "versions": versions(PACKAGES),
         "limits": terms.limits.to_json(),
         "promised": promised(terms.limits),
         "num_test_reads": _num_test_reads(run),

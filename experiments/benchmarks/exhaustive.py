@@ -16,11 +16,9 @@ machine that was busy with other work, which lengthens the times in it. Errors o
 from __future__ import annotations
 
 import itertools
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 
 import numpy as np
 import torch
@@ -37,6 +35,7 @@ from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory
 from experiments.settings import CalibrationSettings
 from experiments.tasks.django_source import DJANGO_VERSION
+from experiments.versions import versions
 from hardware.local_cpu import LocalCpu
 from hardware.store import MeasurementStore
 from latency_models.additive import AdditiveLatency
@@ -101,8 +100,8 @@ def run(words: Words, report: Reporter) -> dict[str, float]:
     with threads(1), directory.lock():
         task = recipe.task()
         family = recipe.family(task)
-        versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-        directory.claim({"recipe": recipe.to_json(), "data": task.fingerprint, "versions": versions})
+        made_with = versions(PACKAGES)
+        directory.claim({"recipe": recipe.to_json(), "data": task.fingerprint, "versions": made_with})
         trained = train_all(recipe, family, task, directory, report)
         calibration = _calibrated(recipe, family, directory, report)
         about = {
@@ -110,7 +109,7 @@ def run(words: Words, report: Reporter) -> dict[str, float]:
             "command": f"paretoformer bench exhaustive preset={words.preset}",
             "data": _data(task),
             "device": {**LocalCpu().environment, **rounded(calibration.quality)},
-            "versions": versions,
+            "versions": made_with,
         }
         columns = _columns(recipe, family, trained, calibration)
         table = TrainedTable(recipe, about, family.space.architectures(), columns)
