@@ -6,13 +6,15 @@
 
 A recorded device is a table; `predict=FILE` writes mean, std and upper bound for new rows. Any other device is measured as in the
 first phase of a search, then on where the predictor is least certain, until its upper bound is at most `margin` percent above the
-mean or the `minutes` are over. It can be stopped and goes on, and its measurements are known to every later search.
+mean or the `minutes` are over. It can be stopped and goes on, and its measurements are known to every later search. Ten are
+enough for a device where others are known: `latency_model=onboarded latency_model.known=[FILE] calibration.num_fit=10`.
 """
 
 from __future__ import annotations
 
 import csv
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,8 +113,14 @@ def _show(table: RecordedTable, predictor: TablePredictor, report: Reporter) -> 
     )
     shown.add_row("rank correlation", f"{quality.spearman:.3f}")
     shown.add_row("within 10 %", f"{quality.within_10_percent:.0f} %")
-    shown.add_row("upper bound", f"mean x {predictor.upper_factor_:.3f}, covers {quality.coverage_percent:.0f} %")
+    shown.add_row("upper bound", f"mean x {predictor.interval_.upper:.3f}, covers {quality.coverage_percent:.0f} %")
+    shown.add_row("lower bound", f"mean x {predictor.interval_.lower:.3f}")
     shown.add_row("drift", f"{drift.share_shifted:.0%} of the rows, in the order of the file, are of sessions more than 5 % off")
+    if predictor.drift_removed_:
+        recorded = predictor.recorded_quality_
+        shown.add_row(
+            "drift removed", f"with it, MAPE {recorded.mape_percent:.1f} % and the bound covers {recorded.coverage_percent:.0f} %"
+        )
     report.console.print(shown)
     report.say("Errors are cross-validated: every row was predicted by a fit that did not see it.")
 
@@ -121,29 +129,32 @@ def _write(path: Path, table: RecordedTable, predictor: TablePredictor, rows: np
     prediction = predictor.predict(rows)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([*table.features, f"mean_{table.unit}", f"std_{table.unit}", f"upper_{table.unit}"])
-        for row, *values in zip(rows.tolist(), prediction.mean_ms, prediction.std_ms, prediction.upper_ms, strict=True):
+        writer.writerow([*table.features, *(f"{name}_{table.unit}" for name in ("mean", "std", "lower", "upper"))])
+        columns = prediction.mean_ms, prediction.std_ms, prediction.lower_ms, prediction.upper_ms
+        for row, *values in zip(rows.tolist(), *columns, strict=True):
             writer.writerow([*row, *(f"{value:.6g}" for value in values)])
 
 
 def calibrate_device(words: Sequence[str], report: Reporter) -> None:
-    """The first phase of a search with the same words, and then on for some minutes."""
+    """The first phase of a search with the same words, and then on until the bound is narrow or the minutes are over; these count
+    from the start, though what a search needs is measured whatever it takes."""
     limits = {"minutes": 0.0, "margin": 0.0}
     for word in words:
         name, _, value = word.partition("=")
         if name in limits:
             limits[name] = _not_negative(name, value)
     words = [word for word in words if word.partition("=")[0] not in limits]
+    start = time.monotonic()
     pipeline = build(composed(*words), report=report)
     with pipeline.run.lock():
         pipeline.claim()
         calibration = pipeline.calibrate()
-        num_known = len(calibration.measurements)
-        if limits["minutes"] > 0:
-            num_known = pipeline.calibrator().refine(
-                calibration.model, calibration, minutes=limits["minutes"], margin_percent=limits["margin"],
-                seed=pipeline.settings.seed,
-            )  # fmt: skip
+        if any(limits.values()):
+            minutes = limits["minutes"] - (time.monotonic() - start) / 60 if limits["minutes"] else math.inf
+            pipeline.calibrator().refine(
+                calibration.model, calibration, minutes=minutes, margin_percent=limits["margin"], seed=pipeline.settings.seed
+            )
+            calibration = pipeline.calibrate()  # judged with all that is known now
     shown = Table("network", "measured (ms)", "predicted (ms)", "upper bound (ms)", box=SIMPLE_HEAD, title="Held out")
     for row in calibration.held_out:
         shown.add_row(row["id"], *(f"{row[f'{name}_ms']:.4g}" for name in ("measured", "predicted", "upper")))
@@ -157,7 +168,8 @@ def calibrate_device(words: Sequence[str], report: Reporter) -> None:
     assert isinstance(calibration.model, DifferentiableLatencyModel)  # as the pipeline requires
     margin = 100 * (calibration.model.upper_factor() - 1)
     report.say(
-        f"Known now: {num_known} networks; the upper bound is {margin:.1f} % above the mean. Kept in {pipeline.store.folder}"
+        f"Known now: {len(calibration.measurements)} networks; the upper bound is {margin:.1f} % above the mean. Kept in "
+        f"{pipeline.store.path(pipeline.device, pipeline.family.signature, pipeline.workload)}"
     )
 
 

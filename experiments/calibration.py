@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,17 +24,20 @@ from experiments.settings import CalibrationSettings
 from hardware.quality import Session
 from hardware.store import MeasurementStore, sentinel_reference
 from hardware.timing import Exported, measure, measure_on
+from latency_models.drift import no_signal
 from latency_models.quality import Quality
 from nas.encoding import Encoding
 from nas.export import export_for, form_of
-from nas.protocols import Device, Family, LatencyModel, UncertainLatencyModel
+from nas.protocols import CrossValidatedLatencyModel, Device, Family, LatencyModel, UncertainLatencyModel
 from nas.space import Architecture
 from nas.surroundings import everywhere, network_of
 from nas.types import Measurement, Workload
 
 MEASUREMENTS = "measurements.jsonl"
+CALIBRATION, LATER = "calibration", "during the search"  # phases of measurements
 CHUNK = 6  # networks that are measured together, round by round; a stop loses one chunk
 ATTEMPTS = 5  # at a chunk, each with as many rounds more, if its times are too disturbed to be kept
+FEWEST_TO_TELL = 10  # networks from which a missing signal can be told
 POOL = 600  # random candidates that a covering design chooses from
 CHANGED = 0.2  # relative change of the sentinel's time from which stored measurements are not used
 
@@ -105,26 +108,33 @@ class Calibrator:
     report: Reporter
 
     def calibrate(self, model: LatencyModel, *, seed: int) -> Calibration:
-        """Fits `model` to everything measured, and a twin of it to the fitting half alone, to judge it.
+        """Fits `model` to everything measured, by earlier runs on this device too, and a twin of it to all but the networks that
+        are held out, to judge it.
 
         Raises:
-            ValueError: the space has fewer architectures than are to be measured.
+            ValueError: the space has fewer architectures than are to be measured, or times have nothing to do with them.
             DeviceError: the device failed; what was measured is kept.
         """
         to_fit, held_out = self.design(seed=seed)
         wanted = {arch.id: arch for arch in (*to_fit, *held_out)}
-        have = read_measurements(self.family, self.run, phase="calibration")
+        have = read_measurements(self.family, self.run, phase=CALIBRATION)
         if not set(wanted) <= set(have):
-            have |= self._from_store(wanted, have)
+            have |= self._from_store(have)
             missing = [arch for id_, arch in wanted.items() if id_ not in have]
             order = np.random.default_rng([seed, 5]).permutation(len(missing))
-            have |= self._measure([missing[i] for i in order], have)
+            self._measure([missing[i] for i in order], have, phase=CALIBRATION)
+            have = read_measurements(
+                self.family, self.run, phase=CALIBRATION
+            )  # as a run that goes on reads them, to the last digit
         fitting, judging = ([have[a.id] for a in archs] for archs in (to_fit, held_out))
+        fitting += [measurement for id_, measurement in have.items() if id_ not in wanted]
         twin = copy.deepcopy(model).fit(self.family, fitting)
         prediction = twin.predict(held_out)
         measured = np.array([m.latency_ms for m in judging])
+        model.fit(self.family, [*fitting, *judging])
+        self._check_signal(model, [*fitting, *judging])
         return Calibration(
-            model=model.fit(self.family, [*fitting, *judging]),
+            model=model,
             measurements={m.arch.id: m for m in (*fitting, *judging)},
             sentinel_reference_ms=fitting[0].sentinel_reference_ms,
             quality=quality(measured, prediction.mean_ms, prediction.upper_ms, [m.latency_ms for m in fitting]),
@@ -147,7 +157,7 @@ class Calibrator:
             raise ValueError(f"latency_model: {type(model).__name__} does not say where it is uncertain (`disagreement`)")
         rng = np.random.default_rng([seed, 3])
         pool = {arch.id: arch for arch in (self.family.space.sample(rng) for _ in range(POOL))}
-        known = {**calibration.measurements, **read_measurements(self.family, self.run, phase="calibration")}
+        known = {**calibration.measurements, **read_measurements(self.family, self.run, phase=CALIBRATION)}
         model.fit(self.family, list(known.values()))
         end = time.monotonic() + 60 * minutes
         while (margin := 100 * (model.upper_factor() - 1)) > margin_percent and time.monotonic() < end:
@@ -156,7 +166,7 @@ class Calibrator:
                 break
             self.report.say(f"{len(known)} networks: the upper bound is {margin:.1f} % above the mean; measuring on")
             order = np.argsort(-model.disagreement(rest), kind="stable")
-            known |= self._measure([rest[i] for i in order[:CHUNK]], known)
+            known |= self._measure([rest[i] for i in order[:CHUNK]], known, phase=CALIBRATION)
             model.fit(self.family, list(known.values()))
         return len(known)
 
@@ -166,10 +176,10 @@ class Calibrator:
         Raises:
             DeviceError: the device failed; what was measured is kept.
         """
-        known = {**calibration.measurements, **read_measurements(self.family, self.run, phase="calibration")}
+        known = {**calibration.measurements, **read_measurements(self.family, self.run, phase=LATER)}
         missing = [arch for arch in archs if arch.id not in known]
         if missing:
-            known |= self._measure(missing, known)
+            known |= self._measure(missing, known, phase=LATER)
         return {arch.id: known[arch.id] for arch in archs}
 
     def design(self, *, seed: int) -> tuple[list[Architecture], list[Architecture]]:
@@ -190,17 +200,17 @@ class Calibrator:
         space = self.family.space
         return everywhere(space, to_fit), everywhere(space, list(drawn.values())[:num_held_out])
 
-    def _from_store(self, wanted: Container[str], have: Mapping[str, Measurement]) -> dict[str, Measurement]:
+    def _from_store(self, have: Mapping[str, Measurement]) -> dict[str, Measurement]:
         """Those of earlier runs on this device, unless its speed has changed since; written to the run as well."""
         stored, notes = self.store.load(self.family.space, self.device, self.family.signature, self.workload)
         for note in notes:
             self.report.say(f"measurements: {note}")
         usable = [m for m in stored.values() if m.environment["sentinel"] == sentinel_of(self.family).id]
         known = _same_conditions(usable, list(have.values()))
-        reused = {m.arch.id: m for m in known if m.arch.id in wanted and m.arch.id not in have}
+        reused = {m.arch.id: m for m in known if m.arch.id not in have}
         if reused and not have and self._has_changed(known[0].sentinel_reference_ms):
             return {}
-        self._keep(reused.values())
+        self._keep(reused.values(), phase=CALIBRATION)
         if reused:
             self.report.say(f"measurements: {len(reused)} networks are known from an earlier run on this device")
         return reused
@@ -216,7 +226,7 @@ class Calibrator:
         self.report.say(f"measurements: the sentinel network takes {change:+.0%} since they were stored; all are measured again")
         return True
 
-    def _measure(self, missing: Sequence[Architecture], have: Mapping[str, Measurement]) -> dict[str, Measurement]:
+    def _measure(self, missing: Sequence[Architecture], have: Mapping[str, Measurement], *, phase: str) -> dict[str, Measurement]:
         fresh: dict[str, Measurement] = {}
         reference = sentinel_reference(have.values())
         total = len(missing) + len(have)
@@ -230,7 +240,7 @@ class Calibrator:
                 chunk = self._measure_together(networks, sentinel, reference)
                 reference = chunk[0].sentinel_reference_ms
                 self.store.append(chunk, device=self.device, signature=self.family.signature)
-                self._keep(chunk)
+                self._keep(chunk, phase=phase)
                 fresh |= {m.arch.id: m for m in chunk}
                 advance(len(have) + len(fresh), f"{chunk[-1].latency_ms:.2f} ms")
         if fresh and (advice := Session.of(list(fresh.values())).advice()):
@@ -259,9 +269,19 @@ class Calibrator:
     def _export(self, archs: Sequence[Architecture], folder: str) -> list[Exported]:
         return export_for_timing(self.family, archs, self.workload, Path(folder), device=self.device)
 
-    def _keep(self, measurements: Iterable[Measurement]) -> None:
+    def _check_signal(self, model: LatencyModel, measurements: Sequence[Measurement]) -> None:
+        """Raises ValueError if the times seem to have nothing to do with the networks, where these are enough to tell."""
+        if not isinstance(model, CrossValidatedLatencyModel) or len(measurements) < FEWEST_TO_TELL:
+            return
+        if why := no_signal(np.array([m.latency_ms for m in measurements]), model.unseen_ms()):
+            raise ValueError(
+                f"calibration: {why}; no search can start on it. See that nothing else runs on the device, pin its threads, and "
+                f"measure anew: store=DIR names another place than {self.store.folder}"
+            )
+
+    def _keep(self, measurements: Iterable[Measurement], *, phase: str) -> None:
         for measurement in measurements:
-            self.run.append(MEASUREMENTS, {"phase": "calibration", **measurement.to_json()})
+            self.run.append(MEASUREMENTS, {"phase": phase, **measurement.to_json()})
 
 
 def read_measurements(family: Family, run: RunDirectory, *, phase: str) -> dict[str, Measurement]:

@@ -40,7 +40,7 @@ class MeasurementStore:
         Raises:
             ValueError: a line, other than a last one that was cut off, is not a measurement of this space.
         """
-        path = self._path(device, signature, workload)
+        path = self.path(device, signature, workload)
         expected = {**device.environment, "signature": signature}
         oldest = datetime.now(UTC) - timedelta(days=MAX_AGE_DAYS)
         found: dict[str, Measurement] = {}
@@ -86,7 +86,7 @@ class MeasurementStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for measurement in measurements:
-                path = self._path(device, signature, measurement.workload)
+                path = self.path(device, signature, measurement.workload)
                 record = {**measurement.to_json(), "fingerprint": device.fingerprint, "signature": signature}
                 _mend_end(path)
                 line = json.dumps(record).encode() + b"\n"
@@ -97,7 +97,8 @@ class MeasurementStore:
         except OSError as error:
             raise OSError(error.errno, f"a measurement could not be kept: {error.strerror}", str(self.folder)) from error
 
-    def _path(self, device: Device, signature: str, workload: Workload) -> Path:
+    def path(self, device: Device, signature: str, workload: Workload) -> Path:
+        """The file of what was measured on this device; it need not exist."""
         return self.folder / f"{_prefix(signature, workload)}{device.fingerprint}.jsonl"
 
 

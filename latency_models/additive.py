@@ -16,12 +16,12 @@ quantile of leave-fold-out ratios measured / predicted (CV+, Barber et al., arXi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 
-from latency_models.intervals import bound, check_coverage, check_folds, splits
+from latency_models.intervals import check_coverage, check_folds, interval, splits
 from latency_models.physical import PhysicalRegressor
 from nas.encoding import Encoding
 from nas.protocols import Family, Operator
@@ -30,6 +30,15 @@ from nas.types import Measurement, Prediction, Workload
 
 SCALES = {"count": 1.0, "flops": 1e-6, "bytes": 1e-4, "parameters": 1e-4}  # prices of the same order, so that one ridge fits all
 FEWEST = 8
+
+
+class Priced(Protocol):
+    """Times that are costs times prices."""
+
+    @property
+    def prices_(self) -> np.ndarray: ...
+
+    def predict(self, costs: np.ndarray) -> np.ndarray: ...
 
 
 class AdditiveLatency:
@@ -90,12 +99,11 @@ class AdditiveLatency:
             twin = self._fitted(features[kept], measured[kept])
             self.unseen_[held_out] = twin.predict(features[held_out])
             self.fold_prices_.append(twin.prices_)
-        self.relative_std_, self.upper_factor_ = bound(measured / self.unseen_, self.coverage)
+        self.interval_ = interval(measured / self.unseen_, self.coverage)
         return self
 
     def predict(self, archs: Sequence[Architecture]) -> Prediction:
-        mean = self.features(archs) @ self.prices_
-        return Prediction(mean_ms=mean, std_ms=mean * self.relative_std_, upper_ms=mean * self.upper_factor_)
+        return Prediction.of(self.features(archs) @ self.prices_, self.interval_)
 
     def disagreement(self, archs: Sequence[Architecture]) -> np.ndarray:
         """Relative standard deviation of the predictions of fits that each left some measurements out, [N]."""
@@ -114,9 +122,9 @@ class AdditiveLatency:
         return self.unseen_
 
     def upper_factor(self) -> float:
-        return self.upper_factor_
+        return self.interval_.upper
 
-    def _fitted(self, features: np.ndarray, measured: np.ndarray) -> PhysicalRegressor:
+    def _fitted(self, features: np.ndarray, measured: np.ndarray) -> Priced:
         return PhysicalRegressor(ridge=self.ridge).fit(features, measured)
 
     def features(self, archs: Sequence[Architecture]) -> np.ndarray:

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.ndimage import median_filter
+from scipy.stats import spearmanr, t
 
 from nas.robust import OUTLIER_SCORE, mad_scale
 
 WINDOW = 25  # rows
 SHIFT = 0.05  # of a session's level that is not usual any more
+CHANCE = 1e-4  # how often times without a signal may seem to have one
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,14 @@ class Sessions:
     sound: np.ndarray
 
     @property
+    def shifts(self) -> np.ndarray:
+        """The levels of sessions that are not usual, [N]; 0 in the others."""
+        shifts: np.ndarray = np.where(np.abs(self.levels) > SHIFT, self.levels, 0.0)
+        return shifts
+
+    @property
     def share_shifted(self) -> float:
-        return float(np.mean(np.abs(self.levels) > SHIFT))
+        return float(np.mean(self.shifts != 0))
 
 
 def sessions(times: np.ndarray, predicted: np.ndarray) -> Sessions:
@@ -38,6 +46,12 @@ def sessions(times: np.ndarray, predicted: np.ndarray) -> Sessions:
     rest = residuals - np.median(residuals) - levels
     sound = (np.abs(levels) <= SHIFT) & (np.abs(rest) <= OUTLIER_SCORE * mad_scale(rest))
     return Sessions(levels, sound)
+
+
+def tells_sessions(predicted: np.ndarray) -> bool:
+    """Whether the order of rows [N] may be that of measuring, and they are enough to tell: sorted by what they hold, what a
+    predictor misses of the large ones would look like a session."""
+    return len(predicted) >= 2 * WINDOW and abs(_rank_correlation(np.arange(len(predicted)), predicted)) < _chance(len(predicted))
 
 
 def neighbours(times: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -51,16 +65,28 @@ def neighbours(times: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 def no_signal(times: np.ndarray, unseen: np.ndarray) -> str | None:
     """Why times [N] seem to have nothing to do with the architectures, judged by predictions that did not see them; else None.
 
-    A predictor must rank better than chance (Spearman's rho above 4 standard errors) and err less than the constant one.
+    A predictor must rank better than chance (Spearman's rho, by Student's t, at a level of `CHANCE`) and err less than the
+    constant one.
     """
-    from scipy.stats import spearmanr
-
-    rho = float(spearmanr(times, unseen).statistic)
-    error, constant = (float(np.median(np.abs(np.log(times / p)))) for p in (unseen, np.median(times)))
-    limit = 4 / np.sqrt(len(times) - 1)
-    if rho > limit and error < constant:
+    constant_error, error = (float(np.median(np.abs(np.log(times / p)))) for p in (np.median(times), unseen))
+    if not constant_error:
+        return f"there is no signal: half of all times or more are the same, {np.median(times):g}"
+    rho, limit = _rank_correlation(times, unseen), _chance(len(times))
+    if rho > limit and error < constant_error:
         return None
     return (
         f"there is no signal: on networks that the fit did not see, the rank correlation is {rho:.2f} (chance stays under "
-        f"{limit:.2f}), the median error {error:.1%} and that of the constant predictor {constant:.1%}"
+        f"{limit:.2f}), the median error {error:.1%} and that of the constant predictor {constant_error:.1%}"
     )
+
+
+def _rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Spearman's rho; 0 where one is constant."""
+    return float(spearmanr(one, other).statistic) if np.ptp(one) and np.ptp(other) else 0.0
+
+
+def _chance(num: int) -> float:
+    """What Spearman's rho of so many independent pairs stays under, but for a share `CHANCE` of cases."""
+    freedom = num - 2
+    most = float(t.ppf(1 - CHANCE, freedom))
+    return most / float(np.sqrt(freedom + most**2))

@@ -15,6 +15,7 @@ import copy
 import math
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -22,7 +23,7 @@ from scipy.stats import theilslopes
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
-from nas.types import Prediction
+from nas.types import Interval, Prediction
 
 BUDGETS = 400  # that picks are made for
 PRUDENCE = 0.7  # of the allowed share of picks over their budget: a few hundred measurements show it only roughly
@@ -48,10 +49,11 @@ class Bounded:
     def fit(self, costs: np.ndarray, times: np.ndarray, *, capacity: np.ndarray | None = None, pool: int = 100) -> Self:
         """With `capacity` [N], positive, which a search wants most of (parameters, FLOPs), the bound holds for what it picks from
         `pool` networks."""
-        unseen = self.unseen(costs, times)
-        self.relative_std_, self.upper_factor_ = bound(times / unseen, self.coverage)
+        self.unseen_ = self.unseen(costs, times)
+        self.interval_ = interval(times / self.unseen_, self.coverage)
         if capacity is not None:
-            self.upper_factor_ = picking_factor(unseen, times, capacity, coverage=self.coverage, pool=pool)
+            upper = picking_factor(self.unseen_, times, capacity, coverage=self.coverage, pool=pool)
+            self.interval_ = replace(self.interval_, upper=upper)
         self.fitted_ = fresh_fit(self.regressor, costs, times)
         return self
 
@@ -63,8 +65,7 @@ class Bounded:
         return predicted
 
     def predict(self, costs: np.ndarray) -> Prediction:
-        mean = self.fitted_.predict(costs)
-        return Prediction(mean_ms=mean, std_ms=mean * self.relative_std_, upper_ms=mean * self.upper_factor_)
+        return Prediction.of(self.fitted_.predict(costs), self.interval_)
 
 
 def fresh_fit(regressor: Any, costs: np.ndarray, times: np.ndarray) -> Any:
@@ -94,9 +95,13 @@ def splits(num: int, *, folds: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield np.setdiff1d(order, held_out), held_out
 
 
-def bound(ratios: np.ndarray, coverage: float) -> tuple[float, float]:
-    """Standard deviation of the ratios measured / predicted [N], and the factor on a prediction that is its upper bound."""
-    return float(np.std(ratios)), max(1.0, conformal_quantile(ratios, coverage))
+def interval(ratios: np.ndarray, coverage: float) -> Interval:
+    """From the ratios measured / predicted [N] of what a fit did not see."""
+    return Interval(
+        relative_std=float(np.std(ratios)),
+        lower=min(1.0, -conformal_quantile(-ratios, coverage)),
+        upper=max(1.0, conformal_quantile(ratios, coverage)),
+    )
 
 
 def conformal_quantile(scores: np.ndarray, coverage: float) -> float:

@@ -53,6 +53,12 @@ class NewDevice:
         self.chosen_ = fresh_fit(ways[int(np.argmin(errors))], costs, times)
         return self
 
+    @property
+    def prices_(self) -> np.ndarray:
+        """Of the new device, [K]."""
+        prices: np.ndarray = self.chosen_.prices_
+        return prices
+
     def predict(self, costs: np.ndarray) -> np.ndarray:
         times: np.ndarray = self.chosen_.predict(costs)
         return times

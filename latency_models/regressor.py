@@ -56,4 +56,8 @@ class RegressorLatency:
         return self._prices.expected_ms(encoding)
 
     def upper_factor(self) -> float:
-        return self._bounded.upper_factor_
+        return self._bounded.interval_.upper
+
+    def unseen_ms(self) -> np.ndarray:
+        """Predictions of what it was fitted to, each by a fit without it, [N]."""
+        return self._bounded.unseen_

@@ -41,10 +41,10 @@ class PerSurroundings:
         return self
 
     def predict(self, archs: Sequence[Architecture]) -> Prediction:
-        columns = np.empty((3, len(archs)))
+        columns = np.empty((4, len(archs)))
         for rows, model in self._parts(archs):
             prediction = model.predict([archs[i] for i in rows])
-            columns[:, rows] = prediction.mean_ms, prediction.std_ms, prediction.upper_ms
+            columns[:, rows] = prediction.mean_ms, prediction.std_ms, prediction.lower_ms, prediction.upper_ms
         return Prediction(*columns)
 
     def disagreement(self, archs: Sequence[Architecture]) -> np.ndarray:

@@ -233,16 +233,19 @@ class DifferentiableLatencyModel(LatencyModel, Protocol):
 
 
 @runtime_checkable
-class OperatorLatencyModel(DifferentiableLatencyModel, Protocol):
+class CrossValidatedLatencyModel(LatencyModel, Protocol):
+    def unseen_ms(self) -> np.ndarray:
+        """Predictions of what it was fitted to, each by a fit without it, [N]."""
+        ...
+
+
+@runtime_checkable
+class OperatorLatencyModel(DifferentiableLatencyModel, CrossValidatedLatencyModel, Protocol):
     """A latency model that can learn from networks of any kind."""
 
     def fit_operators(
         self, family: Family, workload: Workload, networks: Sequence[Sequence[Operator]], measured_ms: np.ndarray
     ) -> Self: ...
-
-    def unseen_ms(self) -> np.ndarray:
-        """Predictions of what it was fitted to, each by a fit without it, [N]."""
-        ...
 
 
 @runtime_checkable

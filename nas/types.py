@@ -148,12 +148,28 @@ class Measurement:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """Of measured over predicted: the standard deviation, and the factors on a mean that are its bounds."""
+
+    relative_std: float
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True)
 class Prediction:
-    """Deterministic, one entry an architecture; `upper_ms` is a calibrated one-sided bound. Arrays of shape [N], in ms."""
+    """Deterministic, one entry an architecture; `lower_ms` and `upper_ms` are calibrated one-sided bounds, each of which holds
+    for the same share of networks. Arrays of shape [N], in ms."""
 
     mean_ms: np.ndarray
     std_ms: np.ndarray
+    lower_ms: np.ndarray
     upper_ms: np.ndarray
+
+    @classmethod
+    def of(cls, mean_ms: np.ndarray, interval: Interval) -> Prediction:
+        """Whose spread grows with the mean."""
+        return cls(mean_ms, mean_ms * interval.relative_std, mean_ms * interval.lower, mean_ms * interval.upper)
 
     def __len__(self) -> int:
         return len(self.mean_ms)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments.calibration import CHUNK, MEASUREMENTS, Calibrator
@@ -12,6 +13,7 @@ from experiments.settings import CalibrationSettings
 from hardware.store import MeasurementStore
 from hardware.timing import Exported
 from latency_models.additive import AdditiveLatency
+from latency_models.onboarded import OnboardedLatency
 from nas.types import Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
 from tests.test_hardware import SimulatedDevice
@@ -27,6 +29,11 @@ class Exporting:
         for arch in archs:
             sizes = [arch.size(name) for name in ("width", "depth")]
             self.times_ms[arch.id] = 0.01 * sizes[0] ** 1.3 * sizes[1] ** 0.8
+        return [Exported(arch, Path(f"{arch.id}.onnx"), {}) for arch in archs]
+
+    def shuffled(self, archs, rng):
+        for arch in archs:
+            self.times_ms[arch.id] = float(np.exp(rng.normal()))
         return [Exported(arch, Path(f"{arch.id}.onnx"), {}) for arch in archs]
 
 
@@ -66,6 +73,69 @@ def test_it_stops_when_the_bound_is_narrow_and_goes_on_with_what_is_known(calibr
     visits = len(calibrator.device.visited)
     assert calibrator.refine(AdditiveLatency(), calibration, minutes=1, margin_percent=1000.0, seed=0) == known
     assert len(calibrator.device.visited) == visits
+
+
+def test_what_was_measured_before_is_known_to_a_later_run(calibrator, tmp_path):
+    model = AdditiveLatency()
+    calibration = calibrator.calibrate(model, seed=0)
+    calibrator.refine(model, calibration, minutes=0.005, margin_percent=0.0, seed=0)
+    known = calibrator.calibrate(AdditiveLatency(), seed=0)
+    assert known.quality["num_fit"] > calibration.quality["num_fit"]
+    later = replace(calibrator, run=RunDirectory(tmp_path / "later"), device=SimulatedDevice(calibrator.device.times_ms))
+    found = later.calibrate(AdditiveLatency(), seed=0)
+    assert set(found.measurements) == set(known.measurements)
+    assert found.quality == pytest.approx(known.quality, nan_ok=True)
+    assert [h["id"] for h in found.held_out] == [h["id"] for h in calibration.held_out]
+
+
+def test_what_a_search_measures_on_the_way_does_not_change_what_it_began_with(calibrator):
+    calibration = calibrator.calibrate(AdditiveLatency(), seed=0)
+    further = [calibrator.family.space.sample(np.random.default_rng(7)) for _ in range(2)]
+    assert set(calibrator.more(further, calibration)) == {arch.id for arch in further}
+    again = calibrator.calibrate(AdditiveLatency(), seed=0)
+    assert again.quality == pytest.approx(calibration.quality, nan_ok=True, abs=0)
+
+
+def test_times_without_a_signal_are_refused(calibrator, monkeypatch):
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(Exporting, "__call__", lambda self, archs, folder: self.shuffled(archs, rng))
+    calibrator = replace(calibrator, settings=CalibrationSettings(num_fit=20, num_held_out=4, rounds=2))
+    with pytest.raises(ValueError, match=r"calibration: there is no signal.* no search can start on it.*store=DIR"):
+        calibrator.calibrate(AdditiveLatency(), seed=0)
+
+
+def test_a_new_device_is_met_with_ten_networks_and_what_others_took(calibrator, tmp_path):
+    """A device whose times are three times those of a known one: its own ten say less than the known one's prices."""
+    calibrator = replace(calibrator, settings=CalibrationSettings(num_fit=30, num_held_out=8, rounds=2))
+    calibrator.calibrate(AdditiveLatency(), seed=0)
+    [file] = (tmp_path / "store").glob("*.jsonl")
+    errors = {}
+    for name, model in {"alone": AdditiveLatency(), "onboarded": OnboardedLatency(known=[str(file)])}.items():
+        new = SimulatedDevice(calibrator.device.times_ms, slowdown=lambda visit: 3.0, cpu="another")
+        on_new = replace(
+            calibrator, device=new, run=RunDirectory(tmp_path / name), store=MeasurementStore(tmp_path / f"{name}-store"),
+            settings=CalibrationSettings(num_fit=10, num_held_out=20, rounds=2),
+        )  # fmt: skip
+        errors[name] = on_new.calibrate(model, seed=1).quality["mape_percent"]
+    assert errors["onboarded"] < errors["alone"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read: No such file"),
+        ("garbage\n", "is no file of measurements of this space"),
+        ("", "holds no measurement"),
+    ],
+)
+def test_what_is_known_of_other_devices_is_checked(calibrator, tmp_path, content, words):
+    file = tmp_path / "other.jsonl"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ValueError, match=f"latency_model.known: .*other.jsonl {words}"):
+        calibrator.calibrate(OnboardedLatency(known=[str(file)]), seed=0)
+    with pytest.raises(ValueError, match=r"latency_model\.known: names no file"):
+        calibrator.calibrate(OnboardedLatency(), seed=0)
 
 
 def test_a_model_without_uncertainty_is_refused(calibrator):

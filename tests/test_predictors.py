@@ -13,7 +13,7 @@ from hardware.tables import load_table
 from latency_models import ensemble, physical
 from latency_models.drift import neighbours, no_signal, sessions
 from latency_models.ensemble import Ensemble
-from latency_models.intervals import Bounded, bound, conformal_quantile, pick, splits
+from latency_models.intervals import Bounded, conformal_quantile, interval, pick, splits
 from latency_models.onboarding import NewDevice, OtherDevices
 from latency_models.physical import PhysicalRegressor
 from latency_models.quality import Quality
@@ -21,6 +21,7 @@ from latency_models.stacking import mixture
 from latency_models.table import TablePredictor
 from nas.robust import mad_scale
 from nas.tables import RecordedTable, Source
+from nas.types import Interval
 from search_spaces import hat
 
 PRICES = np.array([5.0, 0.3, 0.0, 0.02])
@@ -113,10 +114,19 @@ def test_each_measurement_is_held_out_once(num, folds):
         assert kept.tolist() == sorted(kept)
 
 
-def test_a_bound_is_never_below_the_prediction():
+def test_bounds_are_on_both_sides_of_the_prediction():
     ratios = np.arange(1.0, 20.0) / 100
-    assert bound(ratios, 0.9) == (pytest.approx(np.std(ratios)), 1.0)
-    assert bound(100 * ratios, 0.9)[1] == 18.0
+    assert interval(ratios, 0.9) == Interval(pytest.approx(np.std(ratios)), 0.02, 1.0)
+    assert interval(100 * ratios, 0.9) == Interval(pytest.approx(100 * np.std(ratios)), 1.0, 18.0)
+
+
+def test_each_bound_holds_for_the_share_that_it_was_asked_for():
+    costs, times = costs_and_times(2000, noise=0.05)
+    model = Bounded(PhysicalRegressor(), coverage=0.9).fit(costs[:300], times[:300])
+    prediction = model.predict(costs[300:])
+    assert np.mean(times[300:] <= prediction.upper_ms) == pytest.approx(0.9, abs=0.04)
+    assert np.mean(times[300:] >= prediction.lower_ms) == pytest.approx(0.9, abs=0.04)
+    assert np.all(prediction.lower_ms <= prediction.mean_ms)
 
 
 def test_predictions_are_judged_beside_a_constant():
@@ -165,7 +175,7 @@ def test_the_bound_knows_that_picks_are_those_that_are_underestimated():
     factors = {}
     for pool in (1, 20, 1000):
         model = Bounded(PhysicalRegressor(), coverage=0.9).fit(costs[few], times[few], capacity=capacity[few], pool=pool)
-        factors[pool] = model.upper_factor_
+        factors[pool] = model.interval_.upper
         assert share_over(model.predict(costs[200:]).upper_ms, times[200:], capacity[200:], pool) <= 0.1
     assert factors[1] < factors[20] < factors[1000]
 
@@ -214,6 +224,51 @@ def test_a_new_device_is_a_mixture_of_others_or_has_prices_of_its_own():
         assert isinstance(model.chosen_, OtherDevices) == is_alike
     with pytest.raises(ValueError, match="times: 2 measurements are too few to choose by"):
         NewDevice(known).fit(costs[:2], times[:2])
+
+
+@pytest.mark.parametrize("num", [10, 12, 17, 60])
+def test_a_signal_is_seen_in_few_rows_too_and_chance_is_none(num):
+    rng = np.random.default_rng(0)
+    seen, seemed = 0, 0
+    for _ in range(100):
+        times = np.exp(rng.normal(size=num))
+        seen += no_signal(times, times * np.exp(0.1 * rng.normal(size=num))) is None
+        seemed += no_signal(times, rng.permutation(times)) is None
+    assert seen >= 95
+    assert seemed == 0
+
+
+def test_equal_times_have_no_signal():
+    assert "half of all times or more are the same" in no_signal(np.full(20, 3.0), np.full(20, 3.0))
+    assert "rank correlation is 0.00" in no_signal(np.arange(1.0, 21.0), np.full(20, 3.0))
+
+
+def test_drift_is_taken_out_of_a_table():
+    costs, times = costs_and_times(200)
+    slow = times.copy()
+    slow[60:100] *= 1.4
+    steady, drifting = (TablePredictor().fit(table(costs, values)) for values in (times, slow))
+    assert not steady.drift_removed_
+    assert drifting.drift_removed_
+    np.testing.assert_allclose(drifting.predict(costs).mean_ms, steady.predict(costs).mean_ms, rtol=0.02)
+    assert drifting.interval_.upper < 1.1 < 1.3 < np.max(slow / drifting.model_.unseen_)
+    assert drifting.quality_.mape_percent < 2 < drifting.recorded_quality_.mape_percent
+
+
+def test_rows_in_an_order_of_their_own_are_no_sessions():
+    costs, times = costs_and_times(200)
+    order = np.argsort(times)
+    bent = np.where(times > np.quantile(times, 0.8), 1.2 * times, times)
+    assert not TablePredictor().fit(table(costs[order], bent[order])).drift_removed_
+
+
+def test_a_table_of_sessions_unlike_each_other_is_refused():
+    costs, times = costs_and_times(200)
+    times[:100] *= 1.8
+    with pytest.raises(
+        ValueError, match=r"made_up: \d+% of the rows.* more than 5 % off the usual level, allowed are 50%.*Pin the"
+    ):
+        TablePredictor().fit(table(costs, times))
 
 
 def test_shuffled_times_have_no_signal():

@@ -150,7 +150,7 @@ def test_calibrate_takes_a_table_of_ones_own(tmp_path):
     (tmp_path / "new.csv").write_text("depth,width\n3,80\n")
     done = command(*line_of("calibrate device=recorded device.table=mine"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "new.predicted.csv").read_text().startswith("depth,width,mean_ms,std_ms,upper_ms\n3.0,80.0,")
+    assert (tmp_path / "new.predicted.csv").read_text().startswith("depth,width,mean_ms,std_ms,lower_ms,upper_ms\n3.0,80.0,")
 
 
 @pytest.mark.parametrize("rule", ["knee", "best", "fastest_within:1.5%"])

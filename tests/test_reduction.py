@@ -22,7 +22,7 @@ from nas.mixed_attention import mixed_attention
 from nas.projection import discretise
 from nas.reduction import hidden, keeps, mean_token, num_kept, reduced, visible
 from nas.supernet import call, cut_out, skeleton
-from nas.types import MIB, Workload
+from nas.types import MIB, Interval, Workload
 from search_spaces.attention import ATTENTION_KINDS
 from search_spaces.encoder import EncoderFamily, encoder_space
 from search_spaces.vision import VisionFamily, vision_space
@@ -292,7 +292,7 @@ def test_an_additive_latency_model_prices_it_and_a_budget_buys_it():
     family = family_of("encoder", ffn_kind=("mlp",), norm_kind=("layer",), sharing=("none",))
     space, model = family.space, AdditiveLatency(costs=("flops",), pooled=True)
     model.family_, model.workload_ = family, Workload(tokens=24)
-    model.prices_, model.upper_factor_, model.relative_std_ = np.array([1.0]), 1.0, 0.0  # a device that takes 1 us a MFLOP
+    model.prices_, model.interval_ = np.array([1.0]), Interval(0.0, 1.0, 1.0)  # a device that takes 1 us a MFLOP
     values = torch.cat([torch.full((len(c.options),), 1 / len(c.options)) for c in space]).double().requires_grad_()
     model.expected_ms(Encoding(space, values)).backward()
     gradient = values.grad[space.offsets["keep_after_2"]]
