@@ -11,6 +11,7 @@ import numpy as np
 from experiments.calibration import Calibration, quality
 from experiments.progress import Reporter
 from hardware.recorded import RecordedDevice
+from hardware.tables import TABLES, is_there, load_table
 from latency_models.drift import no_signal
 from nas.encoding import Encoding
 from nas.protocols import Family, LatencyModel, Operator, OperatorLatencyModel
@@ -69,13 +70,27 @@ class TableCalibrator:
 
     def _networks(self) -> tuple[list[int], list[list[Operator]]]:
         """The rows of well-known transformers, and their operators."""
-        matches = match(self.device.table)
+        table = self.device.table
+        matches = match(table)
         if len(matches) < FEWEST_MATCHES:
             raise ValueError(
-                f"device.table: {self.device.table.name} holds {len(matches)} transformers whose sizes are published, at least "
-                f"{FEWEST_MATCHES} are needed to predict the networks of another space"
+                f"device.table: {table.name} holds {len(matches)} transformers whose sizes are published, at least "
+                f"{FEWEST_MATCHES} are needed to predict the networks of another space{self._others()}"
             )
+        on_cpu = np.asarray(table.extra.get("layers_cpu", np.zeros(len(table))), dtype=float)[[m.row for m in matches]] > 0
+        if table.kind != "cpu" and on_cpu.any():
+            self.report.say(f"{table.name}: {on_cpu.sum()} of these networks have layers that fell back to the CPU")
         return [m.row for m in matches], [operators(m.model, m.workload) for m in matches]
+
+    def _others(self) -> str:
+        """Tables of the same device that hold enough."""
+        own = TABLES.get(self.device.table.name)
+        names = [
+            name for name, recorded in TABLES.items() if own and recorded.device == own.device and name != self.device.table.name
+        ]
+        folder = self.device.folder
+        known = [name for name in names if is_there(name, folder) and len(match(load_table(name, folder))) >= FEWEST_MATCHES]
+        return f"; tables of the same device that hold enough: {', '.join(known)}" if known else ""
 
     def _blocks(self) -> tuple[list[int], list[list[Operator]]]:
         """Rows of a table of single blocks, none larger than a network of the space, and their operators."""

@@ -25,7 +25,7 @@ class RecordedDevice:
     """
 
     def __init__(self, table: str, data: str | None = None) -> None:
-        self.table = load_table(table, data)
+        self.table, self.folder = load_table(table, data), data
         if self.table.unit != "ms":
             raise ValueError(f"device.table: {table} holds {self.table.unit}, a search needs one of times")
         self.name = f"recorded {table}"

@@ -188,11 +188,13 @@ def published(label: str) -> Published | None:
 
 
 def match(table: RecordedTable) -> list[Match]:
-    """The rows of a table whose networks are known."""
+    """The rows of a table whose networks are known and ran operator by operator: compiled ones (`fused`) are networks of another
+    runtime, and would be the same here."""
     column = {name: table.rows[:, i] for i, name in enumerate(table.features)}
+    fused = column.get("fused", np.zeros(len(table)))
     found = []
     for row, label in enumerate(table.labels):
-        if model := published(label):
+        if not fused[row] and (model := published(label)):
             tokens = model.tokens or (int(column["tokens"][row]) if "tokens" in column else 0)
             if tokens:
                 batch = int(column["batch"][row]) if "batch" in column else 1
