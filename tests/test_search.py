@@ -9,9 +9,9 @@ import hydra
 import numpy as np
 import optuna
 import pytest
-from omegaconf import OmegaConf
 from optuna.storages.journal import JournalFileBackend
 
+from experiments.config import composed
 from nas.pareto import hypervolume
 from nas.protocols import ExhaustedError, Searcher
 from nas.search import search
@@ -39,8 +39,8 @@ def evaluate(arch: Architecture) -> Candidate:
 
 CONF = Path(__file__).parent.parent / "conf" / "searcher"
 STRATEGIES = {
-    path.stem: hydra.utils.instantiate(OmegaConf.load(path), _convert_="all").make_searcher
-    for path in sorted(CONF.glob("*.yaml"))
+    name: hydra.utils.instantiate(composed(f"searcher={name}", "run=unused").searcher, _convert_="all").make_searcher
+    for name in sorted(path.stem for path in CONF.glob("*.yaml"))
 }
 QUICK = sorted(set(STRATEGIES) - {"gp"})  # that one takes a second a trial
 
