@@ -21,7 +21,7 @@ from search_spaces.encoder import EncoderFamily, encoder_space
 from search_spaces.vision import VisionFamily, vision_space
 from tests.decoding import decoded
 from tests.liveness import alive
-from tests.test_supernet import trained
+from tests.support.networks import trained
 
 COMPUTE, SHIPPED = Compute(), Compute(backend="blocks")
 KINDS = ATTENTION_KINDS[:-1]

@@ -13,7 +13,7 @@ from experiments.tasks.text import TextClassification
 from nas.finish.losses import soft_labels
 from nas.finish.remembered import Remembered, Remembering
 from nas.protocols import SPLITS, TaskWithAnswers
-from tests.test_finish import Sum
+from tests.support.stages import Sum
 
 BEST = "character 1-4-grams, logistic regression"
 

@@ -14,7 +14,7 @@ from nas.supernet import call, cut_out, skeleton
 from nas.types import Workload
 from search_spaces.decoder import Decode, Decoder, DecoderFamily, Prefill, cache_names, decoder_space
 from search_spaces.encoder import EncoderFamily, encoder_space
-from tests.test_supernet import trained
+from tests.support.networks import trained
 
 COMPUTE = Compute()
 WORDS, LONGEST, WINDOW = 50, 24, 3

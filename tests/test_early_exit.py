@@ -29,8 +29,7 @@ from nas.types import Workload
 from search_spaces.decoder import DecoderFamily, decoder_space
 from search_spaces.encoder import EncoderFamily, encoder_space
 from search_spaces.vision import VisionFamily, vision_space
-from tests.test_finish import FAST, Sum, school
-from tests.test_stages import Scale, finisher_of, through
+from tests.support.stages import FAST, Scale, Sum, finisher_of, school, through
 
 
 class Watch:
@@ -258,7 +257,7 @@ def test_the_stage_expects_by_rate_and_is_read_again(family, tmp_path):
 
 
 def test_a_budget_that_all_layers_break_is_kept(family, tmp_path, monkeypatch):
-    monkeypatch.setattr("tests.test_stages.BUDGET_MS", 3.5)
+    monkeypatch.setattr("tests.support.stages.BUDGET_MS", 3.5)
     watch = Watch()
     run = watch.run
     monkeypatch.setattr(watch, "run", lambda path, inputs: tuple(4.0 if ms == 3 and "early_exit" in path.name else ms for ms in run(path, inputs)))  # fmt: skip  # noqa: E501

@@ -3,7 +3,6 @@
 import copy
 import math
 from types import SimpleNamespace
-from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -23,7 +22,7 @@ from nas.finish.prune import PATTERNS, SCORES, Prune, cubic, keeps, kept, masked
 from nas.finish.quantise import Quantise, order
 from nas.finish.shapes import linear_layers, with_weights
 from nas.finish.stage import NothingToDoError
-from nas.finish.teaching import Lesson, School, teach
+from nas.finish.teaching import Lesson, teach
 from nas.formats import open_session
 from nas.protocols import IGNORED, Batch
 from nas.rounding import round_input, round_weight
@@ -31,25 +30,7 @@ from nas.supernet import state_of
 from nas.training import TrainConfig, Trainer, stream
 from nas.types import Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
-
-FAST = TrainConfig(steps=3, tokens_per_batch=64)
-
-
-class Sum:
-    """Which of three classes do the tokens name most often?"""
-
-    name = "sum"
-    sizes: ClassVar = {"vocab_size": 20, "num_classes": 3, "max_tokens": 8}
-    loss = staticmethod(F.cross_entropy)
-
-    def batches(self, split, *, tokens_per_batch, seed):
-        generator = torch.Generator().manual_seed((seed or 0) % 1000 + len(split))
-        for _ in range(4):
-            ids = torch.randint(20, (tokens_per_batch // 8 or 1, 8), generator=generator)
-            yield Batch((ids, torch.ones_like(ids)), (ids % 3).mode(dim=1).values)
-
-    def error(self, outputs, targets):
-        return float((outputs.argmax(-1) != targets).sum())
+from tests.support.stages import FAST, Sum, school
 
 
 @pytest.fixture
@@ -62,21 +43,6 @@ def family():
 @pytest.fixture
 def network(family):
     return family.network(family.space.largest())
-
-
-def school(family, arch=None, predict_ms=None, saved=None):
-    arch = arch or family.space.largest()
-    return School(
-        Sum(),
-        Compute(),
-        0,
-        family.space,
-        arch,
-        lambda name: [family.network(arch)],
-        predict_ms or (lambda a: [1.0]),
-        saved or (lambda network, others: [0.0] * len(others)),
-        0.5,
-    )
 
 
 def exported(family, network, path):

@@ -24,8 +24,8 @@ from nas.supernet import cut_out, distance, error_percent, sandwich, sandwich_st
 from nas.training import TrainConfig
 from nas.types import Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
+from tests.support.networks import trained
 from tests.test_conf import composed
-from tests.test_supernet import trained
 
 COMPUTE = Compute()
 WORDS = {"noun": ("cat", "dog", "sun"), "verb": ("sees", "eats", "likes")}

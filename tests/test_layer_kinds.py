@@ -21,7 +21,7 @@ from search_spaces.decoder import DecoderFamily, decoder_space
 from search_spaces.encoder import EncoderFamily, encoder_space
 from search_spaces.vision import VisionFamily, vision_space
 from tests.decoding import decoded
-from tests.test_supernet import trained
+from tests.support.networks import trained
 
 COMPUTE = Compute()
 SIZES = {"width": (8, 12), "depth": (1, 3, 4), "heads": (1, 2), "ffn": (8, 16), "attention": ("full", "none")}

@@ -30,10 +30,9 @@ from nas.supernet import call, cut_out, skeleton
 from nas.types import Measurement, Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
 from tests.decoding import decoded
-from tests.test_finish import FAST, Sum
+from tests.support.networks import trained
+from tests.support.stages import FAST, Sum, finisher_of, operators, through
 from tests.test_layer_kinds import FAMILIES, family_of, inputs_of, picked, workload_of
-from tests.test_stages import finisher_of, operators, through
-from tests.test_supernet import trained
 
 COMPUTE = Compute()
 PRECISIONS = ("fp32", "fp16", "int8", "int4")

@@ -17,8 +17,8 @@ from nas.types import MIB, Workload
 from search_spaces.attention import ATTENTION_KINDS
 from search_spaces.encoder import EncoderFamily, encoder, encoder_space
 from tests.liveness import alive
+from tests.support.networks import trained
 from tests.test_reduction import inputs_of, logit_gradients, picked
-from tests.test_supernet import trained
 
 KINDS = [kind for kind in ATTENTION_KINDS if kind != "topk"]
 SIZES = {"width": (8, 12), "depth": (1, 3), "heads": (1, 2), "ffn": (8, 16), "attention": KINDS, "sharing": ("none", "all")}

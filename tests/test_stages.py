@@ -5,54 +5,31 @@ import itertools
 import json
 import math
 import re
-from collections import Counter
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
-import onnx
 import pytest
 import torch
 
 from experiments.card import stages_of
 from experiments.finishing import FOLDER, Finisher
-from experiments.progress import Reporter
 from experiments.quantising import Quantising
-from experiments.results import StageFigures, StageReport
-from experiments.run_directory import RunDirectory
+from experiments.results import StageFigures
 from experiments.settings import FinishSettings, Settings
-from experiments.stages import Stages, check_stages, judged
+from experiments.stages import check_stages, judged
 from nas.compute import Compute
 from nas.finish.learn import Learn
 from nas.finish.low_rank import LowRank
 from nas.finish.prune import Prune
 from nas.finish.quantise import Quantise
 from nas.finish.remembered import Remembered, Remembering
-from nas.finish.teaching import Lesson, School
-from nas.protocols import DeviceError
+from nas.finish.teaching import Lesson
 from nas.training import TrainConfig
 from nas.types import Workload
 from search_spaces.decoder import DecoderFamily, decoder_space
 from search_spaces.encoder import EncoderFamily, encoder_space
-from tests.test_finish import FAST, Sum
-
-ANY = 100.0  # points that may be lost
-BUDGET_MS = 1e6
-
-
-class Scale:
-    """Takes the longer the more bytes of weights a file has; or is lost."""
-
-    name, fingerprint = "scale", "scale"
-
-    def __init__(self, *, constant: bool = False, lost: bool = False) -> None:
-        self.constant, self.lost, self.environment = constant, lost, {"precision": "fp32"}
-
-    def run(self, onnx_path, inputs):
-        if self.lost:
-            raise DeviceError("the scale is gone")
-        weights = onnx.load(onnx_path).graph.initializer
-        return (1.0 if self.constant else sum(len(w.raw_data) for w in weights) / 1e4,) * 3
+from tests.support.stages import FAST, Scale, Sum, finisher_of, operators, through
 
 
 @pytest.fixture
@@ -60,31 +37,6 @@ def family():
     torch.manual_seed(0)
     space = encoder_space(width=(16, 32), depth=(1,), heads=(1, 2), ffn=(16, 32), attention=("full",))
     return EncoderFamily(space, 20, 3, max_tokens=8, head_size=8)
-
-
-def finisher_of(family, tmp_path, device=None, **settings):
-    settings = {"train": FAST, "most_steps": 4, "rounds": 2, "most_points_lost": ANY, **settings}
-    return Finisher(
-        family, cast(Any, Sum()), device or Scale(), Workload(1, 8), Compute(), FinishSettings(**settings), 0,
-        RunDirectory(tmp_path),
-    )  # fmt: skip
-
-
-def through(finisher, stages, arch=None, teachers=None) -> list[StageReport]:
-    arch = arch or finisher.family.space.largest()
-    if not finisher.is_finished(arch):
-        finisher.finish(arch, finisher.family.supernet())
-    school = School(
-        finisher.task, finisher.compute, 0, finisher.family.space, arch,
-        lambda name: [finisher.to_train(arch, tag="")] if teachers is None else teachers,
-        lambda archs: [1.0] * len(archs), lambda network, others: finisher.saved(arch, network, others, reference_ms=None),
-        finisher.settings.most_points_lost,
-    )  # fmt: skip
-    return Stages(finisher, stages, school, None, BUDGET_MS, Reporter(quiet=True)).run()
-
-
-def operators(path) -> Counter:
-    return Counter(node.op_type for node in onnx.load(path).graph.node)
 
 
 def test_what_is_faster_takes_its_place(family, tmp_path):

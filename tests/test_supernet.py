@@ -20,6 +20,7 @@ from nas.supernet import call, cut_out, fixed, prefixes, sandwich, sandwich_step
 from search_spaces.attention import ATTENTION_KINDS
 from search_spaces.encoder import EncoderFamily, encoder_space
 from search_spaces.stack import LayerMasks
+from tests.support.networks import trained
 
 COMPUTE = Compute()
 
@@ -46,14 +47,6 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor]:
     mask[1, 7:] = 0
     mask[2, 1:] = 0
     return token_ids, mask
-
-
-def trained(network: torch.nn.Module) -> torch.nn.Module:
-    """Moves every weight off its initial value, so that biases and norms take part."""
-    generator = torch.Generator().manual_seed(3)
-    for parameter in network.parameters():
-        parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-    return network.double()
 
 
 @pytest.mark.parametrize("seed", range(8))

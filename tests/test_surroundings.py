@@ -32,7 +32,7 @@ from nas.surroundings import all_surroundings, answering, everywhere, network_of
 from nas.types import Measurement, Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
 from tests.conftest import command
-from tests.test_stages import finisher_of
+from tests.support.stages import finisher_of
 
 OPTIONS = {"threads": [1, 2], "precision": ["fp32", "int8"]}
 SPACE = surrounded(encoder_space(width=(16, 32), depth=(1, 2), heads=(1, 2), ffn=(16, 32), attention=("full",)), OPTIONS)
