@@ -17,7 +17,7 @@ from experiments.progress import Reporter
 from experiments.results import Results
 from nas.constraints import within_ms
 from nas.projection import discretise
-from tests.conftest import command
+from tests.support.commands import command
 from tests.test_exploring import calibrated, explorer, pipeline, scored  # noqa: F401
 
 BUDGET_MS = 0.5  # which all keep, however wide the bound of so brief a calibration is

@@ -7,18 +7,9 @@ import pytest
 
 from experiments import run_directory
 from experiments.run_directory import RunDirectory, RunError
-from tests.conftest import command
+from tests.support.commands import refused
 
 SMOKE = ("search", "experiment=smoke")
-
-
-def refused(*words, message: str) -> str:
-    done = command(*words)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
-    assert message in done.stderr, done.stderr
-    return done.stdout
 
 
 @pytest.mark.parametrize(

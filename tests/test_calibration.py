@@ -16,7 +16,7 @@ from latency_models.additive import AdditiveLatency
 from latency_models.onboarded import OnboardedLatency
 from nas.types import Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
-from tests.test_hardware import SimulatedDevice
+from tests.support.simulated import SimulatedDevice
 
 
 class Exporting:

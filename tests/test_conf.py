@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from inspect import Parameter
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -24,9 +23,8 @@ from nas.encoding import Encoding
 from nas.protocols import DifferentiableLatencyModel, Family
 from nas.space import SearchSpace
 from nas.types import Workload
-from tests.conftest import RECORDED
+from tests.support.commands import RECORDED, ROOT
 
-ROOT = Path(__file__).parent.parent
 GROUPS = sorted(p for p in (ROOT / "conf").iterdir() if p.is_dir() and p.name != "__pycache__")
 CHOICES = [(group.name, path.stem) for group in GROUPS for path in sorted(group.glob("*.yaml"))]
 MISSING = {

@@ -22,7 +22,7 @@ from nas.compute import Compute
 from nas.costs import parameters_of
 from nas.protocols import DeviceError
 from nas.types import Candidate, Measurement, Provenance, Workload
-from tests.conftest import command
+from tests.support.commands import command
 
 BUDGET_MIB = 0.3
 

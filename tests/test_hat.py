@@ -17,8 +17,7 @@ from hardware.tables import load_table
 from nas.projection import BudgetError
 from nas.searchers.nsga2 import Nsga2
 from search_spaces import hat
-from tests.conftest import command
-from tests.test_conf import ROOT
+from tests.support.commands import ROOT, command
 
 TABLES = ("hat_raspberrypi4", "hat_xeon", "hat_titanxp_wmt", "hat_titanxp_iwslt")
 QUICK = OuterSettings(make_searcher=Nsga2, population=10, evaluations=30)

@@ -19,7 +19,7 @@ from nas.protocols import DeviceError
 from nas.types import Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
 from search_spaces.named import match, operators
-from tests.conftest import command
+from tests.support.commands import command
 
 
 class Losable:

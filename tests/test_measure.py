@@ -17,8 +17,7 @@ from experiments.onnx_inputs import Sizes, make_inputs
 from hardware.quality import outliers
 from hardware.timing import measure
 from nas.protocols import DeviceError
-from tests.test_hardware import NETWORKS, SENTINEL, TIMES, WORKLOAD, SimulatedDevice
-from tests.test_timing import Metered
+from tests.support.simulated import NETWORKS, SENTINEL, TIMES, WORKLOAD, Metered, SimulatedDevice
 
 
 def save(path, nodes, inputs, weights=(), output="y"):

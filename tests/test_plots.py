@@ -16,7 +16,7 @@ from experiments.plots.style import NARROW, WIDE, png, svg
 from experiments.results import LedgerEntry, PredictorReport
 from nas.pareto import attainment_surface
 from nas.types import Candidate
-from tests.made_up_run import HELD_OUT, INHERITED, QUALITY, SPACE, make_candidates, make_results, with_memory
+from tests.support.made_up_run import HELD_OUT, INHERITED, QUALITY, SPACE, make_candidates, make_results, with_memory
 
 
 def artists(figure):

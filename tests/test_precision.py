@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 from nas.export import INTEGER_TOLERANCE
-from tests.conftest import command
+from tests.support.commands import command
 
 
 @pytest.fixture(scope="module")

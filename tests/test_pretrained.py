@@ -21,7 +21,7 @@ from nas.supernet import cut_out
 from nas.types import Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
 from search_spaces.importance import sort_by_importance
-from tests.test_bad_input import refused
+from tests.support.commands import refused
 
 WIDTH, HEADS, FFN, VOCABULARY, POSITIONS = 32, 4, 48, 60, 20
 GLOBALS = ("activation", "norm_kind", "sharing")

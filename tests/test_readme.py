@@ -21,7 +21,7 @@ from experiments.config import register
 from experiments.progress import Reporter
 from nas.protocols import Device, DifferentiableLatencyModel, Searcher
 from nas.types import Measurement, Workload
-from tests.conftest import command
+from tests.support.commands import command
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()

@@ -30,7 +30,7 @@ from experiments.report import (
 from experiments.results import Results, StageFigures, StageReport
 from experiments.verdicts import MemoryVerdict
 from nas.pareto import non_dominated
-from tests.made_up_run import SPACE, make_candidates, make_results, network, with_memory
+from tests.support.made_up_run import SPACE, make_candidates, make_results, network, with_memory
 
 
 def printed(*lines):

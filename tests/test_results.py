@@ -15,7 +15,7 @@ from experiments.networks import front, hypervolumes, pick
 from experiments.results import PredictorReport, Results
 from experiments.verdicts import Verdict
 from nas.pareto import knee
-from tests.made_up_run import QUALITY, make_results, network
+from tests.support.made_up_run import QUALITY, make_results, network
 
 # --- results -----------------------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 
 from experiments import cli, search
-from tests.conftest import command
+from tests.support.commands import command
 
 SLOWER = (
     "init.train.steps=120", "darts.steps=30", "searcher.evaluations=25", "checkpoint_seconds=0.1", "finish.rungs=[0.4]",

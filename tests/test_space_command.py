@@ -8,7 +8,7 @@ from experiments.cli import main
 from nas.encoding import Encoding
 from nas.types import Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
-from tests.test_bad_input import refused
+from tests.support.commands import refused
 
 FAMILY = EncoderFamily(encoder_space(width=(8, 16), depth=(1, 2, 4), heads=(1, 2), ffn=(8, 16)), 50, 3, 24, head_size=8)
 WORKLOAD = Workload(tokens=20)

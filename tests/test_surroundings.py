@@ -31,7 +31,7 @@ from nas.supernet import in_precision, skeleton
 from nas.surroundings import all_surroundings, answering, everywhere, network_of, surrounded, surroundings_of
 from nas.types import Measurement, Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
-from tests.conftest import command
+from tests.support.commands import command
 from tests.support.stages import finisher_of
 
 OPTIONS = {"threads": [1, 2], "precision": ["fp32", "int8"]}

@@ -24,7 +24,7 @@ from hardware.quality import Session, drift, outlier_flags, outliers, uncertaint
 from hardware.timing import PATIENCE, measure, measure_on
 from hardware.visit import LEAST_SECONDS, WINDOW, Visit, wall
 from nas.types import Measurement
-from tests.test_hardware import NETWORKS, SENTINEL, TIMES, WORKLOAD, SimulatedDevice, arch_of
+from tests.support.simulated import NETWORKS, SENTINEL, TIMES, WORKLOAD, Metered, SimulatedDevice, arch_of
 
 
 class Machine:
@@ -391,18 +391,6 @@ def test_a_calibration_beside_bursts_of_other_work_goes_on(share):
 
 
 # --- what a measurement is taken with
-
-
-class Metered(SimulatedDevice):
-    """Meters energy, and grows hotter."""
-
-    measures_energy = True
-
-    def conditions(self):
-        return {"celsius": 40 + len(self.visited)}
-
-    def energy_mj(self):
-        return 2.5 * TIMES[self.visited[-1]]
 
 
 def test_energy_and_conditions_are_kept():

@@ -10,7 +10,7 @@ from experiments.ties import ties
 from experiments.trust import evidence, predictor_on_picked, rank_correlation, sentences, tau_with_interval
 from nas.pareto import hypervolume
 from nas.types import Candidate, Provenance
-from tests.made_up_run import SPACE, make_candidates, make_results
+from tests.support.made_up_run import SPACE, make_candidates, make_results
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -22,7 +22,7 @@ from nas.finish.teaching import Lesson
 from nas.training import TrainConfig, TrainingError
 from nas.types import Candidate, Provenance
 from search_spaces.encoder import encoder_space
-from tests.made_up_run import make_results
+from tests.support.made_up_run import make_results
 
 SPACE = encoder_space()
 SMALLEST, LARGEST = SPACE.smallest(), SPACE.largest()
