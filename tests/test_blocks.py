@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_module
 
 from experiments.build import build
-from experiments.config import register
+from experiments.config import composed
 from experiments.progress import Reporter
 from experiments.table_calibration import MOST_BLOCKS, TableCalibrator
 from hardware.recorded import RecordedDevice
@@ -86,10 +85,8 @@ def test_a_space_below_every_block_is_refused(recorded):
 
 
 def test_the_space_of_the_command_takes_a_phone(recorded, tmp_path, capsys):
-    register()
     words = ["space=vision_tiny", "task=digits", "device=recorded", "device.table=vit_pixel4_v3", f"device.data={recorded}"]
-    with initialize_config_module("conf", version_base="1.3"):
-        pipeline = build(compose("search", overrides=[*words, f"run={tmp_path / 'run'}"]), report=Reporter())
+    pipeline = build(composed(*words, f"run={tmp_path / 'run'}"), report=Reporter())
     quality = pipeline.calibrate().quality
     assert 8 <= quality["num_held_out"] <= MOST_BLOCKS
     assert quality["mape_percent"] < quality["constant_mape_percent"]

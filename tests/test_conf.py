@@ -11,11 +11,10 @@ from typing import Any
 import hydra
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from experiments.build import build
-from experiments.config import SearchConfig, register
+from experiments.config import SearchConfig, composed
 from experiments.progress import Reporter
 from experiments.settings import Settings
 from hardware.visit import Visit, VisitOptions
@@ -75,12 +74,6 @@ DIFFERENT = {  # what a choice says on purpose other than the constructor that i
     ("stages", "longer", "lesson.temperature"),
     *(("searcher", name, "make_searcher") for group, name in CHOICES if group == "searcher" and name != "surrogate_evolution"),
 }
-
-
-def composed(*overrides: str):
-    register()
-    with initialize_config_module("conf", version_base="1.3"):
-        return compose("search", overrides=list(overrides))
 
 
 @pytest.mark.parametrize(("group", "name"), CHOICES)

@@ -6,12 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_module
 
 from experiments.budgets import Budget
 from experiments.build import build
 from experiments.calibration import Calibration
-from experiments.config import register
+from experiments.config import composed
 from experiments.costing import Costing, measured_energy
 from experiments.exploring import Explorer
 from experiments.progress import Reporter
@@ -93,10 +92,8 @@ def test_what_is_measured_on_the_way_is_known_and_said(searched):
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
-    register()
-    with initialize_config_module("conf", version_base="1.3"):
-        words = ["experiment=smoke", f"run={tmp_path_factory.mktemp('parts') / 'run'}", "searcher.measure=4"]
-        return build(compose("search", overrides=words), report=Reporter(quiet=True))
+    words = ["experiment=smoke", f"run={tmp_path_factory.mktemp('parts') / 'run'}", "searcher.measure=4"]
+    return build(composed(*words), report=Reporter(quiet=True))
 
 
 def measurement(arch, milliseconds, **environment):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from experiments.build import build, family_of_task
+from experiments.config import composed
 from experiments.finishing import Finisher
 from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory
@@ -25,7 +26,6 @@ from nas.training import TrainConfig
 from nas.types import Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
 from tests.support.networks import trained
-from tests.test_conf import composed
 
 COMPUTE = Compute()
 WORDS = {"noun": ("cat", "dog", "sun"), "verb": ("sees", "eats", "likes")}

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from experiments.build import build
+from experiments.config import composed
 from experiments.contract import input_of
 from experiments.progress import Reporter
 from experiments.tasks import images, signals
@@ -26,7 +27,6 @@ from nas.export import export_onnx
 from nas.formats import open_session
 from nas.protocols import SPLITS
 from nas.types import Workload
-from tests.test_conf import composed
 
 RNG = np.random.default_rng(0)
 

@@ -4,8 +4,8 @@ import hydra
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 
+from experiments.config import composed
 from latency_models.additive import AdditiveLatency
 from nas.encoding import Encoding
 from nas.protocols import DifferentiableLatencyModel
@@ -123,8 +123,7 @@ REGRESSORS = ("ensemble", "gaussian_process", "gradient_boosting", "hat_mlp")
 @pytest.mark.parametrize("name", REGRESSORS)
 def test_any_regressor_is_a_latency_model(name):
     """It predicts what it has not seen better than a constant, keeps its bound, and the search can follow it."""
-    with initialize_config_module("conf", version_base="1.3"):
-        node = compose(f"latency_model/{name}").latency_model
+    node = composed(f"latency_model={name}", "run=unused").latency_model
     model = hydra.utils.instantiate(node, _convert_="all").fit(FAMILY, measurements(40, noise=0.02))
     assert isinstance(model, DifferentiableLatencyModel)
     fresh = measurements(60, noise=0.02, seed=7)

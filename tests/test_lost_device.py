@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_module
 
 from experiments.build import build
 from experiments.conclude import conclude
-from experiments.config import register
+from experiments.config import composed
 from experiments.progress import Reporter
 from hardware.recorded import RecordedDevice
 from latency_models.additive import AdditiveLatency
@@ -41,10 +40,8 @@ class Losable:
 
 @pytest.fixture
 def pipeline(tmp_path):
-    register()
     words = ["experiment=smoke", f"run={tmp_path / 'run'}", f"store={tmp_path / 'store'}", "torch_threads=1", "budget_ms=100"]
-    with initialize_config_module("conf", version_base="1.3"):
-        pipeline = build(compose("search", overrides=words), report=Reporter())
+    pipeline = build(composed(*words), report=Reporter())
     pipeline.device = Losable(pipeline.device)
     return pipeline
 

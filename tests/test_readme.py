@@ -11,13 +11,12 @@ import hydra
 import numpy as np
 import pytest
 import yaml
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from experiments.build import build
 from experiments.calibration import export_for_timing
 from experiments.cli import COMMANDS
-from experiments.config import register
+from experiments.config import composed
 from experiments.progress import Reporter
 from nas.protocols import Device, DifferentiableLatencyModel, Searcher
 from nas.types import Measurement, Workload
@@ -182,9 +181,7 @@ def test_the_python_script_finds_a_network(tmp_path):
 @pytest.fixture
 def small(tmp_path):
     """A pipeline of the smoke experiment, not run."""
-    register()
-    with initialize_config_module("conf", version_base="1.3"):
-        config = compose("search", overrides=["experiment=smoke", f"run={tmp_path / 'run'}", f"store={tmp_path / 'store'}"])
+    config = composed("experiment=smoke", f"run={tmp_path / 'run'}", f"store={tmp_path / 'store'}")
     return build(config, report=Reporter(quiet=True))
 
 

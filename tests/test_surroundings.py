@@ -10,11 +10,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 
 from experiments import exploring
 from experiments.build import build
-from experiments.config import register
+from experiments.config import composed
 from experiments.costing import Costing
 from experiments.exploring import Explorer
 from experiments.progress import Reporter
@@ -108,18 +107,13 @@ def test_each_file_runs_in_its_own_surroundings(tmp_path, family):
 
 
 def test_a_refused_value_is_named():
-    register()
-    with initialize_config_module("conf", version_base="1.3"):
-        for override, message in {
-            "surroundings.precision=[fp32,int9]": r"device: precision: 'int9' is not one of \('fp32', 'int8'\)",
-            "surroundings.threads=[2,1]": r"device.threads: options \(2, 1\) must be positive and ascending",
-            "device=cuda surroundings.threads=[1,2]": "surroundings.threads: the device .* has no threads to choose",
-        }.items():
-            with pytest.raises(ValueError, match=message):
-                build(
-                    compose("search", overrides=["experiment=smoke", "run=unused", *override.split()]),
-                    report=Reporter(quiet=True),
-                )
+    for override, message in {
+        "surroundings.precision=[fp32,int9]": r"device: precision: 'int9' is not one of \('fp32', 'int8'\)",
+        "surroundings.threads=[2,1]": r"device.threads: options \(2, 1\) must be positive and ascending",
+        "device=cuda surroundings.threads=[1,2]": "surroundings.threads: the device .* has no threads to choose",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            build(composed("experiment=smoke", "run=unused", *override.split()), report=Reporter(quiet=True))
 
 
 # --- prediction

@@ -17,6 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from tokenizers import Tokenizer
 
+from experiments.config import composed
 from experiments.tasks import django_source, languages
 from experiments.tasks.dataset import DatasetTask
 from experiments.tasks.languages import Languages
@@ -25,7 +26,6 @@ from experiments.tasks.ragged import PAD_ID, Ragged
 from experiments.tasks.text import TextClassification
 from experiments.tasks.tokenizing import BPE, WORDPIECE, comparable, train_tokenizer
 from nas.protocols import SPLITS
-from tests.test_conf import composed
 
 CONF = Path(__file__).parent.parent / "conf" / "task"
 WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta")
