@@ -22,7 +22,7 @@ from experiments.layers import LAYER, in_all_layers
 from experiments.plots.space import space_figure
 from experiments.plots.style import png, svg
 from experiments.progress import Reporter
-from nas.encoding import Encoding
+from nas.costs import flops_of, parameters_of
 from nas.protocols import Family
 from nas.space import Architecture, Choice, Condition, Option, SearchSpace
 from nas.types import Workload
@@ -175,6 +175,4 @@ def most_of_each(space: SearchSpace) -> dict[str, Option]:
 
 def costs(family: Family, archs: Sequence[Architecture], workload: Workload) -> tuple[np.ndarray, np.ndarray]:
     """FLOPs and parameters, [N] each."""
-    operators = family.operators(Encoding.of(family.space, archs), workload)
-    flops, parameters = (sum((getattr(op, name) for op in operators), np.zeros(len(archs))) for name in ("flops", "parameters"))
-    return flops, parameters
+    return flops_of(family, archs, workload), parameters_of(family, archs, workload)

@@ -29,6 +29,7 @@ from experiments.benchmarks.ship import Row, Trial, summary
 from experiments.formatting import rounded
 from experiments.progress import Reporter
 from experiments.tasks.languages import Languages
+from hardware.local_torch import num_threads
 from nas.formats import open_session
 from search_spaces import hat
 from search_spaces.encoder import EncoderFamily, encoder_space
@@ -62,7 +63,7 @@ def test_supernet_ends_with_its_figures(capsys, tmp_path):
 
 def test_peak_memory_is_the_same_every_time():
     family = supernet.default_family()
-    with supernet.threads(1):
+    with num_threads(1):
         steps = supernet.Steps(family, supernet.random_batch(2, 8), supernet.WRITTEN_OUT)
         first, *others = [steps.peak_memory_ratio() for _ in range(3)]
     assert others == pytest.approx([first] * 2, rel=0.02)
@@ -95,7 +96,7 @@ def test_a_figure_that_could_not_be_computed_is_null():
 
 def test_do_it_yourself_finds_a_front(tmp_path):
     task = Languages(max_examples=3000, vocab_size=1000, max_tokens=32)
-    with supernet.threads(1):
+    with num_threads(1):
         front = do_it_yourself.run(task, seconds=6, budget_ms=20.0, seed=0, directory=tmp_path, tokens=32)
     assert front
     costs = [(network["latency_ms"], network["error_percent"]) for network in front]

@@ -23,12 +23,12 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from experiments.benchmarks.alone import finisher_of, geometric, test_error, train
-from experiments.benchmarks.supernet import threads
 from experiments.build import build
 from experiments.config import composed
 from experiments.finishing import Finisher
 from experiments.layers import in_all_layers
 from experiments.progress import Advance, Reporter
+from hardware.local_torch import num_threads
 from nas.finish.teaching import Lesson
 from nas.pareto import hypervolume
 from nas.space import Architecture, Choice, Option, SearchSpace
@@ -122,7 +122,7 @@ def run(words: Words, report: Reporter) -> dict[str, float]:
     figures: dict[str, float] = {"num_seeds": len(preset.seeds)}
     with contextlib.ExitStack() as stack:
         folder = Path(words.directory or stack.enter_context(tempfile.TemporaryDirectory())) / words.preset
-        stack.enter_context(threads(THREADS))
+        stack.enter_context(num_threads(THREADS))
         for task, overrides in preset.tasks.items():
             trials = [gains(task, overrides, seed, preset, folder, report) for seed in preset.seeds]
             _show(task, trials, report)

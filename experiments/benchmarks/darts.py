@@ -26,9 +26,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import nn
 
-from experiments.benchmarks.supernet import Words, threads
+from experiments.benchmarks.supernet import Words
+from experiments.benchmarks.tabular import FLOPS_PER_MS, LAUNCH_MS
 from experiments.progress import Reporter
 from experiments.tasks.languages import Languages
+from hardware.local_torch import num_threads
 from latency_models.additive import AdditiveLatency
 from nas.compute import Compute, choose_compute
 from nas.constraints import within_ms
@@ -36,14 +38,14 @@ from nas.darts import Darts, DartsConfig
 from nas.encoding import Encoding
 from nas.projection import USED, discretise
 from nas.protocols import Family, Task
-from nas.space import Architecture
+from nas.space import Architecture, SearchSpace
 from nas.supernet import evaluation_batches, inherited_error
 from nas.training import TrainConfig, supernet_trainer
 from nas.types import Measurement, Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
 
 WORKLOAD = Workload(tokens=64)
-LAUNCH_MS, FLOPS_PER_MS, BYTES_PER_MS, SCATTER = 0.004, 4e7, 1e7, 0.03  # of the invented device
+BYTES_PER_MS, SCATTER = 1e7, 0.03  # of the invented device, beside a launch and a FLOP
 SHARES = (0.5, 0.3, 0.15)  # of the largest network's time: the budgets of the options
 RANDOM = 4  # projections of random probabilities for each budget
 VALIDATION_BATCHES = 3
@@ -99,7 +101,7 @@ def run(words: Words, report: Reporter) -> dict[str, float]:
     family = EncoderFamily(encoder_space(), **sizes)
     model = invented_device(family)
     batch = next(iter(task.batches("train", tokens_per_batch=preset.tokens_per_batch, seed=0)))
-    with threads(1):
+    with num_threads(1):
         compute, _ = choose_compute(family, task, batch)
         supernets = [_supernet(family, task, preset, compute, seed, report) for seed in range(preset.seeds)]
         figures = budgets_hit(family, supernets[0], model, task, preset, compute, report)
@@ -142,8 +144,9 @@ def _supernet(family: Family, task: Task, preset: Preset, compute: Compute, seed
     return supernet
 
 
-def _random_log_p(family: Family, rng: np.random.Generator) -> np.ndarray:
-    log_p: np.ndarray = np.log(np.concatenate([rng.dirichlet(np.ones(len(choice.options))) for choice in family.space]))
+def random_log_p(space: SearchSpace, rng: np.random.Generator) -> np.ndarray:
+    """The logarithms of random probabilities of all options, [E]."""
+    log_p: np.ndarray = np.log(np.concatenate([rng.dirichlet(np.ones(len(choice.options))) for choice in space]))
     return log_p
 
 
@@ -159,7 +162,7 @@ def budgets_hit(
     with report.phase("Many budgets", len(budgets)) as advance:
         for number, budget in enumerate(budgets, 1):
             use.append(darts.propose(budget, steps=preset.brief).upper_ms / budget)
-            arch = discretise(family.space, _random_log_p(family, rng), [within_ms(model, budget)])
+            arch = discretise(family.space, random_log_p(family.space, rng), [within_ms(model, budget)])
             of_random.append(model.predict([arch]).upper_ms[0] / budget)
             advance(number, f"{use[-1]:.3f} of {budget:.3f} ms")
     return {
@@ -217,7 +220,7 @@ def _options(
             rng = np.random.default_rng([seed, 7])
             for i, budget in enumerate(budgets):
                 errors["even"][seed, i] = error(discretise(space, np.zeros(space.encoding_size), [within_ms(model, budget)]))
-                drawn = [error(discretise(space, _random_log_p(family, rng), [within_ms(model, budget)])) for _ in range(RANDOM)]
+                drawn = [error(discretise(space, random_log_p(space, rng), [within_ms(model, budget)])) for _ in range(RANDOM)]
                 errors["random"][seed, i], errors["random_best"][seed, i] = np.mean(drawn), np.min(drawn)
             report.say(f"Seed {seed}: " + ", ".join(f"{name} {of_seeds[seed].mean():.2f} %" for name, of_seeds in errors.items()))
     return errors

@@ -26,7 +26,6 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from scipy.stats import kendalltau
 
-from experiments.benchmarks.supernet import threads
 from experiments.benchmarks.tabular import front_of
 from experiments.benchmarks.trained_table import Recipe, TrainedTable
 from experiments.calibration import Calibration, Calibrator
@@ -37,11 +36,11 @@ from experiments.settings import CalibrationSettings
 from experiments.tasks.django_source import DJANGO_VERSION
 from experiments.versions import versions
 from hardware.local_cpu import LocalCpu
+from hardware.local_torch import num_threads
 from hardware.store import MeasurementStore
 from latency_models.additive import AdditiveLatency
 from nas.compute import Compute
-from nas.costs import flops_of
-from nas.encoding import Encoding
+from nas.costs import flops_of, parameters_of
 from nas.protocols import Batch, Family, Task
 from nas.space import Architecture
 from nas.supernet import error_percent, evaluation_batches
@@ -97,7 +96,7 @@ Records = dict[tuple[str, int], Mapping[str, float]]
 
 def run(words: Words, report: Reporter) -> dict[str, float]:
     recipe, directory = PRESETS[words.preset], RunDirectory(words.directory)
-    with threads(1), directory.lock():
+    with num_threads(1), directory.lock():
         task = recipe.task()
         family = recipe.family(task)
         made_with = versions(PACKAGES)
@@ -177,7 +176,6 @@ def _calibrated(recipe: Recipe, family: Family, directory: RunDirectory, report:
 def _columns(recipe: Recipe, family: Family, trained: Records, calibration: Calibration) -> dict[str, np.ndarray]:
     """As `trained_table.COLUMNS` explains them, in the order of `SearchSpace.architectures`."""
     archs = family.space.architectures()
-    operators = family.operators(Encoding.of(family.space, archs), recipe.workload)
     measured = {id_: m.latency_ms for id_, m in calibration.measurements.items()}
     nothing: Mapping[str, float] = {}
 
@@ -186,7 +184,7 @@ def _columns(recipe: Recipe, family: Family, trained: Records, calibration: Cali
 
     return {
         **{f"error_percent_{seed}": column("error_percent", seed) for seed in range(recipe.seeds)},
-        "parameters": np.zeros(len(archs)) + sum(operator.parameters for operator in operators),
+        "parameters": parameters_of(family, archs, recipe.workload),
         "flops": flops_of(family, archs, recipe.workload),
         "predicted_ms": calibration.model.predict(archs).mean_ms,
         "measured_ms": np.array([measured.get(arch.id, np.nan) for arch in archs]),

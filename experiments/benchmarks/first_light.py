@@ -27,16 +27,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra import compose, initialize_config_module
-from omegaconf import DictConfig
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from experiments.benchmarks import do_it_yourself
+from experiments.benchmarks.darts import random_log_p
 from experiments.build import build
 from experiments.calibration import CHUNK, export_for_timing, quality, read_measurements, sentinel_of
 from experiments.conclude import conclude
-from experiments.config import register
+from experiments.config import composed
 from experiments.pipeline import Pipeline
 from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory
@@ -203,9 +202,7 @@ def fronts_of(preset: Preset, seed: int, folder: Path, report: Reporter) -> Fron
 
 def _build(preset: Preset, seed: int, run: Path, report: Reporter) -> Pipeline:
     """The main job as the command line would build it, with a store of measurements of its own."""
-    register()
-    with initialize_config_module("conf", version_base="1.3"):
-        config: DictConfig = compose("search", overrides=[*preset.overrides, f"seed={seed}"])
+    config = composed(*preset.overrides, f"seed={seed}")
     config.run, config.store = str(run), str(run.parent / "store")
     return build(config, report=report)
 
@@ -262,7 +259,7 @@ def try_budgets(pipeline: Pipeline, preset: Preset, folder: Path, report: Report
     fastest, slowest = model.predict([space.smallest(), space.largest()]).upper_ms
     budgets = np.geomspace(1.1 * fastest, slowest, preset.num_budgets)
     rng = np.random.default_rng(1)
-    archs = [discretise(space, np.log(_random_probabilities(space, rng)), [within_ms(model, budget)]) for budget in budgets]
+    archs = [discretise(space, random_log_p(space, rng), [within_ms(model, budget)]) for budget in budgets]
     measurements = _measured(pipeline, archs, folder, preset.rounds, known[0].sentinel_reference_ms, report)
     times = np.array([m.latency_ms for m in measurements])
     table = Table(
@@ -277,10 +274,6 @@ def try_budgets(pipeline: Pipeline, preset: Preset, folder: Path, report: Report
         "budgets_asked": len(budgets),
         "median_budget_use_percent": 100 * float(np.median(times / budgets)),
     }
-
-
-def _random_probabilities(space: SearchSpace, rng: np.random.Generator) -> np.ndarray:
-    return np.concatenate([rng.dirichlet(np.ones(len(choice.options))) for choice in space])
 
 
 def _measured(

@@ -27,7 +27,6 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import nn
 
-from experiments.benchmarks.supernet import threads
 from experiments.build import build
 from experiments.calibration import export_for_timing
 from experiments.config import composed
@@ -35,6 +34,7 @@ from experiments.ledger import NAME as LEDGER
 from experiments.ledger import spent
 from experiments.pipeline import Pipeline
 from experiments.progress import Reporter
+from hardware.local_torch import num_threads
 from nas.compute import Compute
 from nas.costs import flops_of
 from nas.pareto import fittest, hypervolume, non_dominated
@@ -139,7 +139,7 @@ def run(words: Words, report: Reporter) -> dict[str, float]:
         folder = Path(words.directory or stack.enter_context(tempfile.TemporaryDirectory())) / words.preset
         for seed in preset.seeds:
             pipelines = {start: configured(start, words, preset, seed, folder / f"seed-{seed}", report) for start in STARTS}
-            with threads(pipelines["scratch"].settings.torch_threads):
+            with num_threads(pipelines["scratch"].settings.torch_threads):
                 trials.append(compared(pipelines, preset, report))
             show(trials[-1], seed, report)
     return summary(trials, pipelines["scratch"].task.trivial_baselines())

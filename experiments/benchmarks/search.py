@@ -34,10 +34,11 @@ from experiments.benchmarks import darts, tabular
 from experiments.benchmarks.compared import COMPARED, OURS, POPULATION, SEARCHERS, cell, ratio_with_interval
 from experiments.benchmarks.inherited import Inherited
 from experiments.benchmarks.on_tasks import Effort, compare
-from experiments.benchmarks.supernet import default_family, threads
+from experiments.benchmarks.supernet import default_family
 from experiments.benchmarks.tabular import Tabular
 from experiments.benchmarks.trained_table import TrainedTable
 from experiments.progress import Reporter
+from hardware.local_torch import num_threads
 from hardware.tables import is_there
 from nas.protocols import Searcher
 from nas.search import search
@@ -98,7 +99,7 @@ PRESETS = {
 def run(words: Words, report: Reporter) -> dict[str, float]:
     preset = PRESETS[words.preset]
     law = tabular.law(default_family())
-    with threads(1), contextlib.ExitStack() as stack:
+    with num_threads(1), contextlib.ExitStack() as stack:
         folder = Path(words.directory or stack.enter_context(tempfile.TemporaryDirectory()))
         known = [law, tabular.trained(TrainedTable.read()), *_recorded(words.data, report)]
         figures = _regrets(known, preset, report)

@@ -30,11 +30,11 @@ from experiments.benchmarks.supernet import (
     Words,
     default_family,
     random_batch,
-    threads,
 )  # fmt: skip
 from experiments.calibration import export_for_timing
 from experiments.progress import Advance, Reporter
 from hardware.local_cpu import LocalCpu
+from hardware.local_torch import num_threads
 from hardware.timing import measure
 from nas.attention import LOOKS_AHEAD
 from nas.export import form_of
@@ -92,7 +92,7 @@ def run(words: Words, report: Reporter) -> dict[str, float]:
     preset = PRESETS[words.preset]
     full, batch = full_family(*CATEGORICAL), random_batch(preset.batch, MAX_TOKENS)
     figures = {"encoder_log10_size": math.log10(full.space.num_architectures())}
-    with threads(1):
+    with num_threads(1):
         steps = Steps(full, batch, WRITTEN_OUT)
         with report.phase("Relaxed steps of the full space", preset.rounds) as advance:
             figures["full_relaxed_step_ratio"] = steps.ratios(preset.rounds, advance, only=("relaxed",))["relaxed_step_ratio"][0]

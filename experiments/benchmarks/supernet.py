@@ -15,8 +15,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -31,6 +30,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from experiments.progress import Advance, Reporter
+from hardware.local_torch import num_threads
 from latency_models.additive import AdditiveLatency
 from nas.compute import Compute, choose_compute
 from nas.encoding import Encoding
@@ -112,7 +112,7 @@ def run(words: Words, report: Reporter) -> dict[str, float]:
     family = default_family()
     large, small = (random_batch(size, preset.tokens) for size in (preset.batch, preset.small_batch))
     figures: dict[str, float] = {"tokens_per_step": large.num_tokens, "tokens_per_small_step": small.num_tokens}
-    with threads(1):
+    with num_threads(1):
         chosen, _ = choose_compute(family, TASK, large)
         for compute in dict.fromkeys((WRITTEN_OUT, chosen)):
             steps, small_steps = Steps(family, large, compute), Steps(family, small, compute)
@@ -138,16 +138,6 @@ def random_batch(size: int, tokens: int) -> Batch:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(VOCAB_SIZE, (size, tokens), generator=generator)
     return Batch((ids, torch.ones_like(ids)), torch.randint(NUM_CLASSES, (size,), generator=generator))
-
-
-@contextmanager
-def threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class Steps:
