@@ -19,8 +19,8 @@ from search_spaces.compact import inside
 from search_spaces.decoder import Decode, Decoder, DecoderFamily, Prefill, decoder_space
 from search_spaces.encoder import EncoderFamily, encoder_space
 from search_spaces.vision import VisionFamily, vision_space
-from tests.decoding import decoded
-from tests.liveness import alive
+from tests.support.decoding import decoded
+from tests.support.liveness import alive
 from tests.support.networks import trained
 
 COMPUTE, SHIPPED = Compute(), Compute(backend="blocks")

@@ -20,7 +20,7 @@ from search_spaces.common import NORM_KINDS, SHARING
 from search_spaces.decoder import DecoderFamily, decoder_space
 from search_spaces.encoder import EncoderFamily, encoder_space
 from search_spaces.vision import VisionFamily, vision_space
-from tests.decoding import decoded
+from tests.support.decoding import decoded
 from tests.support.networks import trained
 
 COMPUTE = Compute()

@@ -29,7 +29,7 @@ from nas.rounding import mixed_input, mixed_weight, round_weight, round_weight_b
 from nas.supernet import call, cut_out, skeleton
 from nas.types import Measurement, Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
-from tests.decoding import decoded
+from tests.support.decoding import decoded
 from tests.support.networks import trained
 from tests.support.stages import FAST, Sum, finisher_of, operators, through
 from tests.test_layer_kinds import FAMILIES, family_of, inputs_of, picked, workload_of

@@ -16,7 +16,7 @@ from nas.export import export_onnx
 from nas.protocols import DeviceError
 from nas.types import MIB, Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
-from tests.liveness import alive, living
+from tests.support.liveness import alive, living
 
 FAMILY = EncoderFamily(encoder_space(), vocab_size=500, num_classes=8, max_tokens=128)
 RNG = np.random.default_rng(0)

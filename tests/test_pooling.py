@@ -16,7 +16,7 @@ from nas.supernet import call, cut_out, skeleton
 from nas.types import MIB, Workload
 from search_spaces.attention import ATTENTION_KINDS
 from search_spaces.encoder import EncoderFamily, encoder, encoder_space
-from tests.liveness import alive
+from tests.support.liveness import alive
 from tests.support.networks import trained
 from tests.test_reduction import inputs_of, logit_gradients, picked
 

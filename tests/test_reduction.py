@@ -26,8 +26,8 @@ from nas.types import MIB, Interval, Workload
 from search_spaces.attention import ATTENTION_KINDS
 from search_spaces.encoder import EncoderFamily, encoder_space
 from search_spaces.vision import VisionFamily, vision_space
-from tests.decoding import decoded
-from tests.liveness import alive
+from tests.support.decoding import decoded
+from tests.support.liveness import alive
 from tests.support.networks import trained
 
 SIZES = {"width": (8, 12), "depth": (1, 3, 4), "heads": (1, 2), "kv_heads": (1, 2), "ffn": (8, 16)}

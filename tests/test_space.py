@@ -12,7 +12,7 @@ import pytest
 from nas.encoding import Encoding, prefix_membership
 from nas.space import Architecture, Choice, Condition, SearchSpace
 from search_spaces.encoder import encoder_space
-from tests.decoding import decoded
+from tests.support.decoding import decoded
 
 SPACE = encoder_space(width=(8, 16), depth=(1, 2, 3), heads=(1, 2), ffn=(8, 16))
 DEEP = Condition("depth", (2,))

@@ -15,8 +15,8 @@ from nas.export import export_onnx
 from nas.supernet import call, cut_out, sandwich, skeleton
 from nas.types import MIB, Workload
 from search_spaces.vision import VisionFamily, vision_space
-from tests.decoding import decoded
-from tests.liveness import alive
+from tests.support.decoding import decoded
+from tests.support.liveness import alive
 
 COMPUTE = Compute()
 SPACE = {"width": (8, 12, 16), "depth": (1, 2, 3), "heads": (1, 2), "ffn": (8, 16)}
