@@ -21,9 +21,9 @@ import numpy as np
 from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory, RunError
 from experiments.settings import CalibrationSettings
-from hardware.quality import Session
+from hardware.quality import LEAST_ROUNDS, Session
 from hardware.store import MeasurementStore, sentinel_reference
-from hardware.timing import Exported, measure, measure_on
+from hardware.timing import CutShortError, Exported, measure, measure_on
 from latency_models.quality import Quality
 from nas.encoding import Encoding
 from nas.export import export_for, form_of
@@ -33,6 +33,8 @@ from nas.surroundings import everywhere, network_of
 from nas.types import Measurement, Workload
 
 MEASUREMENTS = "measurements.jsonl"
+PHASE = "calibration"
+CUT_SHORT = ", cut short"  # what the phase of measurements ends with that too few rounds were left of: kept, and never used
 CHUNK = 6  # networks that are measured together, round by round; a stop loses one chunk
 ATTEMPTS = 5  # at a chunk, each with as many rounds more, if its times are too disturbed to be kept
 POOL = 600  # random candidates that a covering design chooses from
@@ -113,7 +115,7 @@ class Calibrator:
         """
         to_fit, held_out = self.design(seed=seed)
         wanted = {arch.id: arch for arch in (*to_fit, *held_out)}
-        have = read_measurements(self.family, self.run, phase="calibration")
+        have = read_measurements(self.family, self.run, phase=PHASE)
         if not set(wanted) <= set(have):
             have |= self._from_store(wanted, have)
             missing = [arch for id_, arch in wanted.items() if id_ not in have]
@@ -147,7 +149,7 @@ class Calibrator:
             raise ValueError(f"latency_model: {type(model).__name__} does not say where it is uncertain (`disagreement`)")
         rng = np.random.default_rng([seed, 3])
         pool = {arch.id: arch for arch in (self.family.space.sample(rng) for _ in range(POOL))}
-        known = {**calibration.measurements, **read_measurements(self.family, self.run, phase="calibration")}
+        known = {**calibration.measurements, **read_measurements(self.family, self.run, phase=PHASE)}
         model.fit(self.family, list(known.values()))
         end = time.monotonic() + 60 * minutes
         while (margin := 100 * (model.upper_factor() - 1)) > margin_percent and time.monotonic() < end:
@@ -166,7 +168,7 @@ class Calibrator:
         Raises:
             DeviceError: the device failed; what was measured is kept.
         """
-        known = {**calibration.measurements, **read_measurements(self.family, self.run, phase="calibration")}
+        known = {**calibration.measurements, **read_measurements(self.family, self.run, phase=PHASE)}
         missing = [arch for arch in archs if arch.id not in known]
         if missing:
             known |= self._measure(missing, known)
@@ -227,7 +229,11 @@ class Calibrator:
             [sentinel] = self._export([sentinel_of(self.family)], folder)
             for start in range(0, len(missing), CHUNK):
                 networks = self._export(missing[start : start + CHUNK], folder)
-                chunk = self._measure_together(networks, sentinel, reference)
+                try:
+                    chunk = self._measure_together(networks, sentinel, reference)
+                except CutShortError as error:
+                    self._keep(error.measured, phase=PHASE + CUT_SHORT)
+                    raise
                 reference = chunk[0].sentinel_reference_ms
                 self.store.append(chunk, device=self.device, signature=self.family.signature)
                 self._keep(chunk)
@@ -238,7 +244,10 @@ class Calibrator:
         return fresh
 
     def _measure_together(self, networks: Sequence[Exported], sentinel: Exported, reference: float | None) -> list[Measurement]:
-        """Measured on, in more rounds, if that was far too disturbed. Raises ValueError if it stays so; nothing of it is kept."""
+        """Measured on, in more rounds, if that was far too disturbed. Raises ValueError if it stays so; nothing of it is kept.
+
+        If the device is lost, what it leaves is enough or comes with the CutShortError.
+        """
 
         def enough(chunk: Sequence[Measurement]) -> bool:
             session = Session.of(chunk)
@@ -251,17 +260,31 @@ class Calibrator:
                 return False
             return True
 
-        return measure_on(
-            self.device, networks, sentinel=sentinel, workload=self.workload, rounds=self.settings.rounds,
-            sentinel_reference_ms=reference, enough=enough, attempts=ATTEMPTS,
-        )  # fmt: skip
+        try:
+            return measure_on(
+                self.device, networks, sentinel=sentinel, workload=self.workload, rounds=self.settings.rounds,
+                sentinel_reference_ms=reference, enough=enough, attempts=ATTEMPTS,
+            )  # fmt: skip
+        except CutShortError as error:
+            left = left_by(error, rounds=self.settings.rounds)
+            if Session.of(left).is_too_disturbed:
+                raise
+            self.report.say(f"{error}; {error.rounds} complete rounds until then are used")
+            return left
 
     def _export(self, archs: Sequence[Architecture], folder: str) -> list[Exported]:
         return export_for_timing(self.family, archs, self.workload, Path(folder), device=self.device)
 
-    def _keep(self, measurements: Iterable[Measurement]) -> None:
+    def _keep(self, measurements: Iterable[Measurement], *, phase: str = PHASE) -> None:
         for measurement in measurements:
-            self.run.append(MEASUREMENTS, {"phase": "calibration", **measurement.to_json()})
+            self.run.append(MEASUREMENTS, {"phase": phase, **measurement.to_json()})
+
+
+def left_by(error: CutShortError, *, rounds: int) -> list[Measurement]:
+    """What a device that was lost leaves, if so few of `rounds` are missing that it can be judged; else raises the error."""
+    if error.rounds < min(rounds, LEAST_ROUNDS):
+        raise error
+    return error.measured
 
 
 def read_measurements(family: Family, run: RunDirectory, *, phase: str) -> dict[str, Measurement]:

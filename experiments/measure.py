@@ -34,9 +34,9 @@ from experiments.networks import Network, pick
 from experiments.onnx_inputs import Sizes, dynamic_dimensions, make_inputs
 from experiments.progress import Reporter
 from experiments.run_directory import CANDIDATES, CONFIG, RunDirectory, RunError
-from hardware.timing import Exported, measure
+from hardware.timing import CutShortError, Exported, measure
 from nas.export import format_of, runs_onnx
-from nas.protocols import Device, Family
+from nas.protocols import Device, DeviceError, Family
 from nas.space import Architecture
 from nas.surroundings import PREFIX
 from nas.types import Workload
@@ -68,7 +68,7 @@ def main(words: Sequence[str]) -> int:
 
     Raises:
         ValueError: nothing to measure, or a word, file, run or architecture that cannot be used; before anything is timed.
-        DeviceError: the device failed.
+        DeviceError: the device failed; the rounds that were complete are shown and written before.
     """
     given, files, arch, device_words = read_words(words)
     report = Reporter()
@@ -96,15 +96,21 @@ def main(words: Sequence[str]) -> int:
             networks.append(of_run)
         else:
             sentinel = networks[0]
-        measured = measure(
-            device, networks, sentinel=sentinel, workload=workload, rounds=given.rounds,
-            on_visit=lambda done, total: _progress(report.console, done, total),
-        )  # fmt: skip
+        lost: CutShortError | None = None
+        try:
+            measured = measure(
+                device, networks, sentinel=sentinel, workload=workload, rounds=given.rounds,
+                on_visit=lambda done, total: _progress(report.console, done, total),
+            )  # fmt: skip
+        except CutShortError as error:
+            measured, lost = error.measured, error
         timed = [Timed(label(n), n, m) for n, m in zip(networks, measured, strict=True)]
     for line in said(timed):
         report.console.print(line, markup=False, highlight=False)
     if given.out is not None:
         write(Path(given.out), timed)
+    if lost is not None:
+        raise DeviceError(f"{lost}; shown are the {lost.rounds} of {given.rounds} rounds that were complete") from lost
     return 0
 
 

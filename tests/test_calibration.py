@@ -1,5 +1,6 @@
 """Calibrating on: where the model is least certain, until the bound is narrow or the time is over, and from where it stopped."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from experiments.settings import CalibrationSettings
 from hardware.store import MeasurementStore
 from hardware.timing import Exported
 from latency_models.additive import AdditiveLatency
+from nas.protocols import DeviceError
 from nas.types import Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
 from tests.test_hardware import SimulatedDevice
@@ -66,6 +68,29 @@ def test_it_stops_when_the_bound_is_narrow_and_goes_on_with_what_is_known(calibr
     visits = len(calibrator.device.visited)
     assert calibrator.refine(AdditiveLatency(), calibration, minutes=1, margin_percent=1000.0, seed=0) == known
     assert len(calibrator.device.visited) == visits
+
+
+@pytest.mark.parametrize(("rounds", "phases"), [(4, {"calibration": 6}), (3, {"calibration, cut short": 6}), (0, {})])
+def test_a_group_in_which_the_device_is_lost_is_kept(rounds, phases, calibrator, monkeypatch):
+    """As measurements if its rounds tell noise from disturbance; if not, as raw times that nothing is fitted to."""
+    device, run = calibrator.device, calibrator.device.run
+
+    def until_lost(path, inputs):
+        if len(device.visited) > rounds * 2 * CHUNK + 1:
+            raise DeviceError("board: No route to host")
+        return run(path, inputs)
+
+    monkeypatch.setattr(device, "run", until_lost)
+    calibrator = replace(calibrator, settings=CalibrationSettings(num_fit=10, num_held_out=2, rounds=6))
+    with pytest.raises(DeviceError, match="No route to host"):
+        calibrator.calibrate(AdditiveLatency(), seed=0)
+    records = calibrator.run.read_lines(MEASUREMENTS)
+    assert dict(Counter(record["phase"] for record in records)) == phases
+    assert all(len(record["samples_ms"]) == rounds for record in records)
+    stored = [line for path in calibrator.store.folder.glob("*.jsonl") for line in path.read_text().splitlines()]
+    assert len(stored) == phases.get("calibration", 0)
+    monkeypatch.setattr(device, "run", run)
+    assert len(calibrator.calibrate(AdditiveLatency(), seed=0).measurements) == 12
 
 
 def test_a_model_without_uncertainty_is_refused(calibrator):

@@ -1,6 +1,7 @@
 """`paretoformer measure`: inputs for any file, the table, the raw samples, and clear words for what cannot be measured."""
 
 import csv
+import itertools
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ from rich.console import Console
 from experiments.measure import main
 from experiments.measured import Timed, said, times_table, write
 from experiments.onnx_inputs import Sizes, make_inputs
+from hardware.local_cpu import LocalCpu
 from hardware.quality import outliers
 from hardware.timing import measure
 from nas.protocols import DeviceError
@@ -236,6 +238,22 @@ def test_a_file_that_the_device_refuses(tmp_path):
     path = embedding(tmp_path / "a.onnx", rows=5)
     with pytest.raises(DeviceError, match=r"a\.onnx: ONNX Runtime failed: .*out of data bounds"):
         main([str(path), "ids=1000"])
+
+
+def test_what_was_measured_before_the_device_was_lost_is_shown_and_written(tmp_path, capsys, monkeypatch):
+    path, visits, run = product(tmp_path / "a.onnx", 16), itertools.count(), LocalCpu.run
+
+    def until_lost(device, path, inputs):
+        if next(visits) > 2 * 5 + 1:
+            raise DeviceError("pi over ssh: No route to host")
+        return run(device, path, inputs)
+
+    monkeypatch.setattr(LocalCpu, "run", until_lost)
+    with pytest.raises(DeviceError, match="pi over ssh: No route to host; shown are the 5 of 400 rounds that were complete"):
+        main([str(path), "rounds=400", "device.max_samples=10", f"out={tmp_path / 'times.json'}"])
+    assert "Device local_cpu, 5 rounds" in capsys.readouterr().out
+    [record] = json.loads((tmp_path / "times.json").read_text())["networks"]
+    assert len(record["measurement"]["samples_ms"]) == 5
 
 
 # --- what is said
