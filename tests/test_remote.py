@@ -22,6 +22,7 @@ import pytest
 from hardware import agent
 from hardware.adb import Adb
 from hardware.ssh import Ssh
+from hardware.surroundings import absences
 from hardware.timing import Exported, measure
 from nas.protocols import DeviceError
 from nas.space import Choice, SearchSpace
@@ -416,6 +417,57 @@ def test_a_lost_connection_is_tried_again_with_a_bound(over_ssh, tmp_path):
     assert over_ssh(before=flaky, retries=1).run(*network(tmp_path))
 
 
+DEAD = "echo 'ssh: connect to host board port 22: No route to host' >&2; exit 255"
+
+
+def dying(device, tmp_path, before=DEAD):
+    """From now on ssh does something else before it connects."""
+    executable(tmp_path / "ssh", SSH.format(log=tmp_path / "log", before=before))
+    device.close()
+
+
+def test_the_facts_of_a_board_are_known_when_it_does_not_answer(over_ssh, tmp_path):
+    first = over_ssh()
+    first.remember_in(tmp_path / "store")
+    facts = first.environment
+    assert first.absent == ""
+    dying(first, tmp_path)
+    later = over_ssh(before=DEAD, visit_seconds=0.02, retries=1)
+    later.remember_in(tmp_path / "store")
+    assert (later.environment, later.fingerprint) == (facts, first.fingerprint)
+    assert later.absent.endswith("No route to host (tried 2 times)")
+    assert absences(later) == [later.absent]
+    with pytest.raises(DeviceError, match=r"No route to host \(tried 2 times\)"):
+        later.run(*network(tmp_path))
+    for unknown in (over_ssh(before=DEAD, retries=0), over_ssh(before=DEAD, retries=0, precision="int8")):
+        if unknown.precision == "int8":
+            unknown.remember_in(tmp_path / "store")
+        with pytest.raises(DeviceError, match="No route to host"):
+            _ = unknown.environment
+    dying(later, tmp_path, before="")
+    assert later.run(*network(tmp_path))
+    assert later.absent == ""
+
+
+def test_a_board_that_comes_back_as_another_is_refused_and_a_damaged_memory_is_none(over_ssh, tmp_path):
+    first = over_ssh()
+    first.remember_in(tmp_path / "store")
+    facts = first.environment
+    [memory] = (tmp_path / "store/boards").iterdir()
+    memory.write_text(json.dumps({"environment": {**facts, "onnxruntime": "1.0"}, "conditions": {}}))
+    later = over_ssh(before=DEAD, retries=0)
+    later.remember_in(tmp_path / "store")
+    assert later.environment["onnxruntime"] == "1.0"
+    dying(later, tmp_path, before="")
+    with pytest.raises(DeviceError, match=r"is not what it was: onnxruntime 1\.0, now"):
+        later.run(*network(tmp_path))
+    memory.write_text('{"environment": 7}')
+    damaged = over_ssh(before=DEAD, retries=0)
+    damaged.remember_in(tmp_path / "store")
+    with pytest.raises(DeviceError, match="No route to host"):
+        _ = damaged.environment
+
+
 # --- options
 
 
@@ -614,7 +666,7 @@ def test_a_killed_sshd_is_an_error_in_bounded_time(sshd, tmp_path, closing):
     began = time.monotonic()
     outcome = struck_in_mid_run(device, path, inputs, lambda: [*sshd[0].children(), sshd[0]], psutil.Process.kill)
     assert isinstance(outcome, DeviceError)
-    assert str(outcome).startswith(f"{path}: board over ssh: the connection failed: ssh: connect to host 127.0.0.1")
+    assert str(outcome).startswith("board over ssh: the connection failed: ssh: connect to host 127.0.0.1")
     assert str(outcome).endswith("Connection refused (tried 2 times)")
     assert time.monotonic() - began < 15
 
