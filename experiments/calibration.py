@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ from experiments.run_directory import RunDirectory, RunError
 from experiments.settings import CalibrationSettings
 from hardware.quality import LEAST_ROUNDS, Session
 from hardware.store import MeasurementStore, sentinel_reference
+from hardware.surroundings import absences
 from hardware.timing import CutShortError, Exported, measure, measure_on
 from latency_models.quality import Quality
 from nas.encoding import Encoding
 from nas.export import export_for, form_of
-from nas.protocols import Device, Family, LatencyModel, UncertainLatencyModel
+from nas.protocols import Device, DeviceError, Family, LatencyModel, UncertainLatencyModel
 from nas.space import Architecture
 from nas.surroundings import everywhere, network_of
 from nas.types import Measurement, Workload
@@ -121,6 +122,8 @@ class Calibrator:
             missing = [arch for id_, arch in wanted.items() if id_ not in have]
             order = np.random.default_rng([seed, 5]).permutation(len(missing))
             have |= self._measure([missing[i] for i in order], have)
+        for words in absences(self.device):
+            self.report.say(f"{words}: THE BOARD DOES NOT ANSWER; it is known from before, and what is not measured is predicted")
         fitting, judging = ([have[a.id] for a in archs] for archs in (to_fit, held_out))
         twin = copy.deepcopy(model).fit(self.family, fitting)
         prediction = twin.predict(held_out)
@@ -192,7 +195,7 @@ class Calibrator:
         space = self.family.space
         return everywhere(space, to_fit), everywhere(space, list(drawn.values())[:num_held_out])
 
-    def _from_store(self, wanted: Container[str], have: Mapping[str, Measurement]) -> dict[str, Measurement]:
+    def _from_store(self, wanted: Collection[str], have: Mapping[str, Measurement]) -> dict[str, Measurement]:
         """Those of earlier runs on this device, unless its speed has changed since; written to the run as well."""
         stored, notes = self.store.load(self.family.space, self.device, self.family.signature, self.workload)
         for note in notes:
@@ -200,8 +203,13 @@ class Calibrator:
         usable = [m for m in stored.values() if m.environment["sentinel"] == sentinel_of(self.family).id]
         known = _same_conditions(usable, list(have.values()))
         reused = {m.arch.id: m for m in known if m.arch.id in wanted and m.arch.id not in have}
-        if reused and not have and self._has_changed(known[0].sentinel_reference_ms):
-            return {}
+        try:
+            if reused and not have and self._has_changed(known[0].sentinel_reference_ms):
+                return {}
+        except DeviceError as error:
+            if set(reused) < set(wanted):
+                raise
+            self.report.say(f"{error}; whether its speed has changed cannot be told, and its stored measurements are used")
         self._keep(reused.values())
         if reused:
             self.report.say(f"measurements: {len(reused)} networks are known from an earlier run on this device")

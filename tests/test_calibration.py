@@ -17,6 +17,7 @@ from nas.protocols import DeviceError
 from nas.types import Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
 from tests.test_hardware import SimulatedDevice
+from tests.test_timing import Heard
 
 
 class Exporting:
@@ -91,6 +92,21 @@ def test_a_group_in_which_the_device_is_lost_is_kept(rounds, phases, calibrator,
     assert len(stored) == phases.get("calibration", 0)
     monkeypatch.setattr(device, "run", run)
     assert len(calibrator.calibrate(AdditiveLatency(), seed=0).measurements) == 12
+
+
+def test_measurements_that_are_all_stored_do_for_a_board_that_does_not_answer(calibrator, tmp_path):
+    calibrator.calibrate(AdditiveLatency(), seed=0)
+    device = SimulatedDevice({})
+    device.absent = "board: No route to host"
+    heard = Heard()
+    later = replace(calibrator, device=device, run=RunDirectory(tmp_path / "later"), report=heard)
+    assert len(later.calibrate(AdditiveLatency(), seed=0).measurements) == 12
+    assert any("lost; whether its speed has changed cannot be told, and its stored measurements" in line for line in heard.lines)
+    assert heard.lines[-1].startswith("board: No route to host: THE BOARD DOES NOT ANSWER; it is known from before")
+    more = replace(later, run=RunDirectory(tmp_path / "more"), settings=CalibrationSettings(num_fit=11, num_held_out=2, rounds=2))
+    with pytest.raises(DeviceError, match="lost"):
+        more.calibrate(AdditiveLatency(), seed=0)
+    assert not more.run.has(MEASUREMENTS)
 
 
 def test_a_model_without_uncertainty_is_refused(calibrator):
