@@ -68,6 +68,13 @@ class HasEnergy(Protocol):
 
 
 @runtime_checkable
+class HasEstimate(Protocol):
+    """A device that computes its times also says, as JSON, what else it computed of a network."""
+
+    def estimated(self, onnx_path: Path, inputs: Mapping[str, np.ndarray]) -> Mapping[str, Any]: ...
+
+
+@runtime_checkable
 class HasDeployment(Protocol):
     """A device that runs another file than the one it is given, such as its quantisation; that one ships."""
 
@@ -88,7 +95,7 @@ def measure(
 
     Measure many networks in groups of about six, and keep each group: if a visit fails, the complete rounds of this one are left.
     A measurement's `environment` says what it was taken with; of a device that meters energy it has `energy_mj`, of one run, a
-    number a round.
+    number a round, and of one that computes its times the whole `estimate`.
 
     Args:
         rounds: visits to each network. They begin with the next network in each round.
@@ -121,7 +128,8 @@ def measure(
         if reference_ms is None:
             reference_ms = min(float(np.percentile(visit, 25)) for visits in beside for visit in visits[:complete])
         found = []
-        for index, network in enumerate(networks):
+        for index, (network, own) in enumerate(zip(networks, devices, strict=True)):
+            computed = {"estimate": dict(own.estimated(network.path, network.inputs))} if isinstance(own, HasEstimate) else {}
             metered = {} if None in energy[index] else {"energy_mj": energy[index][:complete]}
             found.append(
                 Measurement(
@@ -131,7 +139,7 @@ def measure(
                     samples_ms=tuple(samples[index][:complete]),
                     sentinel_ms=tuple(beside[index][:complete]),
                     sentinel_reference_ms=reference_ms,
-                    environment={**facts[index], **together, **metered},
+                    environment={**facts[index], **together, **metered, **computed},
                 )
             )
         return found

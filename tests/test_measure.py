@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import shutil
+from dataclasses import asdict, replace
 
 import numpy as np
 import onnx
@@ -15,6 +16,8 @@ from rich.console import Console
 from experiments.measure import main
 from experiments.measured import Timed, said, times_table, write
 from experiments.onnx_inputs import Sizes, make_inputs
+from experiments.verdicts import facts_of
+from hardware.ethos_u import Estimate
 from hardware.local_cpu import LocalCpu
 from hardware.quality import outliers
 from hardware.timing import measure
@@ -315,6 +318,32 @@ def test_a_disturbed_session_comes_with_advice():
 def test_times_of_no_real_device_are_marked(kind):
     assert f"These times are {kind}" in text_of(said(timed(SimulatedDevice(TIMES, **{kind: True}))))
     assert f"These times are {kind}" not in text_of(said(timed(SimulatedDevice(TIMES, **{kind: False}))))
+
+
+ESTIMATE = Estimate(
+    accelerator="ethos-u55-128", system_config="High_End", memory_mode="Shared_Sram", clock_mhz=500.0, cycles=3449085,
+    latency_ms=6.9, sram_kib=146.1, dram_kib=0.0, flash_kib=392.9, file_kib=400.0, num_passes=4,
+    cpu_operators={"Cast": 2, "EmbeddingLookup": 1},
+)  # fmt: skip
+
+
+class Computing(SimulatedDevice):
+    """As `ethos_u` does."""
+
+    def estimated(self, path, inputs):
+        return asdict(replace(ESTIMATE, latency_ms=self.times_ms[path.stem]))
+
+
+def test_all_that_a_compiler_says_of_a_network_is_shown_and_kept(tmp_path):
+    networks = timed(Computing(TIMES, estimated=True), rounds=1)
+    text = text_of(said(networks))
+    assert "These times are estimated" in text
+    assert "a.onnx: estimated 0.100 ms (3449085 cycles at 500 MHz) on ethos-u55-128, High_End, Shared_Sram: SRAM 146 KiB" in text
+    assert "flash 393 KiB, file 400 KiB; without 3 of 4 operators, which run on the CPU: 2 Cast, 1 EmbeddingLookup." in text
+    write(tmp_path / "times.json", networks)
+    [record, *_] = json.loads((tmp_path / "times.json").read_text())["networks"]
+    assert Estimate(**record["measurement"]["environment"]["estimate"]).num_on_cpu == 3
+    assert facts_of(networks[0].measurement)["estimated"] is True
 
 
 def test_files_hold_every_sample(tmp_path):
