@@ -19,6 +19,9 @@ import onnx
 import psutil
 import pytest
 
+from experiments.build import build
+from experiments.config import composed
+from experiments.progress import Reporter
 from hardware import agent
 from hardware.adb import Adb
 from hardware.ssh import Ssh
@@ -415,6 +418,17 @@ def test_a_lost_connection_is_tried_again_with_a_bound(over_ssh, tmp_path):
 
     flaky = f"[ -e {tmp_path}/tried ] || {{ touch {tmp_path}/tried; exit 255; }}"
     assert over_ssh(before=flaky, retries=1).run(*network(tmp_path))
+
+
+@pytest.mark.parametrize("also", [False, True])
+def test_a_search_and_a_calibration_take_no_times_of_an_emulated_board(also, tmp_path):
+    """Said before the board is called, of the device and of a further one."""
+    board = f"device=ssh device.host=board device.ssh={tmp_path}/nobody device.allow_emulated=true".split()
+    if also:
+        board = [f"also={{board:{{device:ssh,host:board,ssh:{tmp_path}/nobody,allow_emulated:true}}}}"]
+    with pytest.raises(ValueError, match=r"allow_emulated: times of an emulated board .* `paretoformer measure` shows them"):
+        build(composed("experiment=smoke", *board, f"run={tmp_path}/run"), report=Reporter(quiet=True))
+    assert not (tmp_path / "run").exists()
 
 
 DEAD = "echo 'ssh: connect to host board port 22: No route to host' >&2; exit 255"
