@@ -22,8 +22,9 @@ import pytest
 from experiments.build import build
 from experiments.config import composed
 from experiments.progress import Reporter
-from hardware import agent
+from hardware import agent, load
 from hardware.adb import Adb
+from hardware.answers import FACTS, environment_of
 from hardware.ssh import Ssh
 from hardware.surroundings import absences
 from hardware.timing import Exported, measure
@@ -160,6 +161,7 @@ def test_the_agent_runs_what_it_was_sent_and_describes_the_board(tmp_path):
     assert third[1]["environment"] == first[1]["environment"]
     assert set(third[1]["conditions"]["before"]) == {"governor", "current_mhz", "temperature_celsius", "load_average"}
     assert set(third[1]["conditions"]) == {"before", "after"}
+    assert isinstance(third[1]["conditions"]["after"]["other_load"], list)
     assert 3 <= len(third[1]["samples_ms"]) <= 5
     assert all(0 < s < 1000 for s in third[1]["samples_ms"])
 
@@ -233,6 +235,79 @@ def test_frequency_governor_and_temperature_are_read_where_the_board_has_them(tm
     }
 
 
+STAT = "{pid} ({name}) S 1 1 1 0 -1 4194560 1 0 0 0 {ticks} 5 0 0 20 0 1 0 100 1000 50"
+
+
+def proc(folder, busy, stolen, **processes):
+    """A /proc in which the system has spent so many ticks, and each process (`name=(pid, ticks)`) some of them."""
+    for pid, text in [("stat", f"cpu  {busy} 0 0 900 0 0 0 {stolen} 0 0\ncpu0 1 2 3\n")] + [
+        (f"{pid}/stat", STAT.format(pid=pid, name=name, ticks=ticks)) for name, (pid, ticks) in processes.items()
+    ]:
+        (folder / pid).parent.mkdir(parents=True, exist_ok=True)
+        (folder / pid).write_text(text)
+
+
+def test_what_ran_beside_the_agent_is_named_greediest_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(agent, "PROC", str(tmp_path))
+    monkeypatch.setattr(agent.os, "getpid", lambda: 9)
+    monkeypatch.setattr(agent.os, "sysconf", lambda _: 100)
+    moments = iter([10.0, 11.0, 11.0])
+    monkeypatch.setattr(agent.time, "perf_counter", lambda: next(moments))
+    proc(tmp_path, 1000, 50, agent=(9, 10), **{"a) (b\x1b": (4, 100), "idle": (5, 30)})
+    start = agent.spent()
+    proc(tmp_path, 1240, 80, agent=(9, 100), **{"a) (b\x1b": (4, 150), "idle": (5, 40), "new": (6, 25)})
+    found = agent.other_load(start)["other_load"]
+    assert found == [
+        {"name": agent.UNSEEN, "pid": None, "cores": 0.6},
+        {"name": "a) (b?", "pid": 4, "cores": 0.5},
+        {"name": "new", "pid": 6, "cores": 0.3},
+        {"name": agent.STOLEN, "pid": None, "cores": 0.3},
+    ]
+    assert environment_of({"environment": dict.fromkeys(FACTS), "conditions": {"after": {**agent.state(), "other_load": found}}})
+
+
+def test_a_busy_process_beside_the_agent_is_named(monkeypatch):
+    monkeypatch.setattr(agent, "LEAST_CORES", 0.01)  # a full machine leaves it little
+    monkeypatch.setattr(agent, "MAX_LOADS", 1000)
+    busy = subprocess.Popen([sys.executable, "-c", "print('ready', flush=True)\nwhile True: pass"], stdout=subprocess.PIPE)
+    try:
+        assert busy.stdout.readline() == b"ready\n"
+        for _ in range(20):
+            found = {one["pid"]: load.Load(**one) for one in agent.other_load(agent.spent()).get("other_load", ())}
+            if busy.pid in found:
+                break
+        assert found[busy.pid].name == psutil.Process(busy.pid).name()
+        assert os.getpid() not in found
+    finally:
+        busy.kill()
+        busy.communicate()
+
+
+def test_the_load_that_is_named_is_bounded_and_unknown_without_proc(tmp_path, monkeypatch):
+    assert (agent.UNSEEN, agent.STOLEN, agent.LEAST_CORES) == (load.UNSEEN, load.STOLEN, load.LEAST_CORES)
+    monkeypatch.setattr(agent, "PROC", str(tmp_path / "proc"))
+    assert agent.other_load(agent.spent()) == {}
+    proc(tmp_path / "proc", 0, 0)
+    start = agent.spent()
+    proc(tmp_path / "proc", 10**6, 0, **{f"busy{pid}": (pid, 10**4) for pid in range(100, 140)})
+    assert len(agent.other_load(start)["other_load"]) == agent.MAX_LOADS
+
+
+@pytest.mark.parametrize(
+    "loads",
+    [
+        7, [7], [{}], [{"name": "a", "pid": 1}], [{"name": "\x1b", "pid": 1, "cores": 1.0}],
+        [{"name": "a", "pid": 1, "cores": 1e999}], [{"name": "a", "pid": "1", "cores": 1.0}],
+        [{"name": "a" * 101, "pid": 1, "cores": 1.0}],
+        [{"name": "a", "pid": 1, "cores": 1.0}] * 6,
+    ],
+)  # fmt: skip
+def test_loads_that_are_none_are_refused(loads):
+    answer = {"environment": dict.fromkeys(FACTS), "conditions": {"after": {**agent.state(), "other_load": loads}}}
+    with pytest.raises(DeviceError, match="without the state of a board"):
+        environment_of(answer)
+
+
 @pytest.mark.parametrize(
     ("machine", "files", "emulated"),
     [
@@ -303,6 +378,7 @@ def test_measurements_of_a_board_say_in_what_state_it_was(over_ssh, tmp_path):
     assert low.device == "ssh"
     assert low.environment["emulated"] is False
     assert low.environment["before"]["load_average"]
+    assert isinstance(low.environment["conditions_after"]["after"]["other_load"], list)
 
 
 def test_a_device_that_is_forgotten_leaves_no_process(tmp_path):
