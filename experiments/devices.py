@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -74,12 +75,14 @@ def live_devices() -> Iterator[tuple[str, str, str]]:
     for path in sorted(importlib.resources.files("conf").joinpath("device").iterdir(), key=lambda path: path.name):
         if path.name.endswith(".yaml"):
             name, text = path.name.removesuffix(".yaml"), path.read_text()
-            yield name, state(text), text.splitlines()[0].lstrip("# ")
+            words = (line.lstrip("# ") for line in text.splitlines() if not line.startswith("# @package"))
+            yield name, state(text), next(words)
 
 
 def state(text: str) -> str:
     """Whether a device can be used as it is written, in words."""
-    config = OmegaConf.create({"device": OmegaConf.create(text)})
+    written: Any = OmegaConf.create(text)
+    config = OmegaConf.create({"device": written.get("device", written)})  # a file for the whole configuration has it in a group
     if missing := sorted(OmegaConf.missing_keys(config)):
         return f"needs {missing[0]}=…"
     try:

@@ -160,11 +160,17 @@ def compose_config(given: Words, device_words: list[str], run: RunDirectory | No
 
 
 def check_device(device: Any, files: Sequence[Path]) -> None:
-    """Raises ValueError: a device that runs nothing, or other files than these."""
+    """Whether networks can be made for the device and run on it.
+
+    Raises:
+        ValueError: a device that runs nothing, or other files than these.
+        DeviceError: what the device needs is not there, or the board does not answer.
+    """
     if not hasattr(device, "run"):
         raise ValueError(f"device: {type(device).__name__} holds times that others have measured, and runs nothing")
     if files and not runs_onnx(device):
         raise ValueError(f"{files[0]}: the device {device.name} runs {format_of(device)} files; give arch=JSON to have one made")
+    assert device.environment, "says what is missing, before a network is made"
 
 
 def from_file(path: Path, workload: Workload, given: Words) -> Exported:

@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import shutil
+import sys
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -235,6 +236,13 @@ def test_what_cannot_be_measured_is_said_before_anything_is_timed(words, message
     monkeypatch.setattr("experiments.measure.measure", lambda *_, **__: pytest.fail("something was timed"))
     with pytest.raises(ValueError, match=re.escape(message)):
         main(words)
+
+
+def test_what_a_device_lacks_is_said_before_a_network_is_made_for_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ethosu.vela", None)
+    monkeypatch.setattr("experiments.measure.export_for_timing", lambda *_, **__: pytest.fail("a network was exported"))
+    with pytest.raises(DeviceError, match=re.escape("ethosu is not installed: pip install 'paretoformer[ethos-u]'")):
+        main(["arch={}", "device=ethos_u"])
 
 
 def test_a_file_that_the_device_refuses(tmp_path):

@@ -400,4 +400,11 @@ def test_devices_with_data(recorded, tmp_path, capsys):
 def test_the_state_of_a_device_is_one_sentence():
     assert devices.state("_target_: hardware.local_cpu.LocalCpu\n") == "here"
     assert devices.state("_target_: hardware.local_cpu.LocalCpu\nthreads: ???\n") == "needs device.threads=…"
+    assert (
+        devices.state("# @package _global_\ndevice:\n  _target_: hardware.local_cpu.LocalCpu\n  threads: ???\n")
+        == "needs device.threads=…"
+    )
+    [recorded] = [line for line in devices.live_devices() if line[0] == "recorded"]
+    assert recorded[1] == "needs device.table=…"
+    assert recorded[2].startswith("A table of measurements of a device that is not at hand")
     assert devices.state("_target_: hardware.local_cpu.LocalCpu\nthreads: 0\n").startswith("not here: device: threads: 0 is not")
