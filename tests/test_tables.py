@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -395,6 +396,23 @@ def test_devices_with_data(recorded, tmp_path, capsys):
     assert xeon[-1] == "-"
     (aws,) = (line.split() for line in lines if line.startswith("  aws_c6i "))
     assert (aws[-4], aws[-1]) == ("31", "31")
+
+
+def test_a_file_that_was_changed_hides_no_other_table(tmp_path, capsys, monkeypatch):
+    changed, sound = tmp_path / TABLES["aws_c6i"].source.file, tmp_path / TABLES["hat_xeon"].source.file
+    for path in (changed, sound):
+        path.parent.mkdir(parents=True)
+        path.write_text("1,2\n")
+    load = devices.load_table
+    monkeypatch.setattr(devices, "load_table", lambda name, folder: None if name == "hat_xeon" else load(name, folder))
+    monkeypatch.setattr(devices, "described", lambda table: ["hat_xeon", *"abcdefgh"])
+    monkeypatch.setattr(devices, "cautions", lambda table: [])
+    monkeypatch.setattr(devices, "same_device", lambda tables: [])
+    assert devices.main([f"data={tmp_path}"]) == 0
+    printed = capsys.readouterr().out
+    assert "  hat_xeon  a" in printed
+    assert re.search(r"CHANGED: 3 tables from aws_inferentia2 to aws_c6i cannot be used: .*its sha256 is", printed)
+    assert printed.count("its sha256 is") == 1
 
 
 def test_the_state_of_a_device_is_one_sentence():
