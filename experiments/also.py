@@ -15,7 +15,7 @@ from experiments.finishing import Finisher
 from experiments.objectives import on_device
 from experiments.run_directory import RunDirectory
 from experiments.table_calibration import TableCalibrator
-from experiments.verdicts import Verdict, times_of
+from experiments.verdicts import Verdict, facts_of
 from hardware.recorded import RecordedDevice
 from nas.constraints import Constraint, Predicted
 from nas.projection import BudgetError
@@ -65,7 +65,7 @@ class Companion:
             try:
                 there = replace(finisher, device=self.device)
                 reference_ms = calibration.sentinel_reference_ms
-                facts = times_of(there.measure([arch], reference_ms=reference_ms, phase=phase, rounds=rounds)[arch.id])
+                facts = facts_of(there.measure([arch], reference_ms=reference_ms, phase=phase, rounds=rounds)[arch.id])
             except DeviceError as error:
                 facts = {"unmeasured": str(error)}
         return Verdict.of(

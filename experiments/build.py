@@ -18,6 +18,7 @@ from experiments.config import composed
 from experiments.pipeline import Pipeline
 from experiments.progress import Reporter
 from experiments.settings import Settings
+from hardware.remote import Remote
 from hardware.store import MeasurementStore
 from hardware.surroundings import Surrounded
 from latency_models.surroundings import PerSurroundings
@@ -78,14 +79,19 @@ def surroundings(config: DictConfig) -> dict[str, list[Option]]:
 def make_device(config: DictConfig) -> Device:
     """The device, in all surroundings that the study may choose. Raises ValueError like `build`."""
     if not surroundings(config):
-        device: Device = make(config, "device")
-        return device
+        return _known(make(config, "device"), config)
 
     def within(picks: Mapping[str, Option]) -> Device:
-        chosen: Device = make(OmegaConf.merge(config, {"device": dict(picks)}), "device")  # type: ignore[arg-type]
-        return chosen
+        return _known(make(OmegaConf.merge(config, {"device": dict(picks)}), "device"), config)  # type: ignore[arg-type]
 
     return Surrounded(within, all_surroundings(surrounded(SearchSpace("device", ()), surroundings(config))))
+
+
+def _known(device: Device, config: DictConfig) -> Device:
+    """The device; the facts of a board are kept beside its measurements."""
+    if isinstance(device, Remote):
+        device.remember_in(store_folder(config.get("store")))
+    return device
 
 
 def also(config: DictConfig) -> dict[str, dict[str, Any]]:
@@ -104,7 +110,8 @@ def make_also(config: DictConfig) -> list[Companion]:
         words = [f"{'' if key == 'device' else 'device.'}{key}={value}" for key, value in values.items() if key != "budget_ms"]
         try:
             whole = composed(*words)
-            found.append(Companion(name, make(whole, "device"), make(whole, "latency_model"), values.get("budget_ms")))
+            device = _known(make(whole, "device"), config)
+            found.append(Companion(name, device, make(whole, "latency_model"), values.get("budget_ms")))
         except ValueError as error:
             raise ValueError(f"also.{name}: {error}") from error
     return found

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,20 +21,22 @@ import numpy as np
 from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory, RunError
 from experiments.settings import CalibrationSettings
-from hardware.quality import Session
+from hardware.quality import LEAST_ROUNDS, Session
 from hardware.store import MeasurementStore, sentinel_reference
-from hardware.timing import Exported, measure, measure_on
+from hardware.surroundings import absences
+from hardware.timing import CutShortError, Exported, measure, measure_on
 from latency_models.drift import no_signal
 from latency_models.quality import Quality
 from nas.encoding import Encoding
 from nas.export import export_for, form_of
-from nas.protocols import CrossValidatedLatencyModel, Device, Family, LatencyModel, UncertainLatencyModel
+from nas.protocols import CrossValidatedLatencyModel, Device, DeviceError, Family, LatencyModel, UncertainLatencyModel
 from nas.space import Architecture
 from nas.surroundings import everywhere, network_of
 from nas.types import Measurement, Workload
 
 MEASUREMENTS = "measurements.jsonl"
 CALIBRATION, LATER = "calibration", "during the search"  # phases of measurements
+CUT_SHORT = ", cut short"  # what the phase of measurements ends with that too few rounds were left of: kept, and never used
 CHUNK = 6  # networks that are measured together, round by round; a stop loses one chunk
 ATTEMPTS = 5  # at a chunk, each with as many rounds more, if its times are too disturbed to be kept
 FEWEST_TO_TELL = 10  # networks from which a missing signal can be told
@@ -119,13 +121,13 @@ class Calibrator:
         wanted = {arch.id: arch for arch in (*to_fit, *held_out)}
         have = read_measurements(self.family, self.run, phase=CALIBRATION)
         if not set(wanted) <= set(have):
-            have |= self._from_store(have)
+            have |= self._from_store(wanted, have)
             missing = [arch for id_, arch in wanted.items() if id_ not in have]
             order = np.random.default_rng([seed, 5]).permutation(len(missing))
             self._measure([missing[i] for i in order], have, phase=CALIBRATION)
-            have = read_measurements(
-                self.family, self.run, phase=CALIBRATION
-            )  # as a run that goes on reads them, to the last digit
+            have = read_measurements(self.family, self.run, phase=CALIBRATION)  # to the last digit as a run that goes on
+        for words in absences(self.device):
+            self.report.say(f"{words}: THE BOARD DOES NOT ANSWER; it is known from before, and what is not measured is predicted")
         fitting, judging = ([have[a.id] for a in archs] for archs in (to_fit, held_out))
         fitting += [measurement for id_, measurement in have.items() if id_ not in wanted]
         twin = copy.deepcopy(model).fit(self.family, fitting)
@@ -200,7 +202,7 @@ class Calibrator:
         space = self.family.space
         return everywhere(space, to_fit), everywhere(space, list(drawn.values())[:num_held_out])
 
-    def _from_store(self, have: Mapping[str, Measurement]) -> dict[str, Measurement]:
+    def _from_store(self, wanted: Collection[str], have: Mapping[str, Measurement]) -> dict[str, Measurement]:
         """Those of earlier runs on this device, unless its speed has changed since; written to the run as well."""
         stored, notes = self.store.load(self.family.space, self.device, self.family.signature, self.workload)
         for note in notes:
@@ -208,8 +210,13 @@ class Calibrator:
         usable = [m for m in stored.values() if m.environment["sentinel"] == sentinel_of(self.family).id]
         known = _same_conditions(usable, list(have.values()))
         reused = {m.arch.id: m for m in known if m.arch.id not in have}
-        if reused and not have and self._has_changed(known[0].sentinel_reference_ms):
-            return {}
+        try:
+            if reused and not have and self._has_changed(known[0].sentinel_reference_ms):
+                return {}
+        except DeviceError as error:
+            if not set(wanted) <= set(reused):
+                raise
+            self.report.say(f"{error}; whether its speed has changed cannot be told, and its stored measurements are used")
         self._keep(reused.values(), phase=CALIBRATION)
         if reused:
             self.report.say(f"measurements: {len(reused)} networks are known from an earlier run on this device")
@@ -237,7 +244,11 @@ class Calibrator:
             [sentinel] = self._export([sentinel_of(self.family)], folder)
             for start in range(0, len(missing), CHUNK):
                 networks = self._export(missing[start : start + CHUNK], folder)
-                chunk = self._measure_together(networks, sentinel, reference)
+                try:
+                    chunk = self._measure_together(networks, sentinel, reference)
+                except CutShortError as error:
+                    self._keep(error.measured, phase=phase + CUT_SHORT)
+                    raise
                 reference = chunk[0].sentinel_reference_ms
                 self.store.append(chunk, device=self.device, signature=self.family.signature)
                 self._keep(chunk, phase=phase)
@@ -248,7 +259,10 @@ class Calibrator:
         return fresh
 
     def _measure_together(self, networks: Sequence[Exported], sentinel: Exported, reference: float | None) -> list[Measurement]:
-        """Measured on, in more rounds, if that was far too disturbed. Raises ValueError if it stays so; nothing of it is kept."""
+        """Measured on, in more rounds, if that was far too disturbed. Raises ValueError if it stays so; nothing of it is kept.
+
+        If the device is lost, what it leaves is enough or comes with the CutShortError.
+        """
 
         def enough(chunk: Sequence[Measurement]) -> bool:
             session = Session.of(chunk)
@@ -261,10 +275,17 @@ class Calibrator:
                 return False
             return True
 
-        return measure_on(
-            self.device, networks, sentinel=sentinel, workload=self.workload, rounds=self.settings.rounds,
-            sentinel_reference_ms=reference, enough=enough, attempts=ATTEMPTS,
-        )  # fmt: skip
+        try:
+            return measure_on(
+                self.device, networks, sentinel=sentinel, workload=self.workload, rounds=self.settings.rounds,
+                sentinel_reference_ms=reference, enough=enough, attempts=ATTEMPTS,
+            )  # fmt: skip
+        except CutShortError as error:
+            left = left_by(error, rounds=self.settings.rounds)
+            if Session.of(left).is_too_disturbed:
+                raise
+            self.report.say(f"{error}; {error.rounds} complete rounds until then are used")
+            return left
 
     def _export(self, archs: Sequence[Architecture], folder: str) -> list[Exported]:
         return export_for_timing(self.family, archs, self.workload, Path(folder), device=self.device)
@@ -282,6 +303,13 @@ class Calibrator:
     def _keep(self, measurements: Iterable[Measurement], *, phase: str) -> None:
         for measurement in measurements:
             self.run.append(MEASUREMENTS, {"phase": phase, **measurement.to_json()})
+
+
+def left_by(error: CutShortError, *, rounds: int) -> list[Measurement]:
+    """What a device that was lost leaves, if so few of `rounds` are missing that it can be judged; else raises the error."""
+    if error.rounds < min(rounds, LEAST_ROUNDS):
+        raise error
+    return error.measured
 
 
 def read_measurements(family: Family, run: RunDirectory, *, phase: str) -> dict[str, Measurement]:

@@ -18,7 +18,7 @@ from experiments.report import health_sentence, summary, write_report
 from experiments.results import LedgerEntry, Parity, PredictorReport, Results
 from experiments.shipping import Shipment, Shipped, Terms, ship
 from experiments.ties import told_apart
-from experiments.verdicts import MemoryVerdict, Verdict, times_of
+from experiments.verdicts import MemoryVerdict, Verdict, facts_of, times_of
 from experiments.versions import versions
 from hardware.surroundings import device_of
 from nas.protocols import Device
@@ -136,7 +136,7 @@ def verdict_of(picked: Network, choice: Choice, *, asked_ms: float, asked_origin
         predicted_ms=picked.predicted_ms,
         predicted_upper_ms=picked.predicted_upper_ms,
         unmeasured=choice.unmeasured,
-        **times_of(choice.measurement),
+        **facts_of(choice.measurement),
     )
 
 
@@ -159,7 +159,9 @@ def _notes(pipeline: Pipeline, outcome: Outcome, shipped: Shipped) -> tuple[str,
         notes.append(f"Trained networks learned from the targets and from answers of {' and '.join(teachers)}.")
     for finalist, record in zip(outcome.finalists, records, strict=True):
         notes += [f"In the training of {finalist.arch.id}, {words}." for words in record.get("setbacks", ())]
-    if (measurement := outcome.choice.measurement) is not None:
+    if (measurement := outcome.choice.measurement) is not None and measurement.environment.get("estimated"):
+        notes.append("All latencies are estimates of a model of the device: nothing was measured on one.")
+    elif measurement is not None:
         notes.append(
             f"A latency is that of the device's quietest moments: the lower quartile of the quietest of several visits. Half of "
             f"all calls of the exported file took at most {measurement.percentile_ms(50):.3f} ms, nine in ten at most "

@@ -14,6 +14,7 @@ import numpy as np
 from experiments.calibration import Calibration
 from experiments.objectives import on_device, upper_on_device
 from experiments.settings import Settings
+from hardware.surroundings import devices_of
 from hardware.timing import HasEnergy
 from latency_models.memory import memory_of
 from nas.costs import parameters_of
@@ -30,6 +31,15 @@ def check_device(objectives: Sequence[str], device: Device) -> None:
     if "energy_mj" in objectives and not (isinstance(device, HasEnergy) and device.measures_energy):
         raise ValueError(
             f"objectives: energy_mj is not measured by {device.name}; device=cuda with device.energy_seconds above 0 measures it"
+        )
+
+
+def check_real(device: Device) -> None:
+    """Raises ValueError for a device that was told to take times of an emulated board."""
+    if any(getattr(own, "allow_emulated", False) for own in devices_of(device)):
+        raise ValueError(
+            "device.allow_emulated: times of an emulated board say nothing of its speed; `paretoformer measure` shows them, and "
+            "nothing else takes them"
         )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -35,7 +36,7 @@ class Words:
 
 
 def main(words: Sequence[str]) -> int:
-    """Raises ValueError: a word that it does not take, a folder that does not exist, or a recorded file that was changed."""
+    """Raises ValueError: a word that it does not take, or a folder that does not exist."""
     given = parse(Words, words)
     if given.data is not None and not Path(given.data).is_dir():
         raise ValueError(f"data: {given.data!r} is not a folder")
@@ -45,7 +46,7 @@ def main(words: Sequence[str]) -> int:
     for line in aligned([list(row) for row in live_devices()]):
         report.say(f"  {line}")
     report.say(f"\nRecorded devices (device=recorded device.table=NAME), in {folder}:")
-    tables = {name: load_table(name, folder) for name in TABLES if is_there(name, folder)}
+    tables, refused = there(folder)
     lines = iter(aligned([list(HEADER), *(described(table) for table in tables.values())]))
     report.say(f"  {next(lines)}")
     for file, names in groupby(TABLES, key=lambda name: TABLES[name].source.file):
@@ -53,6 +54,9 @@ def main(words: Sequence[str]) -> int:
         report.say(f"{file}: {origin(TABLES[chosen[0]].source)}")
         if not is_there(chosen[0], folder):
             report.say(f"  not there: {len(chosen)} tables from {chosen[0]} to {chosen[-1]} need it in {folder}")
+        for why in dict.fromkeys(refused[name] for name in chosen if name in refused):
+            of_it = [name for name in chosen if refused.get(name) == why]
+            report.say(f"  CHANGED: {len(of_it)} tables from {of_it[0]} to {of_it[-1]} cannot be used: {why}")
         for name in chosen:
             if name in tables:
                 report.say(f"  {next(lines)}")
@@ -69,17 +73,31 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
+def there(folder: Path) -> tuple[dict[str, RecordedTable], dict[str, str]]:
+    """The tables whose files lie in the folder, and of those that are not what was recorded why."""
+    tables, refused = {}, {}
+    for name in TABLES:
+        if is_there(name, folder):
+            try:
+                tables[name] = load_table(name, folder)
+            except ValueError as error:
+                refused[name] = str(error).removeprefix(f"{name}: ")
+    return tables, refused
+
+
 def live_devices() -> Iterator[tuple[str, str, str]]:
     """The name, the state and what it is of each device in `conf/device`; nothing is measured and nobody is called."""
     for path in sorted(importlib.resources.files("conf").joinpath("device").iterdir(), key=lambda path: path.name):
         if path.name.endswith(".yaml"):
             name, text = path.name.removesuffix(".yaml"), path.read_text()
-            yield name, state(text), text.splitlines()[0].lstrip("# ")
+            words = (line.lstrip("# ") for line in text.splitlines() if not line.startswith("# @package"))
+            yield name, state(text), next(words)
 
 
 def state(text: str) -> str:
     """Whether a device can be used as it is written, in words."""
-    config = OmegaConf.create({"device": OmegaConf.create(text)})
+    written: Any = OmegaConf.create(text)
+    config = OmegaConf.create({"device": written.get("device", written)})  # a file for the whole configuration has it in a group
     if missing := sorted(OmegaConf.missing_keys(config)):
         return f"needs {missing[0]}=…"
     try:

@@ -17,13 +17,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from experiments.calibration import MEASUREMENTS, export_for_timing, read_measurements, sentinel_of
+from experiments.calibration import CUT_SHORT, MEASUREMENTS, export_for_timing, left_by, read_measurements, sentinel_of
 from experiments.early_exits import ExitFile, Way
 from experiments.run_directory import RunDirectory
 from experiments.settings import FinishSettings
 from hardware.quality import margin, uncertainty
 from hardware.surroundings import device_of
-from hardware.timing import Exported, HasDeployment, measure_on
+from hardware.timing import CutShortError, Exported, HasDeployment, measure_on
 from nas.attention import Backend
 from nas.compute import Compute
 from nas.costs import flops_of
@@ -217,20 +217,34 @@ class Finisher:
         if missing:
             with tempfile.TemporaryDirectory() as folder:
                 networks = [self.exported(a, Path(folder), tag=tag) for a in missing]
-                fresh = self.measure_files(networks, reference_ms=reference_ms, rounds=rounds)
-            for measurement in fresh:
-                have[measurement.arch.id] = measurement
-                self.run.append(MEASUREMENTS, {"phase": phase, **measurement.to_json()})
+                try:
+                    fresh = self.measure_files(networks, reference_ms=reference_ms, rounds=rounds)
+                except CutShortError as error:
+                    self._keep(error.measured, phase=phase + CUT_SHORT)
+                    raise
+            self._keep(fresh, phase=phase)
+            have |= {measurement.arch.id: measurement for measurement in fresh}
         return have
 
+    def _keep(self, measurements: Sequence[Measurement], *, phase: str) -> None:
+        for measurement in measurements:
+            self.run.append(MEASUREMENTS, {"phase": phase, **measurement.to_json()})
+
     def measure_files(self, networks: Sequence[Exported], *, reference_ms: float | None, rounds: int) -> list[Measurement]:
-        """Times any files of this family's networks side by side, with the sentinel between them. Raises DeviceError."""
+        """Times any files of this family's networks side by side, with the sentinel between them. Raises DeviceError.
+
+        A device that is lost in the middle has measured them if it leaves rounds enough.
+        """
         with tempfile.TemporaryDirectory() as folder:
             sentinel = sentinel_of(self.family)
             [timed] = export_for_timing(self.family, [sentinel], self.workload, Path(folder), device=self.device)
-            return measure_on(
-                self.device, networks, sentinel=timed, workload=self.workload, rounds=rounds, sentinel_reference_ms=reference_ms
-            )
+            try:
+                return measure_on(
+                    self.device, networks, sentinel=timed, workload=self.workload, rounds=rounds,
+                    sentinel_reference_ms=reference_ms,
+                )  # fmt: skip
+            except CutShortError as error:
+                return left_by(error, rounds=rounds)
 
     def saved(
         self, arch: Architecture, network: nn.Module, others: Sequence[nn.Module], *, reference_ms: float | None

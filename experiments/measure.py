@@ -34,9 +34,9 @@ from experiments.networks import Network, pick
 from experiments.onnx_inputs import Sizes, dynamic_dimensions, make_inputs
 from experiments.progress import Reporter
 from experiments.run_directory import CANDIDATES, CONFIG, RunDirectory, RunError
-from hardware.timing import Exported, measure
+from hardware.timing import CutShortError, Exported, measure
 from nas.export import format_of, runs_onnx
-from nas.protocols import Device, Family
+from nas.protocols import Device, DeviceError, Family
 from nas.space import Architecture
 from nas.surroundings import PREFIX
 from nas.types import Workload
@@ -68,7 +68,7 @@ def main(words: Sequence[str]) -> int:
 
     Raises:
         ValueError: nothing to measure, or a word, file, run or architecture that cannot be used; before anything is timed.
-        DeviceError: the device failed.
+        DeviceError: the device failed; the rounds that were complete are shown and written before.
     """
     given, files, arch, device_words = read_words(words)
     report = Reporter()
@@ -96,15 +96,21 @@ def main(words: Sequence[str]) -> int:
             networks.append(of_run)
         else:
             sentinel = networks[0]
-        measured = measure(
-            device, networks, sentinel=sentinel, workload=workload, rounds=given.rounds,
-            on_visit=lambda done, total: _progress(report.console, done, total),
-        )  # fmt: skip
+        lost: CutShortError | None = None
+        try:
+            measured = measure(
+                device, networks, sentinel=sentinel, workload=workload, rounds=given.rounds,
+                on_visit=lambda done, total: _progress(report.console, done, total),
+            )  # fmt: skip
+        except CutShortError as error:
+            measured, lost = error.measured, error
         timed = [Timed(label(n), n, m) for n, m in zip(networks, measured, strict=True)]
     for line in said(timed):
         report.console.print(line, markup=False, highlight=False)
     if given.out is not None:
         write(Path(given.out), timed)
+    if lost is not None:
+        raise DeviceError(f"{lost}; shown are the {lost.rounds} of {given.rounds} rounds that were complete") from lost
     return 0
 
 
@@ -154,11 +160,17 @@ def compose_config(given: Words, device_words: list[str], run: RunDirectory | No
 
 
 def check_device(device: Any, files: Sequence[Path]) -> None:
-    """Raises ValueError: a device that runs nothing, or other files than these."""
+    """Whether networks can be made for the device and run on it.
+
+    Raises:
+        ValueError: a device that runs nothing, or other files than these.
+        DeviceError: what the device needs is not there, or the board does not answer.
+    """
     if not hasattr(device, "run"):
         raise ValueError(f"device: {type(device).__name__} holds times that others have measured, and runs nothing")
     if files and not runs_onnx(device):
         raise ValueError(f"{files[0]}: the device {device.name} runs {format_of(device)} files; give arch=JSON to have one made")
+    assert device.environment, "says what is missing, before a network is made"
 
 
 def from_file(path: Path, workload: Workload, given: Words) -> Exported:

@@ -17,6 +17,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from experiments.formatting import format_ms
+from hardware.ethos_u import Estimate
 from hardware.quality import LEAST_ROUNDS, Session, outlier_flags, uncertainty
 from hardware.timing import Exported
 from nas.robust import OUTLIER_SCORE
@@ -78,6 +79,9 @@ def said(timed: Sequence[Timed]) -> Iterator[Table | str]:
     for kind in ("emulated", "estimated"):
         if first.environment.get(kind):
             yield f"These times are {kind}: they are no latencies of a real device."
+    for t in timed:
+        if "estimate" in t.measurement.environment:
+            yield f"{t.name}: {Estimate(**t.measurement.environment['estimate'])}."
     if counts := [f"{t.name} {t.figures['outliers']}" for t in timed if t.figures["outliers"]]:
         yield f"Outliers (modified Z-score above {OUTLIER_SCORE}; flagged, none dropped): {', '.join(counts)}."
     if session.outliers > MANY:

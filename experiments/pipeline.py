@@ -24,7 +24,7 @@ from experiments.budgets import Ends
 from experiments.calibration import Calibration, Calibrator
 from experiments.checkpoints import loaded, read_checkpoint, write_checkpoint
 from experiments.compute import COMPUTE, chosen_compute, tried
-from experiments.costing import Costing, check_device, check_precisions
+from experiments.costing import Costing, check_device, check_precisions, check_real
 from experiments.exploring import Explorer
 from experiments.finishing import Finisher
 from experiments.halving import Halving
@@ -78,6 +78,8 @@ class Pipeline:
         if self.workload.mode != "encode" and not isinstance(family, GenerativeFamily):
             raise ValueError(f"mode: {settings.mode!r} is for spaces of decoders; {family.space.name} answers for whole inputs")
         family.example_input(self.workload)  # refuses a workload that the family cannot take
+        for one in (device, *(companion.device for companion in also)):
+            check_real(one)
         check_device(settings.objectives, device)
         check_precisions(family, device)
         if settings.outer.measure and isinstance(device, RecordedDevice):

@@ -86,7 +86,7 @@ def page(results: Results, candidates: Sequence[Candidate]) -> str:
         "pareto": _drawn(lambda width: pareto_figure(results, candidates, width=width)),
         "architecture": _drawn(lambda width: architecture_figure(results.picked, results.networks, width=width)),
         "ledger": _drawn(lambda width: ledger_figure(results.ledger, width=width)),
-        "predictor": {"wide": _address(predictor_figure(results.predictor))},
+        "predictor": {"wide": _address(predictor_figure(results.predictor, how=results.verdict.how))},
     }
     return environment.get_template("report.html.j2").render(
         r=results,
@@ -102,7 +102,7 @@ def page(results: Results, candidates: Sequence[Candidate]) -> str:
         + [s for s in (beaten_sentence(results),) if s]
         + [f"Differentiable search: {alarm}" for alarm in results.alarms],
         search_sentences=search_sentences(results),
-        trust_sentence=trust_sentence(results.predictor),
+        trust_sentence=trust_sentence(results.predictor, how=results.verdict.how),
         evidence=sentences(evidence(results, candidates), results),
         cost_sentence=cost_sentence(results),
     )
@@ -246,15 +246,15 @@ def search_sentences(results: Results) -> list[str]:
     return sentences
 
 
-def trust_sentence(predictor: PredictorReport) -> str:
-    """How far the predicted latencies can be believed."""
+def trust_sentence(predictor: PredictorReport, *, how: str = "measured") -> str:
+    """How far the predicted latencies can be believed; `how` is `Verdict.how`."""
     p = predictor
     rank = "too few to rank" if p.spearman is None else f"rank correlation {p.spearman:.3f}"
     useless = (
         " It is no better than a constant: do not trust its predictions." if p.mape_percent >= p.constant_mape_percent else ""
     )
     return (
-        f"The latency model was fitted to {p.num_fit} measured networks and judged on {p.num_held_out} others that it had not "
+        f"The latency model was fitted to {p.num_fit} {how} networks and judged on {p.num_held_out} others that it had not "
         f"seen: mean error {p.mape_percent:.1f} % (always guessing the median: {p.constant_mape_percent:.1f} %), {rank}, "
         f"{p.within_10_percent:.0f} % of the predictions within 10 %. {p.coverage_percent:.0f} % of the networks were no slower "
         f"than their upper bound.{useless}"
@@ -297,7 +297,7 @@ def front_table(results: Results) -> Table:
     table.add_column("by")
     more = [name for name in results.further if name != "parameters"]
     extra = [column(name) for name in more]
-    for name in ("error %", "measured", "predicted", "upper", "params", *extra):
+    for name in ("error %", results.verdict.how, "predicted", "upper", "params", *extra):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("")
     on_front = results.front

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from experiments.formatting import format_ms
 from nas.types import Measurement
@@ -11,8 +11,10 @@ from nas.types import Measurement
 
 @dataclass(frozen=True)
 class Verdict:
-    """Asked, predicted and measured latency of what ships; nothing is kept or broken that was not measured (None). Make it with
-    `Verdict.of`."""
+    """Asked, predicted and measured latency of what ships; nothing is kept or broken that was not measured (None).
+
+    Where the device is a model of one, what it computed stands for measured times, and is `estimated`. Make it with `Verdict.of`.
+    """
 
     asked_ms: float
     asked_origin: str
@@ -23,18 +25,20 @@ class Verdict:
     measured_high_ms: float | None
     kept: bool | None
     sentence: str
+    estimated: bool = False
 
     @classmethod
     def of(
         cls, *, asked_ms: float, asked_origin: str, predicted_ms: float, predicted_upper_ms: float,
         measured_ms: float | None = None, measured_low_ms: float | None = None, measured_high_ms: float | None = None,
-        unmeasured: str | None = None,
+        unmeasured: str | None = None, estimated: bool = False,
     ) -> Verdict:  # fmt: skip
         """Judges by the measured time and says so in a sentence.
 
         Args:
             asked_origin: "user", or where the budget comes from in words ("half of the largest network").
             unmeasured: why there is no measured time.
+            estimated: whether the measured times were computed.
         """
         if measured_ms is None:
             asked, predicted, upper = (format_ms(value) for value in (asked_ms, predicted_ms, predicted_upper_ms))
@@ -49,9 +53,10 @@ class Verdict:
             digits += 1
         asked, measured = (format_ms(value, digits=digits) for value in (asked_ms, measured_ms))
         predicted, upper = format_ms(predicted_ms), format_ms(predicted_upper_ms)
-        words = f"asked {asked} ms, predicted {predicted} ms (at most {upper}), measured {measured} ms"
+        how, by = ("estimated", ", as estimated") if estimated else ("measured", "")
+        words = f"asked {asked} ms, predicted {predicted} ms (at most {upper}), {how} {measured} ms"
         over = 100 * (measured_ms / asked_ms - 1)
-        sentence = f"Kept: {words}." if kept else f"BROKEN: {words}, {over:.2g} % over the budget."
+        sentence = f"Kept{by}: {words}." if kept else f"BROKEN{by}: {words}, {over:.2g} % over the budget."
         return cls(
             asked_ms,
             asked_origin,
@@ -62,7 +67,13 @@ class Verdict:
             measured_high_ms,
             kept,
             sentence,
+            estimated,
         )
+
+    @property
+    def how(self) -> str:
+        """Where the times of trained networks come from, in a word."""
+        return "estimated" if self.estimated else "measured"
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,11 @@ class MemoryVerdict:
         words += f", measured {measured_mib:.4g} MiB"
         sentence = f"Memory kept: {words}." if kept else f"Memory BROKEN: {words}, {over:.2g} % over the budget."
         return cls(asked_mib, predicted_mib, predicted_upper_mib, measured_mib, kept, sentence)
+
+
+def facts_of(measurement: Measurement | None) -> dict[str, Any]:
+    """What `Verdict.of` takes of a measurement."""
+    return {**times_of(measurement), "estimated": measurement is not None and bool(measurement.environment.get("estimated"))}
 
 
 def times_of(measurement: Measurement | None) -> dict[str, float | None]:

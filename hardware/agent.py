@@ -39,6 +39,12 @@ FILE_NAME = re.compile(r"[0-9a-f]{64}\.(onnx|npz)")
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 CPU = "/sys/devices/system/cpu"
 ZONES = "/sys/class/thermal"
+PROC = "/proc"
+LOOK_SECONDS = 0.1  # at least, at what else runs: CPU time is counted in hundredths of a second
+LEAST_CORES = 0.2  # that are worth a word
+MAX_LOADS = 5  # that are named, the greediest
+UNSEEN = "processes that ended or cannot be seen"
+STOLEN = "other virtual machines on this host"
 
 
 class RequestError(Exception):
@@ -74,7 +80,8 @@ def reply(line: bytes) -> tuple[str, dict[str, Any]]:
 
 
 def environment(request: dict[str, Any]) -> dict[str, Any]:
-    return {"environment": stable_facts(request), "conditions": {"before": state()}}
+    facts, start = stable_facts(request), spent()
+    return {"environment": facts, "conditions": {"before": {**state(), **other_load(start)}}}
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
@@ -83,13 +90,13 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     missing = [name for name in names if not is_whole(name)]
     if missing:
         return {"missing": missing}
-    facts, before = stable_facts(request), state()
+    facts, before, start = stable_facts(request), state(), spent()
     signal.alarm(math.ceil(request["limit_seconds"]))  # ends the agent if a network does not come to its end
     try:
         samples_ms = visit(request, *(os.path.join(FOLDER, name) for name in names))
     finally:
         signal.alarm(0)
-    after = state()
+    after = {**state(), **other_load(start)}
     forget(request["cache_mib"] * 2**20, keep=names)
     return {"samples_ms": samples_ms, "environment": facts, "conditions": {"before": before, "after": after}}
 
@@ -219,6 +226,43 @@ def state() -> dict[str, Any]:
         "temperature_celsius": temperature(),
         "load_average": [float(load) for load in (text("/proc/loadavg") or "").split()[:3]],
     }
+
+
+def spent() -> dict[str, Any]:
+    """Ticks of CPU so far: `busy` of the whole system, `stolen` by its host, and `each` process that shows them, with its name.
+
+    Nothing of the system where /proc does not say it.
+    """
+    known: dict[str, Any] = {"time": time.perf_counter(), "each": {}}
+    whole = re.match("cpu +([0-9]+) ([0-9]+) ([0-9]+) [0-9]+ [0-9]+ ([0-9]+) ([0-9]+) ([0-9]+)", text(f"{PROC}/stat") or "")
+    if whole:
+        *busy, stolen = map(int, whole.groups())
+        known.update(busy=sum(busy), stolen=stolen)
+    process = re.compile(r"[0-9]+ \((.*)\) \S(?: -?[0-9]+){10} ([0-9]+) ([0-9]+) ", re.DOTALL)
+    for pid in filter(str.isdigit, os.listdir(PROC) if os.path.isdir(PROC) else ()):
+        found = process.match(text(f"{PROC}/{pid}/stat") or "")
+        if found:  # else it has ended, or belongs to another user
+            name = "".join(c if c.isprintable() else "?" for c in found.group(1))
+            known["each"][int(pid)] = (name, int(found.group(2)) + int(found.group(3)))
+    return known
+
+
+def other_load(start: dict[str, Any]) -> dict[str, Any]:
+    """Who else used at least `LEAST_CORES` of a core since `spent` said `start`: nothing where the board does not say."""
+    time.sleep(max(0.0, start["time"] + LOOK_SECONDS - time.perf_counter()))
+    now = spent()
+    if "busy" not in start or "busy" not in now:
+        return {}
+    used = [(ticks - start["each"].get(pid, ("", 0))[1], name, pid) for pid, (name, ticks) in now["each"].items()]
+    unseen = now["busy"] - start["busy"] - sum(ticks for ticks, _, _ in used)
+    used += [(unseen, UNSEEN, None), (now["stolen"] - start["stolen"], STOLEN, None)]
+    core = (now["time"] - start["time"]) * os.sysconf("SC_CLK_TCK")  # ticks of a whole one
+    loads = [
+        {"name": name, "pid": pid, "cores": round(ticks / core, 2)}
+        for ticks, name, pid in sorted(used, key=lambda of: -of[0])
+        if pid != os.getpid() and ticks >= LEAST_CORES * core
+    ]
+    return {"other_load": loads[:MAX_LOADS]}
 
 
 def cpu_model() -> str:

@@ -6,9 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from hardware.agent import MAX_LOADS
 from nas.protocols import DeviceError
 
+MAX_NAME = 100  # characters of a program's
 FACTS = {"cpu", "os", "onnxruntime", "threads", "emulated"}
+LOAD = "other_load"  # of a state, where the board says it
 STATE = {"governor", "current_mhz", "temperature_celsius", "load_average"}
 
 
@@ -41,7 +44,24 @@ def shown(value: Any) -> str:
 
 
 def _is_state(state: Any) -> bool:
-    return isinstance(state, dict) and set(state) == STATE and _is_plain(state)
+    if not (isinstance(state, dict) and set(state) - {LOAD} == STATE):
+        return False
+    loads = state.get(LOAD, [])
+    return (
+        _is_plain({name: state[name] for name in STATE})
+        and isinstance(loads, list)
+        and len(loads) <= MAX_LOADS
+        and all(map(_is_load, loads))
+    )
+
+
+def _is_load(load: Any) -> bool:
+    """Whether it is what `hardware.load.Load` takes."""
+    if not (isinstance(load, dict) and set(load) == {"name", "pid", "cores"}):
+        return False
+    name, pid, cores = load["name"], load["pid"], load["cores"]
+    is_named = isinstance(name, str) and name.isprintable() and len(name) <= MAX_NAME
+    return is_named and (pid is None or type(pid) is int) and isinstance(cores, float) and 0 < cores < math.inf
 
 
 def _is_plain(facts: Mapping[str, Any]) -> bool:

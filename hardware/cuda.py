@@ -15,14 +15,12 @@ import torch
 
 from hardware import environment
 from hardware.local import check_option, in_order, optional, own_folder, refusals
-from hardware.local_torch import load, warm_up
+from hardware.local_torch import load, to_half, warm_up
 from hardware.visit import Visit, wall
 from nas.protocols import DeviceError
 
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
-PRECISIONS = {"cuda": ("fp32", "tf32"), "tensorrt": ("tf32", "fp16"), "torch": ("fp32", "tf32")}
-
-
+PRECISIONS = {"cuda": ("fp32", "tf32"), "tensorrt": ("tf32", "fp16"), "torch": ("fp32", "tf32", "fp16")}
 PATIENCE_SECONDS = 5.0  # for a step of the energy counter
 
 
@@ -33,7 +31,8 @@ class Cuda:
 
     Args:
         runtime: cuda or tensorrt, providers of ONNX Runtime; torch; auto is cuda where ONNX Runtime has it, else torch.
-        precision: fp32; tf32, matrix products with 10-bit mantissas; fp16, for tensorrt alone (which has no plain fp32).
+        precision: fp32, but for tensorrt; tf32, matrix products with 10-bit mantissas; fp16, for tensorrt where it likes and for
+            torch throughout.
         cuda_graph: for torch alone, replays one recorded graph, which spares the launches of the single kernels.
         index: which GPU.
         energy_seconds: if above 0, a visit goes on for so long to take a run's energy; the counter has steps of 20 to 100 ms.
@@ -59,9 +58,12 @@ class Cuda:
         max_samples: int = 1000,
     ) -> None:
         self.runtime = check_option("runtime", runtime, ("auto", *PRECISIONS))
-        self.precision = check_option("precision", precision, PRECISIONS["cuda" if runtime == "auto" else runtime])
-        if cuda_graph and runtime != "torch":
-            raise ValueError(f"cuda_graph: needs runtime=torch, not {runtime}")
+        chosen = self.chosen_runtime if runtime != "auto" else f"{self.chosen_runtime}, which auto is here"
+        if precision not in PRECISIONS[self.chosen_runtime]:
+            raise ValueError(f"precision: {precision!r} is not one of {PRECISIONS[self.chosen_runtime]} of runtime={chosen}")
+        if cuda_graph and self.chosen_runtime != "torch":
+            raise ValueError(f"cuda_graph: needs runtime=torch, not {chosen}")
+        self.precision = precision
         if index < 0:
             raise ValueError(f"index: {index} is negative")
         if not 0 <= energy_seconds <= 60:
@@ -149,6 +151,9 @@ class Cuda:
         where = f"cuda:{self.index}"
         module, names = load(path, to=where)
         tensors = [torch.from_numpy(value).to(where) for value in in_order(inputs, names)]
+        if self.precision == "fp16":
+            to_half(module)
+            tensors = [tensor.half() if tensor.is_floating_point() else tensor for tensor in tensors]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # a graph is recorded only after runs on another stream (torch.cuda.graphs)

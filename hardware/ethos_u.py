@@ -22,7 +22,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -153,6 +153,10 @@ class EthosU:
                     quantize_static(path, inputs, quantized)
                     self._known[key.hexdigest()] = self._compile(quantized)
             return self._known[key.hexdigest()]
+
+    def estimated(self, path: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """The same as JSON, from which `Estimate` can be made again. Raises DeviceError as `estimate`."""
+        return asdict(self.estimate(path, inputs))
 
     def _compile(self, path: Path) -> Estimate:
         """Vela's estimate of a quantised file; beside the file it leaves what it wrote."""

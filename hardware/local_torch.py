@@ -16,6 +16,8 @@ import torch
 from hardware.local import OnThisMachine, describe, in_order, refusals
 from hardware.visit import wall
 
+FLOAT16, FLOAT32 = 5, 6  # as TorchScript counts types
+
 
 class LocalTorch(OnThisMachine):
     """Times torch's own operators, without gradients, in this process."""
@@ -72,12 +74,42 @@ def warm_up(module: Any, tensors: list[torch.Tensor]) -> None:
 
 def move_constants(module: torch.jit.ScriptModule, to: str) -> None:
     """A trace holds the device on which it makes new tensors as a constant, which `map_location` leaves alone."""
+    for graph in graphs(module):
+        for node in graph.findAllNodes("prim::Constant"):
+            if node.output().type().kind() == "DeviceObjType":
+                node.s_("value", to)
+
+
+def to_half(module: torch.jit.ScriptModule) -> None:
+    """To float16: the weights, and what `half` leaves alone, a trace's own constants and the types that it casts to."""
+    module.half()
+    for graph in graphs(module):
+        for node in all_nodes(graph):
+            if node.kind() == "prim::Constant" and node.output().type().kind() == "TensorType":
+                value = node.output().toIValue()
+                if value.dtype == torch.float32:
+                    node.t_("value", value.half())
+            elif node.schema() != "(no schema)":
+                for index, argument in enumerate(torch._C.parse_schema(node.schema()).arguments):
+                    if argument.name == "dtype" and node.inputsAt(index).toIValue() == FLOAT32:
+                        graph.setInsertPoint(node)
+                        node.replaceInput(index, graph.insertConstant(FLOAT16))
+
+
+def graphs(module: torch.jit.ScriptModule) -> Iterator[Any]:
+    """Of all methods of all parts."""
     for part in module.modules():
         compiled: Any = part._c
         for method in compiled._method_names():
-            for node in compiled._get_method(method).graph.findAllNodes("prim::Constant"):
-                if node.output().type().kind() == "DeviceObjType":
-                    node.s_("value", to)
+            yield compiled._get_method(method).graph
+
+
+def all_nodes(block: Any) -> Iterator[Any]:
+    """Those of inner blocks too; what is inserted meanwhile is left out."""
+    for node in list(block.nodes()):
+        yield node
+        for inner in node.blocks():
+            yield from all_nodes(inner)
 
 
 @contextmanager

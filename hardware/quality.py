@@ -61,9 +61,13 @@ class Session:
             governors=tuple(sorted({str(s["governor"]) for s in moments if s.get("governor")})),
         )
 
+    @property
+    def is_too_disturbed(self) -> bool:
+        return self.noise > TOO_NOISY or self.drift > TOO_DRIFTED
+
     def check(self) -> None:
         """Raises ValueError, with advice, if the session is too noisy or has drifted too far to be fitted to."""
-        if self.noise > TOO_NOISY or self.drift > TOO_DRIFTED:
+        if self.is_too_disturbed:
             raise ValueError(f"measurements: too disturbed to fit a latency model to: {self.advice()}")
 
     def advice(self) -> str:

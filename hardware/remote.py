@@ -6,6 +6,7 @@ line each way, not a connection and a start of Python.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import secrets
@@ -14,7 +15,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,10 @@ from hardware.visit import Visit
 from nas.protocols import DeviceError
 
 AGENT = Path(agent.__file__)
+PATIENCE = {  # options that no fact of a board depends on
+    "folder", "warmup_seconds", "visit_seconds", "min_samples", "max_samples", "connect_seconds", "timeout_seconds", "retries",
+    "retry_seconds", "cache_mib",
+}  # fmt: skip
 SIGNALS = {4: "an instruction that its CPU lacks", 9: "the system (out of memory?)", 14: "its limit of time"}
 # Runs the agent only if it is, to the byte, the one that was sent. No line ends and no exclamation marks: for any login shell.
 START = (
@@ -89,6 +94,9 @@ class Remote(ABC):
     _facts: dict[str, Any] | None = field(init=False, default=None, repr=False)
     _int8: Int8Files = field(init=False, default_factory=Int8Files, repr=False)
     _conditions: dict[str, Any] = field(init=False, default_factory=dict, repr=False)
+    _memory: Path | None = field(init=False, default=None, repr=False)
+    absent: str = field(init=False, default="", repr=False)
+    """Why the board does not answer, where its facts are those of an earlier time; else empty."""
 
     def __post_init__(self) -> None:
         Visit(self.warmup_seconds, self.visit_seconds, self.min_samples, self.max_samples)
@@ -127,11 +135,40 @@ class Remote(ABC):
 
     @property
     def environment(self) -> dict[str, Any]:
-        """The stable facts that a time depends on, from the board. Raises DeviceError."""
+        """The stable facts that a time depends on, from the board, or remembered if it cannot be reached. Raises DeviceError."""
         if self._facts is None:
-            self._request({"action": "environment"}, {})
+            try:
+                self._request({"action": "environment"}, {})
+            except ConnectionLostError as error:
+                self._facts, self.absent = self._remembered(), str(error)
+                if self._facts is None:
+                    raise
         assert self._facts is not None
         return self._facts
+
+    def remember_in(self, folder: Path) -> None:
+        """From now on the board's facts are kept in a file there: they are known also when it cannot be reached."""
+        told = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in PATIENCE}
+        key = hashlib.sha256(json.dumps([type(self).__name__, told], sort_keys=True).encode()).hexdigest()[:12]
+        self._memory = folder / "boards" / f"{key}.json"
+
+    def _remembered(self) -> dict[str, Any] | None:
+        """The facts of an earlier time; None if there are none that can be read."""
+        if self._memory is None:
+            return None
+        try:
+            return environment_of(json.loads(self._memory.read_text()))[0]
+        except (OSError, ValueError, DeviceError):
+            return None
+
+    def _remember(self, facts: Mapping[str, Any]) -> None:
+        if self._memory is None:
+            return
+        with contextlib.suppress(OSError):  # no room, a folder of another user: measuring goes on all the same
+            self._memory.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = self._memory.with_suffix(f".{secrets.token_hex(4)}.part")
+            unfinished.write_text(json.dumps({"environment": facts, "conditions": {}}) + "\n")
+            unfinished.replace(self._memory)
 
     @property
     def fingerprint(self) -> str:
@@ -157,6 +194,8 @@ class Remote(ABC):
             try:
                 answer = self._request(request, {model: network, data: packed})
                 return samples_of(answer, least=self.min_samples, most=self.max_samples)
+            except ConnectionLostError:
+                raise  # whatever the file
             except DeviceError as error:
                 raise DeviceError(f"{onnx_path}: {error}") from error
 
@@ -182,7 +221,7 @@ class Remote(ABC):
             except DeviceError as error:
                 self.close()
                 raise DeviceError(f"{self._board}: {error}") from error
-        raise DeviceError(f"{self._board}: {lost} (tried {self.retries + 1} times)") from lost
+        raise ConnectionLostError(f"{self._board}: {lost} (tried {self.retries + 1} times)") from lost
 
     def _answer(self, request: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Any]:
         """The answer to one request, the files sent before if the board lacks them."""
@@ -230,7 +269,9 @@ class Remote(ABC):
         if ("missing" if request["action"] == "run" else "absent") not in answer:
             facts, conditions = environment_of(answer)
             self._meet(facts)
-            self._facts, self._conditions = facts, conditions
+            if self._facts is None:
+                self._remember(facts)
+            self._facts, self._conditions, self.absent = facts, conditions, ""
         return answer
 
     def _read(self, talk: Talk, line: str, mark: str) -> dict[str, Any]:

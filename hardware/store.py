@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,12 +19,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from hardware.quality import uncertainty
 from hardware.surroundings import device_of
 from nas.protocols import Device
 from nas.space import Architecture, SearchSpace
 from nas.types import Measurement, Workload
 
 MAX_AGE_DAYS = 30  # of measurements that are used
+SHOWN = 3  # of networks that a note is about
+SAME_WITHIN = 0.2  # sessions on a busy machine differ by up to 9 %, and networks do not slow down as the sentinel does
 
 
 class MeasurementStore:
@@ -35,7 +39,7 @@ class MeasurementStore:
     def load(
         self, space: SearchSpace, device: Device, signature: str, workload: Workload
     ) -> tuple[dict[str, Measurement], list[str]]:
-        """What can be used on this device, by architecture id (the last line of each), and what is left out, in words.
+        """What can be used on this device, by architecture id (the last line of each), and what is left out or odd, in words.
 
         Raises:
             ValueError: a line, other than a last one that was cut off, is not a measurement of this space.
@@ -45,6 +49,7 @@ class MeasurementStore:
         oldest = datetime.now(UTC) - timedelta(days=MAX_AGE_DAYS)
         found: dict[str, Measurement] = {}
         foreign: Counter[tuple[str, str]] = Counter()
+        contradicted: dict[str, str] = {}
         stale, notes = 0, []
         for number, (line, is_complete) in enumerate(_lines(path), start=1):
             try:
@@ -65,12 +70,25 @@ class MeasurementStore:
                 ) from error
             if is_stale:
                 stale += 1
-            else:
-                found[measurement.arch.id] = measurement
+                continue
+            earlier = found.get(measurement.arch.id)
+            if earlier is not None and contradict(earlier, measurement):
+                times = f"{earlier.latency_ms:.4g} ms, then {measurement.latency_ms:.4g} ms"
+                contradicted[measurement.arch.id] = f"{measurement.arch.id} ({times})"
+            found[measurement.arch.id] = measurement
         for other in sorted(self.folder.glob(f"{_prefix(signature, workload)}*.jsonl")):
             if other != path:
                 foreign.update(_differences(other, expected))
         notes += [_unused(number, f"of {then}", f"with {now}") for (then, now), number in foreign.items()]
+        if contradicted:
+            shown = [
+                *list(contradicted.values())[:SHOWN],
+                *([f"{len(contradicted)} networks in all"] * (len(contradicted) > SHOWN)),
+            ]
+            notes.append(
+                f"MEASUREMENTS CONTRADICT EACH OTHER in {path} by more than noise and the speed of the machine explain: "
+                f"{', '.join(shown)}. The last ones are used; the file can be deleted safely, then all are measured again"
+            )
         if stale:
             notes.append(_unused(stale, f"older than {MAX_AGE_DAYS} days", "any more"))
         return found, notes
@@ -100,6 +118,15 @@ class MeasurementStore:
     def path(self, device: Device, signature: str, workload: Workload) -> Path:
         """The file of what was measured on this device; it need not exist."""
         return self.folder / f"{_prefix(signature, workload)}{device.fingerprint}.jsonl"
+
+
+def contradict(first: Measurement, second: Measurement) -> bool:
+    """Whether two measurements of one network differ by more than their noise explains, beside the same sentinel's own times."""
+    if first.environment.get("sentinel") != second.environment.get("sentinel"):
+        return False
+    times = (m.latency_ms / m.sentinel_reference_ms for m in (first, second))
+    known = [error for error in map(uncertainty, (first, second)) if not math.isnan(error)]
+    return abs(math.log(next(times) / next(times))) > max(math.log1p(SAME_WITHIN), 3 * math.hypot(*known))
 
 
 def sentinel_reference(measurements: Iterable[Measurement]) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -48,6 +48,25 @@ class Surrounded:
 
     def run(self, onnx_path: Path, inputs: Mapping[str, np.ndarray]) -> tuple[float, ...]:
         return self._first.run(onnx_path, inputs)
+
+
+@runtime_checkable
+class MayBeAbsent(Protocol):
+    """A device whose facts are known though it does not answer, and then why it does not."""
+
+    @property
+    def absent(self) -> str: ...
+
+
+def absences(device: Device) -> list[str]:
+    """Why a device does not answer that is known from an earlier time; nothing if it does, as far as is known."""
+    found = (one.absent for one in devices_of(device) if isinstance(one, MayBeAbsent))
+    return list(dict.fromkeys(filter(None, found)))
+
+
+def devices_of(device: Device) -> list[Device]:
+    """The device in all its surroundings."""
+    return list(device.devices.values()) if isinstance(device, Surrounded) else [device]
 
 
 def device_of(device: Device, arch: Architecture) -> Device:

@@ -17,12 +17,25 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from hardware.surroundings import device_of
-from nas.protocols import Device
+from nas.protocols import Device, DeviceError
 from nas.space import Architecture
 from nas.types import Measurement, Workload
 
 SETTLED = 0.03  # above the sentinel's reference
 PATIENCE = 4  # attempts at conditions in which it is no slower
+
+
+class CutShortError(DeviceError):
+    """A device failed between visits; `measured` holds what was measured until then, of as many rounds as were complete."""
+
+    def __init__(self, message: str, measured: Sequence[Measurement]) -> None:
+        super().__init__(message)
+        self.measured = list(measured)
+
+    @property
+    def rounds(self) -> int:
+        """At least 1."""
+        return len(self.measured[0].samples_ms)
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,13 @@ class HasEnergy(Protocol):
 
 
 @runtime_checkable
+class HasEstimate(Protocol):
+    """A device that computes its times also says, as JSON, what else it computed of a network."""
+
+    def estimated(self, onnx_path: Path, inputs: Mapping[str, np.ndarray]) -> Mapping[str, Any]: ...
+
+
+@runtime_checkable
 class HasDeployment(Protocol):
     """A device that runs another file than the one it is given, such as its quantisation; that one ships."""
 
@@ -73,8 +93,9 @@ def measure(
 ) -> list[Measurement]:
     """Measures a few networks together; the measurements are in the order of `networks`.
 
-    Nothing is kept if a visit fails: measure many networks in groups of about six, and keep each group. A measurement's
-    `environment` says what it was taken with; of a device that meters energy it has `energy_mj`, of one run, a number a round.
+    Measure many networks in groups of about six, and keep each group: if a visit fails, the complete rounds of this one are left.
+    A measurement's `environment` says what it was taken with; of a device that meters energy it has `energy_mj`, of one run, a
+    number a round, and of one that computes its times the whole `estimate`.
 
     Args:
         rounds: visits to each network. They begin with the next network in each round.
@@ -84,7 +105,8 @@ def measure(
 
     Raises:
         ValueError: no networks or no rounds.
-        DeviceError: the device failed.
+        CutShortError: the device failed after at least one complete round.
+        DeviceError: it failed before.
     """
     if not networks:
         raise ValueError("networks: there is nothing to measure")
@@ -93,36 +115,50 @@ def measure(
     devices, beside_them = [device_of(device, network.arch) for network in networks], device_of(device, sentinel.arch)
     facts = [own.environment for own in devices]  # a board is reached for them, and then knows its conditions
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    shared = {**_conditions(beside_them), "time": when, "sentinel": sentinel.arch.id, "rounds": rounds}
+    shared = {**_conditions(beside_them), "time": when, "sentinel": sentinel.arch.id}
     order = [(index + start) % len(networks) for start in range(rounds) for index in range(len(networks))]
     samples: list[list[tuple[float, ...]]] = [[] for _ in networks]
     beside: list[list[tuple[float, ...]]] = [[] for _ in networks]
     energy: list[list[float | None]] = [[] for _ in networks]
-    before = beside_them.run(sentinel.path, sentinel.inputs)
-    for done, index in enumerate(order, start=1):
-        own = devices[index]
-        samples[index].append(own.run(networks[index].path, networks[index].inputs))
-        energy[index].append(own.energy_mj() if isinstance(own, HasEnergy) else None)
-        after = beside_them.run(sentinel.path, sentinel.inputs)
-        beside[index].append(before + after)
-        before = after
-        on_visit(done, len(order))
-    shared["conditions_after"] = _conditions(beside_them)
-    environments = [{**own, **shared} for own in facts]
-    if sentinel_reference_ms is None:
-        sentinel_reference_ms = min(float(np.percentile(visit, 25)) for visits in beside for visit in visits)
-    return [
-        Measurement(
-            arch=network.arch,
-            device=device.name,
-            workload=workload,
-            samples_ms=tuple(samples[index]),
-            sentinel_ms=tuple(beside[index]),
-            sentinel_reference_ms=sentinel_reference_ms,
-            environment=environments[index] if None in energy[index] else {**environments[index], "energy_mj": energy[index]},
-        )
-        for index, network in enumerate(networks)
-    ]
+
+    def measured(complete: int) -> list[Measurement]:
+        """Of the first rounds, which all networks have."""
+        together = {**shared, "rounds": complete, "conditions_after": _conditions(beside_them)}
+        reference_ms = sentinel_reference_ms
+        if reference_ms is None:
+            reference_ms = min(float(np.percentile(visit, 25)) for visits in beside for visit in visits[:complete])
+        found = []
+        for index, (network, own) in enumerate(zip(networks, devices, strict=True)):
+            computed = {"estimate": dict(own.estimated(network.path, network.inputs))} if isinstance(own, HasEstimate) else {}
+            metered = {} if None in energy[index] else {"energy_mj": energy[index][:complete]}
+            found.append(
+                Measurement(
+                    arch=network.arch,
+                    device=device.name,
+                    workload=workload,
+                    samples_ms=tuple(samples[index][:complete]),
+                    sentinel_ms=tuple(beside[index][:complete]),
+                    sentinel_reference_ms=reference_ms,
+                    environment={**facts[index], **together, **metered, **computed},
+                )
+            )
+        return found
+
+    try:
+        before = beside_them.run(sentinel.path, sentinel.inputs)
+        for done, index in enumerate(order, start=1):
+            own = devices[index]
+            samples[index].append(own.run(networks[index].path, networks[index].inputs))
+            energy[index].append(own.energy_mj() if isinstance(own, HasEnergy) else None)
+            after = beside_them.run(sentinel.path, sentinel.inputs)
+            beside[index].append(before + after)
+            before = after
+            on_visit(done, len(order))
+    except DeviceError as error:
+        if complete := min(map(len, beside)):
+            raise CutShortError(str(error), measured(complete)) from error
+        raise
+    return measured(rounds)
 
 
 def settled(measurements: Sequence[Measurement]) -> bool:
@@ -151,17 +187,29 @@ def measure_on(
         attempts: how often `rounds` are measured at most.
 
     Raises:
-        ValueError, DeviceError: as `measure`.
+        ValueError, DeviceError: as `measure`; what earlier attempts measured is in a CutShortError, too.
     """
     found: list[Measurement] = []
     for _ in range(attempts):
-        more = measure(
-            device, networks, sentinel=sentinel, workload=workload, rounds=rounds, sentinel_reference_ms=sentinel_reference_ms
-        )
-        found = [pooled(*pair) for pair in zip(found, more, strict=True)] if found else more
+        try:
+            more = measure(
+                device, networks, sentinel=sentinel, workload=workload, rounds=rounds, sentinel_reference_ms=sentinel_reference_ms
+            )
+        except CutShortError as error:
+            raise CutShortError(str(error), _all_pooled(found, error.measured)) from error
+        except DeviceError as error:
+            if found:
+                raise CutShortError(str(error), found) from error
+            raise
+        found = _all_pooled(found, more)
         if enough(found):
             break
     return found
+
+
+def _all_pooled(first: list[Measurement], second: list[Measurement]) -> list[Measurement]:
+    """Network by network; the first may be none."""
+    return [pooled(*pair) for pair in zip(first, second, strict=True)] if first else second
 
 
 def pooled(first: Measurement, second: Measurement) -> Measurement:

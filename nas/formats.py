@@ -141,7 +141,9 @@ def _write_tflite(network: nn.Module, example: Mapping[str, Tensor], path: Path)
             litert_torch.config.show_progress = False
             litert_torch.convert(_Named(network), sample_kwargs=dict(example)).export(str(path))
         except ModuleNotFoundError as error:
-            raise ValueError("litert-torch is not installed: pip install 'paretoformer[litert]'") from error
+            raise ValueError(
+                "litert-torch is not installed: pip install 'paretoformer[litert]', or 'paretoformer[ethos-u]' for device=ethos_u"
+            ) from error
         except Exception as error:  # a compiler's: many kinds
             raise ExportError(f"{path.name}: litert-torch cannot convert the network: {error}") from error
         finally:

@@ -1,5 +1,6 @@
 """Calibrating on: where the model is least certain, until the bound is narrow or the time is over, and from where it stopped."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from hardware.store import MeasurementStore
 from hardware.timing import Exported
 from latency_models.additive import AdditiveLatency
 from latency_models.onboarded import OnboardedLatency
+from nas.protocols import DeviceError
 from nas.types import Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
 from tests.support.simulated import SimulatedDevice
+from tests.test_timing import Heard
 
 
 class Exporting:
@@ -136,6 +139,44 @@ def test_what_is_known_of_other_devices_is_checked(calibrator, tmp_path, content
         calibrator.calibrate(OnboardedLatency(known=[str(file)]), seed=0)
     with pytest.raises(ValueError, match=r"latency_model\.known: names no file"):
         calibrator.calibrate(OnboardedLatency(), seed=0)
+
+
+@pytest.mark.parametrize(("rounds", "phases"), [(4, {"calibration": 6}), (3, {"calibration, cut short": 6}), (0, {})])
+def test_a_group_in_which_the_device_is_lost_is_kept(rounds, phases, calibrator, monkeypatch):
+    """As measurements if its rounds tell noise from disturbance; if not, as raw times that nothing is fitted to."""
+    device, run = calibrator.device, calibrator.device.run
+
+    def until_lost(path, inputs):
+        if len(device.visited) > rounds * 2 * CHUNK + 1:
+            raise DeviceError("board: No route to host")
+        return run(path, inputs)
+
+    monkeypatch.setattr(device, "run", until_lost)
+    calibrator = replace(calibrator, settings=CalibrationSettings(num_fit=10, num_held_out=2, rounds=6))
+    with pytest.raises(DeviceError, match="No route to host"):
+        calibrator.calibrate(AdditiveLatency(), seed=0)
+    records = calibrator.run.read_lines(MEASUREMENTS)
+    assert dict(Counter(record["phase"] for record in records)) == phases
+    assert all(len(record["samples_ms"]) == rounds for record in records)
+    stored = [line for path in calibrator.store.folder.glob("*.jsonl") for line in path.read_text().splitlines()]
+    assert len(stored) == phases.get("calibration", 0)
+    monkeypatch.setattr(device, "run", run)
+    assert len(calibrator.calibrate(AdditiveLatency(), seed=0).measurements) == 12
+
+
+def test_measurements_that_are_all_stored_do_for_a_board_that_does_not_answer(calibrator, tmp_path):
+    calibrator.calibrate(AdditiveLatency(), seed=0)
+    device = SimulatedDevice({})
+    device.absent = "board: No route to host"
+    heard = Heard()
+    later = replace(calibrator, device=device, run=RunDirectory(tmp_path / "later"), report=heard)
+    assert len(later.calibrate(AdditiveLatency(), seed=0).measurements) == 12
+    assert any("lost; whether its speed has changed cannot be told, and its stored measurements" in line for line in heard.lines)
+    assert heard.lines[-1].startswith("board: No route to host: THE BOARD DOES NOT ANSWER; it is known from before")
+    more = replace(later, run=RunDirectory(tmp_path / "more"), settings=CalibrationSettings(num_fit=11, num_held_out=2, rounds=2))
+    with pytest.raises(DeviceError, match="lost"):
+        more.calibrate(AdditiveLatency(), seed=0)
+    assert not more.run.has(MEASUREMENTS)
 
 
 def test_a_model_without_uncertainty_is_refused(calibrator):

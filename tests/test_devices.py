@@ -25,7 +25,7 @@ from hardware.cuda import Cuda, energy_per_run
 from hardware.executorch_device import ExecuTorch, operators
 from hardware.litert import LiteRt
 from hardware.local_cpu import LocalCpu
-from hardware.local_torch import LocalTorch, load, move_constants
+from hardware.local_torch import LocalTorch, load, move_constants, to_half
 from hardware.openvino_device import OpenVino
 from hardware.timing import HasConditions
 from nas.compute import Compute
@@ -241,6 +241,20 @@ def test_new_tensors_of_a_trace_are_made_on_the_device_that_it_is_moved_to(tmp_p
         module(*EXAMPLE.values())
 
 
+@pytest.mark.parametrize("picks", [{}, {"layer1.attention": "window"}])
+def test_a_trace_in_half_precision_computes_in_it_alone(picks, tmp_path):
+    """On this CPU: the same answers but for what float16 rounds, without a cast that meets float32."""
+    arch = FAMILY.space.canonical({**FAMILY.space.largest().as_dict, **picks})
+    path = export_for(LocalTorch(), FAMILY.network(arch, backend="blocks"), EXAMPLE, tmp_path / "network")
+    (exact, _), (half, _) = load(path), load(path)
+    to_half(half)
+    with torch.inference_mode():
+        wanted, found = (module(*EXAMPLE.values()) for module in (exact, half))
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found.float(), wanted, atol=5e-3, rtol=0)
+    assert not torch.equal(found.float(), wanted)
+
+
 def test_openvino_names_the_plugins_that_are_present():
     present("openvino")
     for plugin in ("GPU.7", "NPU"):
@@ -359,6 +373,15 @@ def test_a_gpu_s_facts_are_asked_of_nvml(monkeypatch):
     )
 
 
+@pytest.mark.parametrize("option", [{"cuda_graph": True}, {"precision": "fp16"}])
+def test_options_go_with_the_runtime_that_auto_comes_to(option, monkeypatch):
+    monkeypatch.setattr(cuda.onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert Cuda(**option).chosen_runtime == "torch"
+    monkeypatch.setattr(cuda.onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    with pytest.raises(ValueError, match="cuda, which auto is here"):
+        Cuda(**option)
+
+
 @pytest.mark.parametrize(("runtime", "wanted"), [("cuda", "onnxruntime"), ("tensorrt", "onnx"), ("torch", "torchscript")])
 def test_the_runtime_of_a_gpu_decides_what_is_exported(runtime, wanted):
     assert format_of(Cuda(runtime=runtime, precision="tf32")) == wanted
@@ -393,8 +416,9 @@ def test_a_counter_that_stands_still_is_an_error(monkeypatch):
         (OpenVino, {"precision": "int8"}, "precision: 'int8' is not one of"),
         (Cuda, {"runtime": "triton"}, "runtime: 'triton' is not one of"),
         (Cuda, {"runtime": "tensorrt"}, r"precision: 'fp32' is not one of \('tf32', 'fp16'\)"),
-        (Cuda, {"precision": "fp16"}, "precision: 'fp16' is not one of"),
-        (Cuda, {"cuda_graph": True}, "cuda_graph: needs runtime=torch, not auto"),
+        (Cuda, {"runtime": "cuda", "precision": "fp16"}, r"precision: 'fp16' is not one of \('fp32', 'tf32'\) of runtime=cuda"),
+        (Cuda, {"precision": "int8"}, "precision: 'int8' is not one of"),
+        (Cuda, {"runtime": "cuda", "cuda_graph": True}, "cuda_graph: needs runtime=torch, not cuda"),
         (Cuda, {"index": -1}, "index: -1 is negative"),
         (Cuda, {"energy_seconds": float("nan")}, "energy_seconds: nan is not between 0 and 60"),
         (Cuda, {"visit_seconds": 0}, "visit_seconds: 0 is not above 0"),

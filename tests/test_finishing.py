@@ -1,18 +1,24 @@
 """How networks of the short-list are trained: what they begin with and for how long."""
 
 import re
+from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
 
+from experiments.calibration import MEASUREMENTS
 from experiments.finishing import Finisher
+from experiments.run_directory import RunDirectory
 from experiments.settings import FinishSettings
+from hardware.timing import CutShortError
 from nas.compute import Compute
+from nas.protocols import DeviceError
 from nas.supernet import cut_out
 from nas.training import TrainConfig, shrink_and_perturb
-from nas.types import Workload
+from nas.types import Measurement, Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
 
 
@@ -33,6 +39,26 @@ def test_smaller_networks_train_for_as_many_flops_up_to_a_limit(family):
     assert steps(space.largest()) == 100
     assert 290 <= steps(two_layers) <= 300  # a third of the layers; the classifier is no layer
     assert steps(space.smallest()) == 500
+
+
+@pytest.mark.parametrize(("rounds", "phases"), [(4, {"short-list"}), (3, {"short-list, cut short"})])
+def test_what_a_lost_device_leaves_is_kept(rounds, phases, family, tmp_path, monkeypatch):
+    """Four rounds count as a measurement, fewer are raw times that nothing reads."""
+    archs = [family.space.smallest(), family.space.largest()]
+    left = [
+        Measurement(arch, "board", Workload(tokens=64), ((1.0, 1.1),) * rounds, ((1.0, 1.1),) * rounds, 1.0, {}) for arch in archs
+    ]
+
+    def lost(*_, **__):
+        raise CutShortError("board: No route to host", left)
+
+    monkeypatch.setattr("experiments.finishing.measure_on", lost)
+    monkeypatch.setattr("experiments.finishing.export_for_timing", lambda *_, **__: [None])
+    monkeypatch.setattr(Finisher, "exported", lambda *_, **__: None)
+    job = replace(finisher(family, FinishSettings()), run=RunDirectory(tmp_path / "run"))
+    with nullcontext() if rounds == 4 else pytest.raises(DeviceError, match="No route to host"):
+        assert len(job.measure(archs, reference_ms=1.0, phase="short-list", rounds=6)) == 2
+    assert {record["phase"] for record in job.run.read_lines(MEASUREMENTS)} == phases
 
 
 @pytest.mark.parametrize("inherit", [0.0, 0.3, 1.0])

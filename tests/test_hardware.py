@@ -4,6 +4,7 @@ import errno
 import gc
 import json
 import os
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -14,7 +15,7 @@ import pytest
 
 from hardware import environment
 from hardware.local_cpu import LocalCpu
-from hardware.store import MeasurementStore, sentinel_reference
+from hardware.store import MeasurementStore, contradict, sentinel_reference
 from hardware.timing import Exported, measure
 from nas.protocols import DeviceError
 from nas.types import Measurement, Workload
@@ -274,6 +275,36 @@ def test_the_last_line_of_an_architecture_counts(store, device, measured):
     found, _ = load(store, device)
     assert len(found) == 4
     assert found[slower.arch.id].samples_ms == ((9.0,),)
+
+
+@pytest.mark.parametrize(
+    ("factor", "slower_machine", "noted"),
+    [(3.0, 1.0, True), (1 / 3, 1.0, True), (1.1, 1.0, False), (1.0, 3.0, False), (3.0, 3.0, True)],
+)
+def test_contradicting_measurements_are_noted_once(factor, slower_machine, noted, store, device, measured):
+    """What slows the sentinel too is no contradiction."""
+    times = {name: ms * (slower_machine if name == "s" else factor * slower_machine) for name, ms in TIMES.items()}
+    again = measure(SimulatedDevice(times), NETWORKS[:2], sentinel=SENTINEL, workload=WORKLOAD, rounds=4)
+    store.append(again, device=device, signature="family")
+    found, notes = load(store, device)
+    assert found[again[0].arch.id].latency_ms == pytest.approx(again[0].latency_ms, rel=1e-4)
+    assert len(found) == 4
+    assert len(notes) == noted
+    if noted:
+        assert re.match(rf"MEASUREMENTS CONTRADICT EACH OTHER in .*: {again[0].arch.id} \(0\.1\d* ms, then \d", notes[0])
+        assert notes[0].count(" ms, then ") == 2
+
+
+def test_noise_is_no_contradiction(measured):
+    """The quietest visit of a noisy session tells less than that of a steady one."""
+    beside = {"sentinel_ms": ((0.9, 0.9),) * 4, "sentinel_reference_ms": 0.9}
+    steady, noisy = (
+        replace(measured[0], samples_ms=[(ms, ms) for ms in times], **beside)
+        for times in ((0.15, 0.15, 0.15, 0.15), (0.15, 0.25, 0.3, 0.4))
+    )
+    assert steady.latency_ms == noisy.latency_ms
+    assert contradict(measured[0], steady)
+    assert not contradict(measured[0], noisy)
 
 
 def test_families_and_workloads_are_kept_apart(store, device):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.build import build
+from experiments.build import build, make_device
 from experiments.conclude import conclude
 from experiments.config import composed
 from experiments.progress import Reporter
@@ -19,6 +19,7 @@ from nas.types import Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
 from search_spaces.named import match, operators
 from tests.support.commands import command
+from tests.test_remote import PYTHON, SSH, executable
 
 
 class Losable:
@@ -81,6 +82,25 @@ def test_a_device_that_is_lost_between_short_list_and_verdict_leaves_the_measure
     assert outcome.choice.unmeasured == "local_cpu: no answer from the board"
     assert outcome.choice.measurement is None
     assert set(outcome.measurements) == {f.arch.id for f in outcome.finalists}
+
+
+def test_a_board_that_does_not_answer_is_known_beside_the_store(tmp_path):
+    """So that a run can begin and go on without it."""
+    ssh = [f"device.ssh={executable(tmp_path / 'ssh', SSH.format(log=tmp_path / 'log', before=''))}", f"device.python='{PYTHON}'"]
+    where = [f"device.folder={tmp_path / 'board'}", f"store={tmp_path / 'store'}", "device.retries=0"]
+
+    def made(*more):
+        device = make_device(composed("device=ssh", "device.host=board", *ssh, *where, *more))
+        return device, device.fingerprint
+
+    first, fingerprint = made()
+    assert first.absent == ""
+    executable(tmp_path / "ssh", "#!/bin/sh\necho 'ssh: No route to host' >&2; exit 255")
+    later, same = made()
+    assert same == fingerprint
+    assert later.absent == "board over ssh: the connection failed: ssh: No route to host (tried 1 times)"
+    with pytest.raises(DeviceError, match="No route to host"):
+        made(f"store={tmp_path / 'another'}")
 
 
 def test_a_search_for_a_recorded_device_predicts_and_says_so(recorded, tmp_path):

@@ -1,9 +1,12 @@
 """`paretoformer measure`: inputs for any file, the table, the raw samples, and clear words for what cannot be measured."""
 
 import csv
+import itertools
 import json
 import re
 import shutil
+import sys
+from dataclasses import asdict, replace
 
 import numpy as np
 import onnx
@@ -14,6 +17,9 @@ from rich.console import Console
 from experiments.measure import main
 from experiments.measured import Timed, said, times_table, write
 from experiments.onnx_inputs import Sizes, make_inputs
+from experiments.verdicts import facts_of
+from hardware.ethos_u import Estimate
+from hardware.local_cpu import LocalCpu
 from hardware.quality import outliers
 from hardware.timing import measure
 from nas.protocols import DeviceError
@@ -231,10 +237,33 @@ def test_what_cannot_be_measured_is_said_before_anything_is_timed(words, message
         main(words)
 
 
+def test_what_a_device_lacks_is_said_before_a_network_is_made_for_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ethosu.vela", None)
+    monkeypatch.setattr("experiments.measure.export_for_timing", lambda *_, **__: pytest.fail("a network was exported"))
+    with pytest.raises(DeviceError, match=re.escape("ethosu is not installed: pip install 'paretoformer[ethos-u]'")):
+        main(["arch={}", "device=ethos_u"])
+
+
 def test_a_file_that_the_device_refuses(tmp_path):
     path = embedding(tmp_path / "a.onnx", rows=5)
     with pytest.raises(DeviceError, match=r"a\.onnx: ONNX Runtime failed: .*out of data bounds"):
         main([str(path), "ids=1000"])
+
+
+def test_what_was_measured_before_the_device_was_lost_is_shown_and_written(tmp_path, capsys, monkeypatch):
+    path, visits, run = product(tmp_path / "a.onnx", 16), itertools.count(), LocalCpu.run
+
+    def until_lost(device, path, inputs):
+        if next(visits) > 2 * 5 + 1:
+            raise DeviceError("pi over ssh: No route to host")
+        return run(device, path, inputs)
+
+    monkeypatch.setattr(LocalCpu, "run", until_lost)
+    with pytest.raises(DeviceError, match="pi over ssh: No route to host; shown are the 5 of 400 rounds that were complete"):
+        main([str(path), "rounds=400", "device.max_samples=10", f"out={tmp_path / 'times.json'}"])
+    assert "Device local_cpu, 5 rounds" in capsys.readouterr().out
+    [record] = json.loads((tmp_path / "times.json").read_text())["networks"]
+    assert len(record["measurement"]["samples_ms"]) == 5
 
 
 # --- what is said
@@ -296,6 +325,32 @@ def test_a_disturbed_session_comes_with_advice():
 def test_times_of_no_real_device_are_marked(kind):
     assert f"These times are {kind}" in text_of(said(timed(SimulatedDevice(TIMES, **{kind: True}))))
     assert f"These times are {kind}" not in text_of(said(timed(SimulatedDevice(TIMES, **{kind: False}))))
+
+
+ESTIMATE = Estimate(
+    accelerator="ethos-u55-128", system_config="High_End", memory_mode="Shared_Sram", clock_mhz=500.0, cycles=3449085,
+    latency_ms=6.9, sram_kib=146.1, dram_kib=0.0, flash_kib=392.9, file_kib=400.0, num_passes=4,
+    cpu_operators={"Cast": 2, "EmbeddingLookup": 1},
+)  # fmt: skip
+
+
+class Computing(SimulatedDevice):
+    """As `ethos_u` does."""
+
+    def estimated(self, path, inputs):
+        return asdict(replace(ESTIMATE, latency_ms=self.times_ms[path.stem]))
+
+
+def test_all_that_a_compiler_says_of_a_network_is_shown_and_kept(tmp_path):
+    networks = timed(Computing(TIMES, estimated=True), rounds=1)
+    text = text_of(said(networks))
+    assert "These times are estimated" in text
+    assert "a.onnx: estimated 0.100 ms (3449085 cycles at 500 MHz) on ethos-u55-128, High_End, Shared_Sram: SRAM 146 KiB" in text
+    assert "flash 393 KiB, file 400 KiB; without 3 of 4 operators, which run on the CPU: 2 Cast, 1 EmbeddingLookup." in text
+    write(tmp_path / "times.json", networks)
+    [record, *_] = json.loads((tmp_path / "times.json").read_text())["networks"]
+    assert Estimate(**record["measurement"]["environment"]["estimate"]).num_on_cpu == 3
+    assert facts_of(networks[0].measurement)["estimated"] is True
 
 
 def test_files_hold_every_sample(tmp_path):

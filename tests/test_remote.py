@@ -19,9 +19,14 @@ import onnx
 import psutil
 import pytest
 
-from hardware import agent
+from experiments.build import build
+from experiments.config import composed
+from experiments.progress import Reporter
+from hardware import agent, load
 from hardware.adb import Adb
+from hardware.answers import FACTS, environment_of
 from hardware.ssh import Ssh
+from hardware.surroundings import absences
 from hardware.timing import Exported, measure
 from nas.protocols import DeviceError
 from nas.space import Choice, SearchSpace
@@ -156,6 +161,7 @@ def test_the_agent_runs_what_it_was_sent_and_describes_the_board(tmp_path):
     assert third[1]["environment"] == first[1]["environment"]
     assert set(third[1]["conditions"]["before"]) == {"governor", "current_mhz", "temperature_celsius", "load_average"}
     assert set(third[1]["conditions"]) == {"before", "after"}
+    assert isinstance(third[1]["conditions"]["after"]["other_load"], list)
     assert 3 <= len(third[1]["samples_ms"]) <= 5
     assert all(0 < s < 1000 for s in third[1]["samples_ms"])
 
@@ -229,6 +235,79 @@ def test_frequency_governor_and_temperature_are_read_where_the_board_has_them(tm
     }
 
 
+STAT = "{pid} ({name}) S 1 1 1 0 -1 4194560 1 0 0 0 {ticks} 5 0 0 20 0 1 0 100 1000 50"
+
+
+def proc(folder, busy, stolen, **processes):
+    """A /proc in which the system has spent so many ticks, and each process (`name=(pid, ticks)`) some of them."""
+    for pid, text in [("stat", f"cpu  {busy} 0 0 900 0 0 0 {stolen} 0 0\ncpu0 1 2 3\n")] + [
+        (f"{pid}/stat", STAT.format(pid=pid, name=name, ticks=ticks)) for name, (pid, ticks) in processes.items()
+    ]:
+        (folder / pid).parent.mkdir(parents=True, exist_ok=True)
+        (folder / pid).write_text(text)
+
+
+def test_what_ran_beside_the_agent_is_named_greediest_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(agent, "PROC", str(tmp_path))
+    monkeypatch.setattr(agent.os, "getpid", lambda: 9)
+    monkeypatch.setattr(agent.os, "sysconf", lambda _: 100)
+    moments = iter([10.0, 11.0, 11.0])
+    monkeypatch.setattr(agent.time, "perf_counter", lambda: next(moments))
+    proc(tmp_path, 1000, 50, agent=(9, 10), **{"a) (b\x1b": (4, 100), "idle": (5, 30)})
+    start = agent.spent()
+    proc(tmp_path, 1240, 80, agent=(9, 100), **{"a) (b\x1b": (4, 150), "idle": (5, 40), "new": (6, 25)})
+    found = agent.other_load(start)["other_load"]
+    assert found == [
+        {"name": agent.UNSEEN, "pid": None, "cores": 0.6},
+        {"name": "a) (b?", "pid": 4, "cores": 0.5},
+        {"name": "new", "pid": 6, "cores": 0.3},
+        {"name": agent.STOLEN, "pid": None, "cores": 0.3},
+    ]
+    assert environment_of({"environment": dict.fromkeys(FACTS), "conditions": {"after": {**agent.state(), "other_load": found}}})
+
+
+def test_a_busy_process_beside_the_agent_is_named(monkeypatch):
+    monkeypatch.setattr(agent, "LEAST_CORES", 0.01)  # a full machine leaves it little
+    monkeypatch.setattr(agent, "MAX_LOADS", 1000)
+    busy = subprocess.Popen([sys.executable, "-c", "print('ready', flush=True)\nwhile True: pass"], stdout=subprocess.PIPE)
+    try:
+        assert busy.stdout.readline() == b"ready\n"
+        for _ in range(20):
+            found = {one["pid"]: load.Load(**one) for one in agent.other_load(agent.spent()).get("other_load", ())}
+            if busy.pid in found:
+                break
+        assert found[busy.pid].name == psutil.Process(busy.pid).name()
+        assert os.getpid() not in found
+    finally:
+        busy.kill()
+        busy.communicate()
+
+
+def test_the_load_that_is_named_is_bounded_and_unknown_without_proc(tmp_path, monkeypatch):
+    assert (agent.UNSEEN, agent.STOLEN, agent.LEAST_CORES) == (load.UNSEEN, load.STOLEN, load.LEAST_CORES)
+    monkeypatch.setattr(agent, "PROC", str(tmp_path / "proc"))
+    assert agent.other_load(agent.spent()) == {}
+    proc(tmp_path / "proc", 0, 0)
+    start = agent.spent()
+    proc(tmp_path / "proc", 10**6, 0, **{f"busy{pid}": (pid, 10**4) for pid in range(100, 140)})
+    assert len(agent.other_load(start)["other_load"]) == agent.MAX_LOADS
+
+
+@pytest.mark.parametrize(
+    "loads",
+    [
+        7, [7], [{}], [{"name": "a", "pid": 1}], [{"name": "\x1b", "pid": 1, "cores": 1.0}],
+        [{"name": "a", "pid": 1, "cores": 1e999}], [{"name": "a", "pid": "1", "cores": 1.0}],
+        [{"name": "a" * 101, "pid": 1, "cores": 1.0}],
+        [{"name": "a", "pid": 1, "cores": 1.0}] * 6,
+    ],
+)  # fmt: skip
+def test_loads_that_are_none_are_refused(loads):
+    answer = {"environment": dict.fromkeys(FACTS), "conditions": {"after": {**agent.state(), "other_load": loads}}}
+    with pytest.raises(DeviceError, match="without the state of a board"):
+        environment_of(answer)
+
+
 @pytest.mark.parametrize(
     ("machine", "files", "emulated"),
     [
@@ -299,6 +378,7 @@ def test_measurements_of_a_board_say_in_what_state_it_was(over_ssh, tmp_path):
     assert low.device == "ssh"
     assert low.environment["emulated"] is False
     assert low.environment["before"]["load_average"]
+    assert isinstance(low.environment["conditions_after"]["after"]["other_load"], list)
 
 
 def test_a_device_that_is_forgotten_leaves_no_process(tmp_path):
@@ -414,6 +494,68 @@ def test_a_lost_connection_is_tried_again_with_a_bound(over_ssh, tmp_path):
 
     flaky = f"[ -e {tmp_path}/tried ] || {{ touch {tmp_path}/tried; exit 255; }}"
     assert over_ssh(before=flaky, retries=1).run(*network(tmp_path))
+
+
+@pytest.mark.parametrize("also", [False, True])
+def test_a_search_and_a_calibration_take_no_times_of_an_emulated_board(also, tmp_path):
+    """Said before the board is called, of the device and of a further one."""
+    board = f"device=ssh device.host=board device.ssh={tmp_path}/nobody device.allow_emulated=true".split()
+    if also:
+        board = [f"also={{board:{{device:ssh,host:board,ssh:{tmp_path}/nobody,allow_emulated:true}}}}"]
+    with pytest.raises(ValueError, match=r"allow_emulated: times of an emulated board .* `paretoformer measure` shows them"):
+        build(composed("experiment=smoke", *board, f"run={tmp_path}/run"), report=Reporter(quiet=True))
+    assert not (tmp_path / "run").exists()
+
+
+DEAD = "echo 'ssh: connect to host board port 22: No route to host' >&2; exit 255"
+
+
+def dying(device, tmp_path, before=DEAD):
+    """From now on ssh does something else before it connects."""
+    executable(tmp_path / "ssh", SSH.format(log=tmp_path / "log", before=before))
+    device.close()
+
+
+def test_the_facts_of_a_board_are_known_when_it_does_not_answer(over_ssh, tmp_path):
+    first = over_ssh()
+    first.remember_in(tmp_path / "store")
+    facts = first.environment
+    assert first.absent == ""
+    dying(first, tmp_path)
+    later = over_ssh(before=DEAD, visit_seconds=0.02, retries=1)
+    later.remember_in(tmp_path / "store")
+    assert (later.environment, later.fingerprint) == (facts, first.fingerprint)
+    assert later.absent.endswith("No route to host (tried 2 times)")
+    assert absences(later) == [later.absent]
+    with pytest.raises(DeviceError, match=r"No route to host \(tried 2 times\)"):
+        later.run(*network(tmp_path))
+    for unknown in (over_ssh(before=DEAD, retries=0), over_ssh(before=DEAD, retries=0, precision="int8")):
+        if unknown.precision == "int8":
+            unknown.remember_in(tmp_path / "store")
+        with pytest.raises(DeviceError, match="No route to host"):
+            _ = unknown.environment
+    dying(later, tmp_path, before="")
+    assert later.run(*network(tmp_path))
+    assert later.absent == ""
+
+
+def test_a_board_that_comes_back_as_another_is_refused_and_a_damaged_memory_is_none(over_ssh, tmp_path):
+    first = over_ssh()
+    first.remember_in(tmp_path / "store")
+    facts = first.environment
+    [memory] = (tmp_path / "store/boards").iterdir()
+    memory.write_text(json.dumps({"environment": {**facts, "onnxruntime": "1.0"}, "conditions": {}}))
+    later = over_ssh(before=DEAD, retries=0)
+    later.remember_in(tmp_path / "store")
+    assert later.environment["onnxruntime"] == "1.0"
+    dying(later, tmp_path, before="")
+    with pytest.raises(DeviceError, match=r"is not what it was: onnxruntime 1\.0, now"):
+        later.run(*network(tmp_path))
+    memory.write_text('{"environment": 7}')
+    damaged = over_ssh(before=DEAD, retries=0)
+    damaged.remember_in(tmp_path / "store")
+    with pytest.raises(DeviceError, match="No route to host"):
+        _ = damaged.environment
 
 
 # --- options
@@ -614,7 +756,7 @@ def test_a_killed_sshd_is_an_error_in_bounded_time(sshd, tmp_path, closing):
     began = time.monotonic()
     outcome = struck_in_mid_run(device, path, inputs, lambda: [*sshd[0].children(), sshd[0]], psutil.Process.kill)
     assert isinstance(outcome, DeviceError)
-    assert str(outcome).startswith(f"{path}: board over ssh: the connection failed: ssh: connect to host 127.0.0.1")
+    assert str(outcome).startswith("board over ssh: the connection failed: ssh: connect to host 127.0.0.1")
     assert str(outcome).endswith("Connection refused (tried 2 times)")
     assert time.monotonic() - began < 15
 

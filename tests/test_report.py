@@ -28,7 +28,7 @@ from experiments.report import (
     write_report,
 )
 from experiments.results import Results, StageFigures, StageReport
-from experiments.verdicts import MemoryVerdict
+from experiments.verdicts import MemoryVerdict, Verdict
 from nas.pareto import non_dominated
 from tests.support.made_up_run import SPACE, make_candidates, make_results, network, with_memory
 
@@ -204,6 +204,18 @@ def test_page_of_a_run_that_knows_less():
     predictor = dataclasses.replace(known.predictor, spearman=None)
     html = page(make_results(networks=bare, predictor=predictor, notes=(), trivial_baselines={}), [])
     assert "too few to rank" in Page(html).text
+
+
+def test_page_and_table_call_estimated_times_so():
+    estimated = Verdict.of(
+        asked_ms=0.95, asked_origin="user", predicted_ms=0.9, predicted_upper_ms=0.94, measured_ms=0.91, estimated=True
+    )
+    text = Page(page(make_results(verdict=estimated), make_candidates())).text
+    assert "Kept, as estimated: asked 0.950 ms" in text
+    assert "estimated ms" in text
+    assert "estimated by a model of the device" in text
+    assert "measured ms" not in text
+    assert "estimated" in [c.header for c in front_table(make_results(verdict=estimated)).columns]
 
 
 def test_page_shows_a_broken_verdict():

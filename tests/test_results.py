@@ -94,6 +94,20 @@ def test_verdict_broken():
     assert verdict.sentence == "BROKEN: asked 2.00 ms, predicted 1.81 ms (at most 1.95), measured 2.10 ms, 5 % over the budget."
 
 
+def test_a_verdict_says_that_its_times_are_estimated():
+    facts = {"asked_ms": 2.0, "asked_origin": "user", "predicted_ms": 1.81, "predicted_upper_ms": 1.95, "estimated": True}
+    kept, broken = (Verdict.of(**facts, measured_ms=ms) for ms in (1.84, 2.1))
+    assert kept.sentence == "Kept, as estimated: asked 2.00 ms, predicted 1.81 ms (at most 1.95), estimated 1.84 ms."
+    assert broken.sentence.startswith("BROKEN, as estimated: asked 2.00 ms")
+    assert "measured" not in kept.sentence + broken.sentence
+    results = make_results(verdict=kept)
+    record = json.loads(json.dumps(results.to_json()))
+    assert record["verdict"]["estimated"] is True
+    assert Results.from_json(record).verdict == kept
+    del record["verdict"]["estimated"]  # a run of before
+    assert Results.from_json(record).verdict.estimated is False
+
+
 @pytest.mark.parametrize("measured", [2.0004, 1.9996])
 def test_a_close_verdict_shows_the_difference(measured):
     verdict = Verdict.of(asked_ms=2, asked_origin="user", predicted_ms=1.81, predicted_upper_ms=1.95, measured_ms=measured)

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -397,7 +398,31 @@ def test_devices_with_data(recorded, tmp_path, capsys):
     assert (aws[-4], aws[-1]) == ("31", "31")
 
 
+def test_a_file_that_was_changed_hides_no_other_table(tmp_path, capsys, monkeypatch):
+    changed, sound = tmp_path / TABLES["aws_c6i"].source.file, tmp_path / TABLES["hat_xeon"].source.file
+    for path in (changed, sound):
+        path.parent.mkdir(parents=True)
+        path.write_text("1,2\n")
+    load = devices.load_table
+    monkeypatch.setattr(devices, "load_table", lambda name, folder: None if name == "hat_xeon" else load(name, folder))
+    monkeypatch.setattr(devices, "described", lambda table: ["hat_xeon", *"abcdefgh"])
+    monkeypatch.setattr(devices, "cautions", lambda table: [])
+    monkeypatch.setattr(devices, "same_device", lambda tables: [])
+    assert devices.main([f"data={tmp_path}"]) == 0
+    printed = capsys.readouterr().out
+    assert "  hat_xeon  a" in printed
+    assert re.search(r"CHANGED: 3 tables from aws_inferentia2 to aws_c6i cannot be used: .*its sha256 is", printed)
+    assert printed.count("its sha256 is") == 1
+
+
 def test_the_state_of_a_device_is_one_sentence():
     assert devices.state("_target_: hardware.local_cpu.LocalCpu\n") == "here"
     assert devices.state("_target_: hardware.local_cpu.LocalCpu\nthreads: ???\n") == "needs device.threads=…"
+    assert (
+        devices.state("# @package _global_\ndevice:\n  _target_: hardware.local_cpu.LocalCpu\n  threads: ???\n")
+        == "needs device.threads=…"
+    )
+    [recorded] = [line for line in devices.live_devices() if line[0] == "recorded"]
+    assert recorded[1] == "needs device.table=…"
+    assert recorded[2].startswith("A table of measurements of a device that is not at hand")
     assert devices.state("_target_: hardware.local_cpu.LocalCpu\nthreads: 0\n").startswith("not here: device: threads: 0 is not")

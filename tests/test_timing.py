@@ -21,8 +21,9 @@ from experiments.settings import CalibrationSettings
 from hardware import environment
 from hardware.load import LEAST_CORES, Load, other_load
 from hardware.quality import Session, drift, outlier_flags, outliers, uncertainty
-from hardware.timing import PATIENCE, measure, measure_on
+from hardware.timing import PATIENCE, CutShortError, measure, measure_on
 from hardware.visit import LEAST_SECONDS, WINDOW, Visit, wall
+from nas.protocols import DeviceError
 from nas.types import Measurement
 from tests.support.simulated import NETWORKS, SENTINEL, TIMES, WORKLOAD, Metered, SimulatedDevice, arch_of
 
@@ -333,6 +334,64 @@ def test_networks_are_measured_on_until_the_sentinel_is_as_fast_as_its_reference
 def test_a_device_that_stays_slower_is_measured_a_few_times_and_no_more():
     _, attempts = measured_on(lambda visit: 1.1)
     assert attempts == PATIENCE
+
+
+# --- a device that is lost
+
+
+class Dying(SimulatedDevice):
+    """Is lost with a visit, and stays so."""
+
+    def __init__(self, visits, **facts):
+        super().__init__(TIMES, **facts)
+        self.visits = visits
+
+    def run(self, onnx_path, inputs):
+        if len(self.visited) >= self.visits:
+            raise DeviceError("board: No route to host")
+        return super().run(onnx_path, inputs)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 6])
+def test_complete_rounds_outlive_a_device_that_is_lost(rounds):
+    every = 2 * len(NETWORKS)
+    device = Dying(1 + rounds * every + 3)
+    with pytest.raises(CutShortError, match=r"^board: No route to host$") as caught:
+        measure(device, NETWORKS, sentinel=SENTINEL, workload=WORKLOAD, rounds=400)
+    assert caught.value.rounds == rounds
+    assert [m.arch for m in caught.value.measured] == [n.arch for n in NETWORKS]
+    for network, m in zip(NETWORKS, caught.value.measured, strict=True):
+        assert [len(m.samples_ms), len(m.sentinel_ms), m.environment["rounds"]] == [rounds] * 3
+        assert m.latency_ms == pytest.approx(TIMES[network.path.stem], rel=0.02)
+    with pytest.raises(DeviceError) as caught:
+        measure(Dying(every), NETWORKS, sentinel=SENTINEL, workload=WORKLOAD, rounds=400)
+    assert not isinstance(caught.value, CutShortError), "no round was complete"
+
+
+@pytest.mark.parametrize(("beyond", "rounds"), [(0, 6), (4, 6), (20, 8)])
+def test_what_earlier_attempts_measured_outlives_it_too(beyond, rounds):
+    device = Dying(1 + 6 * 2 * len(NETWORKS) + beyond)
+    how = {"workload": WORKLOAD, "rounds": 6, "sentinel_reference_ms": None, "enough": lambda _: False}
+    with pytest.raises(CutShortError) as caught:
+        measure_on(device, NETWORKS, sentinel=SENTINEL, **how)
+    assert caught.value.rounds == rounds
+
+
+def calibrator_of(device, run=None):
+    heard = Heard()
+    return Calibrator(None, device, WORKLOAD, CalibrationSettings(), run, None, heard), heard
+
+
+def test_a_calibration_uses_what_is_left_of_a_group_if_it_can_be_judged():
+    every = 2 * len(NETWORKS)
+    job, heard = calibrator_of(Dying(1 + 4 * every + 5))
+    chunk = job._measure_together(NETWORKS, SENTINEL, None)
+    assert [len(m.samples_ms) for m in chunk] == [4] * len(NETWORKS)
+    assert heard.lines == ["board: No route to host; 4 complete rounds until then are used"]
+    job, heard = calibrator_of(Dying(1 + 3 * every + 5))
+    with pytest.raises(CutShortError):
+        job._measure_together(NETWORKS, SENTINEL, None)
+    assert heard.lines == []
 
 
 class Heard(Reporter):

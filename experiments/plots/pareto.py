@@ -156,7 +156,7 @@ def _legend(results: Results, candidates: Sequence[Candidate]) -> tuple[list[Any
     for role, look in LOOKS.items():
         if networks := results.of_role(role):
             style: dict[str, Any] = {"marker": look.marker, "ms": look.size, "mec": "white"}
-            what = "trained, measured"
+            what = f"trained, {results.verdict.how}"
             if all(n.measured_ms is None for n in networks):
                 style, what = {**DIAMOND, "mec": look.colour}, "trained, not measured"
             style |= {"lw": 2.2, "ls": "-" if role == "search" else "none"}

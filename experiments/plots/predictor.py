@@ -10,8 +10,9 @@ from experiments.results import PredictorReport
 
 
 @drawing()
-def predictor_figure(predictor: PredictorReport, *, width: float = NARROW) -> Figure:
-    """Predicted against measured latency of the held-out networks, each with its upper bound, and the band of 10 %."""
+def predictor_figure(predictor: PredictorReport, *, width: float = NARROW, how: str = "measured") -> Figure:
+    """Predicted against measured latency of the held-out networks, each with its upper bound, and the band of 10 %; `how` is
+    `Verdict.how`."""
     figure, axes = empty(width, 0.95 * width)
     measured, predicted, upper = (
         np.array([getattr(h, name) for h in predictor.held_out]) for name in ("measured_ms", "predicted_ms", "upper_ms")
@@ -19,7 +20,7 @@ def predictor_figure(predictor: PredictorReport, *, width: float = NARROW) -> Fi
     low, high = min(*measured, *predicted), max(*measured, *upper)
     log = high > LOG_BEYOND * low
     ends = (low / 1.15, high * 1.15) if log else (max(0.0, low - 0.08 * high), 1.08 * high)
-    axes.set(xlim=ends, ylim=ends, xlabel="measured latency (ms)", ylabel="predicted latency (ms)")
+    axes.set(xlim=ends, ylim=ends, xlabel=f"{how} latency (ms)", ylabel="predicted latency (ms)")
     if log:
         log_ticks(axes, "x")
         log_ticks(axes, "y")
