@@ -21,7 +21,7 @@ from hardware.file_memory import ATTENTION, memory_of_file
 from hardware.local_cpu import LocalCpu
 from hardware.placement import CPU, Placement, Trial, operators, peak_memory, tune
 from hardware.surroundings import device_of
-from nas.export import compare, export_onnx, form_of
+from nas.export import NOT_FINITE, compare, export_onnx, form_of
 from nas.fixed_sizes import FixedSizes
 from nas.formats import FORMATS
 from nas.protocols import GenerativeFamily
@@ -97,6 +97,8 @@ def proven(
     network = finisher.network(arch)
     difference, equal, total = compare(network, files.whole, finisher.real_inputs(PARITY_EXAMPLES), kind=kind)
     parity = {"num_examples": total, "max_abs_difference": difference, "equal_decisions": equal / total, "inputs": "test split"}
+    if difference == math.inf:
+        raise BrokenPromiseError(f"{files.whole.name}: of {arch.id} {NOT_FINITE}; nothing was written")
     limits.check(arch.id, tolerance=difference)
     answer = FORMATS[kind].open(files.whole)
     error = finisher.scored(answer, "validation")["error_percent"]

@@ -35,10 +35,10 @@ from hardware.litert import LiteRt
 from hardware.openvino_device import OpenVino
 from hardware.placement import CPU, Placement, operators, peak_memory, tune
 from nas.compute import Compute
-from nas.export import export_onnx
+from nas.export import compare, export_onnx
 from nas.finish.precision import quantised
 from nas.fixed_sizes import FixedSizes
-from nas.formats import open_session
+from nas.formats import ExportError, open_session
 from nas.protocols import Device
 from nas.shared_weights import share_weights
 
@@ -186,6 +186,38 @@ def test_a_broken_promise_ships_nothing(run, folder, exporter, limits):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in (run / "export").iterdir() if path.name.startswith(".")] == []
     assert (run / "test.json").read_bytes() == reads, "the test split is not read for what does not ship"
+
+
+class NoNumber(torch.nn.Module):
+    """A network whose ONNX graph says NaN for some inputs."""
+
+    def forward(self, x):
+        return torch.where(x > 0, x * math.nan, x) if torch.onnx.is_in_onnx_export() else x
+
+
+def test_what_is_no_number_is_not_equal(tmp_path):
+    bad, good = {"x": torch.tensor([[1.0, -2.0], [-1.0, -2.0]])}, {"x": -torch.ones(1, 2)}
+    with pytest.raises(ExportError, match=r"m\.onnx: answers with numbers that are not finite"):
+        export_onnx(NoNumber(), bad, tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
+    export_onnx(NoNumber(), good, tmp_path / "m.onnx")
+    assert compare(NoNumber(), tmp_path / "m.onnx", [good, bad]) == (math.inf, 2, 3)
+    with pytest.raises(ValueError, match=r"m\.onnx: CPUExecutionProvider answers with numbers that are not finite"):
+        tune(tmp_path / "m.onnx", {"x": bad["x"].numpy()}, Placement(), tolerance=1.0, rounds=1)
+
+
+def test_a_file_that_answers_with_no_numbers_does_not_ship(exporter, tmp_path):
+    """Whatever the limits are."""
+    shipment = exporter.shipment(pick(exporter.results.networks, "best"), ["best"])
+    model = onnx.load(shipment.files["model.onnx"])
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) == 2:
+            broken = np.full(tuple(tensor.dims), np.nan, np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(broken, tensor.name))
+    onnx.save(model, tmp_path / "model.onnx")
+    shipment = replace(shipment, files={"model.onnx": tmp_path / "model.onnx"})
+    with pytest.raises(BrokenPromiseError, match=r"of .* answers with numbers that are not finite .*; nothing was written"):
+        ship(exporter.finisher, [shipment], Terms("again"))
 
 
 def test_limits():
