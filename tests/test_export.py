@@ -28,7 +28,7 @@ from experiments.predict import Predictor, Refused, chosen
 from experiments.predict import main as predict
 from experiments.progress import Reporter
 from experiments.results import Results
-from experiments.shipping import Shipped, Terms, check_unchanged, replacing, ship
+from experiments.shipping import Shipped, Terms, check_unchanged, holds_foreign, replacing, ship, unused_beside
 from hardware import placement
 from hardware.executorch_device import ExecuTorch
 from hardware.litert import LiteRt
@@ -282,6 +282,49 @@ def test_what_is_not_an_export_s_own_stays(folder, tmp_path):
         (part / "new").write_text("whole")
     assert [path.name for path in copy.iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_what_no_export_wrote_is_moved_with_its_folder(folder, tmp_path):
+    copy = tmp_path / "copy"
+    assert not holds_foreign(copy)
+    shutil.copytree(folder, copy)
+    (copy / "card.md").write_text("changed")
+    assert not holds_foreign(copy), "a changed file of the export itself"
+    for name in ("copy.kept", "copy.kept-1"):
+        (copy / "notes.txt").write_text(name)
+        assert holds_foreign(copy)
+        assert unused_beside(copy) == tmp_path / name
+        with replacing(copy, even_if_changed=True, moved_to=tmp_path / name) as part:
+            (part / "contract.json").write_text('{"files": {}}')
+        assert (tmp_path / name / "notes.txt").read_text() == name
+        assert not holds_foreign(copy)
+    (copy / "contract.json").unlink()
+    assert holds_foreign(copy)
+    assert {path.name for path in tmp_path.iterdir()} == {"copy", "copy.kept", "copy.kept-1"}
+
+
+def test_files_and_links_are_replaced(tmp_path):
+    folder, target = tmp_path / "folder", tmp_path / "target"
+    with replacing(target, even_if_changed=False) as part:
+        (part / "contract.json").write_text('{"files": {}}')
+    for number in range(2):
+        folder.symlink_to(target)
+        with replacing(folder, even_if_changed=False) as part:
+            (part / "file").write_text(str(number))
+        assert not folder.is_symlink()
+        assert (folder / "file").read_text() == str(number)
+        shutil.rmtree(folder)
+    folder.write_text("mine")
+    with pytest.raises(ValueError, match=r"exists and has no contract\.json of an export"):
+        check_unchanged(folder)
+    with replacing(folder, even_if_changed=True) as part:
+        (part / "file").write_text("whole")
+    assert (folder / "file").read_text() == "whole"
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "target"}, "what a link led to stays"
+    shutil.rmtree(folder)
+    folder.symlink_to("nowhere")
+    with pytest.raises(ValueError, match=r"exists and has no contract\.json of an export"):
+        check_unchanged(folder)
 
 
 def test_an_interrupted_export_leaves_what_was_there(tmp_path):
