@@ -74,7 +74,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Shipped:
-    """The folder, the facts of its networks as they are in `contract.json`, and where what was there before was kept, if it was."""
+    """The folder, its networks' facts as they are in `contract.json`, and where what was there before was kept, if it was."""
 
     folder: Path
     contract: Mapping[str, Any]

@@ -116,12 +116,34 @@ def test_a_changed_file_is_not_used(folder, tmp_path):
         (["--network", "other"], "--network: 'other' is not one of best, "),
         (["--top", "0"], "--top: 0 is not at least 1"),
         (["--temperature", "nan"], "--temperature: nan is not 0 or more"),
+        (["--seed", "-1", "--temperature", "1"], "--seed: -1 is not 0 or more"),
     ],
 )
 def test_what_predict_refuses(folder, words, message, capsys, monkeypatch):
     monkeypatch.setattr("experiments.predict.__file__", str(folder / "predict.py"))
     assert predict(["Guten Tag", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_who_has_read_enough_is_told_no_more(folder):
+    line = [sys.executable, "-I", str(folder / "predict.py"), *["a"] * 50]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(60) == 1
+
+
+def test_a_file_that_cannot_be_read(folder, monkeypatch):
+    def forbidden(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "model.onnx")
+
+    monkeypatch.setattr(Path, "open", forbidden)  # root reads everything
+    with pytest.raises(Refused, match=r"model\.onnx: cannot be read \(\[Errno 13\] Permission denied"):
+        shipping.predict.checked(folder, {"files": {}}, "model.onnx")
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"files": {"a": 1}, "networks": [{}]}', "[]"])
@@ -517,17 +539,46 @@ def test_images_and_signals_are_answered(tmp_path, capsys):
     predictor = Predictor(tiny_folder(tmp_path, Bright(), example, kind="values", name="image", shape=[1, 2, 3]), Options())
     assert "ElsewhereExecutionProvider is not on this machine; CPUExecutionProvider answers" in capsys.readouterr().err
     arrays = {"one": np.full((1, 2, 3), 200), "two": np.stack([np.zeros((1, 2, 3)), np.full((1, 2, 3), 150.0)])}
-    bad = {"other": np.zeros((3, 2)), "nan": np.full((1, 2, 3), np.nan), "words": np.full((1, 2, 3), "a")}
+    far, complex_ = np.full((1, 2, 3), 1e300), np.full((1, 2, 3), 1 + 2j)
+    bad = {
+        "far": far,
+        "complex": complex_,
+        "none": np.zeros((0, 1, 2, 3)),
+        "other": np.zeros((3, 2)),
+        "nan": np.full((1, 2, 3), np.nan),
+        "words": np.full((1, 2, 3), "a"),
+    }
     for name, values in {**arrays, **bad}.items():
         np.save(tmp_path / f"{name}.npy", values)
+    with (tmp_path / "huge.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (2**45,)})
+    (tmp_path / "broken.npy").write_bytes(b"PK\x03\x04 no archive")
+    huge, broken, deep = answers(predictor, *(str(tmp_path / f"{n}.npy").encode() for n in ("huge", "broken")), b"[" * 20_000)
+    assert huge.startswith("is neither a JSON array nor an .npy file (Unable to allocate 256. TiB")
+    assert broken == "is neither a JSON array nor an .npy file (File is not a zip file)"
+    assert deep.startswith("is neither a JSON array nor an .npy file (maximum recursion depth exceeded")
     paths = [str(tmp_path / f"{name}.npy").encode() for name in (*arrays, *bad)]
     assert answers(predictor, *paths, b"[[[1,2,3],[4,5,6]]]", b"[1,", b"", b"\xff", b"nowhere.npy") == [
         "yes", "no", "yes",
+        "holds a number beyond those of float32 (up to 3.4e+38)", "holds complex numbers, the network takes real ones",
+        "holds no example",
         "has the shape (3, 2), the network takes (1, 2, 3)", "holds what is no finite number", "holds what is no finite number",
         "no", "is neither a JSON array nor an .npy file (Expecting value: line 1 column 4 (char 3))", "is empty",
         "is not valid UTF-8 (byte 0)",
         "is neither a JSON array nor an .npy file ([Errno 2] No such file or directory: 'nowhere.npy')",
     ]  # fmt: skip
+
+
+def test_an_answer_that_is_no_number_is_none(tmp_path):
+    class Square(torch.nn.Module):
+        def forward(self, image):
+            square = (image * image).sum(dim=(1, 2, 3))
+            return torch.stack([square, -square], dim=1)
+
+    example = {"image": torch.zeros(1, 1, 1, 1)}
+    given = {"kind": "values", "name": "image", "shape": [1, 1, 1]}
+    predictor = Predictor(tiny_folder(tmp_path, Square(), example, **given), Options())
+    assert answers(predictor, b"[[[2]]]", b"[[[3e38]]]") == ["no", "is answered with numbers that are not finite"]
 
 
 def test_a_picture_is_read_where_pillow_is_installed(tmp_path):
