@@ -33,6 +33,7 @@ def conclude(pipeline: Pipeline, outcome: Outcome, *, command: str, report: Repo
     choice, budget = outcome.choice, outcome.budget
     picked = next(n for n in networks if n.id == choice.arch.id)
     verdict = verdict_of(picked, choice, asked_ms=budget.ms, asked_origin=budget.origin)
+    outcome.finisher.check(choice.arch)
     files = outcome.finisher.files(choice.arch)
     shipment, limits = (
         Shipment(choice.arch, files, choice.measurement, verdict),

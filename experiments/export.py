@@ -162,7 +162,9 @@ class Exporter:
     folder: Path
 
     def shipment(self, network: Network, names: Sequence[str]) -> Shipment:
+        """Raises RunError: a file of the network is damaged."""
         arch = self.finisher.family.space.canonical(network.arch)
+        self.finisher.check(arch)
         files = self.finisher.files(arch) if self.kind == "onnx" else self.converted(arch)
         try:
             choice = Choice(arch, self.measured(arch, files))

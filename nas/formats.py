@@ -95,7 +95,10 @@ def _axes(example: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
 
 
 def _open_onnx(path: Path) -> Answer:
-    session = open_session(path, threads=torch.get_num_threads())
+    try:
+        session = open_session(path, threads=torch.get_num_threads())
+    except Exception as error:  # ONNX Runtime's own have no base class of their own
+        raise ExportError(f"{path}: ONNX Runtime cannot open it: {error}") from error
     return lambda inputs: list(session.run(None, {name: value.numpy() for name, value in inputs.items()}))
 
 
