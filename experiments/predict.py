@@ -38,7 +38,7 @@ class Refused(ValueError):  # noqa: N818 - what is said to a person
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help="what is answered; without any, the lines of stdin")
-    parser.add_argument("--within", metavar="8ms", help="the most accurate network that nine in ten times took at most so long")
+    parser.add_argument("--within", metavar="8ms", help="the most accurate network that takes at most so long in quiet moments")
     parser.add_argument("--network", metavar="NAME", help="one of the networks by its name or id")
     parser.add_argument("--at-once", action="store_true", help="the smallest network answers until the best one is loaded")
     parser.add_argument("--top", type=int, default=1, help="how many classes are named (1)")
@@ -135,10 +135,13 @@ def chosen(contract: Mapping[str, Any], *, within: str | None, name: str | None)
         timed = [n for n in networks if n["latency_ms"]]
         if not timed:
             raise Refused("--within: no latency was measured, contract.json has only predictions")
-        networks = [n for n in timed if n["latency_ms"]["p90"] <= within_ms]
+        statistic = contract["judged_by"]  # as budgets are
+        networks = [n for n in timed if n["latency_ms"][statistic] <= within_ms]
         if not networks:
-            fastest = min(n["latency_ms"]["p90"] for n in timed)
-            raise Refused(f"--within: no network answers within {within_ms:g} ms, the fastest takes {fastest:.4g} ms (p90)")
+            fastest = min(n["latency_ms"][statistic] for n in timed)
+            raise Refused(
+                f"--within: no network answers within {within_ms:g} ms, the fastest takes {fastest:.4g} ms ({statistic})"
+            )
     return sorted(networks, key=lambda n: n["validation_error_percent"])
 
 

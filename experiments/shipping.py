@@ -21,7 +21,7 @@ from typing import Any
 
 from experiments import predict
 from experiments.card import card
-from experiments.contract import Files, Limits, beginning_of, checksum, files_of, input_of, promised, proven
+from experiments.contract import JUDGED_BY, Files, Limits, beginning_of, checksum, files_of, input_of, promised, proven
 from experiments.finishing import Finisher
 from experiments.run_directory import CONFIG, RunDirectory, RunError
 from experiments.ties import TIES
@@ -281,6 +281,7 @@ def _contract(
         "versions": versions(PACKAGES),
         "limits": terms.limits.to_json(),
         "promised": promised(terms.limits),
+        "judged_by": JUDGED_BY,
         "num_test_reads": _num_test_reads(run),
         "input": input_of(finisher, folder),
         "shared_weights": shared,

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from experiments import shipping
 from experiments.build import build
+from experiments.card import card
 from experiments.cli import main
 from experiments.contract import BrokenPromiseError, Limits, checksum, tolerance_of
 from experiments.export import Exporter, Words, limits_of, picks
@@ -146,6 +147,26 @@ def test_a_file_that_cannot_be_read(folder, monkeypatch):
         shipping.predict.checked(folder, {"files": {}}, "model.onnx")
 
 
+def test_budgets_and_predict_judge_by_the_same_time(contract):
+    [facts] = contract["networks"]
+    judged_ms = facts["latency_ms"][contract["judged_by"]]
+    Limits(budget_ms=judged_ms).check("net", budget_ms=facts["latency_ms"]["quiet"])
+    assert chosen(contract, within=f"{judged_ms} ms", name=None) == [facts]
+    with pytest.raises(Refused, match=r"\(quiet\)"):
+        chosen(contract, within=f"{0.99 * judged_ms} ms", name=None)
+
+
+def test_a_card_tells_another_way_of_measuring(contract):
+    [facts] = contract["networks"]
+    way = {"provider": CPU, "threads": 1, "graph_optimization": "none"}
+    text = card({**contract, "networks": [{**facts, "measured_with": way, "run_ms": 0.5, "measured_with_ms": 0.75}]})
+    said = (
+        f"the latency above was measured with {CPU}, 1 thread, graph optimisation `none`; briefly tried side by side, they take "
+    )
+    assert f"{said}0.500 ms beside 0.750 ms" in text
+    assert "was measured with" not in card({**contract, "networks": [{**facts, "measured_with": facts["run"]}]})
+
+
 @pytest.mark.parametrize("content", ["", "{}", '{"files": {"a": 1}, "networks": [{}]}', "[]"])
 def test_a_damaged_contract(tmp_path, content, capsys, monkeypatch):
     (tmp_path / "contract.json").write_text(content)
@@ -166,6 +187,10 @@ def test_the_contract_says_what_was_measured(run, folder, contract):
     times = facts["latency_ms"]
     assert times["p50"] <= times["p90"] <= times["p99"]
     assert sum(o["percent"] for o in facts["operators"]) == pytest.approx(100, abs=2)
+    ways = [{**t, "file": t.get("file", "")} for t in facts["tried"]]
+    for name in ("run", "measured_with"):
+        assert facts[f"{name}_ms"] in [t["latency_ms"] for t in ways if not t["file"] and facts[name].items() <= t.items()]
+    assert {name: facts["environment"][name] for name in facts["measured_with"]} == facts["measured_with"]
     assert {o["provider"] for o in facts["operators"]} == {CPU}
     assert facts["fallbacks"] == []
     assert facts["run"] in [{name: t[name] for name in facts["run"]} for t in facts["tried"] if t["equal"]]
@@ -283,6 +308,24 @@ def test_a_quantised_file_is_known_by_its_graph(folder, tmp_path):
 def test_what_export_refuses(run, words, message, capsys):
     assert main(["export", f"run={run}", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "onnx"])
+def test_a_damaged_file_of_the_short_list(run, suffix, capsys):
+    [path] = (run / "shortlist").glob(f"{pick_id(run)}.{suffix}")
+    content = path.read_bytes()
+    path.write_bytes(b"\xff" * 100)
+    try:
+        assert main(["export", f"run={run}", "pick=best", "replace=true"]) == 2
+    finally:
+        path.write_bytes(content)
+    error = capsys.readouterr().err
+    assert f"{path}: is damaged; delete shortlist/{pick_id(run)}.* of the run, and the same search makes them again (" in error
+    assert len(error.splitlines()) == 1
+
+
+def pick_id(run: Path) -> str:
+    return pick(Results.from_json(json.loads((run / "results.json").read_text())).networks, "best").id
 
 
 def test_what_is_not_an_export_s_own_stays(folder, tmp_path):
@@ -423,11 +466,11 @@ def test_the_smallest_of_a_family_answers_before_the_rest_is_there(family, tmp_p
 
 def test_the_best_that_fits_is_taken():
     def network(name: str, error: float, ms: float | None) -> dict[str, object]:
-        return {"id": name, "names": [], "validation_error_percent": error, "latency_ms": ms and {"p90": ms}}
+        return {"id": name, "names": [], "validation_error_percent": error, "latency_ms": ms and {"quiet": ms, "p90": 9 * ms}}
 
-    family = {"networks": [network("a", 9, 1.0), network("b", 5, 4.0), network("c", 3, 9.0)]}
+    family = {"judged_by": "quiet", "networks": [network("a", 9, 1.0), network("b", 5, 4.0), network("c", 3, 9.0)]}
     assert [chosen(family, within=w, name=None)[0]["id"] for w in ("1ms", "8.5 ms", "100", None)] == ["a", "b", "c", "c"]
-    with pytest.raises(Refused, match=r"no network answers within 0\.5 ms, the fastest takes 1 ms"):
+    with pytest.raises(Refused, match=r"no network answers within 0\.5 ms, the fastest takes 1 ms \(quiet\)"):
         chosen(family, within="0.5", name=None)
     with pytest.raises(Refused, match="no latency was measured"):
         chosen({"networks": [network("a", 9, None)]}, within="8", name=None)
