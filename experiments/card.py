@@ -66,11 +66,26 @@ def _network(contract: Mapping[str, Any], network: Mapping[str, Any]) -> str:
             f"{100 * parity['equal_decisions']:.2f} % of {parity['num_examples']} test inputs",
         ),
         ("largest difference of a logit", f"{parity['max_abs_difference']:.1e}"),
+        *_token_by_token(parity),
+        ("who answered, for errors and differences", _answered(parity)),
     ]
     table = ["| what | value |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)]
     architecture = json.dumps(network["architecture"])
     head = f"## {network['id']}" + (f" ({', '.join(network['names'])})" if network["names"] else "")
     return "\n".join([head, "", *table, "", f"Architecture: `{architecture}`"])
+
+
+def _token_by_token(parity: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if "token_by_token" not in parity:
+        return []
+    steps = parity["token_by_token"]
+    equal = f"{100 * steps['equal_decisions']:.2f} % of {steps['num_tokens']} tokens in {steps['num_sequences']} test inputs"
+    return [("the same token by token, by `prefill.onnx` and `decode.onnx`", f"{equal}, {steps['max_abs_difference']:.1e}")]
+
+
+def _answered(parity: Mapping[str, Any]) -> str:
+    timed_alone = "" if parity["runtime_is_timed"] else "; the device was timed, its own answers were not compared"
+    return f"{parity['runtime']}{timed_alone}"
 
 
 def _timed(network: Mapping[str, Any]) -> str:

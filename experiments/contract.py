@@ -8,14 +8,19 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import onnx
+from torch import nn
 
 from experiments.finishing import Finisher
 from experiments.formatting import format_ms
+from experiments.stepwise import compare_steps
 from hardware import executorch_device
 from hardware.file_memory import ATTENTION, memory_of_file
 from hardware.local_cpu import LocalCpu
@@ -26,11 +31,17 @@ from nas.fixed_sizes import FixedSizes
 from nas.formats import FORMATS
 from nas.protocols import GenerativeFamily
 from nas.space import Architecture
-from nas.types import Measurement
+from nas.types import MODES, Measurement
 
 PARITY_EXAMPLES = 1000
 JUDGED_BY = "quiet"  # of `latency_ms`: what budgets and `predict.py --within` are held against
+MAX_DROP = 1.0  # points of validation error that a file may lose against the torch network, unless somebody says otherwise
 TOLERANCE = 1e-4  # of an output in fp32
+ANSWERS = {
+    "onnx": "onnxruntime", "openvino": "openvino", "pt2": "torch", "pte": "executorch", "tflite": "ai-edge-litert",
+    "torchscript": "torch",
+}  # fmt: skip
+"""The package that runs the files of a format here, for their answers and scores."""
 HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
@@ -96,11 +107,12 @@ def proven(
 ) -> dict[str, Any]:
     """The facts of an exported network, all but the test split's. Raises BrokenPromiseError."""
     network = finisher.network(arch)
-    difference, equal, total = compare(network, files.whole, finisher.real_inputs(PARITY_EXAMPLES), kind=kind)
-    parity = {"num_examples": total, "max_abs_difference": difference, "equal_decisions": equal / total, "inputs": "test split"}
-    if difference == math.inf:
-        raise BrokenPromiseError(f"{files.whole.name}: of {arch.id} {NOT_FINITE}; nothing was written")
-    limits.check(arch.id, tolerance=difference)
+    parity = parity_of(finisher, network, files, kind=kind)
+    steps = {f"{arch.id}, token by token,": parity["token_by_token"]} if "token_by_token" in parity else {}
+    for name, found in {arch.id: parity, **steps}.items():
+        if found["max_abs_difference"] == math.inf:
+            raise BrokenPromiseError(f"tolerance: {name} {NOT_FINITE}; nothing was written")
+        limits.check(name, tolerance=found["max_abs_difference"])
     answer = FORMATS[kind].open(files.whole)
     error = finisher.scored(answer, "validation")["error_percent"]
     torch_error = finisher.scored(lambda inputs: [network(*inputs.values()).numpy()], "validation")["error_percent"]
@@ -113,11 +125,30 @@ def proven(
         "torch_validation_error_percent": torch_error,
         "latency_ms": latency,
         "environment": dict(measurement.environment) if measurement else {},
-        **({"sizes": {name: list(size) for name, size in answer.sizes.items()}} if isinstance(answer, FixedSizes) else {}),
+        **(fixed(answer) if isinstance(answer, FixedSizes) else {}),
         **(placed(finisher, arch, files.timed) if kind == "onnx" else {}),
         **(delegated(finisher, arch, files.timed) if kind == "pte" else {}),
         "num_parameters": sum(p.numel() for p in network.parameters()),
     }
+
+
+def parity_of(finisher: Finisher, network: nn.Module, files: Files, *, kind: str) -> dict[str, Any]:
+    """How the answers of a network's files agree with its own on real inputs, and which runtime gave them: ONNX Runtime on this
+    machine's CPU for all ONNX files, whatever the device is. A decoder's are compared token by token, too."""
+    inputs = finisher.real_inputs(PARITY_EXAMPLES)
+    difference, equal, total = compare(network, files.whole, inputs, kind=kind)
+    facts = {
+        "num_examples": total,
+        "max_abs_difference": difference,
+        "equal_decisions": equal / total,
+        "inputs": "test split",
+        "runtime": f"{ANSWERS[kind]} {version(ANSWERS[kind])} on this machine's CPU",
+        "runtime_is_timed": kind != "onnx" or isinstance(finisher.device, LocalCpu),
+    }
+    steps = {mode: files.whole.with_name(n) for mode in MODES for n in files.names if n.endswith(f"{mode}.onnx")}
+    if "decode" in steps:
+        facts["token_by_token"] = compare_steps(network, steps["prefill"], steps["decode"], inputs[0])
+    return facts
 
 
 def placed(finisher: Finisher, arch: Architecture, path: Path) -> dict[str, Any]:
@@ -197,12 +228,21 @@ def files_of(folder: Path) -> dict[str, dict[str, Any]]:
     return {p.name: {"bytes": p.stat().st_size, "sha256": checksum(p)} for p in sorted(folder.iterdir())}
 
 
-def input_of(finisher: Finisher, folder: Path) -> dict[str, Any]:
-    """What goes into the file and what its answer is, for `predict.py` and in words."""
+def fixed(answer: FixedSizes) -> dict[str, Any]:
+    """Of each input of a file of one size: that size, and its type."""
+    return {"sizes": {name: list(size) for name, size in answer.sizes.items()}, "types": dict(answer.types)}
+
+
+def input_of(finisher: Finisher, folder: Path, network: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """What goes into the file of a network with these facts and what its answer is, for `predict.py` and in words."""
     task, names = finisher.task, list(finisher.family.example_input(finisher.workload.encoded))
     sizes = task.sizes
     answer = "tags" if sizes.get("per_token") else "number" if (folder / "target.json").is_file() else "label"
-    said = {"answer": answer, "description": task.interface}
+    description = task.interface
+    if "sizes" in network:
+        takes = " and ".join(f"`{name}`, {network['types'][name]} {size}" for name, size in network["sizes"].items())
+        description = f"This file takes {takes}, and nothing of another size. Its network, in the format `onnx`: {description}"
+    said = {"answer": answer, "description": description}
     if "token_ids" not in names:
         return {"kind": "values", "name": names[0], "shape": list(sizes["input_shape"]), **said}
     has_tokenizer = (folder / "tokenizer.json").is_file()

@@ -36,6 +36,9 @@ TEST = "test.json"
 CONTRACT = "contract.json"
 WEIGHTS = "weights.bin"
 PACKAGES = ("paretoformer", "torch", "onnx", "onnxruntime", "numpy", "tokenizers")
+CONVERTERS = {  # and what runs the file, beside those packages
+    "openvino": ("openvino",), "pte": ("executorch",), "tflite": ("litert-torch", "ai-edge-litert"),
+}  # fmt: skip
 SCORES = ("error_percent", "metrics", "num_examples")  # of the test split, that are kept
 
 
@@ -278,12 +281,12 @@ def _contract(
         "seed": finisher.seed,
         "config": "config.yaml" if (folder / "config.yaml").is_file() else None,
         "command": terms.command,
-        "versions": versions(PACKAGES),
+        "versions": versions((*PACKAGES, *CONVERTERS.get(terms.kind, ()))),
         "limits": terms.limits.to_json(),
         "promised": promised(terms.limits),
         "judged_by": JUDGED_BY,
         "num_test_reads": _num_test_reads(run),
-        "input": input_of(finisher, folder),
+        "input": input_of(finisher, folder, networks[0]),
         "shared_weights": shared,
         "networks": networks,
         "files": files_of(folder),

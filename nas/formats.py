@@ -161,7 +161,8 @@ def _open_tflite(path: Path) -> Answer:
         named = zip(details.items(), values, strict=True)
         return [runner(**{name: value.numpy().astype(detail["dtype"]) for (name, detail), value in named})["logits"]]
 
-    return FixedSizes(path.name, {name: tuple(detail["shape"].tolist()) for name, detail in details.items()}, execute)
+    sizes = {name: tuple(detail["shape"].tolist()) for name, detail in details.items()}
+    return FixedSizes(path.name, sizes, execute, {name: np.dtype(detail["dtype"]).name for name, detail in details.items()})
 
 
 def _write_openvino(network: nn.Module, example: Mapping[str, Tensor], path: Path) -> None:

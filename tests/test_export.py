@@ -183,6 +183,8 @@ def test_the_contract_says_what_was_measured(run, folder, contract):
     assert facts["validation_error_percent"] == facts["torch_validation_error_percent"]
     assert facts["parity"]["equal_decisions"] == 1
     assert 0 < facts["parity"]["max_abs_difference"] <= 1e-4
+    assert facts["parity"]["runtime"] == f"onnxruntime {onnxruntime.__version__} on this machine's CPU"
+    assert facts["parity"]["runtime_is_timed"]
     assert facts["test"]["num_examples"] == facts["parity"]["num_examples"]
     times = facts["latency_ms"]
     assert times["p50"] <= times["p90"] <= times["p99"]
@@ -263,7 +265,9 @@ def test_a_file_that_answers_with_no_numbers_does_not_ship(exporter, tmp_path):
             tensor.CopyFrom(onnx.numpy_helper.from_array(broken, tensor.name))
     onnx.save(model, tmp_path / "model.onnx")
     shipment = replace(shipment, files={"model.onnx": tmp_path / "model.onnx"})
-    with pytest.raises(BrokenPromiseError, match=r"of .* answers with numbers that are not finite .*; nothing was written"):
+    with pytest.raises(
+        BrokenPromiseError, match=r"tolerance: .* answers with numbers that are not finite .*; nothing was written"
+    ):
         ship(exporter.finisher, [shipment], Terms("again"))
 
 
@@ -771,6 +775,7 @@ def test_another_format_has_the_same_contract(run, exporter, tmp_path):
     assert facts["parity"]["equal_decisions"] == 1
     assert facts["latency_ms"]["p99"] > 0
     assert facts["environment"]["openvino"]
+    assert facts["parity"]["runtime"].startswith(f"openvino {shipped.contract['versions']['openvino']} ")
     tests = json.loads((run / "test.json").read_text())
     assert tests[f"{facts['id']}.openvino"]["error_percent"] == facts["test"]["error_percent"]
     assert not (shipped.folder / "predict.py").exists()
@@ -786,7 +791,10 @@ def test_an_executorch_file_says_what_its_delegate_left_to_others(exporter, tmp_
     assert facts["latency_ms"]["p99"] > 0
     assert facts["sizes"] == {"token_ids": [1, 32], "attention_mask": [1, 32]}
     assert {o["operator"] for o in facts["fallbacks"]} < {o["operator"] for o in facts["operators"]}
-    assert "embedding.out (portable kernels)" in (shipped.folder / "card.md").read_text()
+    card = (shipped.folder / "card.md").read_text()
+    assert "embedding.out (portable kernels)" in card
+    assert "This file takes `token_ids`, int64 [1, 32] and `attention_mask`, int64 [1, 32], and nothing of another size." in card
+    assert shipped.contract["versions"]["executorch"] in facts["parity"]["runtime"]
 
 
 def test_a_litert_file_is_scored_on_whole_batches(exporter, tmp_path):
@@ -797,6 +805,10 @@ def test_a_litert_file_is_scored_on_whole_batches(exporter, tmp_path):
     assert facts["parity"]["equal_decisions"] == 1
     assert facts["validation_error_percent"] == facts["torch_validation_error_percent"]
     assert facts["sizes"] == {"token_ids": [1, 32], "attention_mask": [1, 32]}
+    card = (shipped.folder / "card.md").read_text()
+    assert "This file takes `token_ids`, int32 [1, 32] and `attention_mask`, int32 [1, 32], and nothing of another size." in card
+    assert shipped.contract["versions"]["ai-edge-litert"] in facts["parity"]["runtime"]
+    assert shipped.contract["versions"]["litert-torch"][0].isdigit()
 
 
 def test_a_file_of_one_size_answers_any_batch_of_at_most_that_many_tokens():

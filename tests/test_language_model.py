@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models
 
 from experiments import generate as generation
 from experiments.cli import main
-from experiments.contract import Limits, files_of
+from experiments.contract import BrokenPromiseError, Limits, files_of
 from experiments.finishing import Finisher
 from experiments.generate import generate
 from experiments.pipeline import Pipeline
@@ -348,6 +348,11 @@ def test_a_decoder_ships_over_one_file_of_weights(task, family, exported, tmp_pa
     assert facts["timed"] == facts["answers"] == "decode.onnx"
     assert facts["files"] == ["model.onnx", "prefill.onnx", "decode.onnx", "weights.bin"]
     assert facts["test"]["metrics"]["bits per byte"] < 3
+    steps = facts["parity"]["token_by_token"]
+    assert steps["num_tokens"] == steps["num_sequences"] * (T + T - T // 2 + 1)
+    assert steps["equal_decisions"] == 1
+    assert 0 < steps["max_abs_difference"] <= 1e-4
+    assert f"100.00 % of {steps['num_tokens']} tokens" in (shipped.folder / "card.md").read_text()
     predictor = Predictor(
         shipped.folder, SimpleNamespace(within=None, network=None, at_once=False, tokens=T, temperature=0.0, seed=0)
     )
@@ -357,6 +362,25 @@ def test_a_decoder_ships_over_one_file_of_weights(task, family, exported, tmp_pa
         assert answer["cut"] == (len(prompt) > T)
     with pytest.raises(Refused, match="there is no token to go on from"):
         list(predictor(b""))
+
+
+def test_a_decode_file_that_says_otherwise_does_not_ship(task, family, exported, tmp_path):
+    """Its whole inputs are answered as the network answers them; only token by token is it another."""
+    network, _ = exported
+    run, workload = RunDirectory(tmp_path / "run"), Workload(1, 1, "decode", T - 1)
+    finisher = Finisher(family, task, LocalCpu(), workload, Compute(), FinishSettings(), 0, run)
+    arch = family.space.canonical({**family.space.largest().as_dict, **PICKS})
+    with run.replacing(f"shortlist/{arch.id}.safetensors") as path:
+        save_file(network.state_dict(), path)
+    export_onnx(network, family.example_input(workload.encoded), finisher.onnx_path(arch), kind=finisher.onnx_kind)
+    other = family.network(arch, backend="blocks").eval()
+    export_onnx(*form_of(family, other, workload), finisher.onnx_path(arch, "decode"), kind=finisher.onnx_kind)
+    verdict = Verdict.of(asked_ms=1.0, asked_origin="user", predicted_ms=1.0, predicted_upper_ms=1.0)
+    with pytest.raises(
+        BrokenPromiseError, match=f"tolerance: {arch.id}, token by token, has .*, promised is at most 0.0001; nothing was written"
+    ):
+        ship(finisher, [Shipment(arch, finisher.files(arch), None, verdict)], Terms("again", Limits(tolerance=1e-4)))
+    assert not (tmp_path / "run/test.json").exists(), "the test split was not read"
 
 
 def test_only_decoders_are_timed_token_by_token(task, tmp_path):
