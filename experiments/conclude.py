@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.contract import Limits, tolerance_of
+from experiments.contract import MAX_DROP, Limits, tolerance_of
 from experiments.costing import Costs, measured_energy
 from experiments.ledger import NAME as LEDGER
 from experiments.networks import Network, hypervolumes
@@ -87,6 +87,7 @@ def assemble(
         tuned=outcome.tuned,
         elsewhere=outcome.elsewhere,
         stages=outcome.stages,
+        lost=lost_sentence(facts),
         alarms=tuple(p.alarm_sentence for p in outcome.proposals if p.alarm),
         versions=versions(PACKAGES),
     )
@@ -140,6 +141,18 @@ def verdict_of(picked: Network, choice: Choice, *, asked_ms: float, asked_origin
         predicted_upper_ms=picked.predicted_upper_ms,
         unmeasured=choice.unmeasured,
         **times_of(choice.measurement),
+    )
+
+
+def lost_sentence(facts: Mapping[str, Any]) -> str:
+    """Where the file that ships errs far more than the network that was trained; a search ships it all the same, `export` would
+    refuse it. Empty if it does not."""
+    error, trained = facts["validation_error_percent"], facts["torch_validation_error_percent"]
+    if error - trained <= MAX_DROP:
+        return ""
+    return (
+        f"The file that ships is not as good as its network: {error:.2f} % validation error instead of {trained:.2f} % in torch, "
+        f"where export allows {MAX_DROP:g} point. Its precision costs too much; try a higher one."
     )
 
 
