@@ -806,7 +806,8 @@ def test_a_litert_file_is_scored_on_whole_batches(exporter, tmp_path):
     assert facts["validation_error_percent"] == facts["torch_validation_error_percent"]
     assert facts["sizes"] == {"token_ids": [1, 32], "attention_mask": [1, 32]}
     card = (shipped.folder / "card.md").read_text()
-    assert "This file takes `token_ids`, int32 [1, 32] and `attention_mask`, int32 [1, 32], and nothing of another size." in card
+    assert facts["types"] == {"token_ids": "int32", "attention_mask": "int32"}
+    assert "This file takes `attention_mask`, int32 [1, 32] and `token_ids`, int32 [1, 32], and nothing of another size." in card
     assert shipped.contract["versions"]["ai-edge-litert"] in facts["parity"]["runtime"]
     assert shipped.contract["versions"]["litert-torch"][0].isdigit()
 
