@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 import onnx
-from torch import nn
+import onnxruntime
 
 from experiments.finishing import Finisher
 from experiments.formatting import format_ms
@@ -37,11 +37,9 @@ PARITY_EXAMPLES = 1000
 JUDGED_BY = "quiet"  # of `latency_ms`: what budgets and `predict.py --within` are held against
 MAX_DROP = 1.0  # points of validation error that a file may lose against the torch network, unless somebody says otherwise
 TOLERANCE = 1e-4  # of an output in fp32
-ANSWERS = {
-    "onnx": "onnxruntime", "openvino": "openvino", "pt2": "torch", "pte": "executorch", "tflite": "ai-edge-litert",
-    "torchscript": "torch",
+RUNTIMES = {  # packages that run the files of other formats than ONNX here, for their answers and scores
+    "openvino": "openvino", "pt2": "torch", "pte": "executorch", "tflite": "ai-edge-litert", "torchscript": "torch",
 }  # fmt: skip
-"""The package that runs the files of a format here, for their answers and scores."""
 HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
@@ -107,7 +105,7 @@ def proven(
 ) -> dict[str, Any]:
     """The facts of an exported network, all but the test split's. Raises BrokenPromiseError."""
     network = finisher.network(arch)
-    parity = parity_of(finisher, network, files, kind=kind)
+    parity = parity_of(finisher, arch, files, kind=kind)
     steps = {f"{arch.id}, token by token,": parity["token_by_token"]} if "token_by_token" in parity else {}
     for name, found in {arch.id: parity, **steps}.items():
         if found["max_abs_difference"] == math.inf:
@@ -132,18 +130,19 @@ def proven(
     }
 
 
-def parity_of(finisher: Finisher, network: nn.Module, files: Files, *, kind: str) -> dict[str, Any]:
+def parity_of(finisher: Finisher, arch: Architecture, files: Files, *, kind: str) -> dict[str, Any]:
     """How the answers of a network's files agree with its own on real inputs, and which runtime gave them: ONNX Runtime on this
     machine's CPU for all ONNX files, whatever the device is. A decoder's are compared token by token, too."""
-    inputs = finisher.real_inputs(PARITY_EXAMPLES)
+    network, inputs = finisher.network(arch), finisher.real_inputs(PARITY_EXAMPLES)
     difference, equal, total = compare(network, files.whole, inputs, kind=kind)
+    runtime = f"onnxruntime {onnxruntime.__version__}" if kind == "onnx" else f"{RUNTIMES[kind]} {version(RUNTIMES[kind])}"
     facts = {
         "num_examples": total,
         "max_abs_difference": difference,
         "equal_decisions": equal / total,
         "inputs": "test split",
-        "runtime": f"{ANSWERS[kind]} {version(ANSWERS[kind])} on this machine's CPU",
-        "runtime_is_timed": kind != "onnx" or isinstance(finisher.device, LocalCpu),
+        "runtime": f"{runtime} on this machine's CPU",
+        "runtime_is_timed": kind != "onnx" or isinstance(device_of(finisher.device, arch), LocalCpu),
     }
     steps = {mode: files.whole.with_name(n) for mode in MODES for n in files.names if n.endswith(f"{mode}.onnx")}
     if "decode" in steps:
