@@ -30,7 +30,7 @@ from experiments.outcome import Choice
 from experiments.progress import Reporter
 from experiments.results import Results
 from experiments.run_directory import CONFIG, RunError
-from experiments.shipping import Shipment, Terms, ship
+from experiments.shipping import Shipment, Terms, check_unchanged, folder_of, ship
 from hardware.executorch_device import ExecuTorch
 from hardware.litert import LiteRt
 from hardware.local_torch import LocalTorch
@@ -64,7 +64,8 @@ class Words:
 
 
 def main(words: Sequence[str]) -> int:
-    """Raises ValueError: no such run, nothing that the pick names, a format that cannot be written, or a broken promise."""
+    """Raises ValueError: no such run, nothing that the pick names, a format that cannot be written, a folder that was changed, a
+    broken promise."""
     given = parse(Words, words)
     limits = limits_of(given)
     run = existing_run(given.run)
@@ -76,6 +77,8 @@ def main(words: Sequence[str]) -> int:
         raise RunError(f"run: {run.path} was made from Python; export with experiments.shipping.ship there")
     config = config_of(run)
     device, variant = variant_of(config, given)
+    if not given.replace:
+        check_unchanged(folder_of(run, [network.id for network, _ in picked], variant))
     report = Reporter()
     pipeline = build(OmegaConf.merge(config, {"run": str(run.path)}), report=report)  # type: ignore[arg-type]
     with run.lock(), tempfile.TemporaryDirectory() as folder:

@@ -99,9 +99,8 @@ def ship(finisher: Finisher, shipments: Sequence[Shipment], terms: Terms) -> Shi
         BrokenPromiseError: a network is over a limit. ExportError, ValueError: the format cannot be written.
         RunError: the folder holds what no export wrote.
     """
-    run, ids = finisher.run, [s.arch.id for s in shipments]
-    name = ".".join(["+".join(ids), *([terms.variant] if terms.variant else [])])
-    folder = run / f"export/{name}"
+    run = finisher.run
+    folder = folder_of(run, [s.arch.id for s in shipments], terms.variant)
     moved_to = unused_beside(folder) if terms.keep and holds_foreign(folder) else None
     with replacing(folder, even_if_changed=terms.replace, moved_to=moved_to) as part:
         files, shared = _write(finisher, shipments, terms, part)
@@ -127,6 +126,11 @@ def ship(finisher: Finisher, shipments: Sequence[Shipment], terms: Terms) -> Shi
         contract["files"] = files_of(part)
         _write_json(part / CONTRACT, contract)
     return Shipped(folder, contract, moved_to)
+
+
+def folder_of(run: RunDirectory, ids: Sequence[str], variant: str) -> Path:
+    """Where networks ship."""
+    return run / "export" / ".".join(["+".join(ids), *([variant] if variant else [])])
 
 
 @contextmanager

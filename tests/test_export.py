@@ -328,6 +328,16 @@ def test_a_damaged_file_of_the_short_list(run, suffix, capsys):
     assert len(error.splitlines()) == 1
 
 
+def test_a_changed_folder_is_refused_before_anything_is_measured(run, folder, capsys, monkeypatch):
+    monkeypatch.setattr(Exporter, "shipment", lambda *_: pytest.fail("it was measured"))
+    (folder / "notes.txt").write_text("dear to somebody")
+    try:
+        assert main(["export", f"run={run}", "pick=best"]) == 2
+    finally:
+        (folder / "notes.txt").unlink()
+    assert "holds notes.txt, which is not as an export left it" in capsys.readouterr().err
+
+
 def pick_id(run: Path) -> str:
     return pick(Results.from_json(json.loads((run / "results.json").read_text())).networks, "best").id
 
