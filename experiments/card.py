@@ -46,6 +46,7 @@ def card(contract: Mapping[str, Any]) -> str:
 
 def _network(contract: Mapping[str, Any], network: Mapping[str, Any]) -> str:
     parity, test, memory = network["parity"], network["test"], network.get("memory")
+    kept = _within(network["kept"])
     rows = [
         (f"error ({contract['error_means']}) on the test split, by this file", f"{test['error_percent']:.2f} %"),
         *((f"{name} on the test split", f"{value:.3f}") for name, value in test["metrics"].items()),
@@ -53,7 +54,7 @@ def _network(contract: Mapping[str, Any], network: Mapping[str, Any]) -> str:
         ("the same of the torch network", f"{network['torch_validation_error_percent']:.2f} %"),
         (f"latency of {_timed(network)} on {contract['device']}", _latency(network)),
         *_expected(network),
-        ("budget", f"{network['asked_ms']:.3f} ms: {_within(network['kept'])}"),
+        ("budget, of the latency in quiet moments, as of `predict.py --within`", f"{network['asked_ms']:.3f} ms: {kept}"),
         ("workload", contract["workload"]),
         ("parameters", f"{network['num_parameters']:,}"),
         *([("memory as ONNX Runtime places it", _memory(memory))] if memory else []),
@@ -65,11 +66,26 @@ def _network(contract: Mapping[str, Any], network: Mapping[str, Any]) -> str:
             f"{100 * parity['equal_decisions']:.2f} % of {parity['num_examples']} test inputs",
         ),
         ("largest difference of a logit", f"{parity['max_abs_difference']:.1e}"),
+        *_token_by_token(parity),
+        ("who answered, for errors and differences", _answered(parity)),
     ]
     table = ["| what | value |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)]
     architecture = json.dumps(network["architecture"])
     head = f"## {network['id']}" + (f" ({', '.join(network['names'])})" if network["names"] else "")
     return "\n".join([head, "", *table, "", f"Architecture: `{architecture}`"])
+
+
+def _token_by_token(parity: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if "token_by_token" not in parity:
+        return []
+    steps = parity["token_by_token"]
+    equal = f"{100 * steps['equal_decisions']:.2f} % of {steps['num_tokens']} tokens in {steps['num_sequences']} test inputs"
+    return [("the same token by token, by `prefill.onnx` and `decode.onnx`", f"{equal}, {steps['max_abs_difference']:.1e}")]
+
+
+def _answered(parity: Mapping[str, Any]) -> str:
+    timed_alone = "" if parity["runtime_is_timed"] else "; the device was timed, its own answers were not compared"
+    return f"{parity['runtime']}{timed_alone}"
 
 
 def _timed(network: Mapping[str, Any]) -> str:
@@ -115,10 +131,21 @@ def _placement(network: Mapping[str, Any]) -> str:
     for other in (way for way in network["tried"] if "file" in way and way["latency_ms"]):
         own = next(way for way in ways if all(way[name] == other[name] for name in run))
         tried += f"; {other['file']} it takes {other['latency_ms'] / own['latency_ms']:.2f} times as long"
-    return (
-        f"{run['provider']}, {run['threads']} thread{'s' * (run['threads'] != 1)}, graph optimisation "
-        f"`{run['graph_optimization']}`{tried}; {fallen}"
-    )
+    return f"{_opened(run)}{tried}{_beside(network)}; {fallen}"
+
+
+def _opened(way: Mapping[str, Any]) -> str:
+    threads = way["threads"]
+    return f"{way['provider']}, {threads} thread{'s' * (threads != 1)}, graph optimisation `{way['graph_optimization']}`"
+
+
+def _beside(network: Mapping[str, Any]) -> str:
+    """Where the latency was measured in another way than the file is best run."""
+    other = network["measured_with"]
+    if other in (None, network["run"]):
+        return ""
+    times = f"{format_ms(network['run_ms'])} ms beside {format_ms(network['measured_with_ms'])} ms"
+    return f"; the latency above was measured with {_opened(other)}; briefly tried side by side, they take {times}"
 
 
 def _file(facts: Mapping[str, Any]) -> str:

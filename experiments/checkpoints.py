@@ -27,9 +27,9 @@ def write_checkpoint(run: RunDirectory, name: str, state: Mapping[str, Any]) -> 
         torch.save(dict(state), path)
 
 
-def loaded(path: Path, load: Callable[[Path], Any]) -> Any:
-    """Weights; a file that is no such thing is the user's to delete. Raises RunError."""
+def loaded(path: Path, load: Callable[[Path], Any], *, advice: str = "delete it to do this part again") -> Any:
+    """Weights, or a graph; a file that is no such thing is the user's to delete. Raises RunError, with what to do."""
     try:
         return load(path)
     except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        raise RunError(f"{path}: is damaged; delete it to do this part again ({type(error).__name__})") from error
+        raise RunError(f"{path}: is damaged; {advice} ({type(error).__name__})") from error

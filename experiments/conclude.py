@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.contract import Limits, tolerance_of
+from experiments.contract import MAX_DROP, Limits, tolerance_of
 from experiments.costing import Costs, measured_energy
 from experiments.ledger import NAME as LEDGER
 from experiments.networks import Network, hypervolumes
@@ -33,12 +33,15 @@ def conclude(pipeline: Pipeline, outcome: Outcome, *, command: str, report: Repo
     choice, budget = outcome.choice, outcome.budget
     picked = next(n for n in networks if n.id == choice.arch.id)
     verdict = verdict_of(picked, choice, asked_ms=budget.ms, asked_origin=budget.origin)
+    outcome.finisher.check(choice.arch)
     files = outcome.finisher.files(choice.arch)
     shipment, limits = (
         Shipment(choice.arch, files, choice.measurement, verdict),
         Limits(tolerance=tolerance_of(files["model.onnx"])),
     )
-    shipped = ship(outcome.finisher, [shipment], Terms(command, limits, replace=True))
+    shipped = ship(outcome.finisher, [shipment], Terms(command, limits, replace=True, keep=True))
+    if shipped.moved_to is not None:
+        report.say(f"{shipped.folder} held what no export wrote; it is in {shipped.moved_to} now.")
     ties = told_apart(outcome.finisher, [f.arch for f in outcome.finalists], report)
     results = assemble(pipeline, outcome, networks, verdict, shipped, ties, command=command)
     write_report(results, outcome.candidates, pipeline.run.path)
@@ -84,6 +87,7 @@ def assemble(
         tuned=outcome.tuned,
         elsewhere=outcome.elsewhere,
         stages=outcome.stages,
+        lost=lost_sentence(facts),
         alarms=tuple(p.alarm_sentence for p in outcome.proposals if p.alarm),
         versions=versions(PACKAGES),
     )
@@ -137,6 +141,18 @@ def verdict_of(picked: Network, choice: Choice, *, asked_ms: float, asked_origin
         predicted_upper_ms=picked.predicted_upper_ms,
         unmeasured=choice.unmeasured,
         **facts_of(choice.measurement),
+    )
+
+
+def lost_sentence(facts: Mapping[str, Any]) -> str:
+    """Where the file that ships errs far more than the network that was trained; a search ships it all the same, `export` would
+    refuse it. Empty if it does not."""
+    error, trained = facts["validation_error_percent"], facts["torch_validation_error_percent"]
+    if error - trained <= MAX_DROP:
+        return ""
+    return (
+        f"The file that ships is not as good as its network: {error:.2f} % validation error instead of {trained:.2f} % in torch, "
+        f"where export allows {MAX_DROP:g} point. Its precision costs too much; try a higher one."
     )
 
 

@@ -22,7 +22,7 @@ from experiments.build import build, make, make_device
 from experiments.calibration import export_for_timing, read_measurements, sentinel_of
 from experiments.compute import chosen_compute
 from experiments.conclude import verdict_of
-from experiments.contract import TOLERANCE, Limits, tolerance_of
+from experiments.contract import MAX_DROP, TOLERANCE, Limits, tolerance_of
 from experiments.finished_run import config_of, existing_run, load
 from experiments.finishing import Finisher
 from experiments.networks import Network, pick
@@ -30,7 +30,7 @@ from experiments.outcome import Choice
 from experiments.progress import Reporter
 from experiments.results import Results
 from experiments.run_directory import CONFIG, RunError
-from experiments.shipping import Shipment, Terms, ship
+from experiments.shipping import Shipment, Terms, check_unchanged, folder_of, ship
 from hardware.executorch_device import ExecuTorch
 from hardware.litert import LiteRt
 from hardware.local_torch import LocalTorch
@@ -58,13 +58,14 @@ class Words:
     format: str = "onnx"  # onnx, openvino, pt2, pte, torchscript or tflite
     precision: str | None = None  # of the run's device, if it has any: fp32, int8, …; by default the run's
     tolerance: float | None = None  # of outputs against torch's; 1e-4 in fp32, else no limit
-    max_drop: float = 1.0  # points of validation error that the file may lose against the torch network
+    max_drop: float = MAX_DROP  # points of validation error that the file may lose against the torch network
     budget_ms: float | None = None  # by default that of pick=budget:8ms, else no limit
     replace: bool = False  # a folder that is there and was changed
 
 
 def main(words: Sequence[str]) -> int:
-    """Raises ValueError: no such run, nothing that the pick names, a format that cannot be written, or a broken promise."""
+    """Raises ValueError: no such run, nothing that the pick names, a format that cannot be written, a folder that was changed, a
+    broken promise."""
     given = parse(Words, words)
     limits = limits_of(given)
     run = existing_run(given.run)
@@ -76,6 +77,8 @@ def main(words: Sequence[str]) -> int:
         raise RunError(f"run: {run.path} was made from Python; export with experiments.shipping.ship there")
     config = config_of(run)
     device, variant = variant_of(config, given)
+    if not given.replace:
+        check_unchanged(folder_of(run, [network.id for network, _ in picked], variant))
     report = Reporter()
     pipeline = build(OmegaConf.merge(config, {"run": str(run.path)}), report=report)  # type: ignore[arg-type]
     with run.lock(), tempfile.TemporaryDirectory() as folder:
@@ -162,7 +165,9 @@ class Exporter:
     folder: Path
 
     def shipment(self, network: Network, names: Sequence[str]) -> Shipment:
+        """Raises RunError: a file of the network is damaged."""
         arch = self.finisher.family.space.canonical(network.arch)
+        self.finisher.check(arch)
         files = self.finisher.files(arch) if self.kind == "onnx" else self.converted(arch)
         try:
             choice = Choice(arch, self.measured(arch, files))

@@ -18,7 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from experiments.calibration import CUT_SHORT, MEASUREMENTS, export_for_timing, left_by, read_measurements, sentinel_of
+from experiments.checkpoints import loaded
 from experiments.early_exits import ExitFile, Way
+from experiments.onnx_inputs import read_graph
 from experiments.run_directory import RunDirectory
 from experiments.settings import FinishSettings
 from hardware.quality import margin, uncertainty
@@ -200,9 +202,17 @@ class Finisher:
         return format_of(self.device) if runs_onnx(self.device) else "onnxruntime"
 
     def network(self, arch: Architecture, *, tag: str | None = None, backend: Backend = "blocks") -> nn.Module:
-        """A finished network, by default in the form that is exported, in float32 on the CPU."""
-        state = load_file(self.run / f"{self.name(arch, tag)}.safetensors")
-        return with_weights(self.family.network(arch, backend=backend), state).eval()
+        """A finished network, by default in the form that is exported, in float32 on the CPU. Raises RunError for weights that
+        are damaged."""
+        path, blank = self.run / f"{self.name(arch, tag)}.safetensors", self.family.network(arch, backend=backend)
+        network: nn.Module = loaded(path, lambda path: with_weights(blank, load_file(path)), advice=_again(arch))
+        return network.eval()
+
+    def check(self, arch: Architecture) -> None:
+        """Raises RunError for a damaged file of those that ship, or its weights."""
+        self.network(arch)
+        for mode in self.modes:
+            loaded(self.onnx_path(arch, mode), read_graph, advice=_again(arch))
 
     def to_train(self, arch: Architecture, *, tag: str | None = None) -> nn.Module:
         """The same in the form that is trained, on the device that trains."""
@@ -379,3 +389,7 @@ class Finisher:
 
     def _named(self, batch: Batch) -> dict[str, torch.Tensor]:
         return dict(zip(self.family.example_input(self.workload), batch.inputs, strict=True))
+
+
+def _again(arch: Architecture) -> str:
+    return f"delete {FOLDER}/{arch.id}.* of the run, and the same search makes them again"

@@ -18,6 +18,7 @@ import json
 import os
 import sys
 import threading
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class Refused(ValueError):  # noqa: N818 - what is said to a person
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help="what is answered; without any, the lines of stdin")
-    parser.add_argument("--within", metavar="8ms", help="the most accurate network that nine in ten times took at most so long")
+    parser.add_argument("--within", metavar="8ms", help="the most accurate network that takes at most so long in quiet moments")
     parser.add_argument("--network", metavar="NAME", help="one of the networks by its name or id")
     parser.add_argument("--at-once", action="store_true", help="the smallest network answers until the best one is loaded")
     parser.add_argument("--top", type=int, default=1, help="how many classes are named (1)")
@@ -57,13 +58,17 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"predict.py: contract.json: is damaged ({error})", file=sys.stderr)
         return 2
     code = 0
-    for number, given in enumerate(map(os.fsencode, options.inputs) if options.inputs else lines(sys.stdin.buffer), 1):
-        try:
-            for answer in answers(given):
-                print(json.dumps(answer, ensure_ascii=False), flush=True)
-        except Refused as refused:
-            code = 1
-            print(json.dumps({"error": f"input {number} {refused}"}, ensure_ascii=False), flush=True)
+    try:
+        for number, given in enumerate(map(os.fsencode, options.inputs) if options.inputs else lines(sys.stdin.buffer), 1):
+            try:
+                for answer in answers(given):
+                    print(json.dumps(answer, ensure_ascii=False), flush=True)
+            except Refused as refused:
+                code = 1
+                print(json.dumps({"error": f"input {number} {refused}"}, ensure_ascii=False), flush=True)
+    except BrokenPipeError:  # whoever reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     if (missed := answers.loading()) is not None:
         code = 1
         print(f"predict.py: {missed}; {answers.network['id']} answered", file=sys.stderr)
@@ -74,8 +79,9 @@ def check_options(options: argparse.Namespace) -> None:
     for name in ("top", "tokens"):
         if getattr(options, name) < 1:
             raise Refused(f"--{name}: {getattr(options, name)} is not at least 1")
-    if not options.temperature >= 0:
-        raise Refused(f"--temperature: {options.temperature} is not 0 or more")
+    for name in ("temperature", "seed"):
+        if not getattr(options, name) >= 0:
+            raise Refused(f"--{name}: {getattr(options, name)} is not 0 or more")
 
 
 def lines(stream: Iterable[bytes]) -> Iterator[bytes]:
@@ -101,10 +107,13 @@ def checked(folder: Path, contract: Mapping[str, Any], name: str, part: Mapping[
     if not path.is_file():
         raise Refused(f"{name}: is missing from {folder}")
     digest, left = hashlib.sha256(), part["bytes"] if part else path.stat().st_size
-    with path.open("rb") as file:
-        while block := file.read(min(left, 2**20)):
-            digest.update(block)
-            left -= len(block)
+    try:
+        with path.open("rb") as file:
+            while block := file.read(min(left, 2**20)):
+                digest.update(block)
+                left -= len(block)
+    except OSError as error:
+        raise Refused(f"{name}: cannot be read ({said(error)})") from error
     if digest.hexdigest() != (part or contract["files"].get(name, {})).get("sha256"):
         raise Refused(f"{name}: is not the file that was exported, its checksum differs from the one in contract.json")
     return path
@@ -126,10 +135,13 @@ def chosen(contract: Mapping[str, Any], *, within: str | None, name: str | None)
         timed = [n for n in networks if n["latency_ms"]]
         if not timed:
             raise Refused("--within: no latency was measured, contract.json has only predictions")
-        networks = [n for n in timed if n["latency_ms"]["p90"] <= within_ms]
+        statistic = contract["judged_by"]  # as budgets are
+        networks = [n for n in timed if n["latency_ms"][statistic] <= within_ms]
         if not networks:
-            fastest = min(n["latency_ms"]["p90"] for n in timed)
-            raise Refused(f"--within: no network answers within {within_ms:g} ms, the fastest takes {fastest:.4g} ms (p90)")
+            fastest = min(n["latency_ms"][statistic] for n in timed)
+            raise Refused(
+                f"--within: no network answers within {within_ms:g} ms, the fastest takes {fastest:.4g} ms ({statistic})"
+            )
     return sorted(networks, key=lambda n: n["validation_error_percent"])
 
 
@@ -260,8 +272,15 @@ class Predictor:
         values = picture(path, shape) if is_picture else array_of(given)
         if values.shape not in (shape, (len(values) if values.ndim else 0, *shape)):
             raise Refused(f"has the shape {values.shape}, the network takes {shape}")
+        if not values.size:
+            raise Refused("holds no example")
+        if np.iscomplexobj(values):
+            raise Refused("holds complex numbers, the network takes real ones")
         if not (np.issubdtype(values.dtype, np.number) and np.isfinite(values).all()):
             raise Refused("holds what is no finite number")
+        largest = np.finfo(np.float32).max
+        if values.max() > largest or values.min() < -largest:
+            raise Refused(f"holds a number beyond those of float32 (up to {largest:.1e})")
         yield from values.astype(np.float32).reshape(-1, *shape)
 
     def logits(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -270,7 +289,7 @@ class Predictor:
             answer: np.ndarray = self.session.run(None, dict(inputs))[0][0]
         except Exception as error:  # its own have no base class of their own
             raise Refused(f"is refused by ONNX Runtime ({said(error)})") from error
-        return answer
+        return finite(answer)
 
     def meant(self, logits: np.ndarray) -> dict[str, Any]:
         """The number, or the most probable labels."""
@@ -281,6 +300,12 @@ class Predictor:
         best = np.argsort(-shares, kind="stable")[: self.options.top]
         ranked = [{"label": self.meaning[i], "probability": round(float(shares[i]), 6)} for i in best]
         return ranked[0] if len(ranked) == 1 else {**ranked[0], "top": ranked}
+
+
+def finite(logits: np.ndarray) -> np.ndarray:
+    if not np.isfinite(logits).all():
+        raise Refused("is answered with numbers that are not finite")
+    return logits
 
 
 def read_tokenizer(path: Path) -> Any:
@@ -308,8 +333,11 @@ def array_of(given: bytes) -> np.ndarray:
     if not text.strip():
         raise Refused("is empty")
     try:
-        values = np.asarray(json.loads(text)) if text.lstrip().startswith("[") else np.load(text, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        if text.lstrip().startswith("["):
+            return np.asarray(json.loads(text))
+        with open(text, "rb") as file:
+            values = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError, RecursionError, MemoryError, zipfile.BadZipFile) as error:
         raise Refused(f"is neither a JSON array nor an .npy file ({said(error)})") from None
     if not isinstance(values, np.ndarray):
         raise Refused("holds several arrays; an .npy file holds one")
@@ -328,7 +356,7 @@ def picture(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     try:
         with Image.open(path) as file:
             image = file.convert("L" if channels == 1 else "RGB")
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise Refused(f"cannot be read as a picture ({said(error)})") from None
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -362,8 +390,7 @@ class Decoder:
         feed.update(zip((node.name for node in self.caches), self.past, strict=True))
         logits, *self.past = self.session.run(None, feed)
         self.position += 1
-        answer: np.ndarray = logits[0, 0]
-        return answer
+        return finite(logits[0, 0])
 
 
 def continued(decoder: Decoder, ids: Sequence[int], *, longest: int, temperature: float, seed: int) -> Iterator[int]:
@@ -386,7 +413,8 @@ def draw(logits: np.ndarray, temperature: float, rng: np.random.Generator) -> in
     """A token by its probability, the logits divided by the temperature, or the most probable one."""
     if temperature == 0:
         return int(logits.argmax())
-    weights = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
+    with np.errstate(over="ignore"):  # what is infinitely less probable than another has no chance
+        weights = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
     return int(rng.choice(len(weights), p=weights / weights.sum()))
 
 

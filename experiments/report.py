@@ -98,7 +98,8 @@ def page(results: Results, candidates: Sequence[Candidate]) -> str:
         objective_words=objective_words(results.objectives),
         comparisons=compare_at_equal_time(results),
         trivial_sentence=trivial_sentence(results),
-        warnings=[trivial_sentence(results)] * trivial_wins(results)
+        warnings=[results.lost] * bool(results.lost)
+        + [trivial_sentence(results)] * trivial_wins(results)
         + [s for s in (beaten_sentence(results),) if s]
         + [f"Differentiable search: {alarm}" for alarm in results.alarms],
         search_sentences=search_sentences(results),
@@ -321,6 +322,7 @@ def summary(results: Results, folder: Path | str) -> list[Table | Text]:
             f"Ships {shipped.id}{after_stages(results)}: validation error {shipped.error_percent:.2f} %, test error of the "
             f"exported file {results.test_error_percent:.2f} %, {shipped.num_parameters:,} parameters."
         ),
+        *([Text(results.lost, style="bold red")] if results.lost else []),
         Text(verdict.sentence, style=f"bold {TONES[verdict.kept]}"),
         *(Text(f"On {name}: {v.sentence}", style=f"bold {TONES[v.kept]}") for name, v in results.elsewhere.items()),
         *([Text(results.memory.sentence, style=f"bold {TONES[results.memory.kept]}")] if results.memory else []),

@@ -110,7 +110,8 @@ class Results:
     (ms, error in percent), `error_means` what an error is the percentage of, `files` what ships, by paths relative to the run
     directory. `memory` is None without such a budget, `elsewhere` are verdicts on further devices, `ties` says which
     networks the test split cannot tell apart, `refined` is what measurements during the search changed, `tuned` how networks were
-    found to learn best, and `alarms` say where the differentiable search collapsed and what was done.
+    found to learn best, `alarms` say where the differentiable search collapsed and what was done, and `lost` what the file that
+    ships lost against its network, if it is much.
 
     Raises:
         ValueError: a repeated network, a picked network that is none of them, or a number that is not finite.
@@ -146,6 +147,7 @@ class Results:
     elsewhere: Mapping[str, Verdict] = field(default_factory=dict, hash=False)
     stages: tuple[StageReport, ...] = ()
     alarms: tuple[str, ...] = ()
+    lost: str = ""
 
     def __post_init__(self) -> None:
         ids = [n.id for n in self.networks]
@@ -235,5 +237,6 @@ class Results:
             "elsewhere": {name: instance(Verdict, verdict) for name, verdict in record.get("elsewhere", {}).items()},
             "memory": instance(MemoryVerdict, record["memory"]) if record.get("memory") else None,
             "alarms": tuple(record.get("alarms", ())),
+            "lost": record.get("lost", ""),
         }
         return instance(cls, {**record, **parts})

@@ -9,6 +9,7 @@ of an earlier export only.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from typing import Any
 
 from experiments import predict
 from experiments.card import card
-from experiments.contract import Files, Limits, beginning_of, checksum, files_of, input_of, promised, proven
+from experiments.contract import JUDGED_BY, Files, Limits, beginning_of, checksum, files_of, input_of, promised, proven
 from experiments.finishing import Finisher
 from experiments.run_directory import CONFIG, RunDirectory, RunError
 from experiments.ties import TIES
@@ -35,6 +36,9 @@ TEST = "test.json"
 CONTRACT = "contract.json"
 WEIGHTS = "weights.bin"
 PACKAGES = ("paretoformer", "torch", "onnx", "onnxruntime", "numpy", "tokenizers")
+CONVERTERS = {  # and what runs the file, beside those packages
+    "openvino": ("openvino",), "pte": ("executorch",), "tflite": ("litert-torch", "ai-edge-litert"),
+}  # fmt: skip
 SCORES = ("error_percent", "metrics", "num_examples")  # of the test split, that are kept
 
 
@@ -60,6 +64,7 @@ class Terms:
         kind: one of `nas.formats.FORMATS`.
         variant: what sets the files apart from those that the run's device runs ("int8", "openvino"), or nothing.
         replace: also takes the place of a folder that is no export, or was changed.
+        keep: what no export wrote is then moved away with its folder (see `Shipped.moved_to`), and not deleted.
     """
 
     command: str
@@ -67,14 +72,16 @@ class Terms:
     kind: str = "onnx"
     variant: str = ""
     replace: bool = False
+    keep: bool = False
 
 
 @dataclass(frozen=True)
 class Shipped:
-    """The folder, and the facts of its networks as they are in `contract.json`."""
+    """The folder, its networks' facts as they are in `contract.json`, and where what was there before was kept, if it was."""
 
     folder: Path
     contract: Mapping[str, Any]
+    moved_to: Path | None = None
 
     @property
     def networks(self) -> Sequence[Mapping[str, Any]]:
@@ -92,10 +99,10 @@ def ship(finisher: Finisher, shipments: Sequence[Shipment], terms: Terms) -> Shi
         BrokenPromiseError: a network is over a limit. ExportError, ValueError: the format cannot be written.
         RunError: the folder holds what no export wrote.
     """
-    run, ids = finisher.run, [s.arch.id for s in shipments]
-    name = ".".join(["+".join(ids), *([terms.variant] if terms.variant else [])])
-    folder = run / f"export/{name}"
-    with replacing(folder, even_if_changed=terms.replace) as part:
+    run = finisher.run
+    folder = folder_of(run, [s.arch.id for s in shipments], terms.variant)
+    moved_to = unused_beside(folder) if terms.keep and holds_foreign(folder) else None
+    with replacing(folder, even_if_changed=terms.replace, moved_to=moved_to) as part:
         files, shared = _write(finisher, shipments, terms, part)
         finisher.task.save_preprocessing(part)
         if terms.kind == "onnx":
@@ -118,12 +125,18 @@ def ship(finisher: Finisher, shipments: Sequence[Shipment], terms: Terms) -> Shi
         (part / "card.md").write_text(card(contract), encoding="utf-8")
         contract["files"] = files_of(part)
         _write_json(part / CONTRACT, contract)
-    return Shipped(folder, contract)
+    return Shipped(folder, contract, moved_to)
+
+
+def folder_of(run: RunDirectory, ids: Sequence[str], variant: str) -> Path:
+    """Where networks ship."""
+    return run / "export" / ".".join(["+".join(ids), *([variant] if variant else [])])
 
 
 @contextmanager
-def replacing(folder: Path, *, even_if_changed: bool) -> Iterator[Path]:
-    """A folder to write into; it takes the place of `folder` when the block ends well, and leaves nothing when it does not.
+def replacing(folder: Path, *, even_if_changed: bool, moved_to: Path | None = None) -> Iterator[Path]:
+    """A folder to write into; it takes the place of `folder` when the block ends well, and leaves nothing when it does not. What
+    was there, be it a file or a link, is then deleted, or moved.
 
     Raises:
         RunError: `folder` is there and is not what an export left, unless `even_if_changed`.
@@ -132,33 +145,63 @@ def replacing(folder: Path, *, even_if_changed: bool) -> Iterator[Path]:
         check_unchanged(folder)
     part, old = (folder.with_name(f".{folder.name}.{word}") for word in ("part", "old"))
     for leftover in (part, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+        _remove(leftover)
     part.mkdir(parents=True)
     try:
         yield part
         for path in part.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        if folder.is_dir():
-            os.replace(folder, old)
+        if os.path.lexists(folder):
+            os.replace(folder, moved_to or old)
         os.replace(part, folder)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(part)
+        _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """A folder with all that is in it, a file, or a link without what it leads to; whatever is there, if anything is."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def check_unchanged(folder: Path) -> None:
     """Raises RunError for a folder that holds more or other than an export left there."""
-    if not folder.exists():
+    if not os.path.lexists(folder):
         return
     advice = "move it away, or replace=true replaces it"
-    try:
-        known = json.loads((folder / CONTRACT).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise RunError(f"export: {folder} exists and has no {CONTRACT} of an export; {advice}") from None
+    known = _exported(folder)
+    if known is None:
+        raise RunError(f"export: {folder} exists and has no {CONTRACT} of an export; {advice}")
     for path in sorted(folder.iterdir()):
         if path.name != CONTRACT and not (path.is_file() and known.get(path.name, {}).get("sha256") == checksum(path)):
             raise RunError(f"export: {folder} holds {path.name}, which is not as an export left it; {advice}")
+
+
+def holds_foreign(folder: Path) -> bool:
+    """Whether anything is there that no export wrote; a file that one wrote and somebody changed is an export's."""
+    if not os.path.lexists(folder):
+        return False
+    known = _exported(folder)
+    return known is None or not all(path.is_file() and path.name in (*known, CONTRACT) for path in folder.iterdir())
+
+
+def _exported(folder: Path) -> dict[str, dict[str, Any]] | None:
+    """The files that an export left in a folder, as its contract has them; None if there is no such contract."""
+    try:
+        files: dict[str, dict[str, Any]] = dict(json.loads((folder / CONTRACT).read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return files
+
+
+def unused_beside(folder: Path) -> Path:
+    """A name where nothing is: that of the folder and `.kept`, with a number from the second one on."""
+    names = (folder.with_name(f"{folder.name}.kept{f'-{number}' * (number > 0)}") for number in itertools.count())
+    return next(path for path in names if not os.path.lexists(path))
 
 
 def _write(
@@ -242,11 +285,12 @@ def _contract(
         "seed": finisher.seed,
         "config": "config.yaml" if (folder / "config.yaml").is_file() else None,
         "command": terms.command,
-        "versions": versions(PACKAGES),
+        "versions": versions((*PACKAGES, *CONVERTERS.get(terms.kind, ()))),
         "limits": terms.limits.to_json(),
         "promised": promised(terms.limits),
+        "judged_by": JUDGED_BY,
         "num_test_reads": _num_test_reads(run),
-        "input": input_of(finisher, folder),
+        "input": input_of(finisher, folder, networks[0]),
         "shared_weights": shared,
         "networks": networks,
         "files": files_of(folder),

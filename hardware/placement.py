@@ -93,6 +93,9 @@ def tune(
     Args:
         seconds: no round begins after so long, but for the first.
         others: the same network in other files, by what sets them apart; they are tried like `own`, and never the fastest.
+
+    Raises:
+        ValueError: the file answers with numbers that are not finite.
     """
     paths, feed = {"": path, **others}, dict(inputs)
     first, ways = Way(own), [*map(Way, candidates(own)), *(Way(own, file) for file in others)]
@@ -123,6 +126,8 @@ def tune(
         for way in ways
     ]
     able = [(min(times[way]), way.placement) for way, trial in zip(ways, trials, strict=True) if trial.equal and not way.file]
+    if not able:
+        raise ValueError(f"{path.name}: {own.provider} answers with numbers that are not finite (NaN or infinity)")
     first_ms, (best_ms, best) = min(times[first]), min(able)
     return (best if best_ms < WORTH * first_ms else own), trials
 
@@ -137,8 +142,8 @@ def _visit(path: Path, feed: dict[str, np.ndarray], way: Placement) -> tuple[lis
 
 
 def is_equal(answer: Sequence[np.ndarray] | None, expected: Sequence[np.ndarray], tolerance: float) -> bool:
-    """Whether there is an answer, near enough and with every largest logit at the same place."""
-    if answer is None:
+    """Whether there is an answer, all of it finite, near enough and with every largest logit at the same place."""
+    if answer is None or not all(np.isfinite(x).all() for x in (*answer, *expected)):
         return False
     near = all(np.abs(a - b).max(initial=0) <= tolerance for a, b in zip(answer, expected, strict=True))
     return near and bool(np.array_equal(answer[0].argmax(-1), expected[0].argmax(-1)))

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from nas.fixed_sizes import FixedSizes
 
+TYPES = {3: "int32", 4: "int64", 6: "float32"}  # by the numbers of torch's scalar types
+
 
 def write(network: nn.Module, example: Mapping[str, Tensor], path: Path) -> None:
     """Writes a file for the sizes of the example. Raises what ExecuTorch raises."""
@@ -57,5 +59,7 @@ def answers(path: Path) -> FixedSizes:
     """A file's outputs, its first ones the logits."""
     program, names = opened(path)
     method = program.load_method("forward")
-    sizes = {name: tuple(method.metadata.input_tensor_meta(i).sizes()) for i, name in enumerate(names)}
-    return FixedSizes(path.name, sizes, lambda values: [x.numpy() for x in method.execute(list(values))])
+    inputs = {name: method.metadata.input_tensor_meta(i) for i, name in enumerate(names)}
+    sizes = {name: tuple(meta.sizes()) for name, meta in inputs.items()}
+    types = {name: TYPES[meta.dtype()] for name, meta in inputs.items()}
+    return FixedSizes(path.name, sizes, lambda values: [x.numpy() for x in method.execute(list(values))], types)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import warnings
@@ -22,6 +23,7 @@ from nas.types import Workload
 INTEGER_TOLERANCE = 0.1  # of the largest output, or of 1, with layers in integers: what lies between two may be rounded to either
 HALF_TOLERANCE = 0.03  # the same with layers in fp16
 SAME_NUMBER = 0.01  # answers that are one standardised number each and this close are the same
+NOT_FINITE = "answers with numbers that are not finite (NaN or infinity), or the network does"
 
 
 @dataclass(frozen=True)
@@ -116,15 +118,15 @@ def runs_onnx(device: Device) -> bool:
 def compare(
     network: nn.Module, path: Path, inputs: Sequence[Mapping[str, Tensor]], *, kind: str = "onnx"
 ) -> tuple[float, float, int]:
-    """Largest absolute difference between network and file, number of equal decisions, number of examples; an example with many
-    decisions counts by the share of them that is equal."""
+    """Largest absolute difference between network and file (infinite where an output is not finite), number of equal decisions,
+    number of examples; an example with many decisions counts by the share of them that is equal."""
     answer = FORMATS[kind].open(path)
     difference, equal, total = 0.0, 0.0, 0
     for example in inputs:
         with torch.no_grad():
             expected = arrays(network(*example.values()))
         actual = answer(example)
-        difference = max(difference, *(float(np.abs(a - b).max(initial=0)) for a, b in zip(actual, expected, strict=False)))
+        difference = max(difference, *(largest_difference(a, b) for a, b in zip(actual, expected, strict=False)))
         same = equal_decisions(actual[0], expected[0])
         equal += len(same) * float(same.mean())
         total += len(same)
@@ -149,6 +151,8 @@ def write_as(
             warnings.filterwarnings("ignore", message="Constant folding", category=UserWarning)
             chosen.write(network, examples[0], unfinished)
         difference, equal, total = compare(network, unfinished, examples, kind=kind)
+        if difference == math.inf:
+            raise ExportError(f"{path.name}: {NOT_FINITE}")
         if not difference <= tolerance:
             raise ExportError(f"{path.name}: outputs differ by {difference:.2e} from the network's, allowed are {tolerance:.2e}")
         for part in sorted(Path(folder).iterdir(), key=lambda part: part.name == path.name):  # what the file refers to first
@@ -156,9 +160,17 @@ def write_as(
     return difference, equal, total
 
 
+def largest_difference(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Of two outputs, absolute; infinite if a number of either is not finite."""
+    if not (np.isfinite(actual).all() and np.isfinite(expected).all()):
+        return math.inf
+    return float(np.abs(actual - expected).max(initial=0))
+
+
 def equal_decisions(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """Whether the largest of the logits [..., C] is the same one; a number, which is a single logit, is the
-    same up to `SAME_NUMBER`."""
+    same up to `SAME_NUMBER`. Where a logit is not finite nothing was decided, and nothing is the same."""
+    finite = (np.isfinite(actual) & np.isfinite(expected)).all(-1)
     if expected.shape[-1] == 1:
-        return np.asarray(np.abs(actual - expected)[..., 0] <= SAME_NUMBER)
-    return np.asarray(actual.argmax(-1) == expected.argmax(-1))
+        return np.asarray(finite & (np.abs(actual - expected)[..., 0] <= SAME_NUMBER))
+    return np.asarray(finite & (actual.argmax(-1) == expected.argmax(-1)))

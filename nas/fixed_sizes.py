@@ -22,11 +22,13 @@ class FixedSizes:
         name: of the file, for errors.
         sizes: of its inputs by name, in their order.
         execute: the outputs [B, C] or [B, T, C] of inputs of those sizes, in that order.
+        types: of its inputs by name, like int32.
     """
 
     name: str
     sizes: Mapping[str, tuple[int, ...]]
     execute: Callable[[Sequence[Tensor]], Sequence[np.ndarray]]
+    types: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> list[np.ndarray]:
         """Raises ValueError for inputs that are larger than the file's."""

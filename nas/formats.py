@@ -95,7 +95,10 @@ def _axes(example: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
 
 
 def _open_onnx(path: Path) -> Answer:
-    session = open_session(path, threads=torch.get_num_threads())
+    try:
+        session = open_session(path, threads=torch.get_num_threads())
+    except Exception as error:  # ONNX Runtime's own have no base class of their own
+        raise ExportError(f"{path}: ONNX Runtime cannot open it: {error}") from error
     return lambda inputs: list(session.run(None, {name: value.numpy() for name, value in inputs.items()}))
 
 
@@ -160,7 +163,8 @@ def _open_tflite(path: Path) -> Answer:
         named = zip(details.items(), values, strict=True)
         return [runner(**{name: value.numpy().astype(detail["dtype"]) for (name, detail), value in named})["logits"]]
 
-    return FixedSizes(path.name, {name: tuple(detail["shape"].tolist()) for name, detail in details.items()}, execute)
+    sizes = {name: tuple(detail["shape"].tolist()) for name, detail in details.items()}
+    return FixedSizes(path.name, sizes, execute, {name: np.dtype(detail["dtype"]).name for name, detail in details.items()})
 
 
 def _write_openvino(network: nn.Module, example: Mapping[str, Tensor], path: Path) -> None:

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from experiments import run_directory
+from experiments import cli, run_directory
 from experiments.run_directory import RunDirectory, RunError
 from tests.support.commands import refused
 
@@ -49,6 +49,23 @@ def test_before_anything_is_done(words, message, tmp_path):
         words = (*words, f"run={tmp_path / 'run'}")
     refused(*words, message=message)
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "word", "message"),
+    [
+        ("export", "tolerance=abc", "tolerance: 'abc' is not a number"),
+        ("export", "pick=", "pick: has no value, it takes a text"),
+        ("export", "replace=perhaps", "replace: 'perhaps' is not true or false"),
+        ("export", "pick=[a", "pick: '[a' is not a text"),
+        ("export", "pick=${x}", "pick: '${x}' is not a text"),
+        ("measure", "batch=1.5", "batch: '1.5' is not a whole number"),
+        ("measure", "dims=3", "dims: '3' is not numbers by names like {height:224}"),
+    ],
+)
+def test_a_word_s_value_is_of_its_kind(command, word, message, capsys):
+    assert cli.main([command, word]) == 2
+    assert capsys.readouterr().err == f"paretoformer: {message}\n"
 
 
 def test_a_csv_without_the_column(tmp_path):

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from experiments import shipping
 from experiments.build import build
+from experiments.card import card
 from experiments.cli import main
 from experiments.contract import BrokenPromiseError, Limits, checksum, tolerance_of
 from experiments.export import Exporter, Words, limits_of, picks
@@ -28,17 +29,17 @@ from experiments.predict import Predictor, Refused, chosen
 from experiments.predict import main as predict
 from experiments.progress import Reporter
 from experiments.results import Results
-from experiments.shipping import Shipped, Terms, check_unchanged, replacing, ship
+from experiments.shipping import Shipped, Terms, check_unchanged, holds_foreign, replacing, ship, unused_beside
 from hardware import placement
 from hardware.executorch_device import ExecuTorch
 from hardware.litert import LiteRt
 from hardware.openvino_device import OpenVino
 from hardware.placement import CPU, Placement, operators, peak_memory, tune
 from nas.compute import Compute
-from nas.export import export_onnx
+from nas.export import compare, export_onnx
 from nas.finish.precision import quantised
 from nas.fixed_sizes import FixedSizes
-from nas.formats import open_session
+from nas.formats import ExportError, open_session
 from nas.protocols import Device
 from nas.shared_weights import share_weights
 
@@ -116,12 +117,54 @@ def test_a_changed_file_is_not_used(folder, tmp_path):
         (["--network", "other"], "--network: 'other' is not one of best, "),
         (["--top", "0"], "--top: 0 is not at least 1"),
         (["--temperature", "nan"], "--temperature: nan is not 0 or more"),
+        (["--seed", "-1", "--temperature", "1"], "--seed: -1 is not 0 or more"),
     ],
 )
 def test_what_predict_refuses(folder, words, message, capsys, monkeypatch):
     monkeypatch.setattr("experiments.predict.__file__", str(folder / "predict.py"))
     assert predict(["Guten Tag", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_who_has_read_enough_is_told_no_more(folder):
+    line = [sys.executable, "-I", str(folder / "predict.py"), *["a"] * 50]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(60) == 1
+
+
+def test_a_file_that_cannot_be_read(folder, monkeypatch):
+    def forbidden(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "model.onnx")
+
+    monkeypatch.setattr(Path, "open", forbidden)  # root reads everything
+    with pytest.raises(Refused, match=r"model\.onnx: cannot be read \(\[Errno 13\] Permission denied"):
+        shipping.predict.checked(folder, {"files": {}}, "model.onnx")
+
+
+def test_budgets_and_predict_judge_by_the_same_time(contract):
+    [facts] = contract["networks"]
+    judged_ms = facts["latency_ms"][contract["judged_by"]]
+    Limits(budget_ms=judged_ms).check("net", budget_ms=facts["latency_ms"]["quiet"])
+    assert chosen(contract, within=f"{judged_ms} ms", name=None) == [facts]
+    with pytest.raises(Refused, match=r"\(quiet\)"):
+        chosen(contract, within=f"{0.99 * judged_ms} ms", name=None)
+
+
+def test_a_card_tells_another_way_of_measuring(contract):
+    [facts] = contract["networks"]
+    way = {"provider": CPU, "threads": 1, "graph_optimization": "none"}
+    text = card({**contract, "networks": [{**facts, "measured_with": way, "run_ms": 0.5, "measured_with_ms": 0.75}]})
+    said = (
+        f"the latency above was measured with {CPU}, 1 thread, graph optimisation `none`; briefly tried side by side, they take "
+    )
+    assert f"{said}0.500 ms beside 0.750 ms" in text
+    assert "was measured with" not in card({**contract, "networks": [{**facts, "measured_with": facts["run"]}]})
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"files": {"a": 1}, "networks": [{}]}', "[]"])
@@ -140,10 +183,16 @@ def test_the_contract_says_what_was_measured(run, folder, contract):
     assert facts["validation_error_percent"] == facts["torch_validation_error_percent"]
     assert facts["parity"]["equal_decisions"] == 1
     assert 0 < facts["parity"]["max_abs_difference"] <= 1e-4
+    assert facts["parity"]["runtime"] == f"onnxruntime {onnxruntime.__version__} on this machine's CPU"
+    assert facts["parity"]["runtime_is_timed"]
     assert facts["test"]["num_examples"] == facts["parity"]["num_examples"]
     times = facts["latency_ms"]
     assert times["p50"] <= times["p90"] <= times["p99"]
     assert sum(o["percent"] for o in facts["operators"]) == pytest.approx(100, abs=2)
+    ways = [{**t, "file": t.get("file", "")} for t in facts["tried"]]
+    for name in ("run", "measured_with"):
+        assert facts[f"{name}_ms"] in [t["latency_ms"] for t in ways if not t["file"] and facts[name].items() <= t.items()]
+    assert {name: facts["environment"][name] for name in facts["measured_with"]} == facts["measured_with"]
     assert {o["provider"] for o in facts["operators"]} == {CPU}
     assert facts["fallbacks"] == []
     assert facts["run"] in [{name: t[name] for name in facts["run"]} for t in facts["tried"] if t["equal"]]
@@ -186,6 +235,40 @@ def test_a_broken_promise_ships_nothing(run, folder, exporter, limits):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in (run / "export").iterdir() if path.name.startswith(".")] == []
     assert (run / "test.json").read_bytes() == reads, "the test split is not read for what does not ship"
+
+
+class NoNumber(torch.nn.Module):
+    """A network whose ONNX graph says NaN for some inputs."""
+
+    def forward(self, x):
+        return torch.where(x > 0, x * math.nan, x) if torch.onnx.is_in_onnx_export() else x
+
+
+def test_what_is_no_number_is_not_equal(tmp_path):
+    bad, good = {"x": torch.tensor([[1.0, -2.0], [-1.0, -2.0]])}, {"x": -torch.ones(1, 2)}
+    with pytest.raises(ExportError, match=r"m\.onnx: answers with numbers that are not finite"):
+        export_onnx(NoNumber(), bad, tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
+    export_onnx(NoNumber(), good, tmp_path / "m.onnx")
+    assert compare(NoNumber(), tmp_path / "m.onnx", [good, bad]) == (math.inf, 2, 3)
+    with pytest.raises(ValueError, match=r"m\.onnx: CPUExecutionProvider answers with numbers that are not finite"):
+        tune(tmp_path / "m.onnx", {"x": bad["x"].numpy()}, Placement(), tolerance=1.0, rounds=1)
+
+
+def test_a_file_that_answers_with_no_numbers_does_not_ship(exporter, tmp_path):
+    """Whatever the limits are."""
+    shipment = exporter.shipment(pick(exporter.results.networks, "best"), ["best"])
+    model = onnx.load(shipment.files["model.onnx"])
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) == 2:
+            broken = np.full(tuple(tensor.dims), np.nan, np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(broken, tensor.name))
+    onnx.save(model, tmp_path / "model.onnx")
+    shipment = replace(shipment, files={"model.onnx": tmp_path / "model.onnx"})
+    with pytest.raises(
+        BrokenPromiseError, match=r"tolerance: .* answers with numbers that are not finite .*; nothing was written"
+    ):
+        ship(exporter.finisher, [shipment], Terms("again"))
 
 
 def test_limits():
@@ -231,6 +314,34 @@ def test_what_export_refuses(run, words, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("suffix", ["safetensors", "onnx"])
+def test_a_damaged_file_of_the_short_list(run, suffix, capsys):
+    [path] = (run / "shortlist").glob(f"{pick_id(run)}.{suffix}")
+    content = path.read_bytes()
+    path.write_bytes(b"\xff" * 100)
+    try:
+        assert main(["export", f"run={run}", "pick=best", "replace=true"]) == 2
+    finally:
+        path.write_bytes(content)
+    error = capsys.readouterr().err
+    assert f"{path}: is damaged; delete shortlist/{pick_id(run)}.* of the run, and the same search makes them again (" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_changed_folder_is_refused_before_anything_is_measured(run, folder, capsys, monkeypatch):
+    monkeypatch.setattr(Exporter, "shipment", lambda *_: pytest.fail("it was measured"))
+    (folder / "notes.txt").write_text("dear to somebody")
+    try:
+        assert main(["export", f"run={run}", "pick=best"]) == 2
+    finally:
+        (folder / "notes.txt").unlink()
+    assert "holds notes.txt, which is not as an export left it" in capsys.readouterr().err
+
+
+def pick_id(run: Path) -> str:
+    return pick(Results.from_json(json.loads((run / "results.json").read_text())).networks, "best").id
+
+
 def test_what_is_not_an_export_s_own_stays(folder, tmp_path):
     check_unchanged(tmp_path / "nowhere")
     check_unchanged(folder)
@@ -250,6 +361,49 @@ def test_what_is_not_an_export_s_own_stays(folder, tmp_path):
         (part / "new").write_text("whole")
     assert [path.name for path in copy.iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_what_no_export_wrote_is_moved_with_its_folder(folder, tmp_path):
+    copy = tmp_path / "copy"
+    assert not holds_foreign(copy)
+    shutil.copytree(folder, copy)
+    (copy / "card.md").write_text("changed")
+    assert not holds_foreign(copy), "a changed file of the export itself"
+    for name in ("copy.kept", "copy.kept-1"):
+        (copy / "notes.txt").write_text(name)
+        assert holds_foreign(copy)
+        assert unused_beside(copy) == tmp_path / name
+        with replacing(copy, even_if_changed=True, moved_to=tmp_path / name) as part:
+            (part / "contract.json").write_text('{"files": {}}')
+        assert (tmp_path / name / "notes.txt").read_text() == name
+        assert not holds_foreign(copy)
+    (copy / "contract.json").unlink()
+    assert holds_foreign(copy)
+    assert {path.name for path in tmp_path.iterdir()} == {"copy", "copy.kept", "copy.kept-1"}
+
+
+def test_files_and_links_are_replaced(tmp_path):
+    folder, target = tmp_path / "folder", tmp_path / "target"
+    with replacing(target, even_if_changed=False) as part:
+        (part / "contract.json").write_text('{"files": {}}')
+    for number in range(2):
+        folder.symlink_to(target)
+        with replacing(folder, even_if_changed=False) as part:
+            (part / "file").write_text(str(number))
+        assert not folder.is_symlink()
+        assert (folder / "file").read_text() == str(number)
+        shutil.rmtree(folder)
+    folder.write_text("mine")
+    with pytest.raises(ValueError, match=r"exists and has no contract\.json of an export"):
+        check_unchanged(folder)
+    with replacing(folder, even_if_changed=True) as part:
+        (part / "file").write_text("whole")
+    assert (folder / "file").read_text() == "whole"
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "target"}, "what a link led to stays"
+    shutil.rmtree(folder)
+    folder.symlink_to("nowhere")
+    with pytest.raises(ValueError, match=r"exists and has no contract\.json of an export"):
+        check_unchanged(folder)
 
 
 def test_an_interrupted_export_leaves_what_was_there(tmp_path):
@@ -326,11 +480,11 @@ def test_the_smallest_of_a_family_answers_before_the_rest_is_there(family, tmp_p
 
 def test_the_best_that_fits_is_taken():
     def network(name: str, error: float, ms: float | None) -> dict[str, object]:
-        return {"id": name, "names": [], "validation_error_percent": error, "latency_ms": ms and {"p90": ms}}
+        return {"id": name, "names": [], "validation_error_percent": error, "latency_ms": ms and {"quiet": ms, "p90": 9 * ms}}
 
-    family = {"networks": [network("a", 9, 1.0), network("b", 5, 4.0), network("c", 3, 9.0)]}
+    family = {"judged_by": "quiet", "networks": [network("a", 9, 1.0), network("b", 5, 4.0), network("c", 3, 9.0)]}
     assert [chosen(family, within=w, name=None)[0]["id"] for w in ("1ms", "8.5 ms", "100", None)] == ["a", "b", "c", "c"]
-    with pytest.raises(Refused, match=r"no network answers within 0\.5 ms, the fastest takes 1 ms"):
+    with pytest.raises(Refused, match=r"no network answers within 0\.5 ms, the fastest takes 1 ms \(quiet\)"):
         chosen(family, within="0.5", name=None)
     with pytest.raises(Refused, match="no latency was measured"):
         chosen({"networks": [network("a", 9, None)]}, within="8", name=None)
@@ -442,17 +596,46 @@ def test_images_and_signals_are_answered(tmp_path, capsys):
     predictor = Predictor(tiny_folder(tmp_path, Bright(), example, kind="values", name="image", shape=[1, 2, 3]), Options())
     assert "ElsewhereExecutionProvider is not on this machine; CPUExecutionProvider answers" in capsys.readouterr().err
     arrays = {"one": np.full((1, 2, 3), 200), "two": np.stack([np.zeros((1, 2, 3)), np.full((1, 2, 3), 150.0)])}
-    bad = {"other": np.zeros((3, 2)), "nan": np.full((1, 2, 3), np.nan), "words": np.full((1, 2, 3), "a")}
+    far, complex_ = np.full((1, 2, 3), 1e300), np.full((1, 2, 3), 1 + 2j)
+    bad = {
+        "far": far,
+        "complex": complex_,
+        "none": np.zeros((0, 1, 2, 3)),
+        "other": np.zeros((3, 2)),
+        "nan": np.full((1, 2, 3), np.nan),
+        "words": np.full((1, 2, 3), "a"),
+    }
     for name, values in {**arrays, **bad}.items():
         np.save(tmp_path / f"{name}.npy", values)
+    with (tmp_path / "huge.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (2**45,)})
+    (tmp_path / "broken.npy").write_bytes(b"PK\x03\x04 no archive")
+    huge, broken, deep = answers(predictor, *(str(tmp_path / f"{n}.npy").encode() for n in ("huge", "broken")), b"[" * 20_000)
+    assert huge.startswith("is neither a JSON array nor an .npy file (Unable to allocate 256. TiB")
+    assert broken == "is neither a JSON array nor an .npy file (File is not a zip file)"
+    assert deep.startswith("is neither a JSON array nor an .npy file (maximum recursion depth exceeded")
     paths = [str(tmp_path / f"{name}.npy").encode() for name in (*arrays, *bad)]
     assert answers(predictor, *paths, b"[[[1,2,3],[4,5,6]]]", b"[1,", b"", b"\xff", b"nowhere.npy") == [
         "yes", "no", "yes",
+        "holds a number beyond those of float32 (up to 3.4e+38)", "holds complex numbers, the network takes real ones",
+        "holds no example",
         "has the shape (3, 2), the network takes (1, 2, 3)", "holds what is no finite number", "holds what is no finite number",
         "no", "is neither a JSON array nor an .npy file (Expecting value: line 1 column 4 (char 3))", "is empty",
         "is not valid UTF-8 (byte 0)",
         "is neither a JSON array nor an .npy file ([Errno 2] No such file or directory: 'nowhere.npy')",
     ]  # fmt: skip
+
+
+def test_an_answer_that_is_no_number_is_none(tmp_path):
+    class Square(torch.nn.Module):
+        def forward(self, image):
+            square = (image * image).sum(dim=(1, 2, 3))
+            return torch.stack([square, -square], dim=1)
+
+    example = {"image": torch.zeros(1, 1, 1, 1)}
+    given = {"kind": "values", "name": "image", "shape": [1, 1, 1]}
+    predictor = Predictor(tiny_folder(tmp_path, Square(), example, **given), Options())
+    assert answers(predictor, b"[[[2]]]", b"[[[3e38]]]") == ["no", "is answered with numbers that are not finite"]
 
 
 def test_a_picture_is_read_where_pillow_is_installed(tmp_path):
@@ -602,6 +785,7 @@ def test_another_format_has_the_same_contract(run, exporter, tmp_path):
     assert facts["parity"]["equal_decisions"] == 1
     assert facts["latency_ms"]["p99"] > 0
     assert facts["environment"]["openvino"]
+    assert facts["parity"]["runtime"].startswith(f"openvino {shipped.contract['versions']['openvino']} ")
     tests = json.loads((run / "test.json").read_text())
     assert tests[f"{facts['id']}.openvino"]["error_percent"] == facts["test"]["error_percent"]
     assert not (shipped.folder / "predict.py").exists()
@@ -617,7 +801,10 @@ def test_an_executorch_file_says_what_its_delegate_left_to_others(exporter, tmp_
     assert facts["latency_ms"]["p99"] > 0
     assert facts["sizes"] == {"token_ids": [1, 32], "attention_mask": [1, 32]}
     assert {o["operator"] for o in facts["fallbacks"]} < {o["operator"] for o in facts["operators"]}
-    assert "embedding.out (portable kernels)" in (shipped.folder / "card.md").read_text()
+    card = (shipped.folder / "card.md").read_text()
+    assert "embedding.out (portable kernels)" in card
+    assert "This file takes `token_ids`, int64 [1, 32] and `attention_mask`, int64 [1, 32], and nothing of another size." in card
+    assert shipped.contract["versions"]["executorch"] in facts["parity"]["runtime"]
 
 
 def test_a_litert_file_is_scored_on_whole_batches(exporter, tmp_path):
@@ -628,6 +815,11 @@ def test_a_litert_file_is_scored_on_whole_batches(exporter, tmp_path):
     assert facts["parity"]["equal_decisions"] == 1
     assert facts["validation_error_percent"] == facts["torch_validation_error_percent"]
     assert facts["sizes"] == {"token_ids": [1, 32], "attention_mask": [1, 32]}
+    card = (shipped.folder / "card.md").read_text()
+    assert facts["types"] == {"token_ids": "int32", "attention_mask": "int32"}
+    assert "This file takes `attention_mask`, int32 [1, 32] and `token_ids`, int32 [1, 32], and nothing of another size." in card
+    assert shipped.contract["versions"]["ai-edge-litert"] in facts["parity"]["runtime"]
+    assert shipped.contract["versions"]["litert-torch"][0].isdigit()
 
 
 def test_a_file_of_one_size_answers_any_batch_of_at_most_that_many_tokens():

@@ -1,6 +1,8 @@
 """Language models: windows that never mix splits, errors and bits that can be counted by hand, and texts that go on."""
 
+import json
 import math
+import shutil
 from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,7 +15,7 @@ from tokenizers import Tokenizer, models
 
 from experiments import generate as generation
 from experiments.cli import main
-from experiments.contract import Limits
+from experiments.contract import BrokenPromiseError, Limits, files_of
 from experiments.finishing import Finisher
 from experiments.generate import generate
 from experiments.pipeline import Pipeline
@@ -208,6 +210,13 @@ def exported(task, family, tmp_path_factory):
     teach(network, task, config, Lesson(), compute=Compute(), seed=0)
     export_onnx(*form_of(family, network, Workload(1, 1, "decode", T - 1)), folder / "decode.onnx")
     task.save_preprocessing(folder)
+    facts = {
+        "id": "n", "names": [], "files": ["decode.onnx"], "answers": "decode.onnx", "validation_error_percent": 1.0,
+        "run": {"provider": "CPUExecutionProvider", "threads": 1, "graph_optimization": "all"},
+    }  # fmt: skip
+    reads = {"kind": "language model", "answer": "label", "max_tokens": T}
+    contract = {"format": "onnx", "networks": [facts], "files": files_of(folder), "input": reads}
+    (folder / "contract.json").write_text(json.dumps(contract))
     return network.eval(), folder
 
 
@@ -238,7 +247,8 @@ def test_randomness_is_the_seed_s(exported):
     rng = np.random.default_rng(0)
     drawn = [draw(np.log(np.array([0.2, 0.8], np.float32)), 1.0, rng) for _ in range(2000)]
     assert np.mean(drawn) == pytest.approx(0.8, abs=0.03)
-    assert draw(np.array([0.0, 3.0, 1.0]), 0.0, rng) == 1
+    for temperature in (0.0, 1e-320):
+        assert draw(np.array([0.0, 3.0, 1.0]), temperature, rng) == 1
 
 
 def test_positions_never_run_out():
@@ -274,10 +284,13 @@ def test_the_command_generates(exported, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["export=nowhere", "prompt=a"], "holds no decode.onnx"),
-        (["export={}", "prompt="], "has no token to go on from"),
+        (["export=nowhere", "prompt=a"], "export: nowhere: contract.json: is missing or damaged"),
+        (["export={}", "prompt="], "prompt=…: is empty: there is no token to go on from"),
+        (["export={}", "prompt=\udcff"], "prompt=…: is not valid UTF-8 (byte 0)"),
         (["export={}", "prompt=a", "tokens=0"], "tokens: 0 is not at least 1"),
-        (["export={}", "prompt=a", "temperature=-1"], "temperature: -1.0 is negative"),
+        (["export={}", "prompt=a", "temperature=-1"], "temperature: -1.0 is not 0 or more"),
+        (["export={}", "prompt=a", "temperature=1", "seed=-1"], "seed: -1 is not 0 or more"),
+        (["export={}", "prompt=a", "tokens=many"], "tokens: 'many' is not a whole number"),
         (["prompt=a"], "export=… is missing"),
     ],
 )
@@ -285,6 +298,20 @@ def test_the_command_s_faults(exported, capsys, words, said):
     assert main(["generate", *(word.format(exported[1]) for word in words)]) == 2
     assert said in capsys.readouterr().err
     assert generation.PROMPT == "prompt="
+
+
+def test_a_changed_decoder_does_not_go_on(exported, tmp_path):
+    folder = tmp_path / "folder"
+    shutil.copytree(exported[1], folder)
+    content = bytearray((folder / "decode.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "decode.onnx").write_bytes(content)
+    with pytest.raises(ValueError, match=r"export: .*: decode\.onnx: is not the file that was exported"):
+        generate(folder, "a", 1)
+    contract = json.loads((folder / "contract.json").read_text())
+    (folder / "contract.json").write_text(json.dumps({**contract, "input": {**contract["input"], "kind": "text"}}))
+    with pytest.raises(ValueError, match=r"export: .* holds a network for text, and no decoder"):
+        generate(folder, "a", 1)
 
 
 def test_a_file_s_scores_are_those_of_the_network(task, family, exported, tmp_path):
@@ -321,6 +348,11 @@ def test_a_decoder_ships_over_one_file_of_weights(task, family, exported, tmp_pa
     assert facts["timed"] == facts["answers"] == "decode.onnx"
     assert facts["files"] == ["model.onnx", "prefill.onnx", "decode.onnx", "weights.bin"]
     assert facts["test"]["metrics"]["bits per byte"] < 3
+    steps = facts["parity"]["token_by_token"]
+    assert steps["num_tokens"] == steps["num_sequences"] * (T + T - T // 2 + 1)
+    assert steps["equal_decisions"] == 1
+    assert 0 < steps["max_abs_difference"] <= 1e-4
+    assert f"100.00 % of {steps['num_tokens']} tokens" in (shipped.folder / "card.md").read_text()
     predictor = Predictor(
         shipped.folder, SimpleNamespace(within=None, network=None, at_once=False, tokens=T, temperature=0.0, seed=0)
     )
@@ -330,6 +362,25 @@ def test_a_decoder_ships_over_one_file_of_weights(task, family, exported, tmp_pa
         assert answer["cut"] == (len(prompt) > T)
     with pytest.raises(Refused, match="there is no token to go on from"):
         list(predictor(b""))
+
+
+def test_a_decode_file_that_says_otherwise_does_not_ship(task, family, exported, tmp_path):
+    """Its whole inputs are answered as the network answers them; only token by token is it another."""
+    network, _ = exported
+    run, workload = RunDirectory(tmp_path / "run"), Workload(1, 1, "decode", T - 1)
+    finisher = Finisher(family, task, LocalCpu(), workload, Compute(), FinishSettings(), 0, run)
+    arch = family.space.canonical({**family.space.largest().as_dict, **PICKS})
+    with run.replacing(f"shortlist/{arch.id}.safetensors") as path:
+        save_file(network.state_dict(), path)
+    export_onnx(network, family.example_input(workload.encoded), finisher.onnx_path(arch), kind=finisher.onnx_kind)
+    other = family.network(arch, backend="blocks").eval()
+    export_onnx(*form_of(family, other, workload), finisher.onnx_path(arch, "decode"), kind=finisher.onnx_kind)
+    verdict = Verdict.of(asked_ms=1.0, asked_origin="user", predicted_ms=1.0, predicted_upper_ms=1.0)
+    with pytest.raises(
+        BrokenPromiseError, match=f"tolerance: {arch.id}, token by token, has .*, promised is at most 0.0001; nothing was written"
+    ):
+        ship(finisher, [Shipment(arch, finisher.files(arch), None, verdict)], Terms("again", Limits(tolerance=1e-4)))
+    assert not (tmp_path / "run/test.json").exists(), "the test split was not read"
 
 
 def test_only_decoders_are_timed_token_by_token(task, tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from experiments.conclude import lost_sentence
 from experiments.networks import front
 from experiments.plots.pareto import pareto_figure
 from experiments.report import (
@@ -118,6 +119,18 @@ def test_a_collapse_of_the_differentiable_search_is_said_so():
     said = f"Differentiable search: {alarm}"
     assert said in " ".join(printed(*summary(results, "runs/x")).split())
     assert said in " ".join(Page(page(results, [])).text.replace("\u00a0", " ").split())
+
+
+def test_a_file_that_is_worse_than_its_network_is_said_so():
+    """A search does not lose its results for it, as an export would be refused."""
+    facts = {"validation_error_percent": 12.0, "torch_validation_error_percent": 11.0}
+    assert lost_sentence(facts) == ""
+    lost = lost_sentence({**facts, "validation_error_percent": 90.0})
+    assert "90.00 % validation error instead of 11.00 % in torch, where export allows 1 point" in lost
+    results = make_results(lost=lost)
+    assert lost in " ".join(printed(*summary(results, "runs/x")).split())
+    assert lost in " ".join(Page(page(results, [])).text.replace("\u00a0", " ").split())
+    assert Results.from_json(json.loads(json.dumps(results.to_json()))) == results
 
 
 def test_the_guards_record_in_a_sentence():

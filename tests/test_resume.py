@@ -102,8 +102,13 @@ def _study(run: Path) -> optuna.Study:
 def test_a_finished_run_is_not_searched_again(whole):
     before = {p: p.stat().st_mtime_ns for p in whole.rglob("*.safetensors")}
     num_measurements = len(lines(whole / "measurements.jsonl"))
+    [export] = (whole / "export").iterdir()
+    (export / "notes.txt").write_text("dear to somebody")
     done = command(*words(whole))
     assert done.returncode == 0, done.stderr
+    assert f"{export.name} held what no export wrote; it is in " in done.stdout.replace("\n", " ")
+    assert (export.with_name(f"{export.name}.kept") / "notes.txt").read_text() == "dear to somebody"
+    assert not (export / "notes.txt").exists()
     assert before == {p: p.stat().st_mtime_ns for p in whole.rglob("*.safetensors")}
     assert len(lines(whole / "measurements.jsonl")) == num_measurements
 
