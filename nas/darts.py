@@ -43,6 +43,7 @@ from nas.guards import Health
 from nas.projection import discretise
 from nas.proposals import Proposal
 from nas.protocols import Batch, DifferentiableLatencyModel, Family, Task
+from nas.ranges import check_not_negative, check_positive, check_whole
 from nas.relaxations import RELAXATIONS, Relaxation, cooled, relax
 from nas.space import Architecture
 from nas.supernet import fixed
@@ -88,13 +89,10 @@ class DartsConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "temperature", tuple(self.temperature))
-        for name in ("steps", "steps_more", "tokens_per_batch", "logit_rate", "penalty", "check_every"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}: {getattr(self, name)} is not positive")
-        for name in ("unroll_rate", "beta_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: {getattr(self, name)} is negative")
-        if len(self.temperature) != 2 or min(self.temperature) <= 0:
+        check_whole(self, "steps", "steps_more", "tokens_per_batch", "check_every")
+        check_positive(self, "logit_rate", "weight_rate", "penalty")
+        check_not_negative(self, "unroll_rate", "beta_decay")
+        if len(self.temperature) != 2 or not all(isinstance(t, int | float) and 0 < t < math.inf for t in self.temperature):
             raise ValueError(f"temperature: {self.temperature} is not a pair of positive numbers")
         allowed = {"relaxation": RELAXATIONS, "discretisation": get_args(Discretisation), "remedy": get_args(Remedy)}
         for name, options in allowed.items():

@@ -18,6 +18,7 @@ from torch import nn
 
 from nas.compute import Compute
 from nas.protocols import Batch, Family, Task
+from nas.ranges import check_not_negative, check_positive, check_whole
 from nas.seeds import seed_of
 from nas.supernet import sandwich, sandwich_step
 
@@ -55,9 +56,9 @@ class TrainConfig:
     ema: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "tokens_per_batch", "learning_rate", "clip_norm", "accumulate"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}: {getattr(self, name)} is not positive")
+        check_whole(self, "steps", "tokens_per_batch", "accumulate")
+        check_positive(self, "learning_rate", "clip_norm")
+        check_not_negative(self, "weight_decay", "warmup_fraction", "ema")
         if not 0 <= self.warmup_fraction < 1:
             raise ValueError(f"warmup_fraction: {self.warmup_fraction} is not in [0, 1)")
         if not 0 <= self.ema < 1:

@@ -36,6 +36,22 @@ def trained(gradient, *, steps=200, **config):
     return trainer, said, losses
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": float("nan")}, "learning_rate: nan is not a finite number"),
+        ({"learning_rate": ".nan"}, r"learning_rate: '\.nan' is not a finite number"),
+        ({"clip_norm": float("inf")}, "clip_norm: inf is not a finite number"),
+        ({"weight_decay": -0.1}, "weight_decay: -0.1 is negative"),
+        ({"accumulate": 0}, "accumulate: 0 is not positive"),
+        ({"ema": 1.0}, r"ema: 1.0 is not in \[0, 1\)"),
+    ],
+)
+def test_rates_that_nothing_can_learn_at_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**{"steps": 1, **changes})
+
+
 def test_training_goes_back_to_the_last_sound_state_and_on_at_half_the_rate():
     gradient = Failing(nan_at=[121])
     trainer, said, losses = trained(gradient)
