@@ -63,11 +63,12 @@ class DartsConfig:
 
     `steps` are for the first budget, `steps_more` for each further one, which starts from the logits and weights of the one
     before. The temperature falls geometrically from `temperature[0]` to `temperature[1]` in every search. The guards look every
-    `check_every` steps and at the end of a budget; a look costs about as much as two steps. When their alarm trips, at a budget's
-    second look or later (so at one of `steps_more` only if these are longer), the search for that budget begins again with even
-    logits and the `remedy`, for the steps that are left: `beta_decay`, or `perturbation`, which trains the weights under even
-    probabilities and then ranks the options by perturbation, once for all budgets. The alarm is false where a small network is as
-    good as any: a remedy stays only if what it finds has less loss on the architecture split than what was found before.
+    `check_every` steps and at the end of a budget; a look costs about as much as two steps. Their alarm trips at a budget's
+    second look or later, as a budget that is smaller than the one before overshoots at first; where a shorter budget looks like
+    a collapse, it gets the steps to a second look. Then the search for that budget begins again with even logits and the
+    `remedy`, for the steps that are left: `beta_decay`, or `perturbation`, which trains the weights under even probabilities and
+    then ranks the options by perturbation, once for all budgets. The alarm is false where a small network is as good as any: a
+    remedy stays only if what it finds has less loss on the architecture split than what was found before.
 
     Raises:
         ValueError: a value outside its range.
@@ -266,7 +267,8 @@ class Darts:
         self, constraints: Sequence[Constraint], steps: int, on_step: Callable[[int, float], None],
         on_check: Callable[[Health], None], *, until_alarm: bool,
     ) -> tuple[list[float], str]:  # fmt: skip
-        """The losses of the steps on the architecture split, and the last alarm, which may have ended them."""
+        """The losses of the steps on the architecture split, and the last alarm, which may have ended them; where that is what it
+        waits for and the steps end too early for an alarm, it takes more of them in doubt."""
         losses: list[float] = []
         gaps: list[float] = []
         alarm, last, step = "", steps, 0
@@ -284,6 +286,7 @@ class Darts:
             if step % self.config.check_every == 0 or step == last:
                 health = self._check(constraints, temperature, float(np.mean(gaps)), step)
                 if health.alarm and step < SETTLING * self.config.check_every:
+                    last = max(last, SETTLING * self.config.check_every) if until_alarm else last
                     health = replace(health, alarm="")
                 on_check(health)
                 gaps, alarm = [], health.alarm

@@ -235,9 +235,10 @@ class NeedsAttention(Task):
             yield Batch((torch.as_tensor(ids), torch.ones(64, 8, dtype=torch.int64)), torch.as_tensor(targets - 4))
 
 
-def planted(**changes) -> tuple[Proposal, list[guards.Health], float]:
-    """A supernet whose smallest network alone is trained, so that every other one is worse at first; the proposal for a budget
-    that allows attention or large feed-forwards, the guards' record, and the proposal's loss with the search's weights."""
+def planted(*budgets: tuple[float, int], **changes) -> tuple[Proposal, list[guards.Health], float]:
+    """A supernet whose smallest network alone is trained, so that every other one is worse at first; the proposal for the last of
+    budgets in ms (with their steps) that allow attention or large feed-forwards, the guards' record, and the proposal's loss with
+    the search's weights."""
     options = {"width": (16,), "depth": (1, 2, 3), "heads": (1,), "ffn": (8, 64, 128), "attention": ("full", "none")}
     family = EncoderFamily(encoder_space(**options), vocab_size=24, num_classes=8, max_tokens=8, head_size=8)
     archs = {a.id: a for a in (family.space.sample(np.random.default_rng(s)) for s in range(60))}.values()
@@ -264,7 +265,8 @@ def planted(**changes) -> tuple[Proposal, list[guards.Health], float]:
     config = DartsConfig(steps=50, logit_rate=0.3, weight_rate=3e-3, tokens_per_batch=512, check_every=10, **changes)
     search = Darts(family, supernet, model, task, config, compute=Compute(), seed=0)
     checks: list[guards.Health] = []
-    proposal = search.propose(0.55, steps=config.steps, on_check=checks.append)
+    proposals = [search.propose(ms, steps=steps, on_check=checks.append) for ms, steps in budgets or ((0.55, config.steps),)]
+    proposal = proposals[-1]
     batches = list(task.batches("validation", tokens_per_batch=512, seed=0))
     network = skeleton(family, proposal.arch, Compute())
     with torch.no_grad():
@@ -287,6 +289,38 @@ def test_a_planted_collapse_trips_the_alarm_and_recovers():
     assert [bool(check.alarm) for check in checks] == [False, True] + [False] * 3
     assert recovered.arch["layer1.attention"] == "full"
     assert loss < loss_before - 0.2
+
+
+def test_a_collapse_at_a_later_and_brief_budget_trips_the_alarm_and_recovers():
+    recovered, checks, _ = planted((0.6, 2), (0.55, 10), remedy="perturbation", relaxation="softmax")
+    assert [(check.step, bool(check.alarm)) for check in checks] == [
+        (2, False),
+        (12, False),
+        (22, True),
+        (32, False),
+        (42, False),
+    ]
+    assert recovered.alarm_sentence.startswith("For 0.550 ms it seemed to collapse: 99 % of what can be skipped is skipped")
+    with_it, without = recovered.remedy_losses
+    assert with_it < without
+    assert recovered.arch["layer1.attention"] == "full"
+    _, checks, _ = planted((0.6, 2), (0.55, 10), remedy="none", relaxation="softmax")
+    assert [check.step for check in checks] == [2, 12], "steps are added where something would be done"
+
+
+def test_a_later_budget_that_overshoots_at_first_is_no_collapse():
+    sound, checks, _ = planted((0.7, 10), (0.6, 10), (0.5, 10), remedy="perturbation", relaxation="softmax")
+    assert not sound.alarm
+    *_, doubtful, last = checks
+    assert guards.alarm(skip_share=doubtful.skip_share, used=doubtful.used)
+    assert (doubtful.step, last.step) == (30, 40)
+    assert last.used > doubtful.used
+
+
+def test_sound_budgets_take_the_steps_that_were_asked_for():
+    sound, checks, _ = planted((0.8, 20), (0.6, 10), (0.45, 10), (0.35, 10))
+    assert [(check.step, check.alarm) for check in checks] == [(step, "") for step in (10, 20, 30, 40, 50)]
+    assert not sound.alarm
 
 
 def test_the_planted_case_does_not_collapse_by_default():
