@@ -50,7 +50,7 @@ class Proposer:
 
         Raises:
             BudgetError: no architecture meets a budget.
-            TrainingError: the loss is not finite.
+            TrainingError: a budget could not be searched with numbers; the proposals before it are kept.
             RunError: a damaged checkpoint.
         """
         if self.run.has(PROPOSALS):
@@ -68,6 +68,11 @@ class Proposer:
         self._keep_health(until=darts.num_steps)
         steps = [config.steps] + [config.steps_more] * (len(budgets) - 1)
         title, total = "Differentiable search", sum(steps)
+
+        def on_setback(words: str) -> None:
+            self._keep_health(until=darts.num_steps)
+            self.report.say(words)
+
         with self.report.phase(title, total, done=darts.num_steps) as advance, spent(self.run, title, networks_trained=1):
             for budget_ms, more in list(zip(budgets, steps, strict=True))[len(proposals) :]:
 
@@ -76,7 +81,7 @@ class Proposer:
 
                 proposal = darts.propose(
                     budget_ms, steps=more, on_step=on_step, on_check=lambda health: self.run.append(HEALTH, health.to_json()),
-                    on_setback=self.report.say,
+                    on_setback=on_setback,
                 )  # fmt: skip
                 if proposal.alarm:
                     self.report.say(f"{title}: {proposal.alarm_sentence}")
@@ -94,7 +99,7 @@ class Proposer:
         return [*memory, *self.also]
 
     def _keep_health(self, *, until: int) -> None:
-        """Drops what a stopped process wrote of steps that are done again."""
+        """Drops what is known of steps that are done again, after a stop or a setback."""
         kept = [record for record in self.run.read_lines(HEALTH) if record["step"] <= until]
         with self.run.replacing(HEALTH) as path:
             path.write_text("".join(json.dumps(record) + "\n" for record in kept))

@@ -50,7 +50,8 @@ class Constraint:
 
 @dataclass(frozen=True)
 class Predicted:
-    """The calibrated bound of a latency model in ms, or in mJ of one that was fitted to these.
+    """The calibrated bound of a latency model in ms, or in mJ of one that was fitted to these: an energy budget is
+    `Constraint("budget_mj", "mJ", Predicted(model), limit)`.
 
     The bound is a multiple of a mean that is multilinear in the choices, so that its expectation is exact.
     """

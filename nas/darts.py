@@ -15,7 +15,9 @@ expected latency is multilinear, so that this is its mean over draws.
 - `beta_decay` adds the log-sum-exp of each choice's logits to their loss (beta-DARTS, arXiv:2203.01665, eq. 15), more and more of
   it, which holds logits together;
 - `discretisation="perturbation"` ranks options not by logits but by the loss of the relaxed network with the option alone in its
-  choice (DARTS-PT, arXiv:2108.04392, whose measure is an option's absence, which says little where sizes share weights).
+  choice, on parts of several batches. DARTS-PT (arXiv:2108.04392, algorithm 1) measures the accuracy that an option's absence
+  costs, which says little where sizes share weights, and decides edge by edge, with training in between; here the choices are
+  ranked all at once, with the others relaxed, and the projection decides.
 
 An auxiliary skip with decay (DARTS-, arXiv:2009.01027) has nothing to add here: the residual stream is a skip of weight one
 beside every branch.
@@ -27,7 +29,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -43,17 +45,19 @@ from nas.guards import Health
 from nas.projection import discretise
 from nas.proposals import Proposal
 from nas.protocols import Batch, DifferentiableLatencyModel, Family, Task
+from nas.ranges import check_not_negative, check_positive, check_whole
 from nas.relaxations import RELAXATIONS, Relaxation, cooled, relax
 from nas.space import Architecture
 from nas.supernet import fixed
-from nas.training import MOST_SETBACKS, TrainingError, stream
+from nas.training import MOST_SETBACKS, TrainingError, is_sound, stream
 
 Discretisation = Literal["probability", "perturbation"]
 Remedy = Literal["none", "beta_decay", "perturbation"]
 BETA_DECAY = 1.0  # weight of the remedy of that name
 SMALLER = 4  # what sharpness is measured on: this part of a batch
 JUDGES = 12  # batches that tell whether a remedy helped; of texts of one length each, so that a few would not do
-SETTLING = 2  # the check of a budget from which an alarm counts: a smaller one than before overshoots at first
+RANKERS = 8  # batches, such a part of each, that rank options: the best of a choice as by 16 whole others in 74 %, by one in 64 %
+SETTLING = 2  # the look at a budget from which an alarm counts: a smaller one than before overshoots at first
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,12 @@ class DartsConfig:
 
     `steps` are for the first budget, `steps_more` for each further one, which starts from the logits and weights of the one
     before. The temperature falls geometrically from `temperature[0]` to `temperature[1]` in every search. The guards look every
-    `check_every` steps and at the end of a budget; a look costs about as much as two steps. When their alarm trips, at a budget's
-    second look or later (so at one of `steps_more` only if these are longer), the search for that budget begins again with even
-    logits and the `remedy`, for the steps that are left: `beta_decay`, or `perturbation`, which trains the weights under even
-    probabilities and then ranks the options by perturbation, once for all budgets. The alarm is false where a small network is as
-    good as any: a remedy stays only if what it finds has less loss on the architecture split than what was found before.
+    `check_every` steps and at the end of a budget; a look costs about as much as two steps. Their alarm trips at a budget's
+    second look or later, as a budget that is smaller than the one before overshoots at first; where a shorter budget looks like
+    a collapse, it gets the steps to a second look. Then the search for that budget begins again with even logits and the
+    `remedy`, for the steps that are left: `beta_decay`, or `perturbation`, which trains the weights under even probabilities and
+    then ranks the options by perturbation, once for all budgets. The alarm is false where a small network is as good as any: a
+    remedy stays only if what it finds has less loss on the architecture split than what was found before.
 
     Raises:
         ValueError: a value outside its range.
@@ -88,13 +93,10 @@ class DartsConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "temperature", tuple(self.temperature))
-        for name in ("steps", "steps_more", "tokens_per_batch", "logit_rate", "penalty", "check_every"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}: {getattr(self, name)} is not positive")
-        for name in ("unroll_rate", "beta_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: {getattr(self, name)} is negative")
-        if len(self.temperature) != 2 or min(self.temperature) <= 0:
+        check_whole(self, "steps", "steps_more", "tokens_per_batch", "check_every")
+        check_positive(self, "logit_rate", "weight_rate", "penalty")
+        check_not_negative(self, "unroll_rate", "beta_decay")
+        if len(self.temperature) != 2 or not all(isinstance(t, int | float) and 0 < t < math.inf for t in self.temperature):
             raise ValueError(f"temperature: {self.temperature} is not a pair of positive numbers")
         allowed = {"relaxation": RELAXATIONS, "discretisation": get_args(Discretisation), "remedy": get_args(Remedy)}
         for name, options in allowed.items():
@@ -121,7 +123,7 @@ class Darts:
         self.remedy, self.was_helped = "", False
         self.logit_optimizer: torch.optim.Optimizer
         self.option_losses = np.empty(0)
-        self.num_steps, self.seed = 0, seed
+        self.num_steps, self.halvings, self.seed = 0, 0, seed
         self._even_logits()
         self._open_streams()
 
@@ -129,27 +131,43 @@ class Darts:
         self, budget_ms: float, *, steps: int, on_step: Callable[[int, float], None] = lambda step, loss: None,
         on_check: Callable[[Health], None] = lambda health: None, on_setback: Callable[[str], None] = lambda words: None,
     ) -> Proposal:  # fmt: skip
-        """Searches on from where the last budget ended, and anew if the guards' alarm trips. Where the loss is no number any
-        more, it begins the budget again at half its rates, and tells `on_setback` so.
+        """Searches on from where the last budget ended, and anew if the guards' alarm trips. Where a loss, a gradient, a weight
+        or a logit is no number any more, after the last step at the latest, it begins the budget again at half its rates, and
+        tells `on_setback` so. What it returns and keeps in its state is sound.
 
         Raises:
-            TrainingError: the loss was not finite, and going back did not help.
+            TrainingError: going back did not help, or could not, because nothing was changed yet.
             BudgetError: no architecture meets the budget and the limits.
         """
         constraints = (within_ms(self.latency_model, budget_ms), *self.limits)
-        can_help = self.config.remedy != "none" and not self.was_helped
         before = copy.deepcopy(self.state_dict())
-        for setbacks in itertools.count(1):
+        setbacks = 0
+        while True:
             try:
-                losses, alarm = self._search(constraints, steps, on_step, on_check, until_alarm=can_help)
-                break
+                return self._proposal(constraints, steps, on_step, on_check)
             except TrainingError as error:
-                if setbacks > MOST_SETBACKS:
-                    raise
+                begun = self.num_steps > before["num_steps"]
+                if not begun or setbacks == MOST_SETBACKS:
+                    raise TrainingError(f"{error}, {self._advice(begun=begun)}") from error
+                setbacks += 1
                 self.load_state_dict(copy.deepcopy(before))
-                for group in (*self.weight_optimizer.param_groups, *self.logit_optimizer.param_groups):
-                    group["lr"] /= 2**setbacks
+                self.halvings += setbacks
                 on_setback(f"{error}; it begins the budget of {budget_ms:.3g} ms again at half its rates")
+
+    def _advice(self, *, begun: bool) -> str:
+        if not begun:
+            return "before the first step: what it begins with is broken; a lower learning rate of the supernet may help"
+        weight_rate, logit_rate = (rate / 2**self.halvings for rate in (self.config.weight_rate, self.config.logit_rate))
+        lower = f"a lower weight_rate than {weight_rate:.3g} may help, or a lower logit_rate than {logit_rate:.3g}"
+        return f"and was {MOST_SETBACKS} times before; {lower}"
+
+    def _proposal(
+        self, constraints: Sequence[Constraint], steps: int, on_step: Callable[[int, float], None],
+        on_check: Callable[[Health], None],
+    ) -> Proposal:  # fmt: skip
+        """Of one attempt at a budget, which is the first limit. Raises TrainingError where anything is no number."""
+        can_help = self.config.remedy != "none" and not self.was_helped
+        losses, alarm = self._search(constraints, steps, on_step, on_check, until_alarm=can_help)
         arch = self._discrete(constraints)
         remedy_losses: tuple[float, ...] = ()
         if alarm and can_help:
@@ -159,7 +177,7 @@ class Darts:
         prediction = self.latency_model.predict([arch])
         return Proposal(
             arch=arch,
-            budget_ms=budget_ms,
+            budget_ms=constraints[0].limit,
             predicted_ms=float(prediction.mean_ms[0]),
             upper_ms=float(prediction.upper_ms[0]),
             relaxed_ms=self.latency_model.expected_ms(_exact(encoding)).item(),
@@ -182,6 +200,7 @@ class Darts:
             "was_helped": self.was_helped,
             "option_losses": torch.from_numpy(self.option_losses),
             "num_steps": self.num_steps,
+            "halvings": self.halvings,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -191,6 +210,7 @@ class Darts:
         self.logit_optimizer.load_state_dict(state["logit_optimizer"])
         self.multipliers, self.remedy, self.num_steps = list(state["multipliers"]), state["remedy"], state["num_steps"]
         self.was_helped, self.option_losses = state["was_helped"], state["option_losses"].numpy()
+        self.halvings = int(state.get("halvings", 0))
         self._open_streams()
 
     def _help(
@@ -215,13 +235,18 @@ class Darts:
         self.remedy, self.option_losses = "", np.empty(0)
         return arch, losses, judged
 
+    def _judges(self, num: int, *, start: int = 0) -> list[Batch]:
+        """Batches of the architecture split from a number on, the same whatever the search has seen."""
+        tokens = self.config.tokens_per_batch
+        batches = stream(self.task, "architecture", tokens_per_batch=tokens, seed=self.seed, start=start)
+        return [batch.to(self.compute.device) for batch in itertools.islice(batches, num)]
+
     @torch.no_grad()
     def _loss_of(self, arch: Architecture) -> float:
         """Of a discrete architecture on the first batches of the architecture split."""
         values = torch.as_tensor(self.space.encode([arch])[0], dtype=self.logits.dtype, device=self.logits.device)
-        batches = stream(self.task, "architecture", tokens_per_batch=self.config.tokens_per_batch, seed=self.seed)
-        first = (batch.to(self.compute.device) for batch in itertools.islice(batches, JUDGES))
-        return float(np.mean([float(self._loss(batch, Encoding(self.space, values))) for batch in first]))
+        losses = [float(self._loss(batch, Encoding(self.space, values))) for batch in self._judges(JUDGES)]
+        return _number(float(np.mean(losses)), "the loss of what was found", self.num_steps)
 
     def _discrete(self, constraints: Sequence[Constraint]) -> Architecture:
         """The architecture within the limits that the probabilities, or the losses of the options alone, prefer."""
@@ -249,36 +274,48 @@ class Darts:
         self, constraints: Sequence[Constraint], steps: int, on_step: Callable[[int, float], None],
         on_check: Callable[[Health], None], *, until_alarm: bool,
     ) -> tuple[list[float], str]:  # fmt: skip
-        """The losses of the steps on the architecture split, and the last alarm, which may have ended them."""
+        """The losses of the steps on the architecture split, and the last alarm, which may have ended them; where that is what it
+        waits for and the steps end too early for an alarm, it takes more of them in doubt."""
         losses: list[float] = []
         gaps: list[float] = []
-        alarm = ""
-        for step in range(steps):
-            done = step / max(1, steps - 1)
+        alarm, last, step = "", steps, 0
+        while step < last:
+            done = min(1.0, step / max(1, steps - 1))
             temperature = cooled(self.config.temperature, done)
+            self._set_rates()
             train, self._batch = (next(batches).to(self.compute.device) for batches in (self._train, self._architecture))
-            losses.append(self._logit_step(train, self._batch, temperature, constraints, done))
-            gaps.append(losses[-1] - self._weight_step(train, temperature))
-            if not math.isfinite(losses[-1]):
-                raise TrainingError(f"the loss of the differentiable search is {losses[-1]} at step {step}")
+            losses.append(_number(self._logit_step(train, self._batch, temperature, constraints, done), "the loss", step))
+            _number(float(self.logits.detach().abs().max()), "a logit", step)
+            gaps.append(losses[-1] - self._weight_step(train, temperature, step))
+            step += 1
             self.num_steps += 1
-            on_step(step + 1, losses[-1])
-            if (step + 1) % self.config.check_every == 0 or step + 1 == steps:
-                settled = step + 1 >= SETTLING * self.config.check_every
-                health = self._check(constraints, temperature, float(np.mean(gaps)), settled=settled)
+            on_step(step, losses[-1])
+            if step % self.config.check_every == 0 or step == last:
+                health = self._check(constraints, temperature, float(np.mean(gaps)), step)
+                if health.alarm and step < SETTLING * self.config.check_every:
+                    last = max(last, SETTLING * self.config.check_every) if until_alarm else last
+                    health = replace(health, alarm="")
                 on_check(health)
                 gaps, alarm = [], health.alarm
                 if alarm and until_alarm:
                     break
         return losses, alarm
 
-    def _check(self, constraints: Sequence[Constraint], temperature: float, gap: float, *, settled: bool) -> Health:
+    def _set_rates(self) -> None:
+        rates = {self.weight_optimizer: self.config.weight_rate, self.logit_optimizer: self.config.logit_rate}
+        for optimizer, rate in rates.items():
+            for group in optimizer.param_groups:
+                group["lr"] = rate / 2**self.halvings
+
+    def _check(self, constraints: Sequence[Constraint], temperature: float, gap: float, step: int) -> Health:
+        """Raises TrainingError where the last step left weights that are no numbers, or that give no loss."""
         encoding = self._encoding(temperature)
         skipped = guards.skip_share(encoding)
         used = max(constraint.expected_use(_exact(encoding)).item() for constraint in constraints)
-        size = -(-len(self._batch.targets) // SMALLER)
-        part = Batch(tuple(x[:size] for x in self._batch.inputs), self._batch.targets[:size])
-        loss = self._loss(part, relax(self.space, self.logits, temperature=temperature, kind=self.config.relaxation))
+        loss = self._loss(
+            _part(self._batch, SMALLER), relax(self.space, self.logits, temperature=temperature, kind=self.config.relaxation)
+        )
+        _number(float(loss.detach()) if is_sound(self.supernet) else math.nan, "the loss", step)
         return Health(
             step=self.num_steps,
             budget_ms=constraints[0].limit,
@@ -287,7 +324,7 @@ class Darts:
             used=used,
             gap=gap,
             sharpness=guards.sharpness(loss, self.logits, seed=(self.seed, self.num_steps)),
-            alarm=guards.alarm(skip_share=skipped, used=used) if settled else "",
+            alarm=guards.alarm(skip_share=skipped, used=used),
         )
 
     def _encoding(self, temperature: float) -> Encoding:
@@ -305,13 +342,14 @@ class Darts:
             outputs = functional_call(self.supernet, dict(weights or {}), batch.inputs, masks)
             return self.task.loss(outputs, batch.targets)
 
-    def _weight_step(self, batch: Batch, temperature: float) -> float:
+    def _weight_step(self, batch: Batch, temperature: float, step: int) -> float:
         self.weight_optimizer.zero_grad(set_to_none=True)
         loss = self._loss(batch, self._drawn(self.logits.detach(), temperature, 0))
         loss.backward()
-        nn.utils.clip_grad_norm_(self.supernet.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(self.supernet.parameters(), 1.0)
+        _number(float(norm), "the norm of the weights' gradient", step)
         self.weight_optimizer.step()
-        return float(loss.detach())
+        return _number(float(loss.detach()), "the training loss", step)
 
     def _logit_step(
         self, train: Batch, batch: Batch, temperature: float, constraints: Sequence[Constraint], done: float
@@ -342,15 +380,30 @@ class Darts:
 
     @torch.no_grad()
     def _option_losses(self, encoding: Encoding) -> np.ndarray:
-        """Loss on the last batch of the relaxed architecture with each option alone in its choice, [E]."""
-        losses = []
-        for part in self.space.offsets.values():
-            for index in range(part.start, part.stop):
+        """Loss of the relaxed architecture with each option alone in its choice, [E]: the mean over parts of several batches,
+        other ones than those that judge a remedy."""
+        parts, losses = [_part(batch, RANKERS) for batch in self._judges(RANKERS, start=JUDGES)], []
+        for choice in self.space.offsets.values():
+            for index in range(choice.start, choice.stop):
                 values = encoding.values.clone()
-                values[part] = 0.0
+                values[choice] = 0.0
                 values[index] = 1.0
-                losses.append(float(self._loss(self._batch, Encoding(self.space, values))))
+                loss = float(np.mean([float(self._loss(part, Encoding(self.space, values))) for part in parts]))
+                losses.append(_number(loss, "the loss of an option alone", self.num_steps))
         return np.array(losses)
+
+
+def _part(batch: Batch, num: int) -> Batch:
+    """The first of so many equal parts."""
+    size = -(-len(batch.targets) // num)
+    return Batch(tuple(x[:size] for x in batch.inputs), batch.targets[:size])
+
+
+def _number(value: float, what: str, step: int) -> float:
+    """The value. Raises TrainingError if it is not finite."""
+    if not math.isfinite(value):
+        raise TrainingError(f"{what} of the differentiable search is {value} at step {step}")
+    return value
 
 
 def _exact(encoding: Encoding) -> Encoding:

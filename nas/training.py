@@ -18,6 +18,7 @@ from torch import nn
 
 from nas.compute import Compute
 from nas.protocols import Batch, Family, Task
+from nas.ranges import check_not_negative, check_positive, check_whole
 from nas.seeds import seed_of
 from nas.supernet import sandwich, sandwich_step
 
@@ -30,7 +31,7 @@ RULES = get_args(Rule)
 
 
 class TrainingError(RuntimeError):
-    """Training diverged again and again: the loss is not a number any more. Says at which step."""
+    """Training diverged again and again: says what is not a number any more, at which step, and what may help."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ class TrainConfig:
     ema: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "tokens_per_batch", "learning_rate", "clip_norm", "accumulate"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}: {getattr(self, name)} is not positive")
+        check_whole(self, "steps", "tokens_per_batch", "accumulate")
+        check_positive(self, "learning_rate", "clip_norm")
+        check_not_negative(self, "weight_decay", "warmup_fraction", "ema")
         if not 0 <= self.warmup_fraction < 1:
             raise ValueError(f"warmup_fraction: {self.warmup_fraction} is not in [0, 1)")
         if not 0 <= self.ema < 1:
@@ -83,6 +84,11 @@ def stream(task: Task, split: str, *, tokens_per_batch: int, seed: int, start: i
         epoch += 1
 
 
+def is_sound(module: nn.Module) -> bool:
+    """Whether all weights are numbers."""
+    return all(bool(p.isfinite().all()) for p in module.parameters())
+
+
 def make_optimizer(parameters: Iterator[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW; norms and biases are not decayed."""
     everything = list(parameters)
@@ -95,8 +101,9 @@ def make_optimizer(parameters: Iterator[nn.Parameter], config: TrainConfig) -> t
 class Trainer:
     """Steps of one module under one config; `gradient(number)` adds to the gradients what one batch says and returns its loss.
 
-    Batches are counted from 0; a step takes `config.accumulate` of them. Where the loss is no number any more, training goes back
-    to the last state whose weights are all numbers, and on from there at half the rate.
+    Batches are counted from 0; a step takes `config.accumulate` of them. Where the loss or its gradient is no number any more,
+    training goes back to the last state whose weights and whose loss were numbers, and on from there at half the rate. Of the
+    weights that it ends with the loss of one more step tells, which is not taken.
     """
 
     def __init__(self, module: nn.Module, config: TrainConfig, gradient: Callable[[int], float]) -> None:
@@ -114,38 +121,54 @@ class Trainer:
         gets with the loss. `on_setback` is told in words when training went back.
 
         Raises:
-            TrainingError: the loss was not finite, and going back did not help.
+            TrainingError: the loss or its gradient was not finite, and going back did not help.
         """
         self.module.train()
         good = copy.deepcopy(self.state_dict())
-        batches = range(self.config.accumulate)
-        while self.step < self.config.steps:
+        finished = self.step >= self.config.steps
+        while True:
+            loss, norm = self._gradients()
+            is_kept = finished or self.step % GOOD_EVERY == 0
+            if wrong := self._wrong(loss, norm, look_inside=is_kept):
+                on_setback(self._go_back(good, wrong))
+                finished = self.step >= self.config.steps
+                continue
+            if finished:
+                break
+            if is_kept and self.step > good["step"]:
+                good = copy.deepcopy(self.state_dict())
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config.rate(self.step) / 2**self.setbacks
-            self.optimizer.zero_grad(set_to_none=True)
-            loss = sum(self.gradient(self.step * len(batches) + number) for number in batches) / len(batches)
-            if not math.isfinite(loss):
-                on_setback(self._go_back(good, loss))
-                continue
-            if len(batches) > 1:
-                torch._foreach_div_([p.grad for p in self.module.parameters() if p.grad is not None], len(batches))
-            nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
             self.optimizer.step()
             self.step += 1
             with torch.no_grad():
                 for mean, parameter in zip(self.average, self.module.parameters(), strict=False):
                     mean.lerp_(parameter, 1 - min(self.config.ema, self.step / (self.step + 9)))  # it forgets the start soon
-            if self.step % GOOD_EVERY == 0 and self._is_sound():
-                good = copy.deepcopy(self.state_dict())
             on_step(self.step, loss)
-            if enough(self.step):
-                break
+            finished = enough(self.step) or self.step >= self.config.steps
         if self.average:
             self.swap()
 
-    def _go_back(self, good: Mapping[str, Any], loss: float) -> str:
+    def _gradients(self) -> tuple[float, float]:
+        """The loss of a step, and the norm of its gradient, which is clipped then."""
+        self.optimizer.zero_grad(set_to_none=True)
+        num = self.config.accumulate
+        first = min(self.step, self.config.steps - 1) * num
+        loss = sum(self.gradient(first + number) for number in range(num)) / num
+        if num > 1:
+            torch._foreach_div_([p.grad for p in self.module.parameters() if p.grad is not None], num)
+        return loss, float(nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip_norm))
+
+    def _wrong(self, loss: float, norm: float, *, look_inside: bool) -> str:
+        """What is no number, in words, or nothing."""
+        for what, value in (("loss", loss), ("norm of the gradient", norm)):
+            if not math.isfinite(value):
+                return f"the {what} is {value}"
+        return "" if not look_inside or is_sound(self.module) else "a weight is no number"
+
+    def _go_back(self, good: Mapping[str, Any], what: str) -> str:
         """Returns what happened, in words. Raises TrainingError after `MOST_SETBACKS`."""
-        what = f"the loss is {loss} at step {self.step}"
+        what = f"{what} at step {self.step}"
         if self.setbacks == MOST_SETBACKS:
             rate = self.config.learning_rate / 2**self.setbacks
             raise TrainingError(f"{what}, and was {self.setbacks} times before; a lower learning rate than {rate:.3g} may help")
@@ -153,9 +176,6 @@ class Trainer:
         self.load_state_dict(copy.deepcopy(dict(good)))
         self.setbacks = setbacks
         return f"{what}; training goes back to step {self.step}, and on at half the rate"
-
-    def _is_sound(self) -> bool:
-        return all(bool(p.isfinite().all()) for p in self.module.parameters())
 
     @torch.no_grad()
     def swap(self) -> None:

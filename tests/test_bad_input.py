@@ -36,6 +36,7 @@ SMOKE = ("search", "experiment=smoke")
         ((*SMOKE, "objectives=[error,energy_mj]"), "objectives: energy_mj is not measured by local_cpu; device=cuda with"),
         ((*SMOKE, "budget_mib=0.001"), "budget_mib: 0.001 is below the smallest network of the space, which needs 0.0"),
         ((*SMOKE, "darts.steps=0"), "steps: 0 is not positive"),
+        ((*SMOKE, "darts.logit_rate=.nan"), "logit_rate: '.nan' is not a finite number"),
         ((*SMOKE, "task._target_=os.system"), "task._target_: os.system is not a part of experiments, hardware"),
         ((*SMOKE, "task=csv"), "task.label: has no value"),
         (("search", "task=csv", "task.path=/nowhere.csv", "task.text=a", "task.label=b"), "/nowhere.csv"),

@@ -250,3 +250,23 @@ def test_a_budget_of_a_few_small_networks_is_filled_where_one_of_them_fills_it()
             use = known[discretise(space, log_p, [within_ms(model, float(budget))])] / budget
             assert use <= 1
             assert use >= USED or not is_there, f"{use:.3f} of {budget:.4f}"
+
+
+def test_energy_is_one_more_limit_of_a_search():
+    """A model that was fitted to mJ, of a device where heads take much energy and little time."""
+    energy = device(0.002, 0.1)
+    free = darts()
+    alone = free.propose(0.7, steps=12)
+    within_mj = Constraint("budget_mj", "mJ", Predicted(energy), 0.5 * float(energy.predict([alone.arch]).upper_ms[0]))
+    tight_mib = within_mib(0.9 * float(MEMORY.upper([alone.arch])[0]))
+    search = darts(within_mj, tight_mib)
+    pulls: list[list[float]] = []
+    found = search.propose(0.7, steps=12, on_step=lambda step, loss: pulls.append(search.multipliers))
+    assert found.upper_ms <= 0.7
+    assert found.others["budget_mj"] == pytest.approx(energy.predict([found.arch]).upper_ms[0])
+    assert found.others["budget_mj"] <= within_mj.limit
+    assert found.others["budget_mib"] <= tight_mib.limit
+    assert np.max(pulls, axis=0)[1] > 0
+    assert expected_use(search, within_mj) < 0.8 * expected_use(free, within_mj), "the logits know of the limit"
+    with pytest.raises(BudgetError, match=r"budget_mj: 0\.001 is below the least that was reached, 0\.\d+ mJ"):
+        darts(replace(within_mj, limit=0.001)).propose(0.7, steps=1)

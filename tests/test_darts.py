@@ -13,7 +13,7 @@ from latency_models.additive import AdditiveLatency
 from nas import guards
 from nas.compute import Compute
 from nas.constraints import within_ms
-from nas.darts import Darts, DartsConfig
+from nas.darts import JUDGES, RANKERS, Darts, DartsConfig
 from nas.encoding import Encoding
 from nas.projection import USED, BudgetError, discretise
 from nas.proposals import Proposal
@@ -206,6 +206,23 @@ def test_sharpness_is_the_largest_eigenvalue():
     assert guards.sharpness(logits @ hessian @ logits / 2, logits, seed=(0,)) == pytest.approx(-8.0, rel=0.02)
 
 
+def test_options_alone_are_ranked_by_the_mean_over_parts_of_several_batches(latency):
+    search, space = darts(latency, discretisation="perturbation"), FAMILY.space
+    encoding = search._encoding(1.0)
+    losses = search._option_losses(encoding)
+    expected = np.zeros(space.encoding_size)
+    batches = itertools.islice(stream(Task(), "architecture", tokens_per_batch=2048, seed=0), JUDGES, JUDGES + RANKERS)
+    for batch in batches:
+        size = math.ceil(len(batch.targets) / RANKERS)
+        for part in space.offsets.values():
+            for index in range(part.start, part.stop):
+                values = encoding.values.clone()
+                values[part] = torch.eye(part.stop - part.start)[index - part.start]
+                outputs = search.supernet(*(x[:size] for x in batch.inputs), masks=FAMILY.masks(Encoding(space, values)))
+                expected[index] += Task.loss(outputs, batch.targets[:size]).item() / RANKERS
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
 def test_skips_are_the_options_that_leave_least():
     skipped = guards.skips(FAMILY.space)
     assert skipped["depth"] == (1,)
@@ -235,9 +252,10 @@ class NeedsAttention(Task):
             yield Batch((torch.as_tensor(ids), torch.ones(64, 8, dtype=torch.int64)), torch.as_tensor(targets - 4))
 
 
-def planted(**changes) -> tuple[Proposal, list[guards.Health], float]:
-    """A supernet whose smallest network alone is trained, so that every other one is worse at first; the proposal for a budget
-    that allows attention or large feed-forwards, the guards' record, and the proposal's loss with the search's weights."""
+def planted(*budgets: tuple[float, int], **changes) -> tuple[Proposal, list[guards.Health], float]:
+    """A supernet whose smallest network alone is trained, so that every other one is worse at first; the proposal for the last of
+    budgets in ms (with their steps) that allow attention or large feed-forwards, the guards' record, and the proposal's loss with
+    the search's weights."""
     options = {"width": (16,), "depth": (1, 2, 3), "heads": (1,), "ffn": (8, 64, 128), "attention": ("full", "none")}
     family = EncoderFamily(encoder_space(**options), vocab_size=24, num_classes=8, max_tokens=8, head_size=8)
     archs = {a.id: a for a in (family.space.sample(np.random.default_rng(s)) for s in range(60))}.values()
@@ -264,7 +282,8 @@ def planted(**changes) -> tuple[Proposal, list[guards.Health], float]:
     config = DartsConfig(steps=50, logit_rate=0.3, weight_rate=3e-3, tokens_per_batch=512, check_every=10, **changes)
     search = Darts(family, supernet, model, task, config, compute=Compute(), seed=0)
     checks: list[guards.Health] = []
-    proposal = search.propose(0.55, steps=config.steps, on_check=checks.append)
+    proposals = [search.propose(ms, steps=steps, on_check=checks.append) for ms, steps in budgets or ((0.55, config.steps),)]
+    proposal = proposals[-1]
     batches = list(task.batches("validation", tokens_per_batch=512, seed=0))
     network = skeleton(family, proposal.arch, Compute())
     with torch.no_grad():
@@ -287,6 +306,38 @@ def test_a_planted_collapse_trips_the_alarm_and_recovers():
     assert [bool(check.alarm) for check in checks] == [False, True] + [False] * 3
     assert recovered.arch["layer1.attention"] == "full"
     assert loss < loss_before - 0.2
+
+
+def test_a_collapse_at_a_later_and_brief_budget_trips_the_alarm_and_recovers():
+    recovered, checks, _ = planted((0.6, 2), (0.55, 10), remedy="perturbation", relaxation="softmax")
+    assert [(check.step, bool(check.alarm)) for check in checks] == [
+        (2, False),
+        (12, False),
+        (22, True),
+        (32, False),
+        (42, False),
+    ]
+    assert recovered.alarm_sentence.startswith("For 0.550 ms it seemed to collapse: 99 % of what can be skipped is skipped")
+    with_it, without = recovered.remedy_losses
+    assert with_it < without
+    assert recovered.arch["layer1.attention"] == "full"
+    _, checks, _ = planted((0.6, 2), (0.55, 10), remedy="none", relaxation="softmax")
+    assert [check.step for check in checks] == [2, 12], "steps are added where something would be done"
+
+
+def test_a_later_budget_that_overshoots_at_first_is_no_collapse():
+    sound, checks, _ = planted((0.7, 10), (0.6, 10), (0.5, 10), remedy="perturbation", relaxation="softmax")
+    assert not sound.alarm
+    *_, doubtful, last = checks
+    assert guards.alarm(skip_share=doubtful.skip_share, used=doubtful.used)
+    assert (doubtful.step, last.step) == (30, 40)
+    assert last.used > doubtful.used
+
+
+def test_sound_budgets_take_the_steps_that_were_asked_for():
+    sound, checks, _ = planted((0.8, 20), (0.6, 10), (0.45, 10), (0.35, 10))
+    assert [(check.step, check.alarm) for check in checks] == [(step, "") for step in (10, 20, 30, 40, 50)]
+    assert not sound.alarm
 
 
 def test_the_planted_case_does_not_collapse_by_default():
@@ -358,6 +409,13 @@ def test_a_search_that_goes_on_equals_one_that_was_not_stopped(latency, changes)
         ({"steps": 0}, "steps: 0 is not positive"),
         ({"temperature": (1.0, 0.0)}, "is not a pair of positive numbers"),
         ({"unroll_rate": -1.0}, "unroll_rate: -1.0 is negative"),
+        ({"logit_rate": math.nan}, "logit_rate: nan is not a finite number"),
+        ({"logit_rate": ".nan"}, r"logit_rate: '\.nan' is not a finite number"),
+        ({"weight_rate": 0.0}, "weight_rate: 0.0 is not positive"),
+        ({"penalty": math.inf}, "penalty: inf is not a finite number"),
+        ({"steps_more": 1.5}, "steps_more: 1.5 is not a whole number"),
+        ({"temperature": (1.0, math.nan)}, "is not a pair of positive numbers"),
+        ({"temperature": (1.0, "cold")}, "is not a pair of positive numbers"),
         ({"relaxation": "hard"}, r"relaxation: 'hard' is not one of \('softmax', 'gumbel', 'dirichlet'\)"),
         ({"remedy": "hope"}, r"remedy: 'hope' is not one of \('none', 'beta_decay', 'perturbation'\)"),
     ],

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from nas import guards
 from nas.compute import Compute
 from nas.finish.teaching import Lesson, teach
-from nas.training import GOOD_EVERY, MOST_SETBACKS, TrainConfig, Trainer, TrainingError
+from nas.training import GOOD_EVERY, MOST_SETBACKS, TrainConfig, Trainer, TrainingError, is_sound
 from tests.test_darts import Task, darts, latency  # noqa: F401
 
 
@@ -25,7 +26,7 @@ class Failing:
         x = torch.linspace(-1, 1, 16)[:, None]
         loss = (self.module(x) - 3 * x - 1).square().mean()
         loss.backward()
-        if self.calls in self.poison_at:  # an infinite gradient: the loss of the next step tells
+        if self.calls in self.poison_at:
             self.module.weight.grad.fill_(float("inf"))
         return float("nan") if self.calls in self.nan_at else float(loss.detach())
 
@@ -34,6 +35,22 @@ def trained(gradient, *, steps=200, **config):
     trainer, said, losses = Trainer(gradient.module, TrainConfig(steps=steps, learning_rate=0.1, **config), gradient), [], []
     trainer.run(on_step=lambda step, loss: losses.append((step, loss)), on_setback=said.append)
     return trainer, said, losses
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": float("nan")}, "learning_rate: nan is not a finite number"),
+        ({"learning_rate": ".nan"}, r"learning_rate: '\.nan' is not a finite number"),
+        ({"clip_norm": float("inf")}, "clip_norm: inf is not a finite number"),
+        ({"weight_decay": -0.1}, "weight_decay: -0.1 is negative"),
+        ({"accumulate": 0}, "accumulate: 0 is not positive"),
+        ({"ema": 1.0}, r"ema: 1.0 is not in \[0, 1\)"),
+    ],
+)
+def test_rates_that_nothing_can_learn_at_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**{"steps": 1, **changes})
 
 
 def test_training_goes_back_to_the_last_sound_state_and_on_at_half_the_rate():
@@ -46,11 +63,36 @@ def test_training_goes_back_to_the_last_sound_state_and_on_at_half_the_rate():
     assert losses[120][1] == pytest.approx(losses[100][1], rel=1e-5), "the same weights"
 
 
-def test_weights_that_are_no_numbers_are_no_state_to_go_back_to():
+@pytest.mark.parametrize("steps", [2 * GOOD_EVERY, 200])
+def test_an_infinite_gradient_is_not_followed_in_the_last_step_either(steps):
     gradient = Failing(poison_at=[2 * GOOD_EVERY])
-    _, said, losses = trained(gradient)
-    assert said == [f"the loss is nan at step 100; training goes back to step {GOOD_EVERY}, and on at half the rate"]
+    trainer, said, losses = trained(gradient, steps=steps)
+    goes_back = f"training goes back to step {GOOD_EVERY}, and on at half the rate"
+    assert said == [f"the norm of the gradient is inf at step 99; {goes_back}"]
     assert np.isfinite([loss for _, loss in losses]).all()
+    assert trainer.step == steps
+    assert is_sound(trainer.module)
+
+
+def test_weights_that_give_no_loss_are_no_state_to_go_back_to_or_to_end_with():
+    """Weights of 1e30 are numbers, and the loss is not: a state counts as good when the loss of the step after it is known."""
+    gradient, steps = Failing(), GOOD_EVERY
+
+    def explodes(step: int, _: float) -> None:
+        if step == steps and gradient.calls == steps:
+            gradient.module.weight.data.fill_(1e30)
+
+    trainer = Trainer(gradient.module, TrainConfig(steps=steps, learning_rate=0.1), gradient)
+    said: list[str] = []
+    trainer.run(on_step=explodes, on_setback=said.append)
+    assert said == [f"the loss is inf at step {steps}; training goes back to step 0, and on at half the rate"]
+    assert gradient.module.weight.detach().abs().item() < 10
+
+
+def test_a_rate_that_breaks_the_only_step_is_named():
+    gradient = Failing()
+    with pytest.raises(TrainingError, match=r"the loss is \w+ at step 1, .* a lower learning rate than 1.25e\+29 may help"):
+        Trainer(gradient.module, TrainConfig(steps=1, learning_rate=1e30), gradient).run()
 
 
 def test_it_gives_up_after_a_few_times():
@@ -104,3 +146,74 @@ def test_a_differentiable_search_begins_its_budget_again(latency, monkeypatch): 
     monkeypatch.setattr(search, "_loss", lambda *words, **more: loss_of(*words, **more) * float("nan"))
     with pytest.raises(TrainingError, match="is nan"):
         search.propose(0.7, steps=6)
+
+
+def test_the_last_step_of_a_budget_is_looked_at_before_the_next_begins(latency):  # noqa: F811
+    search, said = darts(latency, weight_rate=1e30), []
+    with pytest.raises(
+        TrainingError, match=r"nan at step 1, and was 3 times before; a lower weight_rate than 1.25e\+29 may help"
+    ):
+        search.propose(0.8, steps=1, on_setback=said.append)
+    assert len(said) == MOST_SETBACKS
+    assert all(words.startswith("the loss of the differentiable search is nan at step 1; it begins") for words in said)
+
+
+def test_what_broke_in_the_last_step_is_mended(latency, monkeypatch):  # noqa: F811
+    search, said = darts(latency), []
+
+    def breaks(step: int, _: float) -> None:
+        if step == 6 and not said:
+            next(search.supernet.parameters()).data.fill_(float("nan"))
+
+    proposal = search.propose(0.8, steps=6, on_step=breaks, on_setback=said.append)
+    assert len(said) == 1
+    assert is_sound(search.supernet)
+    assert np.isfinite(proposal.loss)
+    again = darts(latency)
+    again.load_state_dict(search.state_dict())
+    again.propose(0.7, steps=1)
+    assert again.weight_optimizer.param_groups[0]["lr"] == again.config.weight_rate / 2
+
+
+def test_a_supernet_that_is_broken_is_named_at_once(latency):  # noqa: F811
+    search, said = darts(latency), []
+    for parameter in search.supernet.parameters():
+        parameter.data.fill_(1e30)
+    with pytest.raises(TrainingError, match="before the first step: what it begins with is broken; a lower learning rate of"):
+        search.propose(0.8, steps=6, on_setback=said.append)
+    assert not said
+
+
+def test_logits_that_are_no_numbers_are_a_setback(latency, monkeypatch):  # noqa: F811
+    search, said = darts(latency), []
+    logit_step, calls = search._logit_step, itertools.count()
+
+    def breaks(*words):
+        loss = logit_step(*words)
+        if next(calls) == 5:
+            search.logits.data[0] = float("nan")
+        return loss
+
+    monkeypatch.setattr(search, "_logit_step", breaks)
+    assert search.propose(0.8, steps=6, on_setback=said.append).upper_ms <= 0.8
+    assert said == [
+        "a logit of the differentiable search is nan at step 5; it begins the budget of 0.8 ms again at half its rates"
+    ]
+
+
+@pytest.mark.parametrize("remedy", ["beta_decay", "perturbation"])
+def test_a_remedy_that_diverges_is_a_setback_too(latency, monkeypatch, remedy):  # noqa: F811
+    monkeypatch.setattr(guards, "alarm", lambda **_: "all is skipped")
+    search, said = darts(latency, check_every=2, remedy=remedy), []
+    even_logits, weight = search._even_logits, next(search.supernet.parameters())
+
+    def breaks() -> None:
+        even_logits()
+        if not said:
+            weight.data.fill_(float("nan"))
+
+    monkeypatch.setattr(search, "_even_logits", breaks)
+    proposal = search.propose(0.8, steps=6, on_setback=said.append)
+    assert [words.split(";")[0] for words in said] == ["the loss of the differentiable search is nan at step 0"]
+    assert proposal.remedy == remedy
+    assert is_sound(search.supernet)
