@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 from torch.nn import functional as F
 
@@ -302,6 +303,30 @@ def test_every_kind_gives_a_model_that_answers_alike(family, network, tmp_path, 
     assert 0 < np.abs(actual - expected).max() < {"fp16": 0.01, "int4": 1.0}.get(kind, 0.1)
 
 
+def ranges(model):
+    """Of activations, by name."""
+    scales = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.name.endswith("_scale")}
+    return {name: 255 * float(scale) for name, scale in scales.items() if scale.size == 1}
+
+
+def test_batches_of_several_lengths_calibrate_as_one_would(family, network, tmp_path):
+    model, _ = exported(family, network, tmp_path / "float.onnx")
+
+    def feed(examples, tokens):
+        ids = np.random.default_rng(tokens).integers(20, size=(examples, tokens))
+        return {"token_ids": ids, "attention_mask": np.ones_like(ids)}
+
+    ragged = [feed(40, 5), feed(50, 8), feed(30, 3)]
+    found = {name: ranges(quantised(model, "static", calibration=name, feeds=ragged)) for name in CALIBRATIONS}
+    assert ranges(quantised(model, "static", feeds=ragged[::-1])) == found["minmax"]
+    for name in ("entropy", "percentile"):
+        assert all(0.3 * found["minmax"][key] < found[name][key] <= 1.001 * found["minmax"][key] for key in found["minmax"])
+    halves = [{name: value[half] for name, value in ragged[1].items()} for half in (slice(25), slice(25, None))]
+    for name, within in (("minmax", 1e-6), ("percentile", 0.01)):
+        whole, parts = (ranges(quantised(model, "static", calibration=name, feeds=feeds)) for feeds in (ragged[1:2], halves))
+        assert parts == pytest.approx(whole, rel=within)
+
+
 def test_blocks_that_are_kept_stay_float(family, network, tmp_path):
     model, _ = exported(family, network, tmp_path / "float.onnx")
     names = blocks(model, "dynamic")
@@ -320,6 +345,16 @@ def test_calibration_inputs_are_checked(family, network, tmp_path):
         quantised(model, "static")
     with pytest.raises(ValueError, match=r"feeds: inputs \['pixels'\] are not the model's \['attention_mask', 'token_ids'\]"):
         quantised(model, "static", feeds=[{"pixels": feed["token_ids"]}])
+    ids = feed["token_ids"]
+    of_longs = r"; allowed is int64 \[batch, sequence\]"
+    for wrong, message in (
+        ((ids[0], ids[0]), r"feeds: token_ids is int64 \[8\]" + of_longs),
+        ((ids, ids.astype(np.float32)), r"feeds: attention_mask is float32 \[2, 8\]; allowed is int64 \[2, 8\]"),
+        ((ids, ids[:, :5]), r"feeds: attention_mask is int64 \[2, 5\]; allowed is int64 \[2, 8\]"),
+        ((np.tile(ids, 3),) * 2, r"feeds: the model does not run on inputs of the shapes {'token_ids': \[2, 24\], "),
+    ):
+        with pytest.raises(ValueError, match=message):
+            quantised(model, "static", feeds=[feed, dict(zip(feed, wrong, strict=True))])
     with pytest.raises(ValueError, match=r"kind: 'int2' is not one of \('dynamic', 'static', 'fp16', 'int4'\)"):
         quantised(model, "int2")
 
