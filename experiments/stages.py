@@ -40,10 +40,12 @@ from nas.finish.quantise import Quantise
 from nas.finish.remembered import Remembered
 from nas.finish.skips import Skips
 from nas.finish.stage import NothingToDoError, ReadsFile, Stage
-from nas.finish.teaching import School
+from nas.finish.teaching import Lesson, School
 from nas.protocols import Device, DeviceError, Family, GenerativeFamily, Task
-from nas.space import Architecture
+from nas.space import Architecture, SearchSpace
 from nas.types import Measurement
+from search_spaces.pooling import pool_sizes
+from search_spaces.reduction import KEEP
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ def check_stages(stages: Mapping[str, Stage], *, task: Task, family: Family, dev
         ValueError: a cut of layers that share keys and values or are factored; a quantisation, or an early exit, of files that
             the device does not run, or quantises itself; a calibration of decoders; an early exit of what does not classify whole
             inputs, or in a precision that has none; a quantisation of layers whose precision was chosen; class weights without
-            classes.
+            classes; tokens of a teacher that the network does not have.
     """
     for name in ("early_exit", "layer_skip", "quantise"):
         if name in stages and (not runs_onnx(device) or device.environment.get("precision", "fp32") != "fp32"):
@@ -226,5 +228,21 @@ def check_stages(stages: Mapping[str, Stage], *, task: Task, family: Family, dev
     uncut = [c.name for c in family.space if "kv_heads" in c.name or "lowrank" in c.options]
     if "cut" in stages and uncut:
         raise ValueError(f"stages.cut: the space {family.space.name} has the choice {uncut[0]}, whose layers cannot be cut")
+    for name, stage in stages.items():
+        check_match(f"stages.{name}.lesson", stage.lesson, family.space)
     if classes < 2 and any(stage.lesson.class_weights for stage in stages.values()):
         raise ValueError(f"class_weights: the task {task.name} has no classes")
+
+
+def check_match(name: str, lesson: Lesson, space: SearchSpace) -> None:
+    """Raises ValueError for a lesson of that name which compares tokens of networks that do not have the same ones: the largest
+    scores choose others in each, patches of another size are others, and a mean of 3 neighbours is none of means of 2."""
+    if not lesson.needs_teacher or lesson.match == ("answers",):
+        return
+    others, pools = [choice.name for choice in space if KEEP.fullmatch(choice.name)], pool_sizes(space)
+    if lesson.teacher != "itself":
+        others += [choice.name for choice in space if choice.name == "patch" and len(choice.options) > 1]
+        others += ["pool"] * any(size % pools[0] for size in pools)
+    if others:
+        why = f"in the space {space.name} {others[0]} chooses which tokens there are"
+        raise ValueError(f"{name}.match: {list(lesson.match)} compares tokens, and {why}; allowed is ['answers']")

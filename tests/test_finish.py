@@ -2,7 +2,6 @@
 
 import copy
 import math
-from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -17,7 +16,7 @@ from nas.compute import Compute
 from nas.export import export_onnx
 from nas.finish.cut import Cut, cuttable, importance, smaller
 from nas.finish.fake_quant import rounding
-from nas.finish.losses import hidden_states, matched, recorded, relations, soft_labels
+from nas.finish.losses import Recorded, hidden_states, matched, recorded, relations, soft_labels
 from nas.finish.low_rank import NUM_BATCHES, LowRank, added_loss, by_latency, cheapest, factor, rank_of, truncated
 from nas.finish.precision import CALIBRATIONS, KINDS, blocks, quantised
 from nas.finish.prune import PATTERNS, SCORES, Prune, cubic, keeps, kept, masked, matrices
@@ -514,8 +513,45 @@ def test_a_cut_wants_whole_matrices(family, network):
         Cut(train=FAST).apply(network, school(family))
 
 
-def test_a_network_whose_tokens_are_others_cannot_be_matched(family):
-    student = SimpleNamespace(hidden=torch.zeros(1, 4, 2), qkv={})
-    teacher = SimpleNamespace(hidden=torch.zeros(1, 9, 2), qkv={})
+def test_a_network_whose_tokens_are_others_cannot_be_matched():
+    student, teacher = Recorded(torch.zeros(1, 4, 2)), Recorded(torch.zeros(1, 9, 2))
     with pytest.raises(ValueError, match="match: the student sees 4 tokens and the teacher 9"):
         matched(["hidden"], student, teacher, nn.Identity(), [])
+
+
+@pytest.mark.parametrize("pools", [(1, 4), (2, 4), (4, 4), (1, 16)])
+def test_means_of_tokens_learn_from_the_means_of_the_teacher_s(pools):
+    mask, (theirs, ours) = torch.tensor([[1] * 7, [1] * 5 + [0] * 2]), pools
+    num_tokens, size = -(-7 // theirs), ours // theirs
+    teacher = Recorded(torch.randn(2, num_tokens, 6), {name: torch.randn(2, num_tokens, 4) for name in "qkv"}, 2, theirs)
+    whole = F.pad(mask, (0, -7 % theirs)).unflatten(1, (-1, theirs)).any(dim=2)  # teacher's tokens that are there
+
+    def means(x):
+        groups = [[x[row, i : i + size][whole[row, i : i + size]] for i in range(0, num_tokens, size)] for row in (0, 1)]
+        return torch.stack([torch.stack([g.mean(dim=0) if len(g) else torch.randn(x.shape[-1]) for g in row]) for row in groups])
+
+    student = Recorded(means(teacher.hidden), {name: means(x) for name, x in teacher.qkv.items()}, 2, ours)
+    inputs = [torch.ones(2, 7, dtype=torch.int64), mask]
+    for name in ("hidden", "relations"):
+        assert float(matched([name], student, teacher, nn.Identity(), inputs)) == pytest.approx(0, abs=1e-6)
+        other = Recorded(student.hidden + torch.randn(6), {k: x + torch.randn(4) for k, x in student.qkv.items()}, 2, ours)
+        if name == "hidden" or ours < 7:
+            assert float(matched([name], other, teacher, nn.Identity(), inputs)) > 1e-3
+
+
+@pytest.mark.parametrize("match", [["hidden"], ["answers", "relations"]])
+def test_a_pooled_student_learns_from_what_a_teacher_makes_of_batches_of_whole_examples(match):
+    class Long(Sum):
+        def batches(self, split, *, tokens_per_batch, seed):
+            assert tokens_per_batch >= 8, "of the longest example"
+            return super().batches(split, tokens_per_batch=tokens_per_batch, seed=seed)
+
+    space = encoder_space(width=(16, 32), depth=(1,), heads=(1, 2), ffn=(16,), attention=("full",), pool=(1, 3))
+    family = EncoderFamily(space, 20, 3, max_tokens=8, head_size=8)
+    student, teacher = (family.network(space.canonical({**arch.as_dict, "pool": pool})) for arch, pool in (
+        (space.smallest(), "3"), (space.largest(), "1"),
+    ))  # fmt: skip
+    before = state_of(student)
+    lesson = Lesson(alpha=(0, 0), beta=(1, 1), match=match)
+    teach(student, Long(), FAST, lesson, teachers=[teacher], compute=Compute(), seed=0)
+    assert not torch.equal(student.embedding.weight, before["embedding.weight"])

@@ -21,7 +21,7 @@ from experiments.quantising import Quantising
 from experiments.results import StageFigures, StageReport
 from experiments.run_directory import RunDirectory
 from experiments.settings import FinishSettings, Settings
-from experiments.stages import Stages, check_stages, judged
+from experiments.stages import Stages, check_match, check_stages, judged
 from nas.compute import Compute
 from nas.finish.learn import Learn
 from nas.finish.low_rank import LowRank
@@ -34,6 +34,7 @@ from nas.training import TrainConfig
 from nas.types import Workload
 from search_spaces.decoder import DecoderFamily, decoder_space
 from search_spaces.encoder import EncoderFamily, encoder_space
+from search_spaces.vision import vision_space
 from tests.test_finish import FAST, Sum
 
 ANY = 100.0  # points that may be lost
@@ -311,3 +312,21 @@ def test_stages_that_cannot_work_are_refused_before_any_work(family):
         Quantise(kind="fp16")
     with pytest.raises(ValueError, match=r"lesson.teacher: 'front' is not one of \('largest', 'baseline'\)"):
         FinishSettings(lesson=Lesson(teacher="front"))
+
+
+def test_tokens_that_a_teacher_does_not_have_are_refused_before_any_work(family):
+    sizes = {"width": (16,), "depth": (1, 2), "heads": (1,), "ffn": (16,), "attention": ("full",)}
+    lesson, answers = Lesson(beta=(1, 1), match=["answers", "relations"]), Lesson(beta=(1, 1))
+    for word, space in (
+        ("pool", encoder_space(**sizes, pool=(2, 3))), ("keep_after_1", encoder_space(**sizes, keep=(50, 100), keep_after=1)),
+        ("patch", vision_space(**sizes, patch=(4, 7))),
+    ):  # fmt: skip
+        check_match("finish.lesson", answers, space)
+        why = rf"\['answers', 'relations'\] compares tokens, and in the space {space.name} {word} chooses which tokens there are"
+        with pytest.raises(ValueError, match=rf"finish.lesson.match: {why}; allowed is \['answers'\]"):
+            check_match("finish.lesson", lesson, space)
+        stages, others = {"distil": Learn(lesson=lesson)}, SimpleNamespace(space=space)
+        with pytest.raises(ValueError, match=r"stages.distil.lesson.match: "):
+            check_stages(stages, task=cast(Any, Sum()), family=cast(Any, others), device=Scale())
+    for space in (family.space, encoder_space(**sizes, pool=(2, 4)), vision_space(**sizes, patch=(4,))):
+        check_match("finish.lesson", lesson, space)
