@@ -395,6 +395,18 @@ def test_pruned_networks_keep_their_pattern_to_the_exported_file(family, network
     assert keeps(dense, prune) == (pattern == "single")
 
 
+@pytest.mark.parametrize("lesson", [Lesson(), Lesson(check_every=1, patience=9)], ids=["last", "best"])
+def test_zeros_stay_zero_in_the_moving_average_and_in_the_best_weights(family, network, lesson):
+    prune = Prune(train=FAST, pattern="2:4")
+    prune.apply(network, school(family))
+    zeros = {name: layer.weight == 0 for name, layer in linear_layers(network)}
+    config = TrainConfig(steps=5, tokens_per_batch=64, ema=0.9)
+    teach(network, Sum(), config, lesson, compute=Compute(), seed=0)
+    for name, layer in linear_layers(network):
+        assert torch.equal(layer.weight == 0, zeros[name])
+        assert float(zeros[name].float().mean()) == 0.5
+
+
 def test_movement_keeps_weights_that_move_away_from_zero():
     torch.manual_seed(0)
     layer = nn.Linear(4, 4, bias=False)

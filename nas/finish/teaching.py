@@ -182,16 +182,13 @@ def teach(
             loss.backward()
             return float(loss.detach())
 
-        trainer = Trainer(nn.ModuleList([network, projection]), train, gradient)
+        def keep_zeros() -> None:
+            for weight, zero in zeros:
+                weight.masked_fill_(zero, 0.0)
+
+        trainer = Trainer(nn.ModuleList([network, projection]), train, gradient, bind=keep_zeros)
         best = _Best(network, task, compute, lesson, trainer)
-
-        def after(step: int, _: float) -> None:
-            with torch.no_grad():
-                for weight, zero in zeros:
-                    weight.masked_fill_(zero, 0.0)
-            on_step(step)
-
-        trainer.run(on_step=after, enough=best.enough, on_setback=on_setback)
+        trainer.run(on_step=lambda step, _: on_step(step), enough=best.enough, on_setback=on_setback)
         best.restore()
 
 
