@@ -491,6 +491,9 @@ def test_maps_are_factored_where_the_device_is_faster_for_it():
 def test_no_map_is_factored_where_none_is_faster(family, network):
     with pytest.raises(NothingToDoError, match=r"no map is clearly faster in factors on the device \(tried: 32 x 32\)"):
         LowRank(train=FAST, by="latency").apply(network, school(family))
+    least = r"no map keeps 99.9 % of its energy in factors of at most 10 % of its FLOPs \(the least is \d+ %\)"
+    with pytest.raises(NothingToDoError, match=least):
+        LowRank(train=FAST, energy=0.999, most_flops=0.1).apply(network, school(family))
     with pytest.raises(ValueError, match="by: 'rank' is not one of"):
         LowRank(by="rank")
 
