@@ -33,6 +33,7 @@ from experiments.run_directory import RunDirectory
 from hardware.quality import margin
 from hardware.timing import Exported
 from nas.export import runs_onnx
+from nas.finish import prune
 from nas.finish.early_exit import EarlyExit
 from nas.finish.exits import Exits
 from nas.finish.layer_skip import LayerSkip
@@ -151,6 +152,10 @@ class Stages:
         kept, sentence = judged(**figures, error_of_ratio=error_of_ratio, most_points_lost=limit, lost=lost)
         if facts.get("not_faster"):
             sentence = f"{sentence}; maps of {', '.join(facts['not_faster'])} stay whole, in factors they are NOT clearly FASTER"
+        if "pattern_kept" in facts:
+            sentence = f"{sentence}; {prune.told(facts)}"
+            if not facts["pattern_kept"]:
+                kept, sentence = False, f"does not ship, its file does NOT KEEP THE PATTERN: {prune.told(facts)}"
         if taught_by := facts.get("taught_by"):
             sentence = f"{sentence}; it learned from {' and '.join(taught_by)}, too"
         for words in facts.get("setbacks", ()):

@@ -19,7 +19,7 @@ from nas.finish.fake_quant import rounding
 from nas.finish.losses import Recorded, hidden_states, matched, recorded, relations, soft_labels
 from nas.finish.low_rank import NUM_BATCHES, LowRank, added_loss, by_latency, cheapest, factor, rank_of, truncated
 from nas.finish.precision import CALIBRATIONS, KINDS, blocks, quantised
-from nas.finish.prune import PATTERNS, SCORES, Prune, cubic, keeps, kept, masked, matrices
+from nas.finish.prune import PATTERNS, SCORES, Prune, cubic, keeps, kept, masked, matrices, told
 from nas.finish.quantise import Quantise, order
 from nas.finish.shapes import linear_layers, with_weights
 from nas.finish.stage import NothingToDoError
@@ -390,9 +390,25 @@ def test_pruned_networks_keep_their_pattern_to_the_exported_file(family, network
     assert facts["sparsity_percent"] == pytest.approx(50, abs=0.1)
     assert facts["num_sparse_matrices"] == 8  # queries, keys and values have one
     assert facts["pattern_kept"]
+    assert told({**facts, "undivided": []}).startswith("50.0 % of the weights of 8 matrices are zero")
     dense = next(iter(matrices(model).values())).copy()
     dense[0, :4] = 1.0
     assert keeps(dense, prune) == (pattern == "single")
+    assert keeps(np.zeros((4, 6)), prune) == (pattern == "single"), "which the others do not divide"
+
+
+def test_maps_that_a_pattern_does_not_divide_stay_whole_and_are_named(family, network, tmp_path):
+    factor(network, dict.fromkeys(("stack.blocks.0.ffn.up", "stack.blocks.1.ffn.down"), 6))
+    prune, teacher = Prune(train=FAST, pattern="2:4"), school(family)
+    prune.apply(network, teacher)
+    undivided = ["stack.blocks.0.ffn.up.1", "stack.blocks.1.ffn.down.1"]
+    facts = {**teacher.facts, **prune.facts_of(exported(family, network, tmp_path / "float.onnx")[0])}
+    assert facts["undivided"] == undivided
+    assert facts["pattern_kept"]
+    words = "50.0 % of the weights of 8 matrices are zero in the pattern 2:4, which does not divide " + ", ".join(undivided)
+    assert told(facts) == words
+    with pytest.raises(NothingToDoError, match="the pattern block divides no map of the network"):
+        Prune(train=FAST, pattern="block", block=64).apply(network, school(family))
 
 
 @pytest.mark.parametrize("lesson", [Lesson(), Lesson(check_every=1, patience=9)], ids=["last", "best"])

@@ -207,6 +207,26 @@ def test_what_is_not_faster_is_said_so_and_does_not_ship(family, tmp_path):
     assert prune.facts["sparsity_percent"] == pytest.approx(50, abs=0.1)
 
 
+def test_a_file_that_does_not_keep_its_pattern_does_not_ship(family, tmp_path, monkeypatch):
+    stages = {"prune": Prune(train=FAST, pattern="2:4")}
+    [report] = through(finisher_of(family, tmp_path / "kept"), stages)
+    assert report.facts["pattern_kept"]
+    assert "; 50.0 % of the weights of 6 matrices are zero in the pattern 2:4" in report.sentence
+
+    def learns_on(network, school):
+        Learn(train=FAST, lesson=Lesson()).apply(network, school)
+        with torch.no_grad():
+            network.stack.layers[0].ffn.up.weight[0, :2] = 0
+        school.facts["undivided"] = []
+        return network
+
+    monkeypatch.setattr(Prune, "apply", lambda self, network, school: learns_on(network, school))
+    [report] = through(finisher_of(family, tmp_path / "broken"), stages)
+    assert not report.facts["pattern_kept"]
+    assert not report.kept
+    assert report.sentence.startswith("does not ship, its file does NOT KEEP THE PATTERN: ")
+
+
 def test_a_device_that_is_lost_leaves_what_was_there(family, tmp_path):
     stages = {"quantise": Quantise(aware=False)}
     [report] = through(finisher_of(family, tmp_path, Scale(lost=True)), stages)
