@@ -152,6 +152,8 @@ class Stages:
         kept, sentence = judged(**figures, error_of_ratio=error_of_ratio, most_points_lost=limit, lost=lost)
         if facts.get("not_faster"):
             sentence = f"{sentence}; maps of {', '.join(facts['not_faster'])} stay whole, in factors they are NOT clearly FASTER"
+        if facts.get("layers_gone"):
+            sentence = f"{sentence}; without layer {' and '.join(map(str, facts['layers_gone']))} of the network before"
         if "pattern_kept" in facts:
             sentence = f"{sentence}; {prune.told(facts)}"
             if not facts["pattern_kept"]:

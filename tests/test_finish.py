@@ -1,6 +1,7 @@
 """The ideas behind the stages, each against an independent reference."""
 
 import copy
+import dataclasses
 import math
 from typing import ClassVar
 
@@ -14,19 +15,20 @@ from torch.nn import functional as F
 
 from nas.compute import Compute
 from nas.export import export_onnx
-from nas.finish.cut import Cut, cuttable, importance, smaller
+from nas.finish.cut import Cut, Plan, added_by_layers, cuttable, importance, passing_by, smaller
 from nas.finish.fake_quant import rounding
 from nas.finish.losses import Recorded, hidden_states, matched, recorded, relations, soft_labels
 from nas.finish.low_rank import NUM_BATCHES, LowRank, added_loss, by_latency, cheapest, factor, rank_of, truncated
 from nas.finish.precision import CALIBRATIONS, KINDS, blocks, quantised
 from nas.finish.prune import PATTERNS, SCORES, Prune, cubic, keeps, kept, masked, matrices, told
 from nas.finish.quantise import Quantise, order
-from nas.finish.shapes import linear_layers, with_weights
+from nas.finish.shapes import linear_layers, with_weights, without_blocks
 from nas.finish.stage import NothingToDoError
 from nas.finish.teaching import Lesson, School, teach
 from nas.formats import open_session
 from nas.protocols import IGNORED, Batch
 from nas.rounding import round_input, round_weight
+from nas.space import Choice, Condition, SearchSpace
 from nas.supernet import state_of
 from nas.training import TrainConfig, Trainer, stream
 from nas.types import Workload
@@ -525,7 +527,7 @@ def test_cuts_leave_what_matters(family, network):
     teacher = school(family, predict_ms=lambda archs: [a.size("layer1.ffn") + 8.0 * a.size("layer1.heads") for a in archs])
     scores = importance(network, layers, teacher)
     assert scores["layer1.heads"].argsort()[:2].sort().values.tolist() == [1, 2]
-    target = smaller(teacher, scores, faster=0.49)
+    target = smaller(teacher, scores, {}, faster=0.49)
     assert (target.size("layer1.heads"), target.size("layer1.ffn")) == (2, 16)
     assert (target.size("layer2.heads"), target.size("layer2.ffn")) == (4, 32), "nothing is saved there"
 
@@ -536,6 +538,95 @@ def test_cuts_leave_what_matters(family, network):
     again = with_weights(family.network(family.space.largest(), backend="blocks"), state_of(cut)).eval()
     torch.testing.assert_close(again(*example), before)
     assert again.stack.layers[0].attention.heads == 2
+
+
+def deep(**choices):
+    torch.manual_seed(0)
+    space = encoder_space(
+        **{"width": (16,), "depth": (2, 3, 4), "heads": (1, 2), "ffn": (16, 32), "attention": ("full",), **choices}
+    )
+    return EncoderFamily(space, 20, 3, max_tokens=8, head_size=8)
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_a_layer_goes_where_it_matters_least(norm, tmp_path):
+    """The network without it answers as one that passes it by, and that, if it is pre-norm, as one whose layer adds nothing."""
+    family = dataclasses.replace(deep(), norm=norm)
+    network = family.network(family.space.largest()).eval()
+    example = list(family.example_input(Workload(2, 8)).values())
+    idle = network.stack.layers[1]
+    if norm == "pre":
+        with torch.no_grad():
+            for writer in (idle.attention.out, idle.ffn.down):
+                writer.weight.zero_(), writer.bias.zero_()
+    whole = network(*example)
+    with passing_by(idle):
+        passed = network(*example)
+    assert torch.allclose(passed, whole) == (norm == "pre")
+
+    teacher = school(family, predict_ms=lambda archs: [2.0 + a.size("depth") for a in archs])
+    added = added_by_layers(network, teacher)
+    if norm == "pre":
+        assert added[2] == pytest.approx(0, abs=1e-6)
+        assert min(abs(added[n]) for n in (1, 3, 4)) > 1e-6
+    added = {1: 0.4, 2: 0.1, 3: 0.2, 4: 0.3}
+    scores = importance(network, cuttable(network, family.space), teacher)
+    assert smaller(teacher, scores, added, faster=0.1).layers == (1, 3, 4)
+    assert smaller(teacher, scores, added, faster=0.3).layers == (1, 4)
+    assert smaller(teacher, scores, added, faster=0.9).layers == (1, 4), "the space has no single layer"
+    assert smaller(teacher, scores, {}, faster=0.9).layers == (1, 2, 3, 4)
+
+    without_blocks(network, {"1"})
+    torch.testing.assert_close(network(*example), passed)
+    again = with_weights(family.network(family.space.largest(), backend="blocks"), state_of(network)).eval()
+    assert len(again.stack.layers) == 3
+    torch.testing.assert_close(again(*example), passed)
+    assert exported(family, again, tmp_path / "float.onnx")
+
+
+def test_layers_heads_and_neurons_go_together():
+    family = deep()
+    network = family.network(family.space.largest())
+    with torch.no_grad():
+        for layer in (network.stack.layers[0], network.stack.layers[2]):
+            for writer in (layer.attention.out, layer.ffn.down):
+                writer.weight.zero_(), writer.bias.zero_()
+        network.stack.layers[3].ffn.down.weight[:, ::2] = 0
+    example = family.example_input(Workload(2, 8)).values()
+    before = network.eval()(*example)
+    first_ms = sum((10, 32, 10, 32, 10, 32, 10, 32))
+
+    def predict_ms(archs):
+        return [sum(10 + a.size(f"layer{n}.ffn") for n in range(1, a.size("depth") + 1)) for a in archs]
+
+    teacher = school(family, predict_ms=predict_ms)
+    train = TrainConfig(steps=1, learning_rate=1e-12, weight_decay=0)
+    cut = Cut(train=train, faster=1 - 68.5 / first_ms).apply(network, teacher).eval()
+    assert teacher.facts["layers_gone"] == [1, 3]
+    assert [layer.ffn.down.in_features for layer in cut.stack.layers] == [32, 16]
+    torch.testing.assert_close(cut(*example), before)
+    again = with_weights(family.network(family.space.largest()), state_of(cut)).eval()
+    torch.testing.assert_close(again(*example), before)
+    with pytest.raises(
+        NothingToDoError, match="no option of the space with fewer heads, neurons or layers is predicted to be faster"
+    ):
+        Cut(train=FAST).apply(family.network(family.space.largest()), school(family))
+
+
+def test_layers_go_only_where_the_space_has_what_is_left():
+    there = (Condition("depth", (2,)),)
+    depth, first, second = Choice("depth", (1, 2)), Choice("layer1.ffn", (16,)), Choice("layer2.ffn", (16, 32), there)
+    space = SearchSpace("odd", (depth, first, second))
+    whole = Plan(space.largest(), (1, 2))
+    assert whole.without([1], space) == [], "the first layer has no 32 neurons"
+    [alone] = whole.without([2], space)
+    assert (alone.layers, alone.arch.as_dict) == ((1,), {"depth": 1, "layer1.ffn": 16})
+    [of_16] = Plan(space.canonical({**space.largest().as_dict, "layer2.ffn": 16}), (1, 2)).without([1], space)
+    assert (of_16.layers, of_16.size("layer2.ffn"), of_16.size("layer1.ffn")) == ((2,), 16, 0)
+    shared = deep(sharing=("all",))
+    assert added_by_layers(shared.network(shared.space.largest()), school(shared)) == {}
+    few = deep(keep=(50,), keep_after=1)
+    assert added_by_layers(few.network(few.space.largest()), school(few)) == {}
 
 
 def test_a_cut_wants_whole_matrices(family, network):

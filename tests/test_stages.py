@@ -23,6 +23,7 @@ from experiments.run_directory import RunDirectory
 from experiments.settings import FinishSettings, Settings
 from experiments.stages import Stages, check_match, check_stages, judged
 from nas.compute import Compute
+from nas.finish.cut import Cut
 from nas.finish.learn import Learn
 from nas.finish.low_rank import LowRank
 from nas.finish.prune import Prune
@@ -71,14 +72,15 @@ def finisher_of(family, tmp_path, device=None, **settings):
     )  # fmt: skip
 
 
-def through(finisher, stages, arch=None, teachers=None) -> list[StageReport]:
+def through(finisher, stages, arch=None, teachers=None, predict_ms=lambda arch: 1.0) -> list[StageReport]:
     arch = arch or finisher.family.space.largest()
     if not finisher.is_finished(arch):
         finisher.finish(arch, finisher.family.supernet())
     school = School(
         finisher.task, finisher.compute, 0, finisher.family.space, arch,
         lambda name: [finisher.to_train(arch, tag="")] if teachers is None else teachers,
-        lambda archs: [1.0] * len(archs), lambda network, others: finisher.saved(arch, network, others, reference_ms=None),
+        lambda archs: [predict_ms(arch) for arch in archs],
+        lambda network, others: finisher.saved(arch, network, others, reference_ms=None),
         finisher.settings.most_points_lost,
     )  # fmt: skip
     return Stages(finisher, stages, school, None, BUDGET_MS, Reporter(quiet=True)).run()
@@ -164,6 +166,23 @@ def test_ranks_are_chosen_by_what_they_save_on_the_device(family, tmp_path):
     assert not report.kept
     assert report.sentence.startswith("does not ship, ")
     assert report.sentence.endswith("the scale is gone")
+
+
+def test_a_network_without_a_layer_ships(tmp_path):
+    torch.manual_seed(0)
+    space = encoder_space(width=(16,), depth=(1, 2), heads=(1,), ffn=(16,), attention=("full",))
+    finisher = finisher_of(EncoderFamily(space, 20, 3, max_tokens=8, head_size=8), tmp_path)
+    stages = {"cut": Cut(train=FAST), "low_rank": LowRank(train=FAST, energy=0.5), "quantise": Quantise(aware=False)}
+    cut, low_rank, quantise = through(finisher, stages, predict_ms=lambda arch: arch.size("depth"))
+    [gone] = cut.facts["layers_gone"]
+    for report in (cut, low_rank, quantise):
+        assert report.kept, report.sentence
+    assert cut.sentence.endswith(f"; without layer {gone} of the network before")
+    assert len(finisher.network(space.largest()).stack.layers) == 1
+    assert finisher.parity(space.largest(), num_examples=8)["equal_decisions"] > 0.5
+    [nothing] = through(finisher_of(finisher.family, tmp_path / "nothing"), {"cut": Cut(train=FAST)})
+    assert not nothing.kept
+    assert "is predicted to be faster" in nothing.sentence
 
 
 def test_what_was_done_is_read_and_other_settings_are_done_anew(family, tmp_path):
