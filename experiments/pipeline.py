@@ -35,7 +35,7 @@ from experiments.proposing import Proposer
 from experiments.run_directory import RunDirectory
 from experiments.selecting import Selection
 from experiments.settings import Settings
-from experiments.stages import check_stages
+from experiments.stages import check_match, check_stages
 from experiments.table_calibration import TableCalibrator
 from experiments.tuning import Tuner
 from hardware.recorded import RecordedDevice
@@ -91,6 +91,7 @@ class Pipeline:
                 kind = type(companion.latency_model).__name__
                 raise ValueError(f"also.{companion.name}: {kind} is not differentiable, the search needs expected_ms")
         self._check_memory()
+        check_match("finish.lesson", settings.finish.lesson, family.space)
         check_stages(settings.stages, task=task, family=family, device=device)
         self.pretrained = self._pretrained()
         self.run = RunDirectory(directory)

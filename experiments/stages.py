@@ -33,6 +33,7 @@ from experiments.run_directory import RunDirectory
 from hardware.quality import margin
 from hardware.timing import Exported
 from nas.export import runs_onnx
+from nas.finish import prune
 from nas.finish.early_exit import EarlyExit
 from nas.finish.exits import Exits
 from nas.finish.layer_skip import LayerSkip
@@ -40,10 +41,12 @@ from nas.finish.quantise import Quantise
 from nas.finish.remembered import Remembered
 from nas.finish.skips import Skips
 from nas.finish.stage import NothingToDoError, ReadsFile, Stage
-from nas.finish.teaching import School
+from nas.finish.teaching import Lesson, School
 from nas.protocols import Device, DeviceError, Family, GenerativeFamily, Task
-from nas.space import Architecture
+from nas.space import Architecture, SearchSpace
 from nas.types import Measurement
+from search_spaces.pooling import pool_sizes
+from search_spaces.reduction import KEEP
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,12 @@ class Stages:
         kept, sentence = judged(**figures, error_of_ratio=error_of_ratio, most_points_lost=limit, lost=lost)
         if facts.get("not_faster"):
             sentence = f"{sentence}; maps of {', '.join(facts['not_faster'])} stay whole, in factors they are NOT clearly FASTER"
+        if facts.get("layers_gone"):
+            sentence = f"{sentence}; without layer {' and '.join(map(str, facts['layers_gone']))} of the network before"
+        if "pattern_kept" in facts:
+            sentence = f"{sentence}; {prune.told(facts)}"
+            if not facts["pattern_kept"]:
+                kept, sentence = False, f"does not ship, its file does NOT KEEP THE PATTERN: {prune.told(facts)}"
         if taught_by := facts.get("taught_by"):
             sentence = f"{sentence}; it learned from {' and '.join(taught_by)}, too"
         for words in facts.get("setbacks", ()):
@@ -199,7 +208,7 @@ def check_stages(stages: Mapping[str, Stage], *, task: Task, family: Family, dev
         ValueError: a cut of layers that share keys and values or are factored; a quantisation, or an early exit, of files that
             the device does not run, or quantises itself; a calibration of decoders; an early exit of what does not classify whole
             inputs, or in a precision that has none; a quantisation of layers whose precision was chosen; class weights without
-            classes.
+            classes; tokens of a teacher that the network does not have.
     """
     for name in ("early_exit", "layer_skip", "quantise"):
         if name in stages and (not runs_onnx(device) or device.environment.get("precision", "fp32") != "fp32"):
@@ -226,5 +235,21 @@ def check_stages(stages: Mapping[str, Stage], *, task: Task, family: Family, dev
     uncut = [c.name for c in family.space if "kv_heads" in c.name or "lowrank" in c.options]
     if "cut" in stages and uncut:
         raise ValueError(f"stages.cut: the space {family.space.name} has the choice {uncut[0]}, whose layers cannot be cut")
+    for name, stage in stages.items():
+        check_match(f"stages.{name}.lesson", stage.lesson, family.space)
     if classes < 2 and any(stage.lesson.class_weights for stage in stages.values()):
         raise ValueError(f"class_weights: the task {task.name} has no classes")
+
+
+def check_match(name: str, lesson: Lesson, space: SearchSpace) -> None:
+    """Raises ValueError for a lesson of that name which compares tokens of networks that do not have the same ones: the largest
+    scores choose others in each, patches of another size are others, and a mean of 3 neighbours is none of means of 2."""
+    if not lesson.needs_teacher or lesson.match == ("answers",):
+        return
+    others, pools = [choice.name for choice in space if KEEP.fullmatch(choice.name)], pool_sizes(space)
+    if lesson.teacher != "itself":
+        others += [choice.name for choice in space if choice.name == "patch" and len(choice.options) > 1]
+        others += ["pool"] * any(size % pools[0] for size in pools)
+    if others:
+        why = f"in the space {space.name} {others[0]} chooses which tokens there are"
+        raise ValueError(f"{name}.match: {list(lesson.match)} compares tokens, and {why}; allowed is ['answers']")

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from onnx import helper
 from torch import Tensor, nn
 
 from nas import executorch_file
@@ -172,8 +173,27 @@ def _write_openvino(network: nn.Module, example: Mapping[str, Tensor], path: Pat
     openvino = _openvino()
     onnx_path = path.with_suffix(".onnx")
     _write_onnx(network, example, onnx_path)
+    onnx.save(_with_exact_remainders(onnx.load(onnx_path)), onnx_path)
     openvino.save_model(openvino.convert_model(onnx_path), path, compress_to_fp16=False)
     onnx_path.unlink()
+
+
+def _with_exact_remainders(model: onnx.ModelProto) -> onnx.ModelProto:
+    """OpenVINO divides integers in float32, whose remainders are right up to 2^24: they are taken of what a quotient that may
+    be a little off leaves, which is small. Products and differences are exact up to 31 bits."""
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type == "Mod" and not any(attribute.name == "fmod" and attribute.i for attribute in node.attribute):
+            dividend, divisor = node.input
+            quotient, product, left = (f"{node.output[0]}/{part}" for part in ("quotient", "product", "left"))
+            nodes.append(helper.make_node("Div", [dividend, divisor], [quotient]))
+            nodes.append(helper.make_node("Mul", [quotient, divisor], [product]))
+            nodes.append(helper.make_node("Sub", [dividend, product], [left]))
+            node.input[0] = left
+        nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
 
 
 def _open_openvino(path: Path) -> Answer:

@@ -104,10 +104,15 @@ class Trainer:
     Batches are counted from 0; a step takes `config.accumulate` of them. Where the loss or its gradient is no number any more,
     training goes back to the last state whose weights and whose loss were numbers, and on from there at half the rate. Of the
     weights that it ends with the loss of one more step tells, which is not taken.
+
+    Args:
+        bind: does to the weights after each step whatever must hold for them, and for their average.
     """
 
-    def __init__(self, module: nn.Module, config: TrainConfig, gradient: Callable[[int], float]) -> None:
-        self.module, self.config, self.gradient = module, config, gradient
+    def __init__(
+        self, module: nn.Module, config: TrainConfig, gradient: Callable[[int], float], *, bind: Callable[[], None] = lambda: None
+    ) -> None:  # fmt: skip
+        self.module, self.config, self.gradient, self.bind = module, config, gradient, bind
         self.optimizer = make_optimizer(module.parameters(), config)
         self.step = 0
         self.average = [p.detach().clone() for p in module.parameters()] if config.ema else []
@@ -142,6 +147,7 @@ class Trainer:
             self.optimizer.step()
             self.step += 1
             with torch.no_grad():
+                self.bind()
                 for mean, parameter in zip(self.average, self.module.parameters(), strict=False):
                     mean.lerp_(parameter, 1 - min(self.config.ema, self.step / (self.step + 9)))  # it forgets the start soon
             on_step(self.step, loss)

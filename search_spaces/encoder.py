@@ -148,7 +148,7 @@ class EncoderFamily:
         return self._around(self.trunk.stack(arch, backend), arch.size("width"), length(arch))
 
     def _around(self, stack: Stack, width: int, num_tokens: int) -> Encoder:
-        ngrams = NGrams(num_tokens, self.ngram_buckets, width) if num_tokens > 1 else None
+        ngrams = NGrams(num_tokens, self.ngram_buckets, width, vocab_size=self.vocab_size) if num_tokens > 1 else None
         tables = Table(self.vocab_size, width), ngrams, Table(self.max_tokens, width)
         return Encoder(*tables, stack, self.num_classes, per_token=self.per_token)
 

@@ -17,6 +17,7 @@ The choice is a length: with 3, n-grams of two and of three tokens are added, an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -60,11 +61,11 @@ class NGramTable(Table):
 
 
 class NGrams(nn.Module):
-    """Tables of n-grams of 2 to `length` tokens that end with a token."""
+    """Tables of n-grams of 2 to `length` tokens that end with a token, all of them ids below `vocab_size`."""
 
-    def __init__(self, length: int, buckets: int, width: int) -> None:
+    def __init__(self, length: int, buckets: int, width: int, *, vocab_size: int) -> None:
         super().__init__()
-        self.buckets = buckets
+        self.buckets, self.vocab_size = buckets, vocab_size
         self.tables = nn.ModuleList(NGramTable(buckets, width) for _ in range(2, length + 1))
 
     def forward(self, token_ids_BT: Tensor, shares_N: Tensor | None = None) -> Tensor:
@@ -80,8 +81,19 @@ class NGrams(nn.Module):
         found = [token_ids_BT]
         for n in range(1, len(self.tables) + 1):
             earlier_BT = F.pad(token_ids_BT, (n, 0))[:, :-n]
-            found.append((found[-1] * MULTIPLIER + earlier_BT) % self.buckets)
+            scattered_BT = self._scattered(found[-1], below=self.vocab_size if n == 1 else self.buckets)
+            found.append((scattered_BT + earlier_BT) % self.buckets)
         return found[1:]
+
+    def _scattered(self, ids_BT: Tensor, *, below: int) -> Tensor:
+        """`MULTIPLIER` times ids below a number, but for multiples of the number of rows. With up to 2^20 rows each step fits in
+        32 bits: OpenVINO, which has no more, looks up the same."""
+        factor = MULTIPLIER % self.buckets
+        if below * factor + self.vocab_size <= 2**31:
+            return ids_BT * factor
+        digit = math.isqrt(self.buckets)
+        ids_BT = ids_BT if below <= self.buckets else ids_BT % self.buckets
+        return ids_BT.div(digit, rounding_mode="trunc") * (digit * factor % self.buckets) + ids_BT % digit * factor
 
 
 def shares(encoding: Encoding) -> Tensor | None:

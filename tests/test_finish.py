@@ -1,31 +1,33 @@
 """The ideas behind the stages, each against an independent reference."""
 
 import copy
+import dataclasses
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 from torch.nn import functional as F
 
 from nas.compute import Compute
 from nas.export import export_onnx
-from nas.finish.cut import Cut, cuttable, importance, smaller
+from nas.finish.cut import Cut, Plan, added_by_layers, cuttable, importance, passing_by, smaller
 from nas.finish.fake_quant import rounding
-from nas.finish.losses import hidden_states, matched, recorded, relations, soft_labels
+from nas.finish.losses import Recorded, hidden_states, matched, recorded, relations, soft_labels
 from nas.finish.low_rank import NUM_BATCHES, LowRank, added_loss, by_latency, cheapest, factor, rank_of, truncated
 from nas.finish.precision import CALIBRATIONS, KINDS, blocks, quantised
-from nas.finish.prune import PATTERNS, SCORES, Prune, cubic, keeps, kept, masked, matrices
+from nas.finish.prune import PATTERNS, SCORES, Prune, cubic, keeps, kept, masked, matrices, told
 from nas.finish.quantise import Quantise, order
-from nas.finish.shapes import linear_layers, with_weights
+from nas.finish.shapes import linear_layers, with_weights, without_blocks
 from nas.finish.stage import NothingToDoError
 from nas.finish.teaching import Lesson, teach
 from nas.formats import open_session
 from nas.protocols import IGNORED, Batch
 from nas.rounding import round_input, round_weight
+from nas.space import Choice, Condition, SearchSpace
 from nas.supernet import state_of
 from nas.training import TrainConfig, Trainer, stream
 from nas.types import Workload
@@ -272,6 +274,30 @@ def test_every_kind_gives_a_model_that_answers_alike(family, network, tmp_path, 
     assert 0 < np.abs(actual - expected).max() < {"fp16": 0.01, "int4": 1.0}.get(kind, 0.1)
 
 
+def ranges(model):
+    """Of activations, by name."""
+    scales = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.name.endswith("_scale")}
+    return {name: 255 * float(scale) for name, scale in scales.items() if scale.size == 1}
+
+
+def test_batches_of_several_lengths_calibrate_as_one_would(family, network, tmp_path):
+    model, _ = exported(family, network, tmp_path / "float.onnx")
+
+    def feed(examples, tokens):
+        ids = np.random.default_rng(tokens).integers(20, size=(examples, tokens))
+        return {"token_ids": ids, "attention_mask": np.ones_like(ids)}
+
+    ragged = [feed(40, 5), feed(50, 8), feed(30, 3)]
+    found = {name: ranges(quantised(model, "static", calibration=name, feeds=ragged)) for name in CALIBRATIONS}
+    assert ranges(quantised(model, "static", feeds=ragged[::-1])) == found["minmax"]
+    for name in ("entropy", "percentile"):
+        assert all(0.3 * found["minmax"][key] < found[name][key] <= 1.001 * found["minmax"][key] for key in found["minmax"])
+    halves = [{name: value[half] for name, value in ragged[1].items()} for half in (slice(25), slice(25, None))]
+    for name, within in (("minmax", 1e-6), ("percentile", 0.01)):
+        whole, parts = (ranges(quantised(model, "static", calibration=name, feeds=feeds)) for feeds in (ragged[1:2], halves))
+        assert parts == pytest.approx(whole, rel=within)
+
+
 def test_blocks_that_are_kept_stay_float(family, network, tmp_path):
     model, _ = exported(family, network, tmp_path / "float.onnx")
     names = blocks(model, "dynamic")
@@ -290,6 +316,16 @@ def test_calibration_inputs_are_checked(family, network, tmp_path):
         quantised(model, "static")
     with pytest.raises(ValueError, match=r"feeds: inputs \['pixels'\] are not the model's \['attention_mask', 'token_ids'\]"):
         quantised(model, "static", feeds=[{"pixels": feed["token_ids"]}])
+    ids = feed["token_ids"]
+    of_longs = r"; allowed is int64 \[batch, sequence\]"
+    for wrong, message in (
+        ((ids[0], ids[0]), r"feeds: token_ids is int64 \[8\]" + of_longs),
+        ((ids, ids.astype(np.float32)), r"feeds: attention_mask is float32 \[2, 8\]; allowed is int64 \[2, 8\]"),
+        ((ids, ids[:, :5]), r"feeds: attention_mask is int64 \[2, 5\]; allowed is int64 \[2, 8\]"),
+        ((np.tile(ids, 3),) * 2, r"feeds: the model does not run on inputs of the shapes {'token_ids': \[2, 24\], "),
+    ):
+        with pytest.raises(ValueError, match=message):
+            quantised(model, "static", feeds=[feed, dict(zip(feed, wrong, strict=True))])
     with pytest.raises(ValueError, match=r"kind: 'int2' is not one of \('dynamic', 'static', 'fp16', 'int4'\)"):
         quantised(model, "int2")
 
@@ -326,9 +362,37 @@ def test_pruned_networks_keep_their_pattern_to_the_exported_file(family, network
     assert facts["sparsity_percent"] == pytest.approx(50, abs=0.1)
     assert facts["num_sparse_matrices"] == 8  # queries, keys and values have one
     assert facts["pattern_kept"]
+    assert told({**facts, "undivided": []}).startswith("50.0 % of the weights of 8 matrices are zero")
     dense = next(iter(matrices(model).values())).copy()
     dense[0, :4] = 1.0
     assert keeps(dense, prune) == (pattern == "single")
+    assert keeps(np.zeros((4, 6)), prune) == (pattern == "single"), "which the others do not divide"
+
+
+def test_maps_that_a_pattern_does_not_divide_stay_whole_and_are_named(family, network, tmp_path):
+    factor(network, dict.fromkeys(("stack.blocks.0.ffn.up", "stack.blocks.1.ffn.down"), 6))
+    prune, teacher = Prune(train=FAST, pattern="2:4"), school(family)
+    prune.apply(network, teacher)
+    undivided = ["stack.blocks.0.ffn.up.1", "stack.blocks.1.ffn.down.1"]
+    facts = {**teacher.facts, **prune.facts_of(exported(family, network, tmp_path / "float.onnx")[0])}
+    assert facts["undivided"] == undivided
+    assert facts["pattern_kept"]
+    words = "50.0 % of the weights of 8 matrices are zero in the pattern 2:4, which does not divide " + ", ".join(undivided)
+    assert told(facts) == words
+    with pytest.raises(NothingToDoError, match="the pattern block divides no map of the network"):
+        Prune(train=FAST, pattern="block", block=64).apply(network, school(family))
+
+
+@pytest.mark.parametrize("lesson", [Lesson(), Lesson(check_every=1, patience=9)], ids=["last", "best"])
+def test_zeros_stay_zero_in_the_moving_average_and_in_the_best_weights(family, network, lesson):
+    prune = Prune(train=FAST, pattern="2:4")
+    prune.apply(network, school(family))
+    zeros = {name: layer.weight == 0 for name, layer in linear_layers(network)}
+    config = TrainConfig(steps=5, tokens_per_batch=64, ema=0.9)
+    teach(network, Sum(), config, lesson, compute=Compute(), seed=0)
+    for name, layer in linear_layers(network):
+        assert torch.equal(layer.weight == 0, zeros[name])
+        assert float(zeros[name].float().mean()) == 0.5
 
 
 def test_movement_keeps_weights_that_move_away_from_zero():
@@ -415,6 +479,9 @@ def test_maps_are_factored_where_the_device_is_faster_for_it():
 def test_no_map_is_factored_where_none_is_faster(family, network):
     with pytest.raises(NothingToDoError, match=r"no map is clearly faster in factors on the device \(tried: 32 x 32\)"):
         LowRank(train=FAST, by="latency").apply(network, school(family))
+    least = r"no map keeps 99.9 % of its energy in factors of at most 10 % of its FLOPs \(the least is \d+ %\)"
+    with pytest.raises(NothingToDoError, match=least):
+        LowRank(train=FAST, energy=0.999, most_flops=0.1).apply(network, school(family))
     with pytest.raises(ValueError, match="by: 'rank' is not one of"):
         LowRank(by="rank")
 
@@ -430,7 +497,7 @@ def test_cuts_leave_what_matters(family, network):
     teacher = school(family, predict_ms=lambda archs: [a.size("layer1.ffn") + 8.0 * a.size("layer1.heads") for a in archs])
     scores = importance(network, layers, teacher)
     assert scores["layer1.heads"].argsort()[:2].sort().values.tolist() == [1, 2]
-    target = smaller(teacher, scores, faster=0.49)
+    target = smaller(teacher, scores, {}, faster=0.49)
     assert (target.size("layer1.heads"), target.size("layer1.ffn")) == (2, 16)
     assert (target.size("layer2.heads"), target.size("layer2.ffn")) == (4, 32), "nothing is saved there"
 
@@ -443,14 +510,140 @@ def test_cuts_leave_what_matters(family, network):
     assert again.stack.layers[0].attention.heads == 2
 
 
+def deep(**choices):
+    torch.manual_seed(0)
+    space = encoder_space(
+        **{"width": (16,), "depth": (2, 3, 4), "heads": (1, 2), "ffn": (16, 32), "attention": ("full",), **choices}
+    )
+    return EncoderFamily(space, 20, 3, max_tokens=8, head_size=8)
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_a_layer_goes_where_it_matters_least(norm, tmp_path):
+    """The network without it answers as one that passes it by, and that, if it is pre-norm, as one whose layer adds nothing."""
+    family = dataclasses.replace(deep(), norm=norm)
+    network = family.network(family.space.largest()).eval()
+    example = list(family.example_input(Workload(2, 8)).values())
+    idle = network.stack.layers[1]
+    if norm == "pre":
+        with torch.no_grad():
+            for writer in (idle.attention.out, idle.ffn.down):
+                writer.weight.zero_(), writer.bias.zero_()
+    whole = network(*example)
+    with passing_by(idle):
+        passed = network(*example)
+    assert torch.allclose(passed, whole) == (norm == "pre")
+
+    teacher = school(family, predict_ms=lambda archs: [2.0 + a.size("depth") for a in archs])
+    added = added_by_layers(network, teacher)
+    if norm == "pre":
+        assert added[2] == pytest.approx(0, abs=1e-6)
+        assert min(abs(added[n]) for n in (1, 3, 4)) > 1e-6
+    added = {1: 0.4, 2: 0.1, 3: 0.2, 4: 0.3}
+    scores = importance(network, cuttable(network, family.space), teacher)
+    assert smaller(teacher, scores, added, faster=0.1).layers == (1, 3, 4)
+    assert smaller(teacher, scores, added, faster=0.3).layers == (1, 4)
+    assert smaller(teacher, scores, added, faster=0.9).layers == (1, 4), "the space has no single layer"
+    assert smaller(teacher, scores, {}, faster=0.9).layers == (1, 2, 3, 4)
+
+    without_blocks(network, {"1"})
+    torch.testing.assert_close(network(*example), passed)
+    again = with_weights(family.network(family.space.largest(), backend="blocks"), state_of(network)).eval()
+    assert len(again.stack.layers) == 3
+    torch.testing.assert_close(again(*example), passed)
+    assert exported(family, again, tmp_path / "float.onnx")
+
+
+def test_layers_heads_and_neurons_go_together():
+    family = deep()
+    network = family.network(family.space.largest())
+    with torch.no_grad():
+        for layer in (network.stack.layers[0], network.stack.layers[2]):
+            for writer in (layer.attention.out, layer.ffn.down):
+                writer.weight.zero_(), writer.bias.zero_()
+        network.stack.layers[3].ffn.down.weight[:, ::2] = 0
+    example = family.example_input(Workload(2, 8)).values()
+    before = network.eval()(*example)
+    first_ms = sum((10, 32, 10, 32, 10, 32, 10, 32))
+
+    def predict_ms(archs):
+        return [sum(10 + a.size(f"layer{n}.ffn") for n in range(1, a.size("depth") + 1)) for a in archs]
+
+    teacher = school(family, predict_ms=predict_ms)
+    train = TrainConfig(steps=1, learning_rate=1e-12, weight_decay=0)
+    cut = Cut(train=train, faster=1 - 68.5 / first_ms).apply(network, teacher).eval()
+    assert teacher.facts["layers_gone"] == [1, 3]
+    assert [layer.ffn.down.in_features for layer in cut.stack.layers] == [32, 16]
+    torch.testing.assert_close(cut(*example), before)
+    again = with_weights(family.network(family.space.largest()), state_of(cut)).eval()
+    torch.testing.assert_close(again(*example), before)
+    with pytest.raises(
+        NothingToDoError, match="no option of the space with fewer heads, neurons or layers is predicted to be faster"
+    ):
+        Cut(train=FAST).apply(family.network(family.space.largest()), school(family))
+
+
+def test_layers_go_only_where_the_space_has_what_is_left():
+    there = (Condition("depth", (2,)),)
+    depth, first, second = Choice("depth", (1, 2)), Choice("layer1.ffn", (16,)), Choice("layer2.ffn", (16, 32), there)
+    space = SearchSpace("odd", (depth, first, second))
+    whole = Plan(space.largest(), (1, 2))
+    assert whole.without([1], space) == [], "the first layer has no 32 neurons"
+    [alone] = whole.without([2], space)
+    assert (alone.layers, alone.arch.as_dict) == ((1,), {"depth": 1, "layer1.ffn": 16})
+    [of_16] = Plan(space.canonical({**space.largest().as_dict, "layer2.ffn": 16}), (1, 2)).without([1], space)
+    assert (of_16.layers, of_16.size("layer2.ffn"), of_16.size("layer1.ffn")) == ((2,), 16, 0)
+    shared = deep(sharing=("all",))
+    assert added_by_layers(shared.network(shared.space.largest()), school(shared)) == {}
+    few = deep(keep=(50,), keep_after=1)
+    assert added_by_layers(few.network(few.space.largest()), school(few)) == {}
+
+
 def test_a_cut_wants_whole_matrices(family, network):
     LowRank(train=FAST, energy=0.5, most_flops=1.0).apply(network, school(family))
     with pytest.raises(ValueError, match=r"cut: stack.blocks.0.attention is no layer whose size is the choice layer1.heads"):
         Cut(train=FAST).apply(network, school(family))
 
 
-def test_a_network_whose_tokens_are_others_cannot_be_matched(family):
-    student = SimpleNamespace(hidden=torch.zeros(1, 4, 2), qkv={})
-    teacher = SimpleNamespace(hidden=torch.zeros(1, 9, 2), qkv={})
+def test_a_network_whose_tokens_are_others_cannot_be_matched():
+    student, teacher = Recorded(torch.zeros(1, 4, 2)), Recorded(torch.zeros(1, 9, 2))
     with pytest.raises(ValueError, match="match: the student sees 4 tokens and the teacher 9"):
         matched(["hidden"], student, teacher, nn.Identity(), [])
+
+
+@pytest.mark.parametrize("pools", [(1, 4), (2, 4), (4, 4), (1, 16)])
+def test_means_of_tokens_learn_from_the_means_of_the_teacher_s(pools):
+    mask, (theirs, ours) = torch.tensor([[1] * 7, [1] * 5 + [0] * 2]), pools
+    num_tokens, size = -(-7 // theirs), ours // theirs
+    teacher = Recorded(torch.randn(2, num_tokens, 6), {name: torch.randn(2, num_tokens, 4) for name in "qkv"}, 2, theirs)
+    whole = F.pad(mask, (0, -7 % theirs)).unflatten(1, (-1, theirs)).any(dim=2)  # teacher's tokens that are there
+
+    def means(x):
+        groups = [[x[row, i : i + size][whole[row, i : i + size]] for i in range(0, num_tokens, size)] for row in (0, 1)]
+        return torch.stack([torch.stack([g.mean(dim=0) if len(g) else torch.randn(x.shape[-1]) for g in row]) for row in groups])
+
+    student = Recorded(means(teacher.hidden), {name: means(x) for name, x in teacher.qkv.items()}, 2, ours)
+    inputs = [torch.ones(2, 7, dtype=torch.int64), mask]
+    for name in ("hidden", "relations"):
+        assert float(matched([name], student, teacher, nn.Identity(), inputs)) == pytest.approx(0, abs=1e-6)
+        other = Recorded(student.hidden + torch.randn(6), {k: x + torch.randn(4) for k, x in student.qkv.items()}, 2, ours)
+        if name == "hidden" or ours < 7:
+            assert float(matched([name], other, teacher, nn.Identity(), inputs)) > 1e-3
+
+
+@pytest.mark.parametrize("match", [["hidden"], ["answers", "relations"]])
+def test_a_pooled_student_learns_from_what_a_teacher_makes_of_batches_of_whole_examples(match):
+    class Long(Sum):
+        def batches(self, split, *, tokens_per_batch, seed):
+            assert tokens_per_batch >= 8, "of the longest example"
+            return super().batches(split, tokens_per_batch=tokens_per_batch, seed=seed)
+
+    space = encoder_space(width=(16, 32), depth=(1,), heads=(1, 2), ffn=(16,), attention=("full",), pool=(1, 3))
+    family = EncoderFamily(space, 20, 3, max_tokens=8, head_size=8)
+    student, teacher = (family.network(space.canonical({**arch.as_dict, "pool": pool})) for arch, pool in (
+        (space.smallest(), "3"), (space.largest(), "1"),
+    ))  # fmt: skip
+    before = state_of(student)
+    lesson = Lesson(alpha=(0, 0), beta=(1, 1), match=match)
+    teach(student, Long(), FAST, lesson, teachers=[teacher], compute=Compute(), seed=0)
+    assert not torch.equal(student.embedding.weight, before["embedding.weight"])

@@ -9,7 +9,8 @@ import torch
 
 from nas.compute import Compute
 from nas.encoding import Encoding
-from nas.export import export_onnx
+from nas.export import export_onnx, write_as
+from nas.formats import FORMATS
 from nas.supernet import call, cut_out, skeleton
 from nas.types import Workload
 from search_spaces.compact import inside
@@ -74,7 +75,7 @@ def test_every_length_receives_a_gradient():
 
 def test_a_row_is_that_of_a_token_and_those_before_it():
     with torch.device("meta"):
-        tables = NGrams(3, 1 << 40, 1)  # so many rows that none is shared; nothing is looked up
+        tables = NGrams(3, 1 << 40, 1, vocab_size=50)  # so many rows that none is shared; nothing is looked up
     one, other = (tables.rows(torch.tensor([ids])) for ids in ([3, 4, 5, 4, 5], [9, 4, 5, 4, 5]))
     of_two, of_three = one[0][0].tolist(), one[1][0].tolist()
     assert of_two[2] == of_two[4], "4 5 stands twice"
@@ -88,10 +89,30 @@ def test_a_row_is_that_of_a_token_and_those_before_it():
 def test_frequent_pairs_are_spread_over_all_rows():
     ids = torch.arange(100)
     pairs = torch.stack([ids.repeat_interleave(100), ids.repeat(100)], dim=1)
-    rows = NGrams(2, 16_384, 1).rows(pairs)[0][:, 1]
+    rows = NGrams(2, 16_384, 1, vocab_size=100).rows(pairs)[0][:, 1]
     assert rows.min() >= 0
     assert rows.max() < 16_384
     assert len(rows.unique()) > 0.9 * 16_384 * (1 - np.exp(-10_000 / 16_384)), "about as many as at random, at least"
+
+
+@pytest.mark.parametrize("buckets", [1, 2, 63, 16_384, 65_536, 99_991, (1 << 20) - 1, 1 << 20])
+@pytest.mark.parametrize("vocab_size", [50, 30_522, 262_144, 2_000_000])
+def test_rows_are_those_of_any_integers_and_32_bits_hold_them(buckets, vocab_size):
+    """The tables are those that were trained, whatever a runtime computes with."""
+    torch.manual_seed(0)
+    ids = torch.cat([torch.randint(vocab_size, (3, 50)), torch.full((3, 5), vocab_size - 1)], dim=1)
+    with torch.device("meta"):
+        tables = NGrams(4, buckets, 1, vocab_size=vocab_size)
+    rows = [[*line] for line in ids.tolist()]
+    expected = []
+    for n in (1, 2, 3):
+        rows = [
+            [(row * 2654435761 + (line[t - n] if t >= n else 0)) % buckets for t, row in enumerate(found)]
+            for found, line in zip(rows, ids.tolist(), strict=True)
+        ]
+        expected.append(rows)
+    assert [found.tolist() for found in tables.rows(ids)] == expected
+    assert [found.tolist() for found in tables.rows(ids.int())] == expected
 
 
 def test_padding_behind_a_text_changes_nothing():
@@ -118,6 +139,20 @@ def test_a_file_looks_up_the_same_at_any_length(tmp_path):
         ids = torch.randint(50, (3, length))
         [logits] = session.run(None, {"token_ids": ids.numpy(), "attention_mask": np.ones_like(ids.numpy())})
         np.testing.assert_allclose(logits, network(ids, torch.ones_like(ids)).detach().numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("buckets", [16_384, 99_991])
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_a_file_of_large_ids_looks_up_the_same(tmp_path, kind, buckets):
+    if kind == "openvino":
+        pytest.importorskip("openvino", reason="openvino is not installed")
+    space = encoder_space(**SIZES, ngrams=(1, 2, 3))
+    family = EncoderFamily(space, vocab_size=150_000, num_classes=5, max_tokens=12, head_size=8, ngram_buckets=buckets)
+    network = trained(family.network(space.canonical({**space.smallest().as_dict, "ngrams": 3}), backend="blocks")).float().eval()
+    ids = torch.randint(100_000, 150_000, (3, 7))
+    inputs = [family.example_input(Workload(tokens=9)), {"token_ids": ids, "attention_mask": torch.ones_like(ids)}]
+    difference, _, _ = write_as(kind, network, inputs, tmp_path / f"m{FORMATS[kind].suffix}", tolerance=1e-4)
+    assert difference <= 1e-4
 
 
 def test_tables_are_counted_as_weights_and_their_costs_are_linear_in_the_probability():

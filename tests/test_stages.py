@@ -17,8 +17,9 @@ from experiments.finishing import FOLDER, Finisher
 from experiments.quantising import Quantising
 from experiments.results import StageFigures
 from experiments.settings import FinishSettings, Settings
-from experiments.stages import check_stages, judged
+from experiments.stages import check_match, check_stages, judged
 from nas.compute import Compute
+from nas.finish.cut import Cut
 from nas.finish.learn import Learn
 from nas.finish.low_rank import LowRank
 from nas.finish.prune import Prune
@@ -29,6 +30,7 @@ from nas.training import TrainConfig
 from nas.types import Workload
 from search_spaces.decoder import DecoderFamily, decoder_space
 from search_spaces.encoder import EncoderFamily, encoder_space
+from search_spaces.vision import vision_space
 from tests.support.stages import FAST, Scale, Sum, finisher_of, operators, through
 
 
@@ -117,6 +119,23 @@ def test_ranks_are_chosen_by_what_they_save_on_the_device(family, tmp_path):
     assert report.sentence.endswith("the scale is gone")
 
 
+def test_a_network_without_a_layer_ships(tmp_path):
+    torch.manual_seed(0)
+    space = encoder_space(width=(16,), depth=(1, 2), heads=(1,), ffn=(16,), attention=("full",))
+    finisher = finisher_of(EncoderFamily(space, 20, 3, max_tokens=8, head_size=8), tmp_path)
+    stages = {"cut": Cut(train=FAST), "low_rank": LowRank(train=FAST, energy=0.5), "quantise": Quantise(aware=False)}
+    cut, low_rank, quantise = through(finisher, stages, predict_ms=lambda arch: arch.size("depth"))
+    [gone] = cut.facts["layers_gone"]
+    for report in (cut, low_rank, quantise):
+        assert report.kept, report.sentence
+    assert cut.sentence.endswith(f"; without layer {gone} of the network before")
+    assert len(finisher.network(space.largest()).stack.layers) == 1
+    assert finisher.parity(space.largest(), num_examples=8)["equal_decisions"] > 0.5
+    [nothing] = through(finisher_of(finisher.family, tmp_path / "nothing"), {"cut": Cut(train=FAST)})
+    assert not nothing.kept
+    assert "is predicted to be faster" in nothing.sentence
+
+
 def test_what_was_done_is_read_and_other_settings_are_done_anew(family, tmp_path):
     finisher = finisher_of(family, tmp_path)
     files = {
@@ -156,6 +175,26 @@ def test_what_is_not_faster_is_said_so_and_does_not_ship(family, tmp_path):
         assert not report.kept or report.after.error_percent < report.before.error_percent
         assert "NOT FASTER" in report.sentence
     assert prune.facts["sparsity_percent"] == pytest.approx(50, abs=0.1)
+
+
+def test_a_file_that_does_not_keep_its_pattern_does_not_ship(family, tmp_path, monkeypatch):
+    stages = {"prune": Prune(train=FAST, pattern="2:4")}
+    [report] = through(finisher_of(family, tmp_path / "kept"), stages)
+    assert report.facts["pattern_kept"]
+    assert "; 50.0 % of the weights of 6 matrices are zero in the pattern 2:4" in report.sentence
+
+    def learns_on(network, school):
+        Learn(train=FAST, lesson=Lesson()).apply(network, school)
+        with torch.no_grad():
+            network.stack.layers[0].ffn.up.weight[0, :2] = 0
+        school.facts["undivided"] = []
+        return network
+
+    monkeypatch.setattr(Prune, "apply", lambda self, network, school: learns_on(network, school))
+    [report] = through(finisher_of(family, tmp_path / "broken"), stages)
+    assert not report.facts["pattern_kept"]
+    assert not report.kept
+    assert report.sentence.startswith("does not ship, its file does NOT KEEP THE PATTERN: ")
 
 
 def test_a_device_that_is_lost_leaves_what_was_there(family, tmp_path):
@@ -263,3 +302,21 @@ def test_stages_that_cannot_work_are_refused_before_any_work(family):
         Quantise(kind="fp16")
     with pytest.raises(ValueError, match=r"lesson.teacher: 'front' is not one of \('largest', 'baseline'\)"):
         FinishSettings(lesson=Lesson(teacher="front"))
+
+
+def test_tokens_that_a_teacher_does_not_have_are_refused_before_any_work(family):
+    sizes = {"width": (16,), "depth": (1, 2), "heads": (1,), "ffn": (16,), "attention": ("full",)}
+    lesson, answers = Lesson(beta=(1, 1), match=["answers", "relations"]), Lesson(beta=(1, 1))
+    for word, space in (
+        ("pool", encoder_space(**sizes, pool=(2, 3))), ("keep_after_1", encoder_space(**sizes, keep=(50, 100), keep_after=1)),
+        ("patch", vision_space(**sizes, patch=(4, 7))),
+    ):  # fmt: skip
+        check_match("finish.lesson", answers, space)
+        why = rf"\['answers', 'relations'\] compares tokens, and in the space {space.name} {word} chooses which tokens there are"
+        with pytest.raises(ValueError, match=rf"finish.lesson.match: {why}; allowed is \['answers'\]"):
+            check_match("finish.lesson", lesson, space)
+        stages, others = {"distil": Learn(lesson=lesson)}, SimpleNamespace(space=space)
+        with pytest.raises(ValueError, match=r"stages.distil.lesson.match: "):
+            check_stages(stages, task=cast(Any, Sum()), family=cast(Any, others), device=Scale())
+    for space in (family.space, encoder_space(**sizes, pool=(2, 4)), vision_space(**sizes, patch=(4,))):
+        check_match("finish.lesson", lesson, space)

@@ -1,27 +1,35 @@
-"""Whole heads and neurons go: those that matter least, where the latency model says that it pays."""
+"""Whole heads, neurons and layers go: those that matter least, where the latency model says that it pays."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from nas.attention import Attention
 from nas.feed_forward import FeedForward
+from nas.finish.exits import layers_of
+from nas.finish.shapes import without_blocks
+from nas.finish.stage import NothingToDoError
 from nas.finish.teaching import Lesson, School
 from nas.layers import Linear
 from nas.space import Architecture, SearchSpace
 from nas.training import TrainConfig, stream
 
 NUM_BATCHES = 8  # that importance is judged on
+LAYER = re.compile(r"layer\d+\.")
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Cuts the layers to smaller options of the space, one step at a time and always where the least importance is lost for each
-    predicted ms, and then teaches the network.
+    """Cuts the network to smaller options of the space, one step at a time and always where the least importance is lost for each
+    predicted ms, and then teaches it. A step is a layer with fewer heads or neurons, or fewer layers, whichever of them.
 
     Args:
         faster: predicted share of the latency to save.
@@ -39,13 +47,54 @@ class Cut:
             raise ValueError(f"faster: {self.faster} is not between 0 and 1")
 
     def apply(self, network: nn.Module, school: School) -> nn.Module:
+        """Raises NothingToDoError where no cut is predicted to save anything, and ValueError as of `cuttable`."""
         layers = cuttable(network, school.space)
         scores = importance(network, layers, school)
-        target = smaller(school, scores, faster=self.faster)
+        target = smaller(school, scores, added_by_layers(network, school), faster=self.faster)
+        if target.arch == school.arch:
+            raise NothingToDoError("no option of the space with fewer heads, neurons or layers is predicted to be faster")
         for choice, score in scores.items():
-            _keep(layers[choice], score.topk(target.size(choice)).indices.sort().values)
+            if size := target.size(choice):
+                _keep(layers[choice], score.topk(size).indices.sort().values)
+        school.facts["layers_gone"] = [n for n in range(1, school.arch.size("depth") + 1) if n not in target.layers]
+        without_blocks(network, {str(number - 1) for number in school.facts["layers_gone"]})
         school.teach(network, self.train, self.lesson)
         return network
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be left: an architecture, and which layers of the network its layers are, counted from 1."""
+
+    arch: Architecture
+    layers: tuple[int, ...]
+
+    def own(self, choice: str) -> str:
+        """The name in the architecture of a choice of the network, `layer1.ffn` of `layer2.ffn` where layer 1 is gone."""
+        layer, _, part = choice.partition(".")
+        return f"layer{1 + self.layers.index(int(layer.removeprefix('layer')))}.{part}"
+
+    def size(self, choice: str) -> int:
+        """Of a choice of the network; 0 where its layer is gone."""
+        return self.arch.size(self.own(choice)) if int(choice.partition(".")[0].removeprefix("layer")) in self.layers else 0
+
+    def shrunk(self, choice: str, space: SearchSpace) -> list[Plan]:
+        """With the next smaller option of a choice of the network, if there is one."""
+        size = self.size(choice)
+        options = [int(o) for o in space.by_name[self.own(choice)].options if int(o) < size] if size else []
+        return [Plan(space.canonical({**self.arch.as_dict, self.own(choice): max(options)}), self.layers)] if options else []
+
+    def without(self, gone: Collection[int], space: SearchSpace) -> list[Plan]:
+        """Without these layers of the network, if the space has what is left in that order."""
+        layers = tuple(layer for layer in self.layers if layer not in gone)
+        picks = {name: option for name, option in self.arch.as_dict.items() if not LAYER.match(name)}
+        for number, layer in enumerate(layers, start=1):
+            first = f"layer{1 + self.layers.index(layer)}."
+            own = {name.removeprefix(first): option for name, option in self.arch.as_dict.items() if name.startswith(first)}
+            picks |= {f"layer{number}.{part}": option for part, option in own.items()}
+        with contextlib.suppress(ValueError):
+            return [Plan(space.canonical({**picks, "depth": len(layers)}), layers)]
+        return []
 
 
 def cuttable(network: nn.Module, space: SearchSpace) -> dict[str, Attention | FeedForward]:
@@ -88,31 +137,75 @@ def importance(network: nn.Module, layers: Mapping[str, Attention | FeedForward]
     return scores
 
 
-def smaller(school: School, scores: Mapping[str, Tensor], *, faster: float) -> Architecture:
-    """The architecture that is left when the cheapest cuts were made until so much is saved, or nothing saves any more."""
-    arch = school.arch
-    first_ms = ms = float(school.predict_ms([arch])[0])
+@torch.no_grad()
+def added_by_layers(network: nn.Module, school: School) -> dict[int, float]:
+    """What the mean loss over some batches gains without a layer, by its number counted from 1. Nothing where layers share
+    weights or choose the tokens of others: there none goes."""
+    layers, stack = layers_of(network), cast(Any, network.stack)
+    if len(set(layers)) < len(layers) or stack.keep.fewer:
+        return {}
+    source = stream(school.task, "train", tokens_per_batch=2048, seed=school.seed)
+    batches = [batch.to(school.compute.device) for batch in islice(source, NUM_BATCHES)]
+    network.eval()
+
+    def loss() -> float:
+        with school.compute.autocast():
+            return sum(float(school.task.loss(network(*b.inputs), b.targets)) for b in batches) / NUM_BATCHES
+
+    first, added = loss(), {}
+    for number, layer in enumerate(layers, start=1):
+        with passing_by(layer):
+            added[number] = loss() - first
+    return added
+
+
+@contextlib.contextmanager
+def passing_by(layer: nn.Module) -> Iterator[None]:
+    """Inside the block, what comes into the layer comes out of it."""
+    handle = layer.register_forward_hook(lambda _, given, __: given[0])
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def smaller(school: School, scores: Mapping[str, Tensor], added: Mapping[int, float], *, faster: float) -> Plan:
+    """What is left when the cheapest cuts were made until so much is saved, or nothing saves any more.
+
+    Args:
+        scores: importance of heads or neurons, by their choice.
+        added: loss without each layer that may go.
+    """
+    plan = Plan(school.arch, tuple(range(1, school.arch.size("depth") + 1)))
+    first_ms = ms = float(school.predict_ms([plan.arch])[0])
     ascending = {choice: score.sort().values for choice, score in scores.items()}
     while ms > (1 - faster) * first_ms:
         prices = []
-        for choice, after in _moves(arch, school, list(scores)):
-            after_ms = float(school.predict_ms([after])[0])
-            gone = [len(ascending[choice]) - a.size(choice) for a in (arch, after)]
+        for lost, after in _moves(plan, school.space, ascending, added):
+            after_ms = float(school.predict_ms([after.arch])[0])
             if after_ms < ms:
-                prices.append((float(ascending[choice][slice(*gone)].sum()) / (ms - after_ms), choice, after, after_ms))
+                prices.append((lost / (ms - after_ms), after.arch.id, after, after_ms))
         if not prices:
             break
-        _, _, arch, ms = min(prices, key=lambda price: price[:2])
-    return arch
+        _, _, plan, ms = min(prices, key=lambda price: price[:2])
+    return plan
 
 
-def _moves(arch: Architecture, school: School, choices: Sequence[str]) -> list[tuple[str, Architecture]]:
-    """Each choice one option smaller, where there is one."""
+def _moves(
+    plan: Plan, space: SearchSpace, ascending: Mapping[str, Tensor], added: Mapping[int, float]
+) -> list[tuple[float, Plan]]:  # fmt: skip
+    """What is lost by each choice one option smaller, and by the next smaller depth without each layer; where that is more than
+    one less, without those of the others that add least, too."""
     moves = []
-    for choice in choices:
-        options = [int(o) for o in school.space.by_name[choice].options if int(o) < arch.size(choice)]
-        if options:
-            moves.append((choice, school.space.canonical({**arch.as_dict, choice: max(options)})))
+    for choice, scores in ascending.items():
+        for after in plan.shrunk(choice, space):
+            gone = [len(scores) - p.size(choice) for p in (plan, after)]
+            moves.append((float(scores[slice(*gone)].sum()), after))
+    depths = [depth for depth in space.by_name["depth"].sizes if depth < len(plan.layers)]
+    if added and depths:
+        fewer, ranked = len(plan.layers) - max(depths), sorted(plan.layers, key=lambda layer: added[layer])
+        for together in {frozenset([one, *[o for o in ranked if o != one][: fewer - 1]]) for one in plan.layers}:
+            moves += [(sum(max(0.0, added[layer]) for layer in together), after) for after in plan.without(together, space)]
     return moves
 
 

@@ -1,6 +1,9 @@
 """What a student can learn from a teacher: its answers, its last hidden states, the relations between its tokens.
 
-Shapes: B sequences, T tokens, D width, C channels of all heads, A relation heads.
+Where more neighbours become one token in the student than in the teacher (see `nas.reduction`), the means of the teacher's states
+over the same neighbours are what it learns.
+
+Shapes: B sequences, T tokens, N means of neighbours, D width, C channels of all heads, A relation heads.
 """
 
 from __future__ import annotations
@@ -10,14 +13,17 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas.attention import Attention
+from nas.attention_kinds import BLOCKED
 from nas.layers import Norm, RMSNorm
 from nas.protocols import IGNORED
+from nas.reduction import merged
 
 MATCHES = ("answers", "hidden", "relations")
 
@@ -63,20 +69,28 @@ def _relation(a_BTC: Tensor, b_BTC: Tensor, mask_BT: Tensor, heads: int) -> Tens
     return F.log_softmax(scores.masked_fill(mask_BT[:, None, None] == 0, -1e4), dim=-1)
 
 
+@runtime_checkable
+class Pools(Protocol):
+    """Layers that see the means of so many neighbours, the first of these numbers."""
+
+    pool: Sequence[int]
+
+
 @dataclass
 class Recorded:
     """Of the last call: the last normed stream [B, T, D], and q, k and v [B, T, C] of the last attention, which is empty if there
-    is none."""
+    is none. Of all: how many neighbours are one token."""
 
     hidden: Tensor = field(default_factory=lambda: torch.empty(0))
     qkv: dict[str, Tensor] = field(default_factory=dict)
     heads: int = 0
+    pool: int = 1
 
 
 @contextmanager
 def recorded(network: nn.Module) -> Iterator[Recorded]:
     """What the network's layers gave, after each call inside the block."""
-    seen, hooks = Recorded(), []
+    seen, hooks = Recorded(pool=max((m.pool[0] for m in network.modules() if isinstance(m, Pools)), default=1)), []
 
     def keep_hidden(_: nn.Module, __: object, output: Tensor) -> None:
         seen.hidden = output
@@ -98,11 +112,20 @@ def recorded(network: nn.Module) -> Iterator[Recorded]:
             hook.remove()
 
 
-def padding_mask(inputs: Sequence[Tensor], hidden_BTD: Tensor) -> Tensor:
-    """[B, T] with 1 for what is no padding: the network's second input where that is such a mask, else ones."""
-    if len(inputs) > 1 and inputs[1].shape == hidden_BTD.shape[:2]:
-        return inputs[1].float()
-    return hidden_BTD.new_ones(hidden_BTD.shape[:2], dtype=torch.float32)
+def padding_mask(inputs: Sequence[Tensor], seen: Recorded) -> Tensor:
+    """[B, N] with 1 for what is no padding alone: by the network's second input where that is such a mask, else ones."""
+    if len(inputs) > 1 and inputs[1].shape == inputs[0].shape[:2]:
+        mask_BN = F.max_pool1d(F.pad(inputs[1].float(), (0, seen.pool - 1)), seen.pool)
+        if mask_BN.shape == seen.hidden.shape[:2]:
+            return mask_BN
+    return seen.hidden.new_ones(seen.hidden.shape[:2], dtype=torch.float32)
+
+
+def neighbours(seen: Recorded, mask_BT: Tensor, size: int) -> Recorded:
+    """Means of each `size` tokens without padding."""
+    bias_B11T = (1.0 - mask_BT)[:, None, None] * BLOCKED
+    means = {name: merged(part.float(), bias_B11T, size)[0] for name, part in {**seen.qkv, "hidden": seen.hidden}.items()}
+    return Recorded(means.pop("hidden"), means, seen.heads, seen.pool * size)
 
 
 def matched(
@@ -111,16 +134,19 @@ def matched(
     """The sum of the named losses inside the network. A network without attention has no relations, and learns the rest.
 
     Raises:
-        ValueError: student and teacher see different numbers of tokens.
+        ValueError: student and teacher see different tokens, of which none are means of others.
     """
+    size, rest = divmod(student.pool, teacher.pool)
+    if size > 1 and not rest:
+        teacher = neighbours(teacher, padding_mask(inputs, teacher), size)
     if student.hidden.shape[:2] != teacher.hidden.shape[:2]:
         seen = [x.hidden.shape[1] for x in (student, teacher)]
         raise ValueError(f"match: the student sees {seen[0]} tokens and the teacher {seen[1]}; allowed is ['answers']")
-    mask_BT = padding_mask(inputs, student.hidden)
-    total = mask_BT.new_zeros(())
+    mask_BN = padding_mask(inputs, student)
+    total = mask_BN.new_zeros(())
     if "hidden" in names:
-        total = total + hidden_states(projection(student.hidden), teacher.hidden, mask_BT)
+        total = total + hidden_states(projection(student.hidden), teacher.hidden, mask_BN)
     if "relations" in names and student.qkv and teacher.qkv:
         heads = math.gcd(student.heads, teacher.heads)
-        total = total + relations(list(student.qkv.values()), list(teacher.qkv.values()), mask_BT, heads=heads)
+        total = total + relations(list(student.qkv.values()), list(teacher.qkv.values()), mask_BN, heads=heads)
     return total

@@ -50,6 +50,7 @@ class LowRank:
                 raise ValueError(f"{name}: {getattr(self, name)} is not in (0, 1]")
 
     def apply(self, network: nn.Module, school: School) -> nn.Module:
+        """Raises NothingToDoError where no map is worth its factors."""
         ranks = self._by_energy(network) if self.by == "energy" else by_latency(network, school, faster=self.faster)
         school.facts["ranks"] = ranks
         factor(network, ranks)
@@ -60,6 +61,11 @@ class LowRank:
         layers = dict(linear_layers(network))
         ranks = {name: rank_of(layer.weight.detach(), energy=self.energy) for name, layer in layers.items()}
         shares = {name: rank * sum(layers[name].weight.shape) / layers[name].weight.numel() for name, rank in ranks.items()}
+        if (least := min(shares.values())) > self.most_flops:
+            raise NothingToDoError(
+                f"no map keeps {100 * self.energy:g} % of its energy in factors of at most {100 * self.most_flops:g} % of its"
+                f" FLOPs (the least is {100 * least:.0f} %)"
+            )
         return {name: rank for name, rank in ranks.items() if shares[name] <= self.most_flops}
 
 

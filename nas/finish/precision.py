@@ -25,6 +25,8 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
 from nas.runtime_attention import with_products
 from nas.runtime_norms import with_sums
@@ -54,7 +56,8 @@ def quantised(
         keep: blocks (see `blocks`) that stay as they are.
 
     Raises:
-        ValueError: an unknown kind or calibration, or static without inputs, or with those of another model.
+        ValueError: an unknown kind or calibration, or static without inputs, or with those of another model: of other names,
+            types, ranks or sizes, or longer than it takes.
     """
     check("kind", kind, KINDS)
     check("calibration", calibration, tuple(CALIBRATIONS))
@@ -108,34 +111,67 @@ def check(name: str, value: str, allowed: Sequence[str]) -> None:
 def _static(model: onnx.ModelProto, path: Path, calibration: str, feeds: Feeds, excluded: Sequence[str]) -> None:
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
 
-    names = {entry.name for entry in model.graph.input}
-    if not feeds:
-        raise ValueError("feeds: there are no inputs to calibrate with")
-    if wrong := [sorted(feed) for feed in feeds if set(feed) != names]:
-        raise ValueError(f"feeds: inputs {wrong[0]} are not the model's {sorted(names)}")
+    _check_feeds(model, feeds)
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
+        """One feed at a time: histograms of several at once want all of them to be of one length."""
+
         def __init__(self) -> None:
             self.rest = iter(feeds)
+            self.feed: Mapping[str, np.ndarray] | None = None
+
+        def __len__(self) -> int:
+            return len(feeds)
+
+        def set_range(self, start_index: int, end_index: int) -> None:
+            self.rest = iter(feeds[start_index:end_index])
 
         def get_next(self) -> Any:
-            feed = next(self.rest, None)
-            return None if feed is None else dict(feed)
+            self.feed = next(self.rest, None)
+            return None if self.feed is None else dict(self.feed)
 
-    quantize_static(
-        model, path, Reader(), op_types_to_quantize=list(OPERATORS["static"]), per_channel=True,
-        activation_type=QuantType.QUInt8, nodes_to_exclude=list(excluded),
-        calibrate_method=CalibrationMethod[CALIBRATIONS[calibration]], extra_options={"MatMulConstBOnly": True},
-    )  # fmt: skip
+    reader = Reader()
+    try:
+        quantize_static(
+            model, path, reader, op_types_to_quantize=list(OPERATORS["static"]), per_channel=True,
+            activation_type=QuantType.QUInt8, nodes_to_exclude=list(excluded),
+            calibrate_method=CalibrationMethod[CALIBRATIONS[calibration]],
+            extra_options={"MatMulConstBOnly": True, "CalibStridedMinMax": 1},
+        )  # fmt: skip
+    except (Fail, InvalidArgument, RuntimeException) as error:
+        shapes = {name: list(value.shape) for name, value in (reader.feed or {}).items()}
+        raise ValueError(
+            f"feeds: the model does not run on inputs of the shapes {shapes}: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _check_feeds(model: onnx.ModelProto, feeds: Feeds) -> None:
+    """Raises ValueError for inputs of other names, types or shapes than the graph's, or where a dimension has two sizes."""
+    inputs = {entry.name: entry.type.tensor_type for entry in model.graph.input}
+    if not feeds:
+        raise ValueError("feeds: there are no inputs to calibrate with")
+    for feed in feeds:
+        if set(feed) != set(inputs):
+            raise ValueError(f"feeds: inputs {sorted(feed)} are not the model's {sorted(inputs)}")
+        sizes: dict[str, int] = {}
+        for name, tensor in inputs.items():
+            dims, dtype = tensor.shape.dim, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+            given, allowed = list(feed[name].shape), [d.dim_value or sizes.get(d.dim_param, d.dim_param or "any") for d in dims]
+            fits = len(given) == len(allowed) and all(a == g or isinstance(a, str) for a, g in zip(allowed, given, strict=True))
+            if feed[name].dtype != dtype or not fits:
+                raise ValueError(f"feeds: {name} is {feed[name].dtype} {given}; allowed is {dtype} {allowed}".replace("'", ""))
+            sizes |= {d.dim_param: size for d, size in zip(dims, given, strict=True) if d.dim_param}
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantisers print their progress, and advise a pre-processing that changes nothing here."""
+    """The quantisers print their progress, and advise a pre-processing that changes nothing here; errors are raised as well."""
     logging.disable(logging.WARNING)
+    onnxruntime.set_default_logger_severity(4)
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        onnxruntime.set_default_logger_severity(2)  # as it begins
         logging.disable(logging.NOTSET)

@@ -20,6 +20,7 @@ from torch.nn.utils import parametrize
 
 from nas.finish.precision import check
 from nas.finish.shapes import linear_layers
+from nas.finish.stage import NothingToDoError
 from nas.finish.teaching import Lesson, School
 from nas.training import TrainConfig
 
@@ -66,7 +67,9 @@ class Prune:
             raise ValueError(f"block: {self.block} is not at least 2")
 
     def apply(self, network: nn.Module, school: School) -> nn.Module:
+        """Raises NothingToDoError where the pattern divides no map."""
         steps = self.train.steps
+        school.facts["undivided"] = [name for name, layer in linear_layers(network) if not fits(layer, self)]
         with masked(network, self) as masks:
 
             def on_step(step: int) -> None:
@@ -78,9 +81,10 @@ class Prune:
 
     def facts_of(self, model: onnx.ModelProto) -> dict[str, Any]:
         """Of the exported file: sparsity of the matrices that are sparse, and whether each keeps the pattern."""
-        sparse = {name: value for name, value in matrices(model).items() if (value == 0).mean() > 0.01}
+        sparse = {name: value for name, value in matrices(model).items() if (value == 0).mean() > self.sparsity / 50}
         zeros = sum(int((value == 0).sum()) for value in sparse.values())
         return {
+            "pattern": self.pattern,
             "sparsity_percent": 100.0 * zeros / max(1, sum(value.size for value in sparse.values())),
             "num_sparse_matrices": len(sparse),
             "pattern_kept": bool(sparse) and all(keeps(value, self) for value in sparse.values()),
@@ -149,9 +153,13 @@ class _Mask(nn.Module):
 
 def fits(layer: nn.Linear, settings: Prune) -> bool:
     """Whether the pattern divides the layer's weight."""
-    size = {"single": 1, "2:4": 4, "block": settings.block}[settings.pattern]
-    rows = size if settings.pattern == "block" else 1
-    return layer.in_features % size == 0 and layer.out_features % rows == 0
+    rows, columns = _size(settings)
+    return layer.out_features % rows == 0 and layer.in_features % columns == 0
+
+
+def _size(settings: Prune) -> tuple[int, int]:
+    """Rows and columns that the pattern repeats in."""
+    return {"single": (1, 1), "2:4": (1, 4), "block": (settings.block, settings.block)}[settings.pattern]
 
 
 @contextmanager
@@ -159,7 +167,7 @@ def masked(network: nn.Module, settings: Prune) -> Iterator[Sequence[_Mask]]:
     """The blocks' linear maps under masks inside the block; afterwards what is masked is zero."""
     masks, layers = [], [layer for _, layer in linear_layers(network) if fits(layer, settings)]
     if not layers:
-        raise ValueError(f"pattern: {settings.pattern!r} divides no matrix of the network")
+        raise NothingToDoError(f"the pattern {settings.pattern} divides no map of the network")
     for layer in layers:
         masks.append(_Mask(layer.weight, settings))
         parametrize.register_parametrization(layer, "weight", masks[-1])
@@ -177,13 +185,21 @@ def matrices(model: onnx.ModelProto) -> Mapping[str, np.ndarray]:
 
 
 def keeps(matrix_CD: np.ndarray, settings: Prune) -> bool:
-    """Whether the zeros of a matrix are in the pattern: two or more of each four, or whole blocks up to the share of weights that
-    are zero by chance."""
-    if settings.pattern == "single":
-        return True
+    """Whether the zeros of a matrix are in the pattern: two or more of each four, or whole blocks. One that the pattern does not
+    divide has it not."""
     C, D = matrix_CD.shape
+    rows, columns = _size(settings)
+    if settings.pattern == "single" or C % rows or D % columns:
+        return settings.pattern == "single"
     if settings.pattern == "2:4":
         return bool(((matrix_CD.reshape(C, D // 4, 4) == 0).sum(axis=2) >= 2).all())
     size = settings.block
     zeros = (matrix_CD.reshape(C // size, size, D // size, size) == 0).mean(axis=(1, 3))
     return bool(((zeros == 0) | (zeros == 1)).all())
+
+
+def told(facts: Mapping[str, Any]) -> str:
+    """The facts of a stage and of its file, in words."""
+    pattern = "" if facts["pattern"] == "single" else f" in the pattern {facts['pattern']}"
+    words = f"{facts['sparsity_percent']:.1f} % of the weights of {facts['num_sparse_matrices']} matrices are zero{pattern}"
+    return f"{words}, which does not divide {', '.join(facts['undivided'])}" if facts["undivided"] else words

@@ -1,8 +1,10 @@
-"""Networks whose layers a stage has cut or factored: the shapes of their weights say everything."""
+"""Networks whose layers a stage has cut or factored, or without some of them: their weights' names and shapes say everything."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +14,14 @@ from nas.finish.exits import Exits, is_head
 from nas.finish.skips import SKIPPED, Skips
 from nas.layers import Linear, with_precision
 
+BLOCK = re.compile(r"(?:network\.)?stack\.blocks\.(\d+)\.")  # of a weight's name, perhaps in a network around
+
 
 def with_weights(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """The network, its linear maps replaced where the weights are those of smaller or of factored ones, with these weights; and
-    with early exits, or a gate, where they hold any."""
+    """The network, its linear maps replaced where the weights are those of smaller or of factored ones, with these weights;
+    without the blocks that they do not hold, and with early exits, or a gate, where they hold any."""
+    held = {match[1] for name in state if (match := BLOCK.match(name))}
+    without_blocks(network, {match[1] for name, _ in network.named_parameters() if (match := BLOCK.match(name))} - held)
     if any(map(is_head, state)):
         network = Exits.of_weights(network, state)
     elif SKIPPED in state:
@@ -33,6 +39,15 @@ def with_weights(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
             module.shared = module.heads // module.kv_heads
     network.load_state_dict(state)
     return network
+
+
+def without_blocks(network: nn.Module, numbers: Collection[str]) -> None:
+    """Takes blocks out of the stack, and with them the layers that use their weights."""
+    if numbers:
+        stack: Any = network.stack
+        stack.users = [users for users in stack.users if users[0] not in numbers]
+        for number in numbers:
+            del stack.blocks[number]
 
 
 def linear_layers(network: nn.Module) -> Iterator[tuple[str, nn.Linear]]:

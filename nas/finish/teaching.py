@@ -156,7 +156,7 @@ def teach(
     with ExitStack() as stack:
         student = stack.enter_context(recorded(network)) if inside else Recorded()
         theirs = [stack.enter_context(recorded(t.eval())) for t in teachers] if inside else []
-        projection = _projection(network, teachers, task, compute) if "hidden" in inside else nn.Identity()
+        projection = _projection(network, teachers, task, train, compute) if "hidden" in inside else nn.Identity()
         asked = teachers if inside else [_answering(teacher, task) for teacher in teachers]
 
         def gradient(number: int) -> float:
@@ -182,16 +182,13 @@ def teach(
             loss.backward()
             return float(loss.detach())
 
-        trainer = Trainer(nn.ModuleList([network, projection]), train, gradient)
+        def keep_zeros() -> None:
+            for weight, zero in zeros:
+                weight.masked_fill_(zero, 0.0)
+
+        trainer = Trainer(nn.ModuleList([network, projection]), train, gradient, bind=keep_zeros)
         best = _Best(network, task, compute, lesson, trainer)
-
-        def after(step: int, _: float) -> None:
-            with torch.no_grad():
-                for weight, zero in zeros:
-                    weight.masked_fill_(zero, 0.0)
-            on_step(step)
-
-        trainer.run(on_step=after, enough=best.enough, on_setback=on_setback)
+        trainer.run(on_step=lambda step, _: on_step(step), enough=best.enough, on_setback=on_setback)
         best.restore()
 
 
@@ -230,9 +227,11 @@ def _answering(teacher: nn.Module, task: Task) -> nn.Module:
     return teacher.eval() if knows else Remembering(teacher.eval())
 
 
-def _projection(network: nn.Module, teachers: Sequence[nn.Module], task: Task, compute: Compute) -> nn.Module:
+def _projection(
+    network: nn.Module, teachers: Sequence[nn.Module], task: Task, train: TrainConfig, compute: Compute
+) -> nn.Module:  # fmt: skip
     """From the student's width to the teacher's, learned, where they differ."""
-    batch = next(iter(task.batches("train", tokens_per_batch=1, seed=0))).to(compute.device)
+    batch = next(iter(task.batches("train", tokens_per_batch=train.tokens_per_batch, seed=0))).to(compute.device)
     with recorded(network) as ours, recorded(teachers[0]) as theirs, torch.no_grad():
         network(*batch.inputs), teachers[0](*batch.inputs)
     own, wanted = ours.hidden.shape[-1], theirs.hidden.shape[-1]
