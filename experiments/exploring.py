@@ -18,7 +18,7 @@ from experiments.costing import Costing
 from experiments.ledger import spent
 from experiments.outcome import Explored
 from experiments.progress import Reporter
-from experiments.roles import PHASES
+from experiments.roles import PHASES, SCORED_ON
 from experiments.run_directory import CANDIDATES, RunDirectory, RunError
 from experiments.settings import Settings
 from nas.compute import Compute
@@ -38,7 +38,10 @@ NEAR = 1.1  # times a budget: how far beyond it a network may be predicted and s
 
 @dataclass(frozen=True)
 class Explorer:
-    """Explores one space within a budget; what was scored is read from the run's `candidates.jsonl`."""
+    """Explores one space within a budget; what was scored is read from the run's `candidates.jsonl`.
+
+    Errors are those of the split "architecture", so that the one that chooses what ships has judged nothing of it before.
+    """
 
     family: Family
     task: Task
@@ -128,13 +131,13 @@ class Explorer:
         return tuple(known.values())
 
     def _evaluation(self, phase: str) -> Callable[[Architecture], Candidate]:
-        validation = [batch.to(self.compute.device) for batch in evaluation_batches(self.task, "validation")]
+        batches = [batch.to(self.compute.device) for batch in evaluation_batches(self.task, SCORED_ON)]
         errors = {answering(c.arch).id: c.objectives["error"] for c in self._known(phase)}
 
         def evaluate(arch: Architecture) -> Candidate:
             start, id_ = time.perf_counter(), answering(arch).id
             if id_ not in errors:
-                errors[id_] = inherited_error(self.family, self.supernet, arch, validation, self.task, self.compute)
+                errors[id_] = inherited_error(self.family, self.supernet, arch, batches, self.task, self.compute)
             [costs] = self.costing([arch])
             provenance = {"error": Provenance.INHERITED, **dict.fromkeys(costs, Provenance.PREDICTED)}
             return Candidate(arch, {"error": errors[id_], **costs}, provenance, phase, time.perf_counter() - start)

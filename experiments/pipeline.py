@@ -32,6 +32,7 @@ from experiments.ledger import spent
 from experiments.outcome import Outcome
 from experiments.progress import Reporter
 from experiments.proposing import Proposer
+from experiments.roles import SCORED_ON
 from experiments.run_directory import RunDirectory
 from experiments.selecting import Selection
 from experiments.settings import Settings
@@ -135,6 +136,7 @@ class Pipeline:
             "budget_ms": self.settings.budget_ms,
             "budget_mib": self.settings.budget_mib,
             "objectives": list(self.settings.objectives),
+            "candidates scored on": SCORED_ON,
             "settings": hashlib.sha256(settings.encode()).hexdigest()[:12],
         }
 

@@ -172,7 +172,8 @@ def _ranking(ranking: Mapping[str, Any] | None) -> str:
     ]
     doubt = " The ranking is not shown to mean anything." if ranking["all"]["low"] <= 0 else ""
     return (
-        f"Inherited weights against training, Kendall's tau with its 95 % bootstrap interval over trained networks: "
+        f"Inherited weights (split of the search) against training (validation), Kendall's tau with its 95 % bootstrap interval "
+        f"over trained networks: "
         f"{', '.join(words)}.{doubt}"
     )
 
@@ -205,7 +206,8 @@ def _gains(curves: Mapping[str, Any]) -> str:
     alone = f"parameter count alone {counted[-1] / best:.3f} after {len(counted)}; " if counted else ""
     ms, percent = curves["reference"]
     return (
-        f"Hypervolume by evaluations, of inherited errors up to {format_ms(ms)} ms and {percent:.4g} %, as a share of the best: "
+        f"Hypervolume by evaluations, of inherited errors on the split of the search, up to {format_ms(ms)} ms and "
+        f"{percent:.4g} %, as a share of the best: "
         f"search and random search {shares}; {alone}the networks designed by hand {curves['hand'] / best:.3f}. The search chose "
         f"by these errors, so they flatter it."
     )

@@ -158,6 +158,25 @@ def scored(pipeline, calibration):
     ]  # fmt: skip
 
 
+def splits_read(monkeypatch, task):
+    """The splits of a task that are read from now on."""
+    read, batches = set(), type(task).batches
+
+    def spy(self, split, **how):
+        read.add(split)
+        return batches(self, split, **how)
+
+    monkeypatch.setattr(type(task), "batches", spy)
+    return read
+
+
+def test_candidates_are_not_scored_on_the_split_that_chooses(pipeline, calibrated, monkeypatch):
+    read, one = splits_read(monkeypatch, pipeline.task), explorer(pipeline, calibrated)
+    one._evaluation("search")(pipeline.family.space.smallest())
+    one._by_hand()
+    assert read == {"architecture"}
+
+
 def test_measurements_that_contradict_the_model_change_it(pipeline, calibrated):
     candidates, device = scored(pipeline, calibrated), Twice(pipeline)
     one = explorer(pipeline, calibrated)

@@ -1,9 +1,9 @@
-"""A search as a run does it, without a device: validation errors with a supernet's weights, and predicted latency.
+"""A search as a run does it, without a device: errors with a supernet's weights, and predicted latency.
 
 Task, space and settings are those of the main job with a few overrides. The device is the invented one of `bench darts`, so that
 the figures do not depend on how busy this machine is. As in a run, the budget is half of the largest network's latency, and
-random search draws only what is predicted to keep it. Searches score every third batch of the validation split, so that there is
-time for many; what an evaluation costs is said of the complete one.
+random search draws only what is predicted to keep it. Searches score every third batch of the split that scores candidates, so
+that there is time for many; what an evaluation costs is said of the complete one.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from experiments.benchmarks.darts import invented_device
 from experiments.build import family_of_task, make_settings
 from experiments.config import composed
 from experiments.progress import Reporter
+from experiments.roles import SCORED_ON
 from experiments.run_directory import replacing
 from experiments.settings import Settings, SupernetSettings
 from latency_models.additive import AdditiveLatency
@@ -53,7 +54,7 @@ class Inherited:
     supernet: nn.Module
     compute: Compute
     model: AdditiveLatency
-    validation: Sequence[Batch]
+    batches: Sequence[Batch]
     errors: dict[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -66,13 +67,13 @@ class Inherited:
         batch = next(iter(task.batches("train", tokens_per_batch=settings.supernet.train.tokens_per_batch, seed=0)))
         compute, _ = choose_compute(family, task, batch)
         supernet = _supernet(family, task, settings.supernet, compute, folder, report)
-        validation = list(evaluation_batches(task, "validation"))
+        batches = list(evaluation_batches(task, SCORED_ON))
         model = invented_device(family, Workload(tokens=task.max_tokens))
-        return cls(family, task, settings, supernet, compute, model, validation)
+        return cls(family, task, settings, supernet, compute, model, batches)
 
     def evaluate(self, arch: Architecture) -> Candidate:
         if arch.id not in self.errors:
-            self.errors[arch.id] = self._error(arch, self.validation[::PART])
+            self.errors[arch.id] = self._error(arch, self.batches[::PART])
         prediction = self.model.predict([arch])
         numbers = {"latency_ms": float(prediction.mean_ms[0]), "upper_ms": float(prediction.upper_ms[0])}
         return Candidate(arch, {"error": self.errors[arch.id], **numbers}, PROVENANCE)
@@ -83,7 +84,7 @@ class Inherited:
         for _ in range(num):
             arch = self.family.space.sample(rng)
             start = time.process_time(), time.perf_counter()
-            self._error(arch, self.validation)
+            self._error(arch, self.batches)
             seconds.append((time.process_time() - start[0], time.perf_counter() - start[1]))
         return np.array(seconds)
 

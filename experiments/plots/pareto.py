@@ -169,7 +169,7 @@ def _legend(results: Results, candidates: Sequence[Candidate]) -> tuple[list[Any
         dot: dict[str, Any] = {"marker": "o", "ms": 3.5, "mew": 0, "alpha": 0.45, "ls": "none"}
         roles = [role for role in LOOKS if any(c.phase == role for c in candidates)]
         dots = tuple(Line2D([], [], color=LOOKS[role].colour, **dot) for role in roles)
-        entries["scored with shared weights (predicted latency)"] = dots
+        entries["scored with shared weights, on the split of the search (predicted latency)"] = dots
     if any(n not in front(results.networks) for n in results.front):
         words = ", ".join(objective(name).words for name in further(results.objectives))
         entries[f"on the front for its {words}"] = Line2D([], [], ls="none", **RING)
