@@ -20,7 +20,7 @@ from torch import nn
 
 from experiments.also import Companion, limits
 from experiments.baseline_teachers import BaselineTeachers
-from experiments.budgets import Ends
+from experiments.budgets import Ends, fastest_within, in_words
 from experiments.calibration import Calibration, Calibrator
 from experiments.checkpoints import loaded, read_checkpoint, write_checkpoint
 from experiments.compute import COMPUTE, chosen_compute, tried
@@ -42,8 +42,9 @@ from experiments.tuning import Tuner
 from hardware.recorded import RecordedDevice
 from hardware.store import MeasurementStore
 from hardware.surroundings import Surrounded
-from latency_models.memory import memory_of
+from latency_models.memory import MemoryCost, memory_of
 from nas.compute import Compute
+from nas.extremes import least
 from nas.projection import BudgetError
 from nas.protocols import (
     Device,
@@ -107,16 +108,20 @@ class Pipeline:
             raise ValueError(f"init: {error}") from error
 
     def _check_memory(self) -> None:
-        """Whether the family says what its networks need, and whether the smallest is within the budget."""
+        """Whether the family says what its networks need, and whether any of them is within the budget."""
         asked = self.settings.budget_mib
         if asked is None and "memory_mib" not in self.settings.objectives:
             return
         space = self.family.space
-        smallest, largest = memory_of(self.family, [space.smallest(), space.largest()], self.workload)
-        if asked is not None and asked < smallest.upper_mib:
+        [largest] = memory_of(self.family, [space.largest()], self.workload)
+        if asked is None:
+            return
+        arch = least(space, MemoryCost(self.family, self.workload).upper)
+        [fewest] = memory_of(self.family, [arch], self.workload)
+        if asked < fewest.upper_mib:
             raise BudgetError(
-                f"budget_mib: {asked:.4g} is below the smallest network of the space, which needs {smallest.peak_mib:.4g} MiB "
-                f"(at most {smallest.upper_mib:.4g}); the largest needs {largest.peak_mib:.4g} MiB"
+                f"budget_mib: {asked:.4g} is below what any network of the space needs; {in_words(arch)} needs the least, "
+                f"{fewest.peak_mib:.4g} MiB (at most {fewest.upper_mib:.4g}); the largest needs {largest.peak_mib:.4g} MiB"
             )
 
     def identity(self) -> dict[str, Any]:
@@ -156,12 +161,14 @@ class Pipeline:
         self.claim()
         with spent(self.run, "calibration"):
             calibration = self.calibrate()
-        ends = self._ends(calibration)
+        measured_ms = {id_: measurement.latency_ms for id_, measurement in calibration.measurements.items()}
+        ends = Ends.of(self.family.space, calibration.model.predict, measured_ms)
         budget = ends.budget(self.settings.budget_ms, self.report, mib=self.settings.budget_mib)
         elsewhere = self._elsewhere()
         models = {name: found.model for name, found in elsewhere.items()}
         budget = dataclasses.replace(budget, also_ms={c.name: c.budget_ms for c in self.also if c.budget_ms is not None})
         costing = Costing.of(self.settings, self.family, self.workload, calibration, also=models)
+        least_ms = fastest_within(budget, self.family.space, costing)
         with spent(self.run, "trivial baselines"):
             trivial = self._once("trivial.json", "Trivial baselines", lambda: dict(self.task.trivial_baselines()))
         compute = self.compute()
@@ -172,7 +179,7 @@ class Pipeline:
             self.family, self.task, self.workload, model, compute, self.settings, self.run, self.report,
             also=limits(models, budget.also_ms),
         )  # fmt: skip
-        proposals = proposer.propose(supernet, proposer.budgets(budget.ms, ends.smallest_upper_ms))
+        proposals = proposer.propose(supernet, proposer.budgets(min(budget.ms, ends.slowest.upper_ms), least_ms))
         explorer = Explorer(
             self.family, self.task, supernet, compute, calibration, costing, budget, self.settings, self.run, self.report
         )
@@ -238,17 +245,6 @@ class Pipeline:
     def calibrator(self) -> Calibrator:
         settings = self.settings.calibration
         return Calibrator(self.family, self.device, self.workload, settings, self.run, self.store, self.report)
-
-    def _ends(self, calibration: Calibration) -> Ends:
-        """What the smallest and the largest network take: measured, or else predicted."""
-        archs = (self.family.space.smallest(), self.family.space.largest())
-        prediction = calibration.model.predict(archs)
-        measured = [calibration.measurements.get(arch.id) for arch in archs]
-        smallest, largest = (
-            float(predicted) if known is None else known.latency_ms
-            for known, predicted in zip(measured, prediction.mean_ms, strict=True)
-        )
-        return Ends(smallest, float(prediction.upper_ms[0]), largest, float(prediction.upper_ms[1]))
 
     def compute(self) -> Compute:
         """Where and how this run trains: the fastest way that a short trial found."""

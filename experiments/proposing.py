@@ -41,7 +41,7 @@ class Proposer:
     also: Sequence[Constraint] = ()  # on further devices
 
     def budgets(self, most_ms: float, least_ms: float) -> list[float]:
-        """In ms, from the most to the least."""
+        """In ms, from the most to the least: of a budget that all networks keep, the slowest is the most."""
         budgets: list[float] = np.geomspace(most_ms, least_ms, self.settings.outer.proposals).tolist()
         return budgets
 

@@ -103,9 +103,10 @@ class TableSearch:
             BudgetError: no network meets the budget.
         """
         halves = self._fit()
-        budget = self._budget(halves.model)
+        ends = Ends.of(self.space, lambda archs: halves.model.predict(hat.costs(hat.features(archs))), {})
+        budget = ends.budget(self.settings.budget_ms, self.report)
         roles = SEARCHES if self.settings.outer.baseline else SEARCHES[:1]
-        found = {role: self._explore(role, halves.model, budget.ms) for role in roles}
+        found = {role: self._explore(role, halves.model, ends.fastest.arch, budget.ms) for role in roles}
         within = {role: [c for c in of_role if c.objectives["upper_ms"] <= budget.ms] for role, of_role in found.items()}
         fronts = {role: pareto_front(of_role, *OBJECTIVES) for role, of_role in within.items()}
         best = fronts["search"][-1]
@@ -142,13 +143,8 @@ class TableSearch:
             raise ValueError(f"device.table: {table.name}: {why}; no search can start on it")
         return halves
 
-    def _budget(self, model: Bounded) -> Budget:
-        prediction = model.predict(hat.costs(hat.features([self.space.smallest(), self.space.largest()])))
-        (smallest, largest), (smallest_upper, largest_upper) = prediction.mean_ms.tolist(), prediction.upper_ms.tolist()
-        return Ends(smallest, smallest_upper, largest, largest_upper).budget(self.settings.budget_ms, self.report)
-
-    def _explore(self, role: str, model: Bounded, asked_ms: float) -> tuple[Candidate, ...]:
-        """As many architectures for either role, the smallest first, which is within the budget."""
+    def _explore(self, role: str, model: Bounded, fastest: Architecture, asked_ms: float) -> tuple[Candidate, ...]:
+        """As many architectures for either role, the fastest first, which is within the budget."""
 
         def evaluate(arch: Architecture) -> Candidate:
             rows = hat.features([arch])
@@ -167,10 +163,10 @@ class TableSearch:
                 self.space, objectives=OBJECTIVES, seed=self.settings.seed, initial=[],
                 limits={"upper_ms": asked_ms}, storage=None, population=settings.population,
             )  # fmt: skip
-        smallest = evaluate(self.space.smallest())
-        searcher.tell(smallest)
+        first = evaluate(fastest)
+        searcher.tell(first)
         with self.report.phase("Search" if role == "search" else PHASES[role], settings.evaluations):
-            return search(searcher, evaluate, num_evaluations=settings.evaluations, known=[smallest]).candidates
+            return search(searcher, evaluate, num_evaluations=settings.evaluations, known=[first]).candidates
 
     def _num_parameters(self, candidate: Candidate) -> int:
         return int(self.most - candidate.objectives["missing"])

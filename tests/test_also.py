@@ -105,7 +105,7 @@ def test_a_table_predicts_and_a_budget_below_its_fastest_is_named(recorded, fini
     assert "On jetson: PREDICTED, NOT MEASURED (recorded jetson_nano_cpu is a table): asked 60.0 ms" in done.stdout
     refused = command("search", *words, f"also={{jetson: {{{table}, budget_ms: 0.001}}}}", f"run={tmp_path / 'other'}")
     assert refused.returncode != 0
-    assert "also.jetson.budget_ms: 0.001 is below the fastest network of the space, which takes at most" in refused.stderr
+    assert "also.jetson.budget_ms: 0.001 is below the fastest network of the space, " in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def refused(*words, message: str) -> str:
         ((*SMOKE, "objectives=[error,speed]"), "objectives: 'speed' is not one of ('error', 'latency_ms', 'memory_mib', "),
         ((*SMOKE, "objectives=[latency_ms,memory_mib]"), "must hold 'error' and something to weigh it against"),
         ((*SMOKE, "objectives=[error,energy_mj]"), "objectives: energy_mj is not measured by local_cpu; device=cuda with"),
-        ((*SMOKE, "budget_mib=0.001"), "budget_mib: 0.001 is below the smallest network of the space, which needs 0.0"),
+        ((*SMOKE, "budget_mib=0.001"), "budget_mib: 0.001 is below what any network of the space needs; "),
         ((*SMOKE, "darts.steps=0"), "steps: 0 is not positive"),
         ((*SMOKE, "task._target_=os.system"), "task._target_: os.system is not a part of experiments, hardware"),
         ((*SMOKE, "task=csv"), "task.label: has no value"),

@@ -68,6 +68,7 @@ def test_memory_is_an_objective_and_a_budget(searched):
     proposals = json.loads((searched / "proposals.json").read_text())
     assert proposals
     assert all(0 < proposal["others"]["budget_mib"] <= BUDGET_MIB for proposal in proposals)
+    assert all(proposal["budget_ms"] < 100 for proposal in proposals), "no further than the slowest network"
     with (searched / "pareto.csv").open() as file:
         assert all(float(row["measured_memory_mib"]) > 0 for row in csv.DictReader(file))
 

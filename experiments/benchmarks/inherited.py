@@ -30,6 +30,7 @@ from experiments.settings import Settings, SupernetSettings
 from latency_models.additive import AdditiveLatency
 from nas.compute import Compute, choose_compute
 from nas.darts import Darts
+from nas.extremes import least
 from nas.pareto import hypervolume
 from nas.protocols import Batch, Family, Searcher, Task
 from nas.search import search
@@ -108,14 +109,14 @@ class Inherited:
         return np.array(points).reshape(-1, 2)
 
     def volume(self, found: np.ndarray) -> float:
-        """Hypervolume in percent times ms up to the budget and the error of the smallest, and so fastest, network."""
+        """Hypervolume in percent times ms up to the budget and the error of the smallest network."""
         worst = self.evaluate(self.family.space.smallest()).objectives["error"]
         return hypervolume(found[~np.isnan(found[:, 0])], (worst, self.budget_ms))
 
     def propose(self, *, seed: int) -> tuple[list[Architecture], float]:
         """Proposals for as many budgets as a run has, and the CPU seconds that they took."""
         config, num = self.settings.darts, self.settings.outer.proposals
-        fastest = float(self.model.predict([self.family.space.smallest()]).upper_ms[0])
+        fastest = float(self._upper_ms([least(self.family.space, self._upper_ms)])[0])
         start = time.process_time()
         darts = Darts(self.family, self.supernet, self.model, self.task, config, compute=self.compute, seed=seed)
         archs = [
@@ -128,7 +129,10 @@ class Inherited:
         return inherited_error(self.family, self.supernet, arch, batches, self.task, self.compute)
 
     def _is_within(self, arch: Architecture) -> bool:
-        return float(self.model.predict([arch]).upper_ms[0]) <= self.budget_ms
+        return float(self._upper_ms([arch])[0]) <= self.budget_ms
+
+    def _upper_ms(self, archs: Sequence[Architecture]) -> np.ndarray:
+        return self.model.predict(archs).upper_ms
 
 
 def _supernet(
