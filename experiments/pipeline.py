@@ -23,7 +23,7 @@ from experiments.baseline_teachers import BaselineTeachers
 from experiments.budgets import Ends, fastest_within, in_words
 from experiments.calibration import Calibration, Calibrator
 from experiments.checkpoints import loaded, read_checkpoint, write_checkpoint
-from experiments.compute import COMPUTE, chosen_compute, tried
+from experiments.compute import COMPUTE, chosen_compute, tried_once
 from experiments.costing import Costing, check_device, check_precisions
 from experiments.exploring import Explorer
 from experiments.finishing import Finisher
@@ -247,12 +247,15 @@ class Pipeline:
         return Calibrator(self.family, self.device, self.workload, settings, self.run, self.store, self.report)
 
     def compute(self) -> Compute:
-        """Where and how this run trains: the fastest way that a short trial found."""
+        """Where and how this run trains: the fastest way that a short trial found, of this run or of an earlier one."""
 
         def choose() -> dict[str, Any]:
             wanted, tokens = self.settings.train_on, self.settings.supernet.train.tokens_per_batch
             device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
-            return tried(self.family, self.task, tokens_per_batch=tokens, device=device)
+            return tried_once(
+                self.store.folder, self.family, self.task, tokens_per_batch=tokens, device=device,
+                precision=self.settings.train_precision, backend=self.settings.train_attention,
+            )  # fmt: skip
 
         self._once(COMPUTE, "Trying ways to train", choose)
         compute = chosen_compute(self.run)

@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from experiments.objectives import check_objectives
+from nas.compute import AUTO, WAYS
 from nas.darts import DartsConfig
 from nas.finish.stage import STAGES, Stage
 from nas.finish.teaching import Lesson
 from nas.protocols import Searcher
 from nas.searchers.surrogate_evolution import SurrogateEvolution
 from nas.training import RULES, Rule, TrainConfig
+
+TRAINED = {name: (AUTO, *dict.fromkeys(way[i] for way in WAYS)) for i, name in enumerate(("train_precision", "train_attention"))}
 
 
 def _positive(owner: object, *names: str) -> None:
@@ -141,6 +144,7 @@ class Settings:
         batch, tokens, mode, past: the workload that is timed; None tokens: the longest input, or the one that is decoded.
         torch_threads: threads that training uses.
         train_on: a torch device, or "auto" for CUDA where there is one.
+        train_precision, train_attention: how networks are trained, of `TRAINED`; "auto" for what is fastest in a short trial.
         checkpoint_seconds: how much supernet training a kill may cost.
         stages: what the network that ships goes through, by the names of `STAGES` and in their order.
 
@@ -158,7 +162,9 @@ class Settings:
     mode: str = "encode"
     past: int = 0
     torch_threads: int = 2
-    train_on: str = "auto"
+    train_on: str = AUTO
+    train_precision: str = AUTO
+    train_attention: str = AUTO
     checkpoint_seconds: float = 10.0
     supernet: SupernetSettings = field(default_factory=SupernetSettings)
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
@@ -180,5 +186,8 @@ class Settings:
             raise ValueError(f"stages: {list(self.stages)} are not in the order of {list(STAGES)}")
         if self.checkpoint_seconds < 0:
             raise ValueError(f"checkpoint_seconds: {self.checkpoint_seconds} is negative")
-        if self.train_on != "auto" and self.train_on.split(":")[0] not in ("cpu", "cuda"):
+        for name, allowed in TRAINED.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {allowed}")
+        if self.train_on != AUTO and self.train_on.split(":")[0] not in ("cpu", "cuda"):
             raise ValueError(f"train_on: {self.train_on!r} is not one of ('auto', 'cpu', 'cuda')")
