@@ -131,8 +131,15 @@ class Explorer:
         return tuple(known.values())
 
     def _evaluation(self, phase: str) -> Callable[[Architecture], Candidate]:
+        """Scores nothing twice. What another phase has scored books the seconds that it took there, so that phases can be
+        compared as if each had done all of its own."""
         batches = [batch.to(self.compute.device) for batch in evaluation_batches(self.task, SCORED_ON)]
-        errors = {answering(c.arch).id: c.objectives["error"] for c in self._known(phase)}
+        scored = [c for c in self._candidates() if c.phase in PHASES]
+        errors = {answering(c.arch).id: c.objectives["error"] for c in scored}
+        elsewhere: dict[str, float] = {}  # seconds that scoring took in other phases
+        for c in scored:
+            elsewhere[answering(c.arch).id] = max(c.seconds, elsewhere.get(answering(c.arch).id, 0.0))
+        own = {answering(c.arch).id for c in scored if c.phase == phase}
 
         def evaluate(arch: Architecture) -> Candidate:
             start, id_ = time.perf_counter(), answering(arch).id
@@ -140,17 +147,24 @@ class Explorer:
                 errors[id_] = inherited_error(self.family, self.supernet, arch, batches, self.task, self.compute)
             [costs] = self.costing([arch])
             provenance = {"error": Provenance.INHERITED, **dict.fromkeys(costs, Provenance.PREDICTED)}
-            return Candidate(arch, {"error": errors[id_], **costs}, provenance, phase, time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            if id_ not in own:
+                seconds = elsewhere.get(id_, seconds)
+            own.add(id_)
+            return Candidate(arch, {"error": errors[id_], **costs}, provenance, phase, seconds)
 
         return evaluate
 
     def _known(self, phase: str) -> list[Candidate]:
+        """Those of a phase."""
+        return [c for c in self._candidates() if c.phase == phase]
+
+    def _candidates(self) -> list[Candidate]:
         """Candidates of the run with the costs that they were found with."""
         try:
-            candidates = [Candidate.from_json(self.family.space, record) for record in self.run.read_lines(CANDIDATES)]
+            return [Candidate.from_json(self.family.space, record) for record in self.run.read_lines(CANDIDATES)]
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{self.run / CANDIDATES}: holds a line that is not a candidate of this space: {error}") from error
-        return [c for c in candidates if c.phase == phase]
 
     def _priced(self, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
         """With the costs that are predicted now."""

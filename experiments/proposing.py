@@ -12,6 +12,7 @@ from torch import nn
 from experiments.checkpoints import read_checkpoint, write_checkpoint
 from experiments.ledger import spent
 from experiments.progress import Reporter
+from experiments.roles import PROPOSING
 from experiments.run_directory import RunDirectory
 from experiments.settings import Settings
 from latency_models.memory import MemoryCost
@@ -67,7 +68,7 @@ class Proposer:
             darts.load_state_dict(state)
         self._keep_health(until=darts.num_steps)
         steps = [config.steps] + [config.steps_more] * (len(budgets) - 1)
-        title, total = "Differentiable search", sum(steps)
+        title, total = PROPOSING, sum(steps)
         with self.report.phase(title, total, done=darts.num_steps) as advance, spent(self.run, title, networks_trained=1):
             for budget_ms, more in list(zip(budgets, steps, strict=True))[len(proposals) :]:
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_module
 
+from experiments import exploring
 from experiments.budgets import Budget
 from experiments.build import build
 from experiments.calibration import Calibration
@@ -15,6 +16,7 @@ from experiments.config import register
 from experiments.costing import Costing, measured_energy
 from experiments.exploring import Explorer
 from experiments.progress import Reporter
+from experiments.run_directory import RunDirectory
 from hardware.arena import activations_mib
 from latency_models.additive import AdditiveLatency
 from latency_models.memory import memory_of
@@ -176,6 +178,27 @@ def test_candidates_are_not_scored_on_the_split_that_chooses(pipeline, calibrate
     one._evaluation("search")(pipeline.family.space.smallest())
     one._by_hand()
     assert read == {"architecture"}
+
+
+def test_nothing_is_scored_twice_and_each_phase_books_what_it_takes(pipeline, calibrated, tmp_path, monkeypatch):
+    one = replace(explorer(pipeline, calibrated), run=RunDirectory(tmp_path))
+    arch, other = pipeline.family.space.smallest(), pipeline.family.space.largest()
+    asked = []
+
+    def scoring(family, supernet, arch, *rest):
+        asked.append(arch)
+        return 50.0 + len(asked)
+
+    monkeypatch.setattr(exploring, "inherited_error", scoring)
+    first = replace(one._evaluation("search")(arch), seconds=7.0)
+    one.run.append("candidates.jsonl", first.to_json())
+    one.run.append("candidates.jsonl", replace(first, arch=other, phase="rung 0.1").to_json())
+    evaluate = one._evaluation("random")
+    found = [evaluate(a) for a in (arch, other, arch)]
+    assert asked == [arch, other], "what a rung scored is another error"
+    assert [c.objectives["error"] for c in found] == [51.0, 52.0, 51.0]
+    assert found[0].seconds == 7.0
+    assert max(c.seconds for c in found[1:]) < 7.0
 
 
 def test_measurements_that_contradict_the_model_change_it(pipeline, calibrated):
