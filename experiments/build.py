@@ -156,6 +156,9 @@ def make(config: DictConfig, group: str) -> Any:
             raise ValueError(f"{group}: {cause}") from error
         if isinstance(cause, TypeError):
             raise ValueError(f"{group}: {cause} ({node['_target_']})") from error
+        if "locating target" in str(error):
+            key = str(error).partition("full_key: ")[2] or group
+            raise ValueError(f"{key}._target_: {OmegaConf.select(config, f'{key}._target_')} does not exist") from error
         raise
 
 

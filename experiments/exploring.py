@@ -69,8 +69,9 @@ class Explorer:
             refined = self.refine(self._phase("search", searcher, half)[:half], calibrator)
         by_phase = {"search": self._phase("search", searcher, outer.evaluations)}
         if outer.baseline:
-            by_phase["random"] = self._phase("random", self._random(), outer.evaluations)
-            by_phase["parameters"] = self._phase("parameters", self._by_parameters(), outer.evaluations)
+            num = max(1, min(outer.evaluations, len(by_phase["search"])))  # a strategy may have ended before
+            by_phase["random"] = self._phase("random", self._random(), num)
+            by_phase["parameters"] = self._phase("parameters", self._by_parameters(), num)
         by_phase["hand"] = self._by_hand()
         return Explored({phase: self._priced(found) for phase, found in by_phase.items()}, refined)
 
@@ -78,11 +79,13 @@ class Explorer:
         self.run.mend("study.journal")
         for lock in self.run.path.glob("study.journal.lock*"):  # of a killed process: a run has one process at a time
             lock.unlink()
-        return self.settings.outer.make_searcher(
+        searcher = self.settings.outer.searcher(
             self.family.space, objectives=self.settings.objectives, seed=self.settings.seed, initial=initial,
             limits=self.budget.limits, storage=JournalStorage(JournalFileBackend(str(self.run / "study.journal"))),
-            population=self.settings.outer.population,
         )  # fmt: skip
+        if isinstance(searcher, Random):  # what it draws is known to be beyond a limit before it is scored
+            searcher.accept = self._is_within
+        return searcher
 
     def _random(self) -> Searcher:
         return Random(self.family.space, seed=self.settings.seed, accept=self._is_within)

@@ -80,6 +80,7 @@ class Pipeline:
         if self.workload.mode != "encode" and not isinstance(family, GenerativeFamily):
             raise ValueError(f"mode: {settings.mode!r} is for spaces of decoders; {family.space.name} answers for whole inputs")
         family.example_input(self.workload)  # refuses a workload that the family cannot take
+        settings.outer.check(family.space, settings.objectives)
         check_device(settings.objectives, device)
         check_precisions(family, device)
         if settings.outer.measure and isinstance(device, RecordedDevice):

@@ -47,7 +47,7 @@ class Proposer:
         return budgets
 
     def propose(self, supernet: nn.Module, budgets: Sequence[float]) -> list[Proposal]:
-        """One proposal for each budget.
+        """One proposal for each budget; without any, nothing is searched.
 
         Raises:
             BudgetError: no architecture meets a budget.
@@ -56,6 +56,8 @@ class Proposer:
         """
         if self.run.has(PROPOSALS):
             return [Proposal.from_json(self.family.space, record) for record in self.run.read_json(PROPOSALS)]
+        if not budgets:
+            return []
         config = self.settings.darts
         darts = Darts(
             self.family, supernet, self.latency_model, self.task, config, compute=self.compute, seed=self.settings.seed,

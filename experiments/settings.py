@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from optuna.storages import BaseStorage
 
 from experiments.objectives import check_objectives
 from nas.compute import AUTO, WAYS
@@ -12,8 +15,10 @@ from nas.finish.stage import STAGES, Stage
 from nas.finish.teaching import Lesson
 from nas.protocols import Searcher
 from nas.searchers.surrogate_evolution import SurrogateEvolution
+from nas.space import Architecture, SearchSpace
 from nas.training import RULES, Rule, TrainConfig
 
+MOST_SEED = 2**32 - 1  # that every generator of random numbers takes
 TRAINED = {name: (AUTO, *dict.fromkeys(way[i] for way in WAYS)) for i, name in enumerate(("train_precision", "train_attention"))}
 
 
@@ -65,7 +70,7 @@ class OuterSettings:
         make_searcher: called with a space and the keywords of `nas.searchers.study.StudySearcher`; returns a `Searcher`.
         population: of the strategy; what it means is said there.
         proposals: of the differentiable search to begin with, for budgets from the one asked for down to the fastest network's
-            time, each the same factor under the one before.
+            time, each the same factor under the one before; 0 for none, and no differentiable search.
         measure: how many architectures near the front, those of which the latency model is least certain, are measured half way
             through; it is then fitted again, and the front is ranked anew. Each takes about as long as in the calibration.
         baseline: whether as many random architectures are scored beside it.
@@ -79,9 +84,28 @@ class OuterSettings:
     baseline: bool = True
 
     def __post_init__(self) -> None:
-        _positive(self, "evaluations", "proposals")
-        if self.measure < 0:
-            raise ValueError(f"measure: {self.measure} is negative")
+        _positive(self, "evaluations")
+        for name in ("proposals", "measure"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is negative")
+
+    def searcher(
+        self, space: SearchSpace, *, objectives: Sequence[str], seed: int, initial: Sequence[Architecture],
+        limits: Mapping[str, float], storage: BaseStorage | None = None,
+    ) -> Searcher:  # fmt: skip
+        """The strategy for a space. Raises ValueError for what it refuses, in its own words."""
+        try:
+            return self.make_searcher(
+                space, objectives=objectives, seed=seed, initial=initial, limits=limits, storage=storage,
+                population=self.population,
+            )  # fmt: skip
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"searcher: {error}") from error
+
+    def check(self, space: SearchSpace, objectives: Sequence[str]) -> None:
+        """Raises ValueError for what the strategy would refuse when its turn comes, after hours of other work."""
+        proposals = [space.smallest()] * self.proposals
+        self.searcher(space, objectives=objectives, seed=0, initial=proposals, limits={"upper_ms": 1.0})
 
 
 @dataclass(frozen=True)
@@ -175,12 +199,16 @@ class Settings:
 
     def __post_init__(self) -> None:
         _positive(self, "batch", "torch_threads")
-        if self.seed < 0:
-            raise ValueError(f"seed: {self.seed} is negative")
+        if not 0 <= self.seed <= MOST_SEED:
+            raise ValueError(f"seed: {self.seed} is not between 0 and {MOST_SEED}")
         elsewhere = {f"also.{name}.budget_ms": budget for name, budget in self.also.items()}
         for name, budget in {"budget_ms": self.budget_ms, "budget_mib": self.budget_mib, **elsewhere}.items():
+            if budget is not None and not (isinstance(budget, int | float) and not isinstance(budget, bool)):
+                raise ValueError(f"{name}: {budget!r} is not a number")
             if budget is not None and not budget > 0:
                 raise ValueError(f"{name}: {budget} is not positive")
+            if budget is not None and not math.isfinite(budget):
+                raise ValueError(f"{name}: {budget} is no limit; null stands for none")
         check_objectives(self.objectives, self.also)
         if list(self.stages) != [name for name in STAGES if name in self.stages]:
             raise ValueError(f"stages: {list(self.stages)} are not in the order of {list(STAGES)}")

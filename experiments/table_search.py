@@ -84,6 +84,7 @@ class TableSearch:
                 f"space: {space.name} is known from a table alone, which weighs parameters against latency: budget_mib, "
                 f"objectives and searcher.measure are for spaces with networks"
             )
+        settings.outer.searcher(space, objectives=OBJECTIVES, seed=0, initial=[], limits={"upper_ms": 1.0})  # may refuse
         self.space, self.device, self.settings, self.report = space, device, settings, report
         self.most, self.fewest = (int(n) for n in hat.num_parameters(hat.features([space.largest(), space.smallest()])))
         self.run = RunDirectory(directory)
@@ -159,10 +160,8 @@ class TableSearch:
         settings = self.settings.outer
         searcher: Searcher = Random(self.space, seed=self.settings.seed)
         if role == "search":
-            searcher = settings.make_searcher(
-                self.space, objectives=OBJECTIVES, seed=self.settings.seed, initial=[],
-                limits={"upper_ms": asked_ms}, storage=None, population=settings.population,
-            )  # fmt: skip
+            limits = {"upper_ms": asked_ms}
+            searcher = settings.searcher(self.space, objectives=OBJECTIVES, seed=self.settings.seed, initial=[], limits=limits)
         first = evaluate(fastest)
         searcher.tell(first)
         with self.report.phase("Search" if role == "search" else PHASES[role], settings.evaluations):

@@ -16,13 +16,15 @@ from experiments.config import register
 from experiments.costing import Costing, measured_energy
 from experiments.exploring import Explorer
 from experiments.progress import Reporter
+from experiments.proposing import Proposer
 from experiments.run_directory import RunDirectory
 from hardware.arena import activations_mib
 from latency_models.additive import AdditiveLatency
 from latency_models.memory import memory_of
 from nas.compute import Compute
 from nas.costs import parameters_of
-from nas.protocols import DeviceError
+from nas.protocols import DeviceError, ExhaustedError
+from nas.searchers import random
 from nas.types import Candidate, Measurement, Provenance, Workload
 from tests.conftest import command
 
@@ -244,6 +246,28 @@ def test_the_arena_is_measured_of_the_file_that_ships(searched):
     inputs = dict.fromkeys(("token_ids", "attention_mask"), np.ones((1, 32), dtype=np.int64))
     network = next(n for n in results["networks"] if n["id"] == results["picked_id"])
     assert 0 < activations_mib(path, inputs) < network["measured"]["memory_mib"]
+
+
+def test_random_search_keeps_the_limits_too_and_ends_where_nothing_does(pipeline, calibrated, tmp_path, monkeypatch):
+    upper = calibrated.model.predict([c.arch for c in scored(pipeline, calibrated)]).upper_ms
+    settings = replace(pipeline.settings, outer=replace(pipeline.settings.outer, make_searcher=random.Random))
+    one = replace(explorer(pipeline, calibrated), settings=settings, run=RunDirectory(tmp_path))
+    searcher = replace(one, budget=Budget(float(np.median(upper)), "user"))._strategy([])
+    assert calibrated.model.predict([searcher.ask() for _ in range(8)]).upper_ms.max() <= np.median(upper)
+    nothing = replace(one, budget=Budget(1e-9, "user"))._strategy([])
+    monkeypatch.setattr(random, "DRAWS", 20)
+    with pytest.raises(ExhaustedError, match="has no more architectures to draw"):
+        nothing.ask()
+
+
+def test_without_proposals_nothing_is_searched_differentiably(pipeline, calibrated, tmp_path):
+    settings = replace(pipeline.settings, outer=replace(pipeline.settings.outer, proposals=0))
+    proposer = Proposer(
+        pipeline.family, pipeline.task, pipeline.workload, calibrated.model, Compute(), settings, RunDirectory(tmp_path),
+        Reporter(quiet=True),
+    )  # fmt: skip
+    assert proposer.propose(pipeline.family.supernet(), proposer.budgets(2.0, 1.0)) == []
+    assert not list(tmp_path.iterdir())
 
 
 def test_who_takes_parameters_for_accuracy_scores_those_with_the_most(pipeline, calibrated):

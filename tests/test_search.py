@@ -42,7 +42,8 @@ STRATEGIES = {
     path.stem: hydra.utils.instantiate(OmegaConf.load(path), _convert_="all").make_searcher
     for path in sorted(CONF.glob("*.yaml"))
 }
-QUICK = sorted(set(STRATEGIES) - {"gp"})  # that one takes a second a trial
+ENDLESS = sorted(set(STRATEGIES) - {"proposals"})  # that one asks for what it was given alone
+QUICK = sorted(set(ENDLESS) - {"gp"})  # that one takes a second a trial
 
 
 def make(name: str, storage=None, **arguments) -> Searcher:
@@ -54,7 +55,7 @@ def journal(path) -> optuna.storages.JournalStorage:
     return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", ENDLESS)
 def test_contract(name):
     proposal = SPACE.sample(np.random.default_rng(9))
     unasked = SPACE.sample(np.random.default_rng(10))
@@ -131,6 +132,17 @@ def test_it_beats_random_search_on_a_known_law(name, evaluations):
         ours.append(volume(search(searcher, law, num_evaluations=evaluations)))
         random.append(volume(search(Random(space, seed=seed), law, num_evaluations=evaluations)))
     assert np.mean(ours) > np.mean(random)
+
+
+def test_proposals_alone_are_scored_and_nothing_else():
+    proposals = [SPACE.sample(np.random.default_rng(s)) for s in (1, 2, 3)]
+    searcher = make("proposals", initial=proposals)
+    assert isinstance(searcher, Searcher)
+    assert [c.arch for c in search(searcher, evaluate, num_evaluations=30).candidates] == proposals
+    with pytest.raises(ExhaustedError, match="no more proposals"):
+        searcher.ask()
+    with pytest.raises(ValueError, match="proposals: there are none to score"):
+        make("proposals")
 
 
 def test_the_constraint_reaches_the_study():
