@@ -7,8 +7,6 @@ any moment goes on where it was: same seed and same measurements, same weights, 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -127,8 +125,6 @@ class Pipeline:
 
     def identity(self) -> dict[str, Any]:
         """What makes a directory this run's and no other's."""
-        without = dataclasses.replace(self.settings, stages={})  # they may come later, and know themselves what they were
-        settings = json.dumps(dataclasses.asdict(without), sort_keys=True, default=repr)
         return {
             "space": self.family.space.name,
             "space signature": self.family.signature,
@@ -143,7 +139,7 @@ class Pipeline:
             "budget_mib": self.settings.budget_mib,
             "objectives": list(self.settings.objectives),
             "candidates scored on": SCORED_ON,
-            "settings": hashlib.sha256(settings.encode()).hexdigest()[:12],
+            "settings": self.settings.said(),
         }
 
     def claim(self) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from optuna.storages import BaseStorage
 
@@ -18,6 +21,7 @@ from nas.searchers.surrogate_evolution import SurrogateEvolution
 from nas.space import Architecture, SearchSpace
 from nas.training import RULES, Rule, TrainConfig
 
+_GROUPS = {"supernet": "init", "outer": "searcher"}  # settings that a configuration calls otherwise
 MOST_SEED = 2**32 - 1  # that every generator of random numbers takes
 TRAINED = {name: (AUTO, *dict.fromkeys(way[i] for way in WAYS)) for i, name in enumerate(("train_precision", "train_attention"))}
 
@@ -197,6 +201,11 @@ class Settings:
     finish: FinishSettings = field(default_factory=FinishSettings)
     stages: Mapping[str, Stage] = field(default_factory=dict)
 
+    def said(self) -> dict[str, Any]:
+        """Each value by the name that it has in a configuration, as JSON holds it; without the stages, which may come later."""
+        values = {_GROUPS.get(f.name, f.name): getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "stages"}
+        return _flat(values, "")
+
     def __post_init__(self) -> None:
         _positive(self, "batch", "torch_threads")
         if not 0 <= self.seed <= MOST_SEED:
@@ -219,3 +228,21 @@ class Settings:
                 raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {allowed}")
         if self.train_on != AUTO and self.train_on.split(":")[0] not in ("cpu", "cuda"):
             raise ValueError(f"train_on: {self.train_on!r} is not one of ('auto', 'cpu', 'cuda')")
+
+
+def _flat(value: Any, name: str) -> dict[str, Any]:
+    """The plain values inside a value by their dotted names; what is called later by its own name, and its arguments."""
+    if isinstance(value, functools.partial):
+        return {name: _target(value.func), **_flat(value.keywords, name)}
+    if callable(value):
+        return {name: _target(value)}
+    if dataclasses.is_dataclass(value):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if not isinstance(value, Mapping):
+        return {name: list(value) if isinstance(value, tuple) else value}
+    parts = [_flat(part, f"{name}.{key}" if name else str(key)) for key, part in value.items()]
+    return {key: plain for part in parts for key, plain in part.items()}
+
+
+def _target(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}.{function.__qualname__}"

@@ -93,8 +93,9 @@ class TableSearch:
         """Makes the directory this run's. Raises RunError if it is another's; nothing in it is changed then."""
         choices = hashlib.sha256(json.dumps(self.space.to_json()).encode()).hexdigest()[:12]
         device = {"device": self.device.name, "device fingerprint": self.device.fingerprint}
-        settings = {"seed": self.settings.seed, "budget_ms": self.settings.budget_ms, "searcher": repr(self.settings.outer)}
-        self.run.claim({"space": self.space.name, "choices": choices, **device, **settings})
+        matter = ("seed", "budget_ms", "searcher.")
+        settings = {name: value for name, value in self.settings.said().items() if name.startswith(matter)}
+        self.run.claim({"space": self.space.name, "choices": choices, **device, "settings": settings})
 
     def search(self, *, command: str) -> dict[str, Any]:
         """Fits, searches, judges, prints and writes; returns what `results.json` holds.
