@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from torch import nn
 
 from experiments.budgets import Budget
 from experiments.calibration import Calibration, Calibrator
 from experiments.costing import Costing
+from experiments.journal import open_study
 from experiments.ledger import spent
 from experiments.outcome import Explored
 from experiments.progress import Reporter
@@ -76,12 +75,9 @@ class Explorer:
         return Explored({phase: self._priced(found) for phase, found in by_phase.items()}, refined)
 
     def _strategy(self, initial: Sequence[Architecture]) -> Searcher:
-        self.run.mend("study.journal")
-        for lock in self.run.path.glob("study.journal.lock*"):  # of a killed process: a run has one process at a time
-            lock.unlink()
         searcher = self.settings.outer.searcher(
             self.family.space, objectives=self.settings.objectives, seed=self.settings.seed, initial=initial,
-            limits=self.budget.limits, storage=JournalStorage(JournalFileBackend(str(self.run / "study.journal"))),
+            limits=self.budget.limits, storage=open_study(self.run),
         )  # fmt: skip
         if isinstance(searcher, Random):  # what it draws is known to be beyond a limit before it is scored
             searcher.accept = self._is_within

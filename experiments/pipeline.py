@@ -26,6 +26,7 @@ from experiments.costing import Costing, check_device, check_precisions
 from experiments.exploring import Explorer
 from experiments.finishing import Finisher
 from experiments.halving import Halving
+from experiments.journal import check_journal
 from experiments.ledger import spent
 from experiments.outcome import Outcome
 from experiments.progress import Reporter
@@ -166,6 +167,7 @@ class Pipeline:
         budget = dataclasses.replace(budget, also_ms={c.name: c.budget_ms for c in self.also if c.budget_ms is not None})
         costing = Costing.of(self.settings, self.family, self.workload, calibration, also=models)
         least_ms = fastest_within(budget, self.family.space, costing)
+        check_journal(self.run, self.family.space, objectives=self.settings.objectives, limits=budget.limits)
         with spent(self.run, "trivial baselines"):
             trivial = self._once("trivial.json", "Trivial baselines", lambda: dict(self.task.trivial_baselines()))
         compute = self.compute()

@@ -216,6 +216,29 @@ def test_a_study_of_another_space_is_refused(tmp_path):
         Nsga2(encoder_space(), objectives=("error", "latency_ms"), seed=0, storage=journal(tmp_path / "study"))
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"objectives": ("latency_ms", "error")},
+            r"for the objectives \['error', 'latency_ms'\], this one is for \['latency_ms', ",
+        ),
+        ({"limits": {"latency_ms": 5.5}}, r"within \{'latency_ms': 5\.0\}, this one is within \{'latency_ms': 5\.5\}"),
+        ({"limits": {}}, r"within \{'latency_ms': 5\.0\}, this one is within \{\}"),
+    ],
+)
+def test_a_study_of_something_else_is_refused_and_nothing_is_written(tmp_path, changed, message):
+    path = tmp_path / "study"
+    meant = {"objectives": ("error", "latency_ms"), "limits": {"latency_ms": 5.0}, "seed": 0, "population": 4}
+    search(Nsga2(SPACE, storage=journal(path), **meant), evaluate, num_evaluations=3)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=message):
+        Nsga2(SPACE, storage=journal(path), **{**meant, **changed})
+    assert path.read_bytes() == before
+    again = Nsga2(SPACE, storage=journal(path), **{**meant, "limits": {"latency_ms": 5.0 * (1 + 1e-9)}})
+    assert len(again.study.get_trials()) == 3
+
+
 def test_what_no_strategy_can_use_is_refused():
     with pytest.raises(ValueError, match="population: 1 is not at least 2"):
         make("tpe", population=1)
