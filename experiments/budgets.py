@@ -38,6 +38,12 @@ class Budget:
         memory = {} if self.mib is None else {"upper_mib": self.mib}
         return {"upper_ms": self.ms, **memory, **{upper_on_device(name): ms for name, ms in self.also_ms.items()}}
 
+    @property
+    def names(self) -> list[str]:
+        """What asks for each limit in a configuration."""
+        memory = [] if self.mib is None else ["budget_mib"]
+        return ["budget_ms", *memory, *(f"also.{name}.budget_ms" for name in self.also_ms)]
+
     def holds(self, candidate: Candidate) -> bool:
         return self.allows(candidate.objectives)
 
@@ -120,9 +126,11 @@ def fastest_within(
     found = least(space, use)
     [costs] = costing([found])
     if not budget.allows(costs):
-        takes = ", ".join(f"{name} {costs[name]:.4g} of {limit:.4g}" for name, limit in budget.limits.items())
+        asked = " and ".join(f"{name}: {limit:.4g}" for name, limit in zip(budget.names, budget.limits.values(), strict=True))
+        takes = " and ".join(f"{costs[name]:.4g}" for name in budget.limits)
         raise BudgetError(
-            f"budget_ms and its like: no network was found that keeps all; {in_words(found)} comes nearest: {takes}"
+            f"{asked}: networks keep each of them, and none that was found keeps all; {in_words(found)} comes nearest with at "
+            f"most {takes}"
         )
     return costs["upper_ms"]
 

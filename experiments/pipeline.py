@@ -166,7 +166,7 @@ class Pipeline:
         models = {name: found.model for name, found in elsewhere.items()}
         budget = dataclasses.replace(budget, also_ms={c.name: c.budget_ms for c in self.also if c.budget_ms is not None})
         costing = Costing.of(self.settings, self.family, self.workload, calibration, also=models)
-        least_ms = fastest_within(budget, self.family.space, costing)
+        least_ms = ends.fastest.upper_ms if len(budget.limits) == 1 else fastest_within(budget, self.family.space, costing)
         check_journal(self.run, self.family.space, objectives=self.settings.objectives, limits=budget.limits)
         with spent(self.run, "trivial baselines"):
             trivial = self._once("trivial.json", "Trivial baselines", lambda: dict(self.task.trivial_baselines()))

@@ -57,7 +57,8 @@ class _Limits:
 
 @drawing()
 def pareto_figure(results: Results, candidates: Sequence[Candidate], *, width: float = WIDE) -> Figure:
-    """Validation error against latency: what was scored, what was trained and measured, the budget and what ships.
+    """Error against latency: what was scored (on the split of the search), what was trained and measured (validation error), the
+    budget and what ships.
 
     Each part carries a `gid`: a role, "scored <role>", "predicted <role>", "interval <role>", "front", "picked", "budget", ...
     """
