@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from experiments.budgets import in_words
 from experiments.calibration import Calibration, Calibrator
 from experiments.finishing import Finisher
 from experiments.objectives import on_device
@@ -18,6 +19,7 @@ from experiments.table_calibration import TableCalibrator
 from experiments.verdicts import Verdict, facts_of
 from hardware.recorded import RecordedDevice
 from nas.constraints import Constraint, Predicted
+from nas.extremes import least
 from nas.projection import BudgetError
 from nas.protocols import Device, DeviceError, DifferentiableLatencyModel, LatencyModel
 from nas.space import Architecture
@@ -46,12 +48,14 @@ class Companion:
         else:
             run = RunDirectory(like.run / FOLDER / self.name)
             found = replace(like, device=self.device, run=run).calibrate(self.latency_model, seed=seed)
-        [least] = found.model.predict([like.family.space.smallest()]).upper_ms
-        if self.budget_ms is not None and self.budget_ms < least:
-            raise BudgetError(
-                f"also.{self.name}.budget_ms: {self.budget_ms:.4g} is below the fastest network of the space, which takes at "
-                f"most {least:.4g} ms on {self.device.name}"
-            )
+        if self.budget_ms is not None:
+            fastest = least(like.family.space, lambda archs: found.model.predict(archs).upper_ms)
+            [upper_ms] = found.model.predict([fastest]).upper_ms
+            if self.budget_ms < upper_ms:
+                raise BudgetError(
+                    f"also.{self.name}.budget_ms: {self.budget_ms:.4g} is below the fastest network of the space, "
+                    f"{in_words(fastest)}, which takes at most {upper_ms:.4g} ms on {self.device.name}"
+                )
         return found
 
     def verdict(self, calibration: Calibration, finisher: Finisher, arch: Architecture) -> Verdict | None:

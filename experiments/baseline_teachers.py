@@ -35,7 +35,10 @@ class BaselineTeachers:
         return self.known[name]
 
     def of_short_list(self, explored: Explored, lesson: Lesson, report: Reporter) -> Callable[[], Remembered] | None:
-        """What teaches the short-list, if a baseline is to: the best one, where no network that was explored is as good."""
+        """What teaches the short-list, if a baseline is to: the best one, where no network that was explored is as good.
+
+        Networks have errors of the split that searches, baselines of the one that chooses.
+        """
         errors = [c.objectives["error"] for candidates in explored.by_phase.values() for c in candidates]
         best = self.better_than(min(errors)) if lesson.is_of_baseline else None
         if best is None:

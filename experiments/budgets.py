@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
+
+import numpy as np
 
 from experiments.formatting import format_ms
+from experiments.layers import arch_in_short
 from experiments.objectives import upper_on_device
 from experiments.progress import Reporter
+from nas.extremes import least
 from nas.projection import BudgetError
-from nas.types import Candidate
+from nas.space import Architecture, SearchSpace
+from nas.types import Candidate, Prediction
 
 HALF = "half of the largest network's latency"
 HALFWAY = (
@@ -32,6 +38,12 @@ class Budget:
         memory = {} if self.mib is None else {"upper_mib": self.mib}
         return {"upper_ms": self.ms, **memory, **{upper_on_device(name): ms for name, ms in self.also_ms.items()}}
 
+    @property
+    def names(self) -> list[str]:
+        """What asks for each limit in a configuration."""
+        memory = [] if self.mib is None else ["budget_mib"]
+        return ["budget_ms", *memory, *(f"also.{name}.budget_ms" for name in self.also_ms)]
+
     def holds(self, candidate: Candidate) -> bool:
         return self.allows(candidate.objectives)
 
@@ -40,37 +52,89 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Ends:
-    """The smallest and the largest network of a space: latency and upper bound of both, in ms."""
+class End:
+    """A network at an end of a space: latency and upper bound of it, in ms."""
 
-    smallest_ms: float
-    smallest_upper_ms: float
-    largest_ms: float
-    largest_upper_ms: float
+    arch: Architecture
+    ms: float
+    upper_ms: float
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The networks of a space with the least and with the largest upper bound, as far as a search by the latency model finds
+    them, and the largest one, which need not be the slowest."""
+
+    fastest: End
+    largest: End
+    slowest: End
+
+    @classmethod
+    def of(
+        cls, space: SearchSpace, predict: Callable[[Sequence[Architecture]], Prediction], measured_ms: Mapping[str, float]
+    ) -> Self:
+        """Latencies are measured, by the ids of architectures, or else predicted."""
+        fastest = least(space, lambda archs: predict(archs).upper_ms)
+        slowest = least(space, lambda archs: -predict(archs).upper_ms)
+        archs = (fastest, space.largest(), slowest)
+        prediction = predict(archs)
+        bounds = zip(archs, prediction.mean_ms.tolist(), prediction.upper_ms.tolist(), strict=True)
+        return cls(*(End(arch, measured_ms.get(arch.id, mean_ms), upper_ms) for arch, mean_ms, upper_ms in bounds))
 
     def budget(self, asked_ms: float | None, report: Reporter, *, mib: float | None = None) -> Budget:
         """What the user asked; or else half of the largest network's latency, or what is sure to be kept.
 
         Raises:
-            BudgetError: asked for less than the upper bound of the smallest network; no budget below it can be promised.
+            BudgetError: asked for less than the upper bound of the fastest network; no budget below it can be promised.
         """
         if asked_ms is None:
             budget = self._default()
-        elif asked_ms < self.smallest_upper_ms:
+        elif asked_ms < self.fastest.upper_ms:
             raise BudgetError(
-                f"budget_ms: {asked_ms:.4g} is below the fastest network of the space, which takes {self.smallest_ms:.4g} ms "
-                f"(upper bound {self.smallest_upper_ms:.4g} ms); allowed is anything from there on, the largest network takes "
-                f"{self.largest_ms:.4g} ms"
+                f"budget_ms: {asked_ms:.4g} is below the fastest network of the space, {in_words(self.fastest.arch)}, which "
+                f"takes {self.fastest.ms:.4g} ms (upper bound {self.fastest.upper_ms:.4g} ms); allowed is anything from there "
+                f"on, the largest network takes {self.largest.ms:.4g} ms"
             )
         else:
             budget = Budget(asked_ms, "user")
-        report.say(
-            f"Budget: {format_ms(budget.ms)} ms ({budget.origin}); the largest network takes {format_ms(self.largest_ms)} ms"
-        )
+        largest_ms = format_ms(self.largest.ms)
+        report.say(f"Budget: {format_ms(budget.ms)} ms ({budget.origin}); the largest network takes {largest_ms} ms")
         return replace(budget, mib=mib)
 
     def _default(self) -> Budget:
         """A bound is wide after a brief or a disturbed calibration: half of the largest network's time may then be below all."""
-        if (half := self.largest_ms / 2) >= self.smallest_upper_ms:
+        if (half := self.largest.ms / 2) >= self.fastest.upper_ms:
             return Budget(half, HALF)
-        return Budget((self.smallest_upper_ms + max(self.largest_upper_ms, self.smallest_upper_ms)) / 2, HALFWAY)
+        return Budget((self.fastest.upper_ms + self.largest.upper_ms) / 2, HALFWAY)
+
+
+def fastest_within(
+    budget: Budget, space: SearchSpace, costing: Callable[[Sequence[Architecture]], Sequence[Mapping[str, float]]]
+) -> float:
+    """The upper bound in ms of the fastest network that keeps all limits, as far as a search finds it.
+
+    Raises:
+        BudgetError: none was found that keeps all of them.
+    """
+
+    def use(archs: Sequence[Architecture]) -> np.ndarray:
+        """Of the budget in ms; beyond a limit, of the one that is exceeded most."""
+        rows = costing(archs)
+        most = np.array([max(costs[name] / limit for name, limit in budget.limits.items()) for costs in rows])
+        return np.where(most > 1.0, most, [costs["upper_ms"] / budget.ms for costs in rows])
+
+    found = least(space, use)
+    [costs] = costing([found])
+    if not budget.allows(costs):
+        asked = " and ".join(f"{name}: {limit:.4g}" for name, limit in zip(budget.names, budget.limits.values(), strict=True))
+        takes = " and ".join(f"{costs[name]:.4g}" for name in budget.limits)
+        raise BudgetError(
+            f"{asked}: networks keep each of them, and none that was found keeps all; {in_words(found)} comes nearest with at "
+            f"most {takes}"
+        )
+    return costs["upper_ms"]
+
+
+def in_words(arch: Architecture) -> str:
+    """Its id, and what it is."""
+    return f"{arch.id} ({arch_in_short(arch.as_dict)})"

@@ -26,7 +26,10 @@ from nas.protocols import Device, Family, Task
 from nas.space import Option, SearchSpace
 from nas.surroundings import all_surroundings, surrounded
 
-PLAIN = ("seed", "budget_ms", "budget_mib", "batch", "tokens", "mode", "past", "torch_threads", "train_on", "checkpoint_seconds")
+PLAIN = (
+    "seed", "budget_ms", "budget_mib", "batch", "tokens", "mode", "past", "torch_threads", "train_on", "train_precision",
+    "train_attention", "checkpoint_seconds",
+)  # fmt: skip
 NAME = re.compile(r"[a-z][a-z0-9_]*")  # of a further device
 ALLOWED = ("experiments.", "hardware.", "latency_models.", "nas.", "search_spaces.", "sklearn.")
 
@@ -51,7 +54,7 @@ def build(config: DictConfig, *, report: Reporter) -> Pipeline:
 def make_settings(config: DictConfig) -> Settings:
     """The plain values. Raises ValueError like `build`."""
     return Settings(
-        **{name: config[name] for name in PLAIN},
+        **{name: config[name] for name in PLAIN if name in config},  # runs of before had fewer
         objectives=tuple(config.objectives),
         also={name: values.get("budget_ms") for name, values in also(config).items()},
         supernet=make(config, "init"),
@@ -160,6 +163,9 @@ def make(config: DictConfig, group: str) -> Any:
             raise ValueError(f"{group}: {cause}") from error
         if isinstance(cause, TypeError):
             raise ValueError(f"{group}: {cause} ({node['_target_']})") from error
+        if "locating target" in str(error):
+            key = str(error).partition("full_key: ")[2] or group
+            raise ValueError(f"{key}._target_: {OmegaConf.select(config, f'{key}._target_')} does not exist") from error
         raise
 
 

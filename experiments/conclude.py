@@ -186,8 +186,8 @@ def _notes(pipeline: Pipeline, outcome: Outcome, shipped: Shipped) -> tuple[str,
     if unmeasured := len(outcome.finalists) - len(outcome.measurements):
         notes.append(f"{unmeasured} of {len(outcome.finalists)} networks could not be measured; their latencies are predicted.")
     notes.append(
-        "Validation errors chose the network, so they flatter it; the test split was read after the choice: by the exported "
-        "file, and by each trained network, once, to tell ties."
+        'The search scored candidates on the split "architecture". Validation errors chose the network, so they flatter it; the '
+        "test split was read after the choice: by the exported file, and by each trained network, once, to tell ties."
     )
     if metrics := shipped.networks[0]["test"]["metrics"]:
         said = ", ".join(f"{value:.3f} {name}" for name, value in metrics.items())

@@ -8,17 +8,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from torch import nn
 
 from experiments.budgets import Budget
 from experiments.calibration import Calibration, Calibrator
 from experiments.costing import Costing
+from experiments.journal import open_study
 from experiments.ledger import spent
 from experiments.outcome import Explored
 from experiments.progress import Reporter
-from experiments.roles import PHASES
+from experiments.roles import PHASES, SCORED_ON
 from experiments.run_directory import CANDIDATES, RunDirectory, RunError
 from experiments.settings import Settings
 from nas.compute import Compute
@@ -38,7 +37,10 @@ NEAR = 1.1  # times a budget: how far beyond it a network may be predicted and s
 
 @dataclass(frozen=True)
 class Explorer:
-    """Explores one space within a budget; what was scored is read from the run's `candidates.jsonl`."""
+    """Explores one space within a budget; what was scored is read from the run's `candidates.jsonl`.
+
+    Errors are those of the split "architecture", so that the one that chooses what ships has judged nothing of it before.
+    """
 
     family: Family
     task: Task
@@ -66,20 +68,20 @@ class Explorer:
             refined = self.refine(self._phase("search", searcher, half)[:half], calibrator)
         by_phase = {"search": self._phase("search", searcher, outer.evaluations)}
         if outer.baseline:
-            by_phase["random"] = self._phase("random", self._random(), outer.evaluations)
-            by_phase["parameters"] = self._phase("parameters", self._by_parameters(), outer.evaluations)
+            num = max(1, min(outer.evaluations, len(by_phase["search"])))  # a strategy may have ended before
+            by_phase["random"] = self._phase("random", self._random(), num)
+            by_phase["parameters"] = self._phase("parameters", self._by_parameters(), num)
         by_phase["hand"] = self._by_hand()
         return Explored({phase: self._priced(found) for phase, found in by_phase.items()}, refined)
 
     def _strategy(self, initial: Sequence[Architecture]) -> Searcher:
-        self.run.mend("study.journal")
-        for lock in self.run.path.glob("study.journal.lock*"):  # of a killed process: a run has one process at a time
-            lock.unlink()
-        return self.settings.outer.make_searcher(
+        searcher = self.settings.outer.searcher(
             self.family.space, objectives=self.settings.objectives, seed=self.settings.seed, initial=initial,
-            limits=self.budget.limits, storage=JournalStorage(JournalFileBackend(str(self.run / "study.journal"))),
-            population=self.settings.outer.population,
+            limits=self.budget.limits, storage=open_study(self.run),
         )  # fmt: skip
+        if isinstance(searcher, Random):  # what it draws is known to be beyond a limit before it is scored
+            searcher.accept = self._is_within
+        return searcher
 
     def _random(self) -> Searcher:
         return Random(self.family.space, seed=self.settings.seed, accept=self._is_within)
@@ -128,26 +130,40 @@ class Explorer:
         return tuple(known.values())
 
     def _evaluation(self, phase: str) -> Callable[[Architecture], Candidate]:
-        validation = [batch.to(self.compute.device) for batch in evaluation_batches(self.task, "validation")]
-        errors = {answering(c.arch).id: c.objectives["error"] for c in self._known(phase)}
+        """Scores nothing twice. What another phase has scored books the seconds that it took there, so that phases can be
+        compared as if each had done all of its own."""
+        batches = [batch.to(self.compute.device) for batch in evaluation_batches(self.task, SCORED_ON)]
+        scored = [c for c in self._candidates() if c.phase in PHASES]
+        errors = {answering(c.arch).id: c.objectives["error"] for c in scored}
+        elsewhere: dict[str, float] = {}  # seconds that scoring took in other phases
+        for c in scored:
+            elsewhere[answering(c.arch).id] = max(c.seconds, elsewhere.get(answering(c.arch).id, 0.0))
+        own = {answering(c.arch).id for c in scored if c.phase == phase}
 
         def evaluate(arch: Architecture) -> Candidate:
             start, id_ = time.perf_counter(), answering(arch).id
             if id_ not in errors:
-                errors[id_] = inherited_error(self.family, self.supernet, arch, validation, self.task, self.compute)
+                errors[id_] = inherited_error(self.family, self.supernet, arch, batches, self.task, self.compute)
             [costs] = self.costing([arch])
             provenance = {"error": Provenance.INHERITED, **dict.fromkeys(costs, Provenance.PREDICTED)}
-            return Candidate(arch, {"error": errors[id_], **costs}, provenance, phase, time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            if id_ not in own:
+                seconds = elsewhere.get(id_, seconds)
+            own.add(id_)
+            return Candidate(arch, {"error": errors[id_], **costs}, provenance, phase, seconds)
 
         return evaluate
 
     def _known(self, phase: str) -> list[Candidate]:
+        """Those of a phase."""
+        return [c for c in self._candidates() if c.phase == phase]
+
+    def _candidates(self) -> list[Candidate]:
         """Candidates of the run with the costs that they were found with."""
         try:
-            candidates = [Candidate.from_json(self.family.space, record) for record in self.run.read_lines(CANDIDATES)]
+            return [Candidate.from_json(self.family.space, record) for record in self.run.read_lines(CANDIDATES)]
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{self.run / CANDIDATES}: holds a line that is not a candidate of this space: {error}") from error
-        return [c for c in candidates if c.phase == phase]
 
     def _priced(self, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
         """With the costs that are predicted now."""

@@ -21,6 +21,7 @@ from experiments.calibration import CUT_SHORT, MEASUREMENTS, export_for_timing, 
 from experiments.checkpoints import loaded
 from experiments.early_exits import ExitFile, Way
 from experiments.onnx_inputs import read_graph
+from experiments.roles import SCORED_ON
 from experiments.run_directory import RunDirectory
 from experiments.settings import FinishSettings
 from hardware.quality import margin, uncertainty
@@ -149,12 +150,12 @@ class Finisher:
         }  # fmt: skip
         self.run.write_json(f"{FOLDER}/{arch.id}.json", facts)
 
-    def error_after(self, arch: Architecture, supernet: nn.Module, *, share: float, split: str = "validation") -> float:
-        """Error in percent after a training of that share of the steps; writes nothing of it."""
+    def error_after(self, arch: Architecture, supernet: nn.Module, *, share: float) -> float:
+        """Error in percent of the split that scores candidates, after a training of that share of the steps; writes nothing."""
         steps = max(1, round(share * self.steps(arch)))
         network = self._trained(arch, supernet, self._teachers(arch, supernet), [], steps=steps)
         with in_precision(network, arch):
-            return self._error_percent(network, split)
+            return self._error_percent(network, SCORED_ON)
 
     def _teachers(self, arch: Architecture, supernet: nn.Module) -> list[nn.Module]:
         """Of the lesson, if it needs any: a finished network, or a baseline."""

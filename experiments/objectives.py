@@ -20,7 +20,7 @@ class Objective:
 
 
 OBJECTIVES = {
-    "error": Objective("error", "%", "validation error"),
+    "error": Objective("error", "%", "error of the split that scores candidates, and of validation once they are trained"),
     "latency_ms": Objective("latency", "ms", "time of one call of the workload on the device"),
     "memory_mib": Objective("memory", "MiB", "weights, and the activations that are alive at the worst moment"),
     "parameters": Objective("parameters", "million", "weights of the network"),

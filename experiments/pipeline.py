@@ -7,8 +7,6 @@ any moment goes on where it was: same seed and same measurements, same weights, 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,18 +18,20 @@ from torch import nn
 
 from experiments.also import Companion, limits
 from experiments.baseline_teachers import BaselineTeachers
-from experiments.budgets import Ends
+from experiments.budgets import Ends, fastest_within, in_words
 from experiments.calibration import Calibration, Calibrator
 from experiments.checkpoints import loaded, read_checkpoint, write_checkpoint
-from experiments.compute import COMPUTE, chosen_compute, tried
+from experiments.compute import COMPUTE, chosen_compute, tried_once
 from experiments.costing import Costing, check_device, check_precisions, check_real
 from experiments.exploring import Explorer
 from experiments.finishing import Finisher
 from experiments.halving import Halving
+from experiments.journal import check_journal
 from experiments.ledger import spent
 from experiments.outcome import Outcome
 from experiments.progress import Reporter
 from experiments.proposing import Proposer
+from experiments.roles import SCORED_ON
 from experiments.run_directory import RunDirectory
 from experiments.selecting import Selection
 from experiments.settings import Settings
@@ -41,8 +41,9 @@ from experiments.tuning import Tuner
 from hardware.recorded import RecordedDevice
 from hardware.store import MeasurementStore
 from hardware.surroundings import Surrounded
-from latency_models.memory import memory_of
+from latency_models.memory import MemoryCost, memory_of
 from nas.compute import Compute
+from nas.extremes import least
 from nas.projection import BudgetError
 from nas.protocols import (
     Device,
@@ -80,6 +81,7 @@ class Pipeline:
         family.example_input(self.workload)  # refuses a workload that the family cannot take
         for one in (device, *(companion.device for companion in also)):
             check_real(one)
+        settings.outer.check(family.space, settings.objectives)
         check_device(settings.objectives, device)
         check_precisions(family, device)
         if settings.outer.measure and isinstance(device, RecordedDevice):
@@ -109,22 +111,24 @@ class Pipeline:
             raise ValueError(f"init: {error}") from error
 
     def _check_memory(self) -> None:
-        """Whether the family says what its networks need, and whether the smallest is within the budget."""
+        """Whether the family says what its networks need, and whether any of them is within the budget."""
         asked = self.settings.budget_mib
         if asked is None and "memory_mib" not in self.settings.objectives:
             return
         space = self.family.space
-        smallest, largest = memory_of(self.family, [space.smallest(), space.largest()], self.workload)
-        if asked is not None and asked < smallest.upper_mib:
+        [largest] = memory_of(self.family, [space.largest()], self.workload)
+        if asked is None:
+            return
+        arch = least(space, MemoryCost(self.family, self.workload).upper)
+        [fewest] = memory_of(self.family, [arch], self.workload)
+        if asked < fewest.upper_mib:
             raise BudgetError(
-                f"budget_mib: {asked:.4g} is below the smallest network of the space, which needs {smallest.peak_mib:.4g} MiB "
-                f"(at most {smallest.upper_mib:.4g}); the largest needs {largest.peak_mib:.4g} MiB"
+                f"budget_mib: {asked:.4g} is below what any network of the space needs; {in_words(arch)} needs the least, "
+                f"{fewest.peak_mib:.4g} MiB (at most {fewest.upper_mib:.4g}); the largest needs {largest.peak_mib:.4g} MiB"
             )
 
     def identity(self) -> dict[str, Any]:
         """What makes a directory this run's and no other's."""
-        without = dataclasses.replace(self.settings, stages={})  # they may come later, and know themselves what they were
-        settings = json.dumps(dataclasses.asdict(without), sort_keys=True, default=repr)
         return {
             "space": self.family.space.name,
             "space signature": self.family.signature,
@@ -138,7 +142,8 @@ class Pipeline:
             "budget_ms": self.settings.budget_ms,
             "budget_mib": self.settings.budget_mib,
             "objectives": list(self.settings.objectives),
-            "settings": hashlib.sha256(settings.encode()).hexdigest()[:12],
+            "candidates scored on": SCORED_ON,
+            "settings": self.settings.said(),
         }
 
     def claim(self) -> None:
@@ -157,12 +162,15 @@ class Pipeline:
         self.claim()
         with spent(self.run, "calibration"):
             calibration = self.calibrate()
-        ends = self._ends(calibration)
+        measured_ms = {id_: measurement.latency_ms for id_, measurement in calibration.measurements.items()}
+        ends = Ends.of(self.family.space, calibration.model.predict, measured_ms)
         budget = ends.budget(self.settings.budget_ms, self.report, mib=self.settings.budget_mib)
         elsewhere = self._elsewhere()
         models = {name: found.model for name, found in elsewhere.items()}
         budget = dataclasses.replace(budget, also_ms={c.name: c.budget_ms for c in self.also if c.budget_ms is not None})
         costing = Costing.of(self.settings, self.family, self.workload, calibration, also=models)
+        least_ms = ends.fastest.upper_ms if len(budget.limits) == 1 else fastest_within(budget, self.family.space, costing)
+        check_journal(self.run, self.family.space, objectives=self.settings.objectives, limits=budget.limits)
         with spent(self.run, "trivial baselines"):
             trivial = self._once("trivial.json", "Trivial baselines", lambda: dict(self.task.trivial_baselines()))
         compute = self.compute()
@@ -173,7 +181,7 @@ class Pipeline:
             self.family, self.task, self.workload, model, compute, self.settings, self.run, self.report,
             also=limits(models, budget.also_ms),
         )  # fmt: skip
-        proposals = proposer.propose(supernet, proposer.budgets(budget.ms, ends.smallest_upper_ms))
+        proposals = proposer.propose(supernet, proposer.budgets(min(budget.ms, ends.slowest.upper_ms), least_ms))
         explorer = Explorer(
             self.family, self.task, supernet, compute, calibration, costing, budget, self.settings, self.run, self.report
         )
@@ -240,24 +248,16 @@ class Pipeline:
         settings = self.settings.calibration
         return Calibrator(self.family, self.device, self.workload, settings, self.run, self.store, self.report)
 
-    def _ends(self, calibration: Calibration) -> Ends:
-        """What the smallest and the largest network take: measured, or else predicted."""
-        archs = (self.family.space.smallest(), self.family.space.largest())
-        prediction = calibration.model.predict(archs)
-        measured = [calibration.measurements.get(arch.id) for arch in archs]
-        smallest, largest = (
-            float(predicted) if known is None else known.latency_ms
-            for known, predicted in zip(measured, prediction.mean_ms, strict=True)
-        )
-        return Ends(smallest, float(prediction.upper_ms[0]), largest, float(prediction.upper_ms[1]))
-
     def compute(self) -> Compute:
-        """Where and how this run trains: the fastest way that a short trial found."""
+        """Where and how this run trains: the fastest way that a short trial found, of this run or of an earlier one."""
 
         def choose() -> dict[str, Any]:
             wanted, tokens = self.settings.train_on, self.settings.supernet.train.tokens_per_batch
             device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
-            return tried(self.family, self.task, tokens_per_batch=tokens, device=device)
+            return tried_once(
+                self.store.folder, self.family, self.task, tokens_per_batch=tokens, device=device,
+                precision=self.settings.train_precision, backend=self.settings.train_attention,
+            )  # fmt: skip
 
         self._once(COMPUTE, "Trying ways to train", choose)
         compute = chosen_compute(self.run)

@@ -12,6 +12,7 @@ from torch import nn
 from experiments.checkpoints import read_checkpoint, write_checkpoint
 from experiments.ledger import spent
 from experiments.progress import Reporter
+from experiments.roles import PROPOSING
 from experiments.run_directory import RunDirectory
 from experiments.settings import Settings
 from latency_models.memory import MemoryCost
@@ -41,12 +42,12 @@ class Proposer:
     also: Sequence[Constraint] = ()  # on further devices
 
     def budgets(self, most_ms: float, least_ms: float) -> list[float]:
-        """In ms, from the most to the least."""
+        """In ms, from the most to the least: of a budget that all networks keep, the slowest is the most."""
         budgets: list[float] = np.geomspace(most_ms, least_ms, self.settings.outer.proposals).tolist()
         return budgets
 
     def propose(self, supernet: nn.Module, budgets: Sequence[float]) -> list[Proposal]:
-        """One proposal for each budget.
+        """One proposal for each budget; without any, nothing is searched.
 
         Raises:
             BudgetError: no architecture meets a budget.
@@ -55,6 +56,8 @@ class Proposer:
         """
         if self.run.has(PROPOSALS):
             return [Proposal.from_json(self.family.space, record) for record in self.run.read_json(PROPOSALS)]
+        if not budgets:
+            return []
         config = self.settings.darts
         darts = Darts(
             self.family, supernet, self.latency_model, self.task, config, compute=self.compute, seed=self.settings.seed,
@@ -67,7 +70,7 @@ class Proposer:
             darts.load_state_dict(state)
         self._keep_health(until=darts.num_steps)
         steps = [config.steps] + [config.steps_more] * (len(budgets) - 1)
-        title, total = "Differentiable search", sum(steps)
+        title, total = PROPOSING, sum(steps)
 
         def on_setback(words: str) -> None:
             self._keep_health(until=darts.num_steps)

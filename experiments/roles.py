@@ -10,4 +10,6 @@ PHASES = {
     "parameters": "Parameter count alone, for comparison",
     "hand": "Scoring the networks designed by hand",
 }
+SCORED_ON = "architecture"  # the split that scores candidates, in every phase and at rungs; what ships is chosen on "validation"
+PROPOSING = "Differentiable search"  # what the ledger calls it
 RUNG = "rung "  # how the phase of what a rung scored begins; then comes its share of the training

@@ -117,10 +117,10 @@ class RunDirectory:
             os.truncate(path, whole)
 
     def claim(self, identity: Mapping[str, Any]) -> None:
-        """Makes the directory this run's, unless it is already.
+        """Makes the directory this run's, unless it is already. A value of the identity may be a table of several.
 
         Raises:
-            RunError: the directory belongs to a run with another identity; names the first difference.
+            RunError: the directory belongs to a run with another identity; names every difference.
         """
         if not self.has("run.json"):
             foreign = [p.name for p in self.path.iterdir() if p.name not in (".lock", ".hydra") and not p.name.endswith(".part")]
@@ -128,7 +128,18 @@ class RunDirectory:
                 raise RunError(f"run: {self.path} holds {sorted(foreign)[0]} and no run.json; name a new or empty directory")
             self.write_json("run.json", identity)
             return
-        known = self.read_json("run.json")
-        for name, value in json.loads(json.dumps(identity)).items():
-            if known.get(name) != value:
-                raise RunError(f"run: {self.path} was begun with {name} {known.get(name)!r}, this run has {value!r}")
+        known, ours = self.read_json("run.json"), json.loads(json.dumps(identity))
+        if any(isinstance(value, dict) and not isinstance(known.get(name), dict) for name, value in ours.items()):
+            raise RunError(f"run: {self.path} was begun by an earlier version of this program; name a new directory")
+        then, now = _flat(known), _flat(ours)
+        differ = [name for name in dict.fromkeys((*now, *then)) if then.get(name) != now.get(name)]
+        if differ:
+            words = "; with ".join(f"{name} {then.get(name)!r}, this run has {now.get(name)!r}" for name in differ)
+            raise RunError(f"run: {self.path} was begun with {words}")
+
+
+def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables of an identity, each name once."""
+    tables = [value for value in identity.values() if isinstance(value, dict)]
+    rest = {name: value for name, value in identity.items() if not isinstance(value, dict)}
+    return rest | {name: value for table in tables for name, value in table.items()}

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+from optuna.storages import BaseStorage
 
 from experiments.objectives import check_objectives
+from nas.compute import AUTO, WAYS
 from nas.darts import DartsConfig
 from nas.finish.stage import STAGES, Stage
 from nas.finish.teaching import Lesson
 from nas.protocols import Searcher
 from nas.searchers.surrogate_evolution import SurrogateEvolution
+from nas.space import Architecture, SearchSpace
 from nas.training import RULES, Rule, TrainConfig
+
+_GROUPS = {"supernet": "init", "outer": "searcher"}  # settings that a configuration calls otherwise
+MOST_SEED = 2**32 - 1  # that every generator of random numbers takes
+TRAINED = {name: (AUTO, *dict.fromkeys(way[i] for way in WAYS)) for i, name in enumerate(("train_precision", "train_attention"))}
 
 
 def _positive(owner: object, *names: str) -> None:
@@ -62,7 +74,7 @@ class OuterSettings:
         make_searcher: called with a space and the keywords of `nas.searchers.study.StudySearcher`; returns a `Searcher`.
         population: of the strategy; what it means is said there.
         proposals: of the differentiable search to begin with, for budgets from the one asked for down to the fastest network's
-            time, each the same factor under the one before.
+            time, each the same factor under the one before; 0 for none, and no differentiable search.
         measure: how many architectures near the front, those of which the latency model is least certain, are measured half way
             through; it is then fitted again, and the front is ranked anew. Each takes about as long as in the calibration.
         baseline: whether as many random architectures are scored beside it.
@@ -76,9 +88,28 @@ class OuterSettings:
     baseline: bool = True
 
     def __post_init__(self) -> None:
-        _positive(self, "evaluations", "proposals")
-        if self.measure < 0:
-            raise ValueError(f"measure: {self.measure} is negative")
+        _positive(self, "evaluations")
+        for name in ("proposals", "measure"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is negative")
+
+    def searcher(
+        self, space: SearchSpace, *, objectives: Sequence[str], seed: int, initial: Sequence[Architecture],
+        limits: Mapping[str, float], storage: BaseStorage | None = None,
+    ) -> Searcher:  # fmt: skip
+        """The strategy for a space. Raises ValueError for what it refuses, in its own words."""
+        try:
+            return self.make_searcher(
+                space, objectives=objectives, seed=seed, initial=initial, limits=limits, storage=storage,
+                population=self.population,
+            )  # fmt: skip
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"searcher: {error}") from error
+
+    def check(self, space: SearchSpace, objectives: Sequence[str]) -> None:
+        """Raises ValueError for what the strategy would refuse when its turn comes, after hours of other work."""
+        proposals = [space.smallest()] * self.proposals
+        self.searcher(space, objectives=objectives, seed=0, initial=proposals, limits={"upper_ms": 1.0})
 
 
 @dataclass(frozen=True)
@@ -141,6 +172,7 @@ class Settings:
         batch, tokens, mode, past: the workload that is timed; None tokens: the longest input, or the one that is decoded.
         torch_threads: threads that training uses.
         train_on: a torch device, or "auto" for CUDA where there is one.
+        train_precision, train_attention: how networks are trained, of `TRAINED`; "auto" for what is fastest in a short trial.
         checkpoint_seconds: how much supernet training a kill may cost.
         stages: what the network that ships goes through, by the names of `STAGES` and in their order.
 
@@ -158,7 +190,9 @@ class Settings:
     mode: str = "encode"
     past: int = 0
     torch_threads: int = 2
-    train_on: str = "auto"
+    train_on: str = AUTO
+    train_precision: str = AUTO
+    train_attention: str = AUTO
     checkpoint_seconds: float = 10.0
     supernet: SupernetSettings = field(default_factory=SupernetSettings)
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
@@ -167,18 +201,48 @@ class Settings:
     finish: FinishSettings = field(default_factory=FinishSettings)
     stages: Mapping[str, Stage] = field(default_factory=dict)
 
+    def said(self) -> dict[str, Any]:
+        """Each value by the name that it has in a configuration, as JSON holds it; without the stages, which may come later."""
+        values = {_GROUPS.get(f.name, f.name): getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "stages"}
+        return _flat(values, "")
+
     def __post_init__(self) -> None:
         _positive(self, "batch", "torch_threads")
-        if self.seed < 0:
-            raise ValueError(f"seed: {self.seed} is negative")
+        if not 0 <= self.seed <= MOST_SEED:
+            raise ValueError(f"seed: {self.seed} is not between 0 and {MOST_SEED}")
         elsewhere = {f"also.{name}.budget_ms": budget for name, budget in self.also.items()}
         for name, budget in {"budget_ms": self.budget_ms, "budget_mib": self.budget_mib, **elsewhere}.items():
+            if budget is not None and not (isinstance(budget, int | float) and not isinstance(budget, bool)):
+                raise ValueError(f"{name}: {budget!r} is not a number")
             if budget is not None and not budget > 0:
                 raise ValueError(f"{name}: {budget} is not positive")
+            if budget is not None and not math.isfinite(budget):
+                raise ValueError(f"{name}: {budget} is no limit; null stands for none")
         check_objectives(self.objectives, self.also)
         if list(self.stages) != [name for name in STAGES if name in self.stages]:
             raise ValueError(f"stages: {list(self.stages)} are not in the order of {list(STAGES)}")
         if self.checkpoint_seconds < 0:
             raise ValueError(f"checkpoint_seconds: {self.checkpoint_seconds} is negative")
-        if self.train_on != "auto" and self.train_on.split(":")[0] not in ("cpu", "cuda"):
+        for name, allowed in TRAINED.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {allowed}")
+        if self.train_on != AUTO and self.train_on.split(":")[0] not in ("cpu", "cuda"):
             raise ValueError(f"train_on: {self.train_on!r} is not one of ('auto', 'cpu', 'cuda')")
+
+
+def _flat(value: Any, name: str) -> dict[str, Any]:
+    """The plain values inside a value by their dotted names; what is called later by its own name, and its arguments."""
+    if isinstance(value, functools.partial):
+        return {name: _target(value.func), **_flat(value.keywords, name)}
+    if callable(value):
+        return {name: _target(value)}
+    if dataclasses.is_dataclass(value):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if not isinstance(value, Mapping):
+        return {name: list(value) if isinstance(value, tuple) else value}
+    parts = [_flat(part, f"{name}.{key}" if name else str(key)) for key, part in value.items()]
+    return {key: plain for part in parts for key, plain in part.items()}
+
+
+def _target(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}.{function.__qualname__}"

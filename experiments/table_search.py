@@ -84,6 +84,7 @@ class TableSearch:
                 f"space: {space.name} is known from a table alone, which weighs parameters against latency: budget_mib, "
                 f"objectives and searcher.measure are for spaces with networks"
             )
+        settings.outer.searcher(space, objectives=OBJECTIVES, seed=0, initial=[], limits={"upper_ms": 1.0})  # may refuse
         self.space, self.device, self.settings, self.report = space, device, settings, report
         self.most, self.fewest = (int(n) for n in hat.num_parameters(hat.features([space.largest(), space.smallest()])))
         self.run = RunDirectory(directory)
@@ -92,8 +93,9 @@ class TableSearch:
         """Makes the directory this run's. Raises RunError if it is another's; nothing in it is changed then."""
         choices = hashlib.sha256(json.dumps(self.space.to_json()).encode()).hexdigest()[:12]
         device = {"device": self.device.name, "device fingerprint": self.device.fingerprint}
-        settings = {"seed": self.settings.seed, "budget_ms": self.settings.budget_ms, "searcher": repr(self.settings.outer)}
-        self.run.claim({"space": self.space.name, "choices": choices, **device, **settings})
+        matter = ("seed", "budget_ms", "searcher.")
+        settings = {name: value for name, value in self.settings.said().items() if name.startswith(matter)}
+        self.run.claim({"space": self.space.name, "choices": choices, **device, "settings": settings})
 
     def search(self, *, command: str) -> dict[str, Any]:
         """Fits, searches, judges, prints and writes; returns what `results.json` holds.
@@ -103,9 +105,10 @@ class TableSearch:
             BudgetError: no network meets the budget.
         """
         halves = self._fit()
-        budget = self._budget(halves.model)
+        ends = Ends.of(self.space, lambda archs: halves.model.predict(hat.costs(hat.features(archs))), {})
+        budget = ends.budget(self.settings.budget_ms, self.report)
         roles = SEARCHES if self.settings.outer.baseline else SEARCHES[:1]
-        found = {role: self._explore(role, halves.model, budget.ms) for role in roles}
+        found = {role: self._explore(role, halves.model, ends.fastest.arch, budget.ms) for role in roles}
         within = {role: [c for c in of_role if c.objectives["upper_ms"] <= budget.ms] for role, of_role in found.items()}
         fronts = {role: pareto_front(of_role, *OBJECTIVES) for role, of_role in within.items()}
         best = fronts["search"][-1]
@@ -142,13 +145,8 @@ class TableSearch:
             raise ValueError(f"device.table: {table.name}: {why}; no search can start on it")
         return halves
 
-    def _budget(self, model: Bounded) -> Budget:
-        prediction = model.predict(hat.costs(hat.features([self.space.smallest(), self.space.largest()])))
-        (smallest, largest), (smallest_upper, largest_upper) = prediction.mean_ms.tolist(), prediction.upper_ms.tolist()
-        return Ends(smallest, smallest_upper, largest, largest_upper).budget(self.settings.budget_ms, self.report)
-
-    def _explore(self, role: str, model: Bounded, asked_ms: float) -> tuple[Candidate, ...]:
-        """As many architectures for either role, the smallest first, which is within the budget."""
+    def _explore(self, role: str, model: Bounded, fastest: Architecture, asked_ms: float) -> tuple[Candidate, ...]:
+        """As many architectures for either role, the fastest first, which is within the budget."""
 
         def evaluate(arch: Architecture) -> Candidate:
             rows = hat.features([arch])
@@ -163,14 +161,12 @@ class TableSearch:
         settings = self.settings.outer
         searcher: Searcher = Random(self.space, seed=self.settings.seed)
         if role == "search":
-            searcher = settings.make_searcher(
-                self.space, objectives=OBJECTIVES, seed=self.settings.seed, initial=[],
-                limits={"upper_ms": asked_ms}, storage=None, population=settings.population,
-            )  # fmt: skip
-        smallest = evaluate(self.space.smallest())
-        searcher.tell(smallest)
+            limits = {"upper_ms": asked_ms}
+            searcher = settings.searcher(self.space, objectives=OBJECTIVES, seed=self.settings.seed, initial=[], limits=limits)
+        first = evaluate(fastest)
+        searcher.tell(first)
         with self.report.phase("Search" if role == "search" else PHASES[role], settings.evaluations):
-            return search(searcher, evaluate, num_evaluations=settings.evaluations, known=[smallest]).candidates
+            return search(searcher, evaluate, num_evaluations=settings.evaluations, known=[first]).candidates
 
     def _num_parameters(self, candidate: Candidate) -> int:
         return int(self.most - candidate.objectives["missing"])

@@ -94,7 +94,7 @@ class Tuner:
     def _error_percent(self, arch: Architecture, supernet: nn.Module, params: Params) -> float | None:
         finisher = replace(self.finisher, settings=with_params(self.settings, params).finish)
         try:
-            return finisher.error_after(arch, supernet, share=1.0, split="architecture")
+            return finisher.error_after(arch, supernet, share=1.0)
         except TrainingError:
             return None
 

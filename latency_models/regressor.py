@@ -38,10 +38,16 @@ class RegressorLatency:
         self._prices = AdditiveLatency(coverage=coverage, folds=folds)
 
     def fit(self, family: Family, measurements: Sequence[Measurement]) -> Self:
-        """Raises ValueError: fewer than 8 measurements, or measurements of several workloads."""
+        """Raises ValueError: fewer measurements than 8 or than the regressor takes, or those of several workloads."""
         self._prices.fit(family, measurements)
         measured = np.array([m.latency_ms for m in measurements])
-        self._bounded.fit(self._prices.features([m.arch for m in measurements]), measured)
+        try:
+            self._bounded.fit(self._prices.features([m.arch for m in measurements]), measured)
+        except ValueError as error:
+            raise ValueError(
+                f"latency_model.regressor: {len(measurements)} networks, of which {self.folds} folds leave some out, cannot be "
+                f"fitted ({error}); measure more (calibration.num_fit), or choose another latency_model"
+            ) from error
         return self
 
     def predict(self, archs: Sequence[Architecture]) -> Prediction:

@@ -17,6 +17,10 @@ import torch
 from nas.attention import Backend
 from nas.protocols import Batch, Family, Task
 
+AUTO = "auto"  # what the trial is to choose
+WAYS: Sequence[tuple[str, Backend]] = (
+    ("float32", "matmul"), ("float32", "fused"), ("bfloat16", "matmul"), ("bfloat16", "fused"),
+)  # fmt: skip
 LOSS_TOLERANCE = 0.02  # relative difference to float32 within which a faster path counts as correct
 STEPS = 6  # of each trial
 
@@ -55,18 +59,25 @@ class Trial:
         return asdict(self)
 
 
-def choose_compute(family: Family, task: Task, batch: Batch, *, device: str = "cpu") -> tuple[Compute, list[Trial]]:
-    """Trains the largest network for a few steps in each candidate way; returns the fastest correct one and all trials."""
+def choose_compute(
+    family: Family, task: Task, batch: Batch, *, device: str = "cpu", precision: str = AUTO, backend: str = AUTO
+) -> tuple[Compute, list[Trial]]:
+    """Trains the largest network for a few steps in each candidate way; returns the fastest correct one and all trials.
+
+    `precision` and `backend` may be given; what is given is not weighed by its time, and if both are, nothing is tried.
+
+    Raises:
+        ValueError: no way of the given precision agrees with float32.
+    """
     if device != "cpu":
-        return Compute(device, "bfloat16", "fused"), []
-    paths: Sequence[tuple[str, Backend]] = [
-        ("float32", "matmul"), ("float32", "fused"), ("bfloat16", "matmul"), ("bfloat16", "fused"),
-    ]  # fmt: skip
+        return Compute(device, "bfloat16" if precision == AUTO else precision, _backend(backend, "fused")), []
+    if AUTO not in (precision, backend):
+        return Compute(device, precision, _backend(backend, "fused")), []
     networks = []
-    for precision, backend in paths:
+    for path in WAYS:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            networks.append((Compute(device, precision, backend), family.network(family.space.largest(), backend=backend)))
+            networks.append((Compute(device, *path), family.network(family.space.largest(), backend=path[1])))
     seconds, losses = [float("inf")] * len(networks), [0.0] * len(networks)
     for _ in range(STEPS):  # in turn, so that a busy moment does not meet one of them alone
         for i, (compute, network) in enumerate(networks):
@@ -80,4 +91,12 @@ def choose_compute(family: Family, task: Task, batch: Batch, *, device: str = "c
         Trial(compute, s, loss, correct=abs(loss - losses[0]) <= LOSS_TOLERANCE * abs(losses[0]))
         for (compute, _), s, loss in zip(networks, seconds, losses, strict=True)
     ]
-    return min((t for t in trials if t.correct), key=lambda t: t.seconds).compute, trials
+    allowed = [t for t in trials if precision in (AUTO, t.compute.precision) and backend in (AUTO, t.compute.backend)]
+    correct = [t for t in allowed if t.correct]
+    if not correct:
+        raise ValueError(f"precision: {precision}: losses differ by more than {LOSS_TOLERANCE:.0%} from those of float32")
+    return min(correct, key=lambda t: t.seconds).compute, trials
+
+
+def _backend(name: str, default: Backend) -> Backend:
+    return next((backend for _, backend in WAYS if backend == name), default)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nas.constraints import Constraint
+from nas.extremes import least
 from nas.space import Architecture, Option, SearchSpace
 
 USED = 0.93  # share of a limit that a proposal is to use at least
@@ -46,7 +47,7 @@ def discretise(space: SearchSpace, log_p_E: np.ndarray, constraints: Sequence[Co
     below it, never above a limit.
 
     Raises:
-        BudgetError: the smallest network is over a limit, and so is the best neighbour of every step.
+        BudgetError: every network that was tried is over a limit, also the one that takes the least (`nas.extremes`).
     """
     found = _Projection(space, log_p_E, constraints, num_filled=1)
     found.run()
@@ -134,7 +135,7 @@ class _Projection:
 
     def _descend(self) -> None:
         """The change that gives up the least log-probability for what it saves of limits that are exceeded, and exceeds no other;
-        if there is none, all of the smallest network."""
+        if there is none, all of the smallest network, or of the one that takes the least."""
         moves = self._moves()
         saved = (self.now - moves.loads)[:, self._over(self.now)].sum(axis=1)
         helps = (saved > SLACK) & (moves.loads <= np.maximum(self.now, self.limit)).all(axis=1)
@@ -143,6 +144,8 @@ class _Projection:
             self._make(moves, int(np.argmin(np.where(helps, prices, np.inf))))
             return
         self.shrink()
+        if self._over(self.now).any():
+            self._take(least(self.space, lambda archs: self._loads([a.as_dict for a in archs]).max(axis=-1)).as_dict)
         if self._over(self.now).any():
             raise BudgetError(self._complaint())
 

@@ -69,8 +69,8 @@ IGNORED = -100  # the target of a token that nothing is asked at, as in torch
 
 
 class Task(Protocol):
-    """Data, loss and metrics. Splits never mix: weights learn on `train`, architecture parameters on `architecture`, choices are
-    made on `validation`, and `test` is read when all is chosen, for the report alone."""
+    """Data, loss and metrics. Splits never mix: weights learn on `train`, architecture parameters on `architecture`, which
+    scores what is searched; what ships is chosen on `validation`, and `test` is read when all is chosen, for the report alone."""
 
     name: str
     max_tokens: int

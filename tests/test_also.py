@@ -105,7 +105,7 @@ def test_a_table_predicts_and_a_budget_below_its_fastest_is_named(recorded, fini
     assert "On jetson: PREDICTED, NOT MEASURED (recorded jetson_nano_cpu is a table): asked 60.0 ms" in done.stdout
     refused = command("search", *words, f"also={{jetson: {{{table}, budget_ms: 0.001}}}}", f"run={tmp_path / 'other'}")
     assert refused.returncode != 0
-    assert "also.jetson.budget_ms: 0.001 is below the fastest network of the space, which takes at most" in refused.stderr
+    assert "also.jetson.budget_ms: 0.001 is below the fastest network of the space, " in refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -118,6 +118,9 @@ def test_a_table_predicts_and_a_budget_below_its_fastest_is_named(recorded, fini
         ("{two: {device: local_cpu, threadss: 2}}", r"also.two: .*device.threadss"),
         ("{two: {device: recorded}}", r"also.two: device.table: has no value"),
         ("{two: {device: local_cpu, budget_ms: -1}}", r"also.two.budget_ms: -1 is not positive"),
+        ("{two: {device: local_cpu, budget_ms: fast}}", r"also.two.budget_ms: 'fast' is not a number"),
+        ("{two: {device: local_cpu, budget_ms: .inf}}", r"also.two.budget_ms: '\.inf' is not a number"),
+        ("{two: {device: local_cpu, budget_ms: inf}}", r"also.two.budget_ms: inf is no limit; null stands for none"),
     ],
 )
 def test_what_is_no_device_is_refused_before_any_work(values, message, tmp_path):

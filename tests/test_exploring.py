@@ -7,19 +7,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from experiments import exploring
 from experiments.budgets import Budget
 from experiments.build import build
-from experiments.calibration import Calibration
+from experiments.calibration import CALIBRATION, LATER, Calibration
 from experiments.config import composed
 from experiments.costing import Costing, measured_energy
 from experiments.exploring import Explorer
 from experiments.progress import Reporter
+from experiments.proposing import Proposer
+from experiments.run_directory import RunDirectory
 from hardware.arena import activations_mib
 from latency_models.additive import AdditiveLatency
 from latency_models.memory import memory_of
 from nas.compute import Compute
 from nas.costs import parameters_of
-from nas.protocols import DeviceError
+from nas.protocols import DeviceError, ExhaustedError
+from nas.searchers import random
 from nas.types import Candidate, Measurement, Provenance, Workload
 from tests.support.commands import command
 
@@ -67,6 +71,7 @@ def test_memory_is_an_objective_and_a_budget(searched):
     proposals = json.loads((searched / "proposals.json").read_text())
     assert proposals
     assert all(0 < proposal["others"]["budget_mib"] <= BUDGET_MIB for proposal in proposals)
+    assert all(proposal["budget_ms"] < 100 for proposal in proposals), "no further than the slowest network"
     with (searched / "pareto.csv").open() as file:
         assert all(float(row["measured_memory_mib"]) > 0 for row in csv.DictReader(file))
 
@@ -79,12 +84,12 @@ def test_what_is_measured_on_the_way_is_known_and_said(searched):
     assert np.isfinite(refined["mape_percent_before"])
     assert f"Measured half way through, near the front: {measured}" in (searched / "report.html").read_text()
     assert {p for p in trust["hypervolume"] if p in ("search", "random", "hand")} == {"search", "random", "hand"}
-    calibrated = [r["id"] for r in lines(searched / "measurements.jsonl") if r["phase"] == "calibration"]
-    assert len(calibrated) == len(set(calibrated)) == 13 + measured
+    known = [r["id"] for r in lines(searched / "measurements.jsonl") if r["phase"] in (CALIBRATION, LATER)]
+    assert len(known) == len(set(known)) == 13 + measured
     again = command("search", *(searched / ".hydra/overrides.yaml").read_text().replace("- ", "").split())
     assert again.returncode == 0, again.stderr
     assert json.loads((searched / "trust.json").read_text())["measured_during_the_search"]["joined"] == refined["joined"]
-    assert len([r for r in lines(searched / "measurements.jsonl") if r["phase"] == "calibration"]) == len(calibrated)
+    assert len([r for r in lines(searched / "measurements.jsonl") if r["phase"] in (CALIBRATION, LATER)]) == len(known)
 
 
 # --- parts
@@ -155,6 +160,46 @@ def scored(pipeline, calibration):
     ]  # fmt: skip
 
 
+def splits_read(monkeypatch, task):
+    """The splits of a task that are read from now on."""
+    read, batches = set(), type(task).batches
+
+    def spy(self, split, **how):
+        read.add(split)
+        return batches(self, split, **how)
+
+    monkeypatch.setattr(type(task), "batches", spy)
+    return read
+
+
+def test_candidates_are_not_scored_on_the_split_that_chooses(pipeline, calibrated, monkeypatch):
+    read, one = splits_read(monkeypatch, pipeline.task), explorer(pipeline, calibrated)
+    one._evaluation("search")(pipeline.family.space.smallest())
+    one._by_hand()
+    assert read == {"architecture"}
+
+
+def test_nothing_is_scored_twice_and_each_phase_books_what_it_takes(pipeline, calibrated, tmp_path, monkeypatch):
+    one = replace(explorer(pipeline, calibrated), run=RunDirectory(tmp_path))
+    arch, other = pipeline.family.space.smallest(), pipeline.family.space.largest()
+    asked = []
+
+    def scoring(family, supernet, arch, *rest):
+        asked.append(arch)
+        return 50.0 + len(asked)
+
+    monkeypatch.setattr(exploring, "inherited_error", scoring)
+    first = replace(one._evaluation("search")(arch), seconds=7.0)
+    one.run.append("candidates.jsonl", first.to_json())
+    one.run.append("candidates.jsonl", replace(first, arch=other, phase="rung 0.1").to_json())
+    evaluate = one._evaluation("random")
+    found = [evaluate(a) for a in (arch, other, arch)]
+    assert asked == [arch, other], "what a rung scored is another error"
+    assert [c.objectives["error"] for c in found] == [51.0, 52.0, 51.0]
+    assert found[0].seconds == 7.0
+    assert max(c.seconds for c in found[1:]) < 7.0
+
+
 def test_measurements_that_contradict_the_model_change_it(pipeline, calibrated):
     candidates, device = scored(pipeline, calibrated), Twice(pipeline)
     one = explorer(pipeline, calibrated)
@@ -198,6 +243,28 @@ def test_the_arena_is_measured_of_the_file_that_ships(searched):
     inputs = dict.fromkeys(("token_ids", "attention_mask"), np.ones((1, 32), dtype=np.int64))
     network = next(n for n in results["networks"] if n["id"] == results["picked_id"])
     assert 0 < activations_mib(path, inputs) < network["measured"]["memory_mib"]
+
+
+def test_random_search_keeps_the_limits_too_and_ends_where_nothing_does(pipeline, calibrated, tmp_path, monkeypatch):
+    upper = calibrated.model.predict([c.arch for c in scored(pipeline, calibrated)]).upper_ms
+    settings = replace(pipeline.settings, outer=replace(pipeline.settings.outer, make_searcher=random.Random))
+    one = replace(explorer(pipeline, calibrated), settings=settings, run=RunDirectory(tmp_path))
+    searcher = replace(one, budget=Budget(float(np.median(upper)), "user"))._strategy([])
+    assert calibrated.model.predict([searcher.ask() for _ in range(8)]).upper_ms.max() <= np.median(upper)
+    nothing = replace(one, budget=Budget(1e-9, "user"))._strategy([])
+    monkeypatch.setattr(random, "DRAWS", 20)
+    with pytest.raises(ExhaustedError, match="has no more architectures to draw"):
+        nothing.ask()
+
+
+def test_without_proposals_nothing_is_searched_differentiably(pipeline, calibrated, tmp_path):
+    settings = replace(pipeline.settings, outer=replace(pipeline.settings.outer, proposals=0))
+    proposer = Proposer(
+        pipeline.family, pipeline.task, pipeline.workload, calibrated.model, Compute(), settings, RunDirectory(tmp_path),
+        Reporter(quiet=True),
+    )  # fmt: skip
+    assert proposer.propose(pipeline.family.supernet(), proposer.budgets(2.0, 1.0)) == []
+    assert not list(tmp_path.iterdir())
 
 
 def test_who_takes_parameters_for_accuracy_scores_those_with_the_most(pipeline, calibrated):

@@ -16,6 +16,7 @@ from experiments.settings import FinishSettings, Settings
 from nas.types import Candidate, Provenance
 from search_spaces.encoder import EncoderFamily, encoder_space
 from tests.support.stages import finisher_of
+from tests.test_exploring import splits_read
 
 SPACE = encoder_space()
 NOTHING = nn.Identity()  # in place of a supernet that is not looked at
@@ -152,12 +153,14 @@ def test_a_short_list_spreads_over_all_objectives(tmp_path, archs):
     assert {archs.index(c.arch) % 3 for c in chosen} == {0, 1, 2}
 
 
-def test_a_rung_trains_a_share_of_the_steps_and_leaves_no_file(tmp_path):
+def test_a_rung_trains_a_share_of_the_steps_and_leaves_no_file(tmp_path, monkeypatch):
     family = EncoderFamily(encoder_space(width=(16, 32), depth=(1,), ffn=(16, 32)), 20, 3, max_tokens=8, head_size=8)
     finisher = finisher_of(family, tmp_path)
     arch, supernet = family.space.smallest(), family.supernet()
     before = {name: weight.clone() for name, weight in supernet.state_dict().items()}
+    read = splits_read(monkeypatch, finisher.task)
     errors = [finisher.error_after(arch, supernet, share=0.5) for _ in range(2)]
+    assert read == {"train", "architecture"}, "the split that chooses is not looked at"
     assert errors[0] == errors[1]
     assert 0 <= errors[0] <= 100
     assert list(tmp_path.iterdir()) == []

@@ -7,6 +7,8 @@ import torch
 
 from experiments.config import composed
 from latency_models.additive import AdditiveLatency
+from latency_models.hat_mlp import hat_mlp
+from latency_models.regressor import RegressorLatency
 from nas.encoding import Encoding
 from nas.protocols import DifferentiableLatencyModel
 from nas.types import Measurement, Workload
@@ -132,6 +134,11 @@ def test_any_regressor_is_a_latency_model(name):
     assert error < 0.5 * np.mean(np.abs(np.median(measured) / measured - 1))
     assert np.mean(measured <= prediction.upper_ms) >= 0.7
     np.testing.assert_allclose(prediction.upper_ms, prediction.mean_ms * model.upper_factor())
+
+
+def test_too_few_networks_for_a_regressor_are_named():
+    with pytest.raises(ValueError, match=r"latency_model\.regressor: 10 networks, .*; measure more \(calibration\.num_fit\), or"):
+        RegressorLatency(hat_mlp()).fit(FAMILY, measurements(10, noise=0.0))
 
 
 def test_trivial_baselines_are_worse_than_prices():

@@ -42,7 +42,8 @@ STRATEGIES = {
     name: hydra.utils.instantiate(composed(f"searcher={name}", "run=unused").searcher, _convert_="all").make_searcher
     for name in sorted(path.stem for path in CONF.glob("*.yaml"))
 }
-QUICK = sorted(set(STRATEGIES) - {"gp"})  # that one takes a second a trial
+ENDLESS = sorted(set(STRATEGIES) - {"proposals"})  # that one asks for what it was given alone
+QUICK = sorted(set(ENDLESS) - {"gp"})  # that one takes a second a trial
 
 
 def make(name: str, storage=None, **arguments) -> Searcher:
@@ -54,7 +55,7 @@ def journal(path) -> optuna.storages.JournalStorage:
     return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", ENDLESS)
 def test_contract(name):
     proposal = SPACE.sample(np.random.default_rng(9))
     unasked = SPACE.sample(np.random.default_rng(10))
@@ -133,6 +134,17 @@ def test_it_beats_random_search_on_a_known_law(name, evaluations):
     assert np.mean(ours) > np.mean(random)
 
 
+def test_proposals_alone_are_scored_and_nothing_else():
+    proposals = [SPACE.sample(np.random.default_rng(s)) for s in (1, 2, 3)]
+    searcher = make("proposals", initial=proposals)
+    assert isinstance(searcher, Searcher)
+    assert [c.arch for c in search(searcher, evaluate, num_evaluations=30).candidates] == proposals
+    with pytest.raises(ExhaustedError, match="no more proposals"):
+        searcher.ask()
+    with pytest.raises(ValueError, match="proposals: there are none to score"):
+        make("proposals")
+
+
 def test_the_constraint_reaches_the_study():
     searcher = make("nsga2", limits={"latency_ms": 5.0, "error": 80.0})
     search(searcher, evaluate, num_evaluations=20)
@@ -202,6 +214,29 @@ def test_a_study_of_another_space_is_refused(tmp_path):
     make("nsga2", journal(tmp_path / "study"))
     with pytest.raises(ValueError, match="holds a search of the space 'encoder' with other choices"):
         Nsga2(encoder_space(), objectives=("error", "latency_ms"), seed=0, storage=journal(tmp_path / "study"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"objectives": ("latency_ms", "error")},
+            r"for the objectives \['error', 'latency_ms'\], this one is for \['latency_ms', ",
+        ),
+        ({"limits": {"latency_ms": 5.5}}, r"within \{'latency_ms': 5\.0\}, this one is within \{'latency_ms': 5\.5\}"),
+        ({"limits": {}}, r"within \{'latency_ms': 5\.0\}, this one is within \{\}"),
+    ],
+)
+def test_a_study_of_something_else_is_refused_and_nothing_is_written(tmp_path, changed, message):
+    path = tmp_path / "study"
+    meant = {"objectives": ("error", "latency_ms"), "limits": {"latency_ms": 5.0}, "seed": 0, "population": 4}
+    search(Nsga2(SPACE, storage=journal(path), **meant), evaluate, num_evaluations=3)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=message):
+        Nsga2(SPACE, storage=journal(path), **{**meant, **changed})
+    assert path.read_bytes() == before
+    again = Nsga2(SPACE, storage=journal(path), **{**meant, "limits": {"latency_ms": 5.0 * (1 + 1e-9)}})
+    assert len(again.study.get_trials()) == 3
 
 
 def test_what_no_strategy_can_use_is_refused():

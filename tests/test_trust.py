@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
+from experiments.formatting import format_seconds
 from experiments.ties import ties
-from experiments.trust import evidence, predictor_on_picked, rank_correlation, sentences, tau_with_interval
+from experiments.trust import at_equal_seconds, evidence, predictor_on_picked, rank_correlation, sentences, tau_with_interval
 from nas.pareto import hypervolume
 from nas.types import Candidate, Provenance
 from tests.support.made_up_run import SPACE, make_candidates, make_results
@@ -102,6 +103,21 @@ def test_hypervolume_grows_with_evaluations():
         assert curve == sorted(curve)
         costs = np.array([[c.objectives["latency_ms"], c.objectives["error"]] for c in candidates if c.phase == phase])
         assert curve[-1] == hypervolume(costs, results.hypervolume_reference)
+
+
+def test_the_seconds_of_the_search_begin_with_those_of_the_proposals():
+    """They took 95 s, less than random search did or more."""
+    for each in (10.0, 0.5, 50.0):
+        results, candidates = make_results(), [replace(c, seconds=each) for c in make_candidates(num=20)]
+        curves = evidence(results, candidates)["hypervolume"]
+        assert curves["search"]["seconds"] == pytest.approx([95 + each * i for i in range(1, 21)])
+        assert curves["random"]["seconds"] == pytest.approx([each * i for i in range(1, 21)])
+        end, ours, theirs = at_equal_seconds(curves)
+        assert end == pytest.approx(20 * each)
+        assert theirs == curves["random"]["after_evaluations"][-1]
+        num = int((end - 95) / each)
+        assert ours == (curves["search"]["after_evaluations"][num - 1] if num > 0 else 0.0)
+        assert f"After equal time, {format_seconds(end)} with" in " ".join(sentences(evidence(results, candidates), results))
 
 
 def wrong(rng, *shares, num):

@@ -1,9 +1,9 @@
-"""A search as a run does it, without a device: validation errors with a supernet's weights, and predicted latency.
+"""A search as a run does it, without a device: errors with a supernet's weights, and predicted latency.
 
 Task, space and settings are those of the main job with a few overrides. The device is the invented one of `bench darts`, so that
 the figures do not depend on how busy this machine is. As in a run, the budget is half of the largest network's latency, and
-random search draws only what is predicted to keep it. Searches score every third batch of the validation split, so that there is
-time for many; what an evaluation costs is said of the complete one.
+random search draws only what is predicted to keep it. Searches score every third batch of the split that scores candidates, so
+that there is time for many; what an evaluation costs is said of the complete one.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from experiments.benchmarks.darts import invented_device
 from experiments.build import family_of_task, make_settings
 from experiments.config import composed
 from experiments.progress import Reporter
+from experiments.roles import SCORED_ON
 from experiments.run_directory import replacing
 from experiments.settings import Settings, SupernetSettings
 from latency_models.additive import AdditiveLatency
 from nas.compute import Compute, choose_compute
 from nas.darts import Darts
+from nas.extremes import least
 from nas.pareto import hypervolume
 from nas.protocols import Batch, Family, Searcher, Task
 from nas.search import search
@@ -53,7 +55,7 @@ class Inherited:
     supernet: nn.Module
     compute: Compute
     model: AdditiveLatency
-    validation: Sequence[Batch]
+    batches: Sequence[Batch]
     errors: dict[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -66,13 +68,13 @@ class Inherited:
         batch = next(iter(task.batches("train", tokens_per_batch=settings.supernet.train.tokens_per_batch, seed=0)))
         compute, _ = choose_compute(family, task, batch)
         supernet = _supernet(family, task, settings.supernet, compute, folder, report)
-        validation = list(evaluation_batches(task, "validation"))
+        batches = list(evaluation_batches(task, SCORED_ON))
         model = invented_device(family, Workload(tokens=task.max_tokens))
-        return cls(family, task, settings, supernet, compute, model, validation)
+        return cls(family, task, settings, supernet, compute, model, batches)
 
     def evaluate(self, arch: Architecture) -> Candidate:
         if arch.id not in self.errors:
-            self.errors[arch.id] = self._error(arch, self.validation[::PART])
+            self.errors[arch.id] = self._error(arch, self.batches[::PART])
         prediction = self.model.predict([arch])
         numbers = {"latency_ms": float(prediction.mean_ms[0]), "upper_ms": float(prediction.upper_ms[0])}
         return Candidate(arch, {"error": self.errors[arch.id], **numbers}, PROVENANCE)
@@ -83,7 +85,7 @@ class Inherited:
         for _ in range(num):
             arch = self.family.space.sample(rng)
             start = time.process_time(), time.perf_counter()
-            self._error(arch, self.validation)
+            self._error(arch, self.batches)
             seconds.append((time.process_time() - start[0], time.perf_counter() - start[1]))
         return np.array(seconds)
 
@@ -107,14 +109,14 @@ class Inherited:
         return np.array(points).reshape(-1, 2)
 
     def volume(self, found: np.ndarray) -> float:
-        """Hypervolume in percent times ms up to the budget and the error of the smallest, and so fastest, network."""
+        """Hypervolume in percent times ms up to the budget and the error of the smallest network."""
         worst = self.evaluate(self.family.space.smallest()).objectives["error"]
         return hypervolume(found[~np.isnan(found[:, 0])], (worst, self.budget_ms))
 
     def propose(self, *, seed: int) -> tuple[list[Architecture], float]:
         """Proposals for as many budgets as a run has, and the CPU seconds that they took."""
         config, num = self.settings.darts, self.settings.outer.proposals
-        fastest = float(self.model.predict([self.family.space.smallest()]).upper_ms[0])
+        fastest = float(self._upper_ms([least(self.family.space, self._upper_ms)])[0])
         start = time.process_time()
         darts = Darts(self.family, self.supernet, self.model, self.task, config, compute=self.compute, seed=seed)
         archs = [
@@ -127,7 +129,10 @@ class Inherited:
         return inherited_error(self.family, self.supernet, arch, batches, self.task, self.compute)
 
     def _is_within(self, arch: Architecture) -> bool:
-        return float(self.model.predict([arch]).upper_ms[0]) <= self.budget_ms
+        return float(self._upper_ms([arch])[0]) <= self.budget_ms
+
+    def _upper_ms(self, archs: Sequence[Architecture]) -> np.ndarray:
+        return self.model.predict(archs).upper_ms
 
 
 def _supernet(

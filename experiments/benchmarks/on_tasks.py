@@ -74,7 +74,10 @@ def compare(effort: Effort, problems: Mapping[str, Inherited], folder: Path, rep
         figures |= {f"{task}_{key}": value for key, value in ratios([volumes[task]]).items()}
         figures |= {f"{task}_{key}": value for key, value in epsilons(found.fronts).items()}
         figures[f"{task}_evaluations_for_proposals"] = float(np.median(found.bought))
-        title, words = f"{task}: inherited weights, at equal time", ("predicted latency (ms)", "validation error (%)")
+        title, words = (
+            f"{task}: inherited weights, at equal time",
+            ("predicted latency (ms)", "error on the split of the search (%)"),
+        )
         figure = attainment_figure(found.fronts, title=title, axes_words=words)
         (folder / f"attainment-{task}.png").write_bytes(png(figure))
     figures |= ratios(list(volumes.values()))

@@ -57,7 +57,8 @@ class _Limits:
 
 @drawing()
 def pareto_figure(results: Results, candidates: Sequence[Candidate], *, width: float = WIDE) -> Figure:
-    """Validation error against latency: what was scored, what was trained and measured, the budget and what ships.
+    """Error against latency: what was scored (on the split of the search), what was trained and measured (validation error), the
+    budget and what ships.
 
     Each part carries a `gid`: a role, "scored <role>", "predicted <role>", "interval <role>", "front", "picked", "budget", ...
     """
@@ -169,7 +170,7 @@ def _legend(results: Results, candidates: Sequence[Candidate]) -> tuple[list[Any
         dot: dict[str, Any] = {"marker": "o", "ms": 3.5, "mew": 0, "alpha": 0.45, "ls": "none"}
         roles = [role for role in LOOKS if any(c.phase == role for c in candidates)]
         dots = tuple(Line2D([], [], color=LOOKS[role].colour, **dot) for role in roles)
-        entries["scored with shared weights (predicted latency)"] = dots
+        entries["scored with shared weights, on the split of the search (predicted latency)"] = dots
     if any(n not in front(results.networks) for n in results.front):
         words = ", ".join(objective(name).words for name in further(results.objectives))
         entries[f"on the front for its {words}"] = Line2D([], [], ls="none", **RING)

@@ -19,7 +19,8 @@ class Random:
     """Random search over what `accept` lets through; the n-th draw follows from (seed, n).
 
     It learns nothing and keeps nothing, so of what `StudySearcher` takes it has no use for objectives, limits, storage and
-    population: who goes on with it asks again, and is asked for the same.
+    population: who goes on with it asks again, and is asked for the same. Limits are kept by `accept`, which may be set later:
+    unlike a strategy that learns, this one cannot be told afterwards what was beyond them.
     """
 
     def __init__(

@@ -8,6 +8,7 @@ again.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -25,6 +26,7 @@ from nas.space import Architecture, Choice, Option, SearchSpace
 from nas.types import Candidate
 
 NAME = "search"
+SAME = 1e-6  # relative difference of limits that are the same
 NO_LIMITS: Mapping[str, float] = MappingProxyType({})
 
 
@@ -42,7 +44,7 @@ class StudySearcher(ABC):
         population: trials before the strategy begins to learn, and those of one generation.
 
     Raises:
-        ValueError: a population under 2, a limit that is not positive, or a storage that holds a study of another space.
+        ValueError: a population under 2, a limit that is not positive, or a storage that holds another study (see `check_study`).
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class StudySearcher(ABC):
         self.study = optuna.create_study(study_name=NAME, storage=self._memory, directions=directions)
         self._storage = storage
         if storage is not None:
+            check_study(storage, space, objectives=objectives, limits=limits)
             self._kept = optuna.create_study(study_name=NAME, storage=storage, directions=directions, load_if_exists=True)
             self._continue(storage)
         ended = {self._arch(trial).id for trial in self.study.get_trials(deepcopy=False)}
@@ -114,11 +117,10 @@ class StudySearcher(ABC):
 
     def _continue(self, storage: BaseStorage) -> None:
         """Takes over what the storage holds: ended trials, and what strategies have written beside them."""
-        known = self._kept.user_attrs.get("space")
-        if known is None:
-            self._kept.set_user_attr("space", self.space.to_json())
-        elif known != self.space.to_json():
-            raise ValueError(f"the study holds a search of the space {known['name']!r} with other choices")
+        attrs = self._kept.user_attrs
+        for name, value in _about(self.space, self.objectives, self.limits).items():
+            if name not in attrs:
+                self._kept.set_user_attr(name, value)
         self.study.add_trials(trial for trial in self._kept.get_trials(deepcopy=False) if trial.state.is_finished())
         _copy_attrs(storage, self._memory)
 
@@ -133,6 +135,36 @@ class StudySearcher(ABC):
     def _arch(self, trial: Trial | FrozenTrial) -> Architecture:
         params = trial.params
         return self.space.canonical({c.name: c.options[params[c.name]] if c.is_nested else params[c.name] for c in self.space})
+
+
+def check_study(storage: BaseStorage, space: SearchSpace, *, objectives: Sequence[str], limits: Mapping[str, float]) -> None:
+    """Writes nothing.
+
+    Raises:
+        ValueError: the storage holds a study of another space, or with other objectives or limits.
+    """
+    if NAME not in {study.study_name for study in storage.get_all_studies()}:
+        return
+    id_ = storage.get_study_id_from_name(NAME)
+    known = storage.get_study_user_attrs(id_)
+    if not known and not storage.get_n_trials(id_):  # it was stopped before it began
+        return
+    ours = _about(space, objectives, limits)
+    if known.get("space") != ours["space"]:
+        name = known.get("space", {}).get("name")
+        raise ValueError(f"the study holds a search of the space {name!r} with other choices")
+    if known.get("objectives", ours["objectives"]) != ours["objectives"]:
+        raise ValueError(
+            f"the study holds a search for the objectives {known['objectives']}, this one is for {ours['objectives']}"
+        )
+    then, now = known.get("limits", ours["limits"]), ours["limits"]
+    if then.keys() != now.keys() or not all(math.isclose(then[name], now[name], rel_tol=SAME) for name in now):
+        raise ValueError(f"the study holds a search within {then}, this one is within {now}")
+
+
+def _about(space: SearchSpace, objectives: Sequence[str], limits: Mapping[str, float]) -> dict[str, Any]:
+    """What trials mean, as a study says it."""
+    return {"space": space.to_json(), "objectives": list(objectives), "limits": dict(limits)}
 
 
 class _WithinSpace(BaseSampler):

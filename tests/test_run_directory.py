@@ -1,0 +1,47 @@
+"""Whose a directory is: each setting that differs is named, with both values."""
+
+import json
+
+import pytest
+
+from experiments.build import make_settings
+from experiments.config import composed
+from experiments.run_directory import RunDirectory, RunError
+
+
+def identity(*words):
+    settings = make_settings(composed("experiment=smoke", *words))
+    return {"space": "encoder", "seed": settings.seed, "settings": settings.said()}
+
+
+def test_settings_are_said_as_a_configuration_says_them():
+    said = identity("searcher=regularised_evolution")["settings"]
+    assert said["searcher.make_searcher"] == "nas.searchers.regularised_evolution.RegularisedEvolution"
+    assert said["searcher.make_searcher.tournament"] == 0.25
+    assert (said["init.train.steps"], said["finish.lesson.beta"], said["budget_ms"]) == (20, [0.5, 0.0], None)
+    assert json.loads(json.dumps(said)) == said
+    assert not any("stages" in name for name in said), "they may come later"
+
+
+def test_all_that_differs_is_named_and_nothing_changes(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.claim(identity())
+    run.claim(identity("stages=[longer]"))
+    before = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(RunError) as raised:
+        run.claim(identity("seed=3", "searcher=regularised_evolution", "searcher.evaluations=9", "darts.temperature=[1.0,0.5]"))
+    said = str(raised.value)
+    assert said.startswith(f"run: {tmp_path} was begun with seed 0, this run has 3; with ")
+    assert "searcher.evaluations 8, this run has 9" in said
+    assert "darts.temperature [1.0, 0.4], this run has [1.0, 0.5]" in said
+    assert "searcher.make_searcher.tournament None, this run has 0.25" in said
+    assert said.count("seed") == 1
+    assert "finish." not in said
+    assert (tmp_path / "run.json").read_bytes() == before
+
+
+def test_a_directory_of_before_is_refused_in_words(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.write_json("run.json", {**identity(), "settings": "bffe95434818"})
+    with pytest.raises(RunError, match="was begun by an earlier version of this program; name a new directory"):
+        run.claim(identity())
