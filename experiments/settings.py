@@ -141,7 +141,7 @@ class Settings:
         batch, tokens, mode, past: the workload that is timed; None tokens: the longest input, or the one that is decoded.
         torch_threads: threads that training uses.
         train_on: a torch device, or "auto" for CUDA where there is one.
-        checkpoint_seconds: how much supernet training a kill may cost.
+        checkpoint_seconds: how much training of the supernet, or of a stage, a kill may cost.
         stages: what the network that ships goes through, by the names of `STAGES` and in their order.
 
     Raises:
