@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,31 @@ def read_checkpoint(run: RunDirectory, name: str, compute: Compute) -> dict[str,
 def write_checkpoint(run: RunDirectory, name: str, state: Mapping[str, Any]) -> None:
     with run.replacing(name) as path:
         torch.save(dict(state), path)
+
+
+@dataclass
+class TrainingCheckpoint:
+    """Of one training of a run, written at most every so many seconds; what another one has left there is not read."""
+
+    run: RunDirectory
+    name: str
+    identity: str
+    compute: Compute
+    seconds: float
+    saved: float = field(default_factory=time.monotonic)
+
+    def read(self) -> Mapping[str, Any] | None:
+        """Raises RunError for a damaged file."""
+        found = read_checkpoint(self.run, self.name, self.compute)
+        return found["state"] if found is not None and found["identity"] == self.identity else None
+
+    def write(self, state: Callable[[], Mapping[str, Any]]) -> None:
+        if time.monotonic() - self.saved >= self.seconds:
+            write_checkpoint(self.run, self.name, {"identity": self.identity, "state": dict(state())})
+            self.saved = time.monotonic()
+
+    def remove(self) -> None:
+        (self.run / self.name).unlink(missing_ok=True)
 
 
 def loaded(path: Path, load: Callable[[Path], Any], *, advice: str = "delete it to do this part again") -> Any:

@@ -156,7 +156,8 @@ class Selection:
             lambda network, others: self.finisher.saved(choice.arch, network, others, reference_ms=reference_ms),
             self.settings.finish.most_points_lost,
         )  # fmt: skip
-        reports = Stages(self.finisher, stages, school, reference_ms, self.budget.ms, self.report).run()
+        seconds = self.settings.checkpoint_seconds
+        reports = Stages(self.finisher, stages, school, reference_ms, self.budget.ms, self.report, seconds).run()
         if any(report.kept for report in reports):
             choice = replace(choice, measurement=self.finisher.verdict(choice.arch, reference_ms=reference_ms))
         return choice, reports

@@ -6,6 +6,7 @@ what was there before, and the report says why. The latency of a file that may s
 stops on the validation split.
 
 A stage writes `shortlist/<id>.<stage>.{safetensors,onnx,json}` and `shortlist/<id>.stages.json`; what it has finished is read.
+While it trains it writes `shortlist/<id>.<stage>.ckpt`, and goes on there when it was stopped.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
 
 from experiments.calibration import MEASUREMENTS
+from experiments.checkpoints import TrainingCheckpoint
 from experiments.early_exits import Timed, exit_facts, told
 from experiments.finishing import FOLDER, Finisher
 from experiments.formatting import format_ms
@@ -57,6 +60,7 @@ class Stages:
         school: where it learns; its teacher "itself" is the network as it was before the stage.
         reference_ms: the sentinel's time that latencies are expressed in.
         budget_ms: that no input may exceed after a stage, if none did before.
+        checkpoint_seconds: how much of a stage's training a kill may cost.
     """
 
     finisher: Finisher
@@ -65,6 +69,7 @@ class Stages:
     reference_ms: float | None
     budget_ms: float
     report: Reporter
+    checkpoint_seconds: float = 10.0
 
     def run(self) -> list[StageReport]:
         """The reports of all stages, in their order. Raises TrainingError and ExportError."""
@@ -79,6 +84,7 @@ class Stages:
                     record = self._one(name, stage, ships, identity).to_json()
                 if record["after"]["latency_ms"] is not None:  # else it is done again when the device is there
                     self._run.write_json(known, record)
+                    self._checkpoint(name, identity).remove()
             reports.append(StageReport.from_json(record))
             ships = name if reports[-1].kept else ships
             self.report.say(f"{name}: {reports[-1].sentence}")
@@ -97,13 +103,18 @@ class Stages:
 
     def _one(self, name: str, stage: Stage, before: str, identity: str) -> StageReport:
         try:
-            facts = self._apply(name, stage, before)
+            facts = self._apply(name, stage, before, identity)
             return self._judge(name, before, name, identity, facts)
         except (NothingToDoError, DeviceError) as error:  # what was there stays, and is measured once more
             report = self._judge(name, before, before, identity, {})
             return dataclasses.replace(report, kept=False, sentence=f"does not ship, {error}")
 
-    def _apply(self, name: str, stage: Stage, before: str) -> dict[str, Any]:
+    def _checkpoint(self, name: str, identity: str) -> TrainingCheckpoint:
+        """Of a stage's training."""
+        file = f"{FOLDER}/{self.arch.id}.{name}.ckpt"
+        return TrainingCheckpoint(self._run, file, identity, self.finisher.compute, self.checkpoint_seconds)
+
+    def _apply(self, name: str, stage: Stage, before: str, identity: str) -> dict[str, Any]:
         """Writes the files that the stage makes of those before it; its facts."""
         finisher, arch, facts = self.finisher, self.arch, dict[str, Any]()
 
@@ -113,7 +124,9 @@ class Stages:
                 facts["taught_by"] = baselines
             return found
 
-        school = dataclasses.replace(self.school, teachers=teachers, facts=facts)
+        checkpoint = self._checkpoint(name, identity)
+        school = dataclasses.replace(self.school, teachers=teachers, facts=facts, checkpoint=checkpoint)
+        torch.manual_seed(finisher.seed)  # what a stage adds to a network begins alike in a run that was stopped before it
         network = stage.apply(finisher.to_train(arch, tag=before), school)
         for mode in finisher.modes:  # of an earlier try with other settings
             (self._run / f"{finisher.name(arch, name)}.{mode}.onnx").unlink(missing_ok=True)

@@ -18,7 +18,8 @@ from tests.support.commands import command
 
 SLOWER = (
     "init.train.steps=120", "darts.steps=30", "searcher.evaluations=25", "checkpoint_seconds=0.1", "finish.rungs=[0.4]",
-    "torch_threads=1", "budget_ms=5",  # which all networks keep, however wide the bound of so brief a calibration is
+    "stages=[longer]", "stages.longer.train.steps=150", "torch_threads=1",
+    "budget_ms=5",  # which all networks keep, however wide the bound of so brief a calibration is
 )  # fmt: skip
 
 
@@ -37,6 +38,7 @@ PHASES = {
     "random search": (signal.SIGKILL, lambda run: len(lines(run / "candidates.jsonl")) >= 32),
     "rung": (signal.SIGKILL, lambda run: sum(c["phase"] == "rung 0.4" for c in lines(run / "candidates.jsonl")) >= 2),
     "short-list": (signal.SIGKILL, lambda run: len(list((run / "shortlist").glob("*.json"))) >= 2),
+    "stage": (signal.SIGKILL, lambda run: list((run / "shortlist").glob("*.longer.ckpt"))),
 }
 
 
@@ -90,6 +92,7 @@ def test_killed_in_every_phase(whole, tmp_path):
     assert trials[0] == trials[1]
     finished = {p.name: p.read_bytes() for p in (whole / "shortlist").glob("*.safetensors")}
     assert finished == {p.name: p.read_bytes() for p in (cut / "shortlist").glob("*.safetensors")}
+    assert any(name.endswith(".longer.safetensors") for name in finished)
     repeated = [r["id"] for r in lines(cut / "measurements.jsonl") if r["phase"] == "calibration"]
     assert len(repeated) == len(set(repeated)) == len(calibration)
 

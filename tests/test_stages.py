@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import re
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,13 +14,16 @@ import pytest
 import torch
 
 from experiments.card import stages_of
+from experiments.checkpoints import TrainingCheckpoint
 from experiments.finishing import FOLDER, Finisher
 from experiments.quantising import Quantising
 from experiments.results import StageFigures
+from experiments.run_directory import RunDirectory, RunError
 from experiments.settings import FinishSettings, Settings
 from experiments.stages import check_match, check_stages, judged
 from nas.compute import Compute
 from nas.finish.cut import Cut
+from nas.finish.early_exit import EarlyExit
 from nas.finish.learn import Learn
 from nas.finish.low_rank import LowRank
 from nas.finish.prune import Prune
@@ -165,6 +169,60 @@ def test_a_killed_stage_is_done_again(family, tmp_path, monkeypatch):
     _, quantise = through(finisher, stages)
     assert operators(finisher.onnx_path(family.space.largest(), tag="quantise"))["MatMulInteger"]
     assert quantise.kept
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        {"longer": Learn(train=TrainConfig(steps=9, tokens_per_batch=64, ema=0.5, accumulate=2), lesson=Lesson(check_every=2))},
+        {"prune": Prune(train=TrainConfig(steps=9, tokens_per_batch=64), score="movement", pattern="2:4")},
+        {"early_exit": EarlyExit(train=TrainConfig(steps=9, tokens_per_batch=64))},
+    ],
+    ids=lambda stages: next(iter(stages)),
+)
+@pytest.mark.parametrize("after", [2, 5, 8])
+def test_a_training_that_is_killed_goes_on_to_the_same_weights(tmp_path, monkeypatch, stages, after):
+    torch.manual_seed(0)
+    space = encoder_space(width=(16,), depth=(2,), heads=(1,), ffn=(16,), attention=("full",))
+    family = EncoderFamily(space, 20, 3, max_tokens=8, head_size=8)
+    [(name, stage)], supernet = stages.items(), family.supernet()
+    calls, step, seen = itertools.count(), torch.optim.AdamW.step, Counter()
+
+    def stopped(optimizer, *arguments):
+        if next(calls) == after:
+            raise KeyboardInterrupt
+        seen["steps"] += 1
+        return step(optimizer, *arguments)
+
+    for folder in ("whole", "killed"):
+        finisher = finisher_of(family, tmp_path / folder, Scale(constant=True))
+        finisher.finish(space.largest(), supernet)
+        if folder == "killed":
+            torch.manual_seed(99)
+            with monkeypatch.context() as patch:
+                patch.setattr(torch.optim.AdamW, "step", stopped)
+                with pytest.raises(KeyboardInterrupt):
+                    through(finisher, stages)
+                assert seen["steps"] == after
+                through(finisher, stages)
+                assert seen["steps"] == stage.train.steps, "no step is taken again"
+        else:
+            through(finisher, stages)
+        assert not list((tmp_path / folder / FOLDER).glob("*.ckpt"))
+    whole, killed = (tmp_path / folder / FOLDER / f"{space.largest().id}.{name}.safetensors" for folder in ("whole", "killed"))
+    assert whole.read_bytes() == killed.read_bytes()
+
+
+def test_a_checkpoint_of_another_training_is_not_gone_on_with(family, tmp_path):
+    run, compute = RunDirectory(tmp_path), Compute()
+    TrainingCheckpoint(run, "a.ckpt", "one", compute, 0.0).write(lambda: {"step": 3})
+    assert TrainingCheckpoint(run, "a.ckpt", "one", compute, 0.0).read() == {"step": 3}
+    assert TrainingCheckpoint(run, "a.ckpt", "other", compute, 0.0).read() is None
+    TrainingCheckpoint(run, "b.ckpt", "one", compute, 60.0).write(lambda: {"step": 3})
+    assert not run.has("b.ckpt"), "too soon"
+    (run / "a.ckpt").write_bytes(b"half")
+    with pytest.raises(RunError, match=r"a\.ckpt: is damaged"):
+        TrainingCheckpoint(run, "a.ckpt", "one", compute, 0.0).read()
 
 
 def test_what_is_not_faster_is_said_so_and_does_not_ship(family, tmp_path):

@@ -7,10 +7,10 @@ with weights that go linearly from a first to a last value.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,28 @@ class Lesson:
         return alpha, beta, gamma
 
 
+class Checkpoint(Protocol):
+    """Where a training is written on its way, so that one that was stopped goes on."""
+
+    def read(self) -> Mapping[str, Any] | None:
+        """What was written of this training, or None."""
+        ...
+
+    def write(self, state: Callable[[], Mapping[str, Any]]) -> None:
+        """Called after each step; may leave it."""
+        ...
+
+
+class Nowhere:
+    """No checkpoint."""
+
+    def read(self) -> Mapping[str, Any] | None:
+        return None
+
+    def write(self, state: Callable[[], Mapping[str, Any]]) -> None:
+        pass
+
+
 @dataclass(frozen=True)
 class School:
     """Where a stage's network learns.
@@ -102,6 +124,7 @@ class School:
             clearly faster. Raises DeviceError.
         most_points_lost: of error, that a stage may cost.
         facts: what a stage has to say of what it did.
+        checkpoint: of the one training of a stage.
     """
 
     task: Task
@@ -114,6 +137,7 @@ class School:
     saved: Callable[[nn.Module, Sequence[nn.Module]], Sequence[float]]
     most_points_lost: float
     facts: dict[str, Any] = field(default_factory=dict)
+    checkpoint: Checkpoint = field(default_factory=Nowhere)
 
     def teach(self, network: nn.Module, train: TrainConfig, lesson: Lesson, **how: Any) -> None:
         """Trains in place; `how` are the callbacks of `teach`."""
@@ -121,7 +145,7 @@ class School:
         setbacks: list[str] = []
         teach(
             network, self.task, train, lesson, teachers=teachers, compute=self.compute, seed=self.seed,
-            on_setback=setbacks.append, **how,
+            on_setback=setbacks.append, checkpoint=self.checkpoint, **how,
         )  # fmt: skip
         if setbacks:
             self.facts["setbacks"] = setbacks
@@ -132,22 +156,28 @@ def teach(
     teachers: Sequence[nn.Module] = (),
     quantisation_error: Callable[[], Tensor] = lambda: torch.zeros(()),
     on_step: Callable[[int], None] = lambda step: None, on_setback: Callable[[str], None] = lambda words: None,
+    checkpoint: Checkpoint = Nowhere(),  # noqa: B008 (it has no state)
 ) -> None:  # fmt: skip
     """Trains a stand-alone network in place. Weights of linear maps that are zero stay zero: sparse networks stay sparse.
 
     Early answers, of a network that has any, learn from the targets and from its last answer (see `early_loss`).
 
+    From a checkpoint it goes on to the same weights, but for the last digits of answers that a teaching network gives again, in
+    other batches than before (see `nas.finish.remembered`).
+
     Args:
         teachers: of the lesson, if it needs any; their mean answers.
         quantisation_error: of the network's last call.
-        on_step: called after each step with the number of finished steps.
+        on_step: called after each step with the number of finished steps, and for the step of a checkpoint.
         on_setback: as that of `Trainer.run`.
+        checkpoint: of a network with other weights than this one's is none.
 
     Raises:
         TrainingError: as of `Trainer.run`.
         ValueError: class weights for a task whose targets are not one class an example, or a teacher that cannot be matched.
     """
-    batches = stream(task, "train", tokens_per_batch=train.tokens_per_batch, seed=seed)
+    batches: list[Iterator[Batch]] = []
+    drawn, setbacks = 0, list[str]()
     loss_of = _balanced(task, train, compute) if lesson.class_weights else task.loss
     plain = [m.weight for m in network.modules() if isinstance(m, nn.Linear) and not parametrize.is_parametrized(m)]
     zeros = [(weight, weight == 0) for weight in plain if bool((weight == 0).any())]
@@ -160,7 +190,10 @@ def teach(
         asked = teachers if inside else [_answering(teacher, task) for teacher in teachers]
 
         def gradient(number: int) -> float:
-            batch = next(batches).to(compute.device)
+            nonlocal drawn
+            if not batches:
+                batches.append(stream(task, "train", tokens_per_batch=train.tokens_per_batch, seed=seed, start=drawn))
+            batch, drawn = next(batches[0]).to(compute.device), drawn + 1
             alpha, beta, gamma = lesson.weights(number / max(1, total - 1))
             with compute.autocast():
                 *early, outputs = answers_of(network, batch.inputs)
@@ -186,10 +219,32 @@ def teach(
             for weight, zero in zeros:
                 weight.masked_fill_(zero, 0.0)
 
+        def note(words: str) -> None:
+            setbacks.append(words)
+            on_setback(words)
+
+        def enough(step: int) -> bool:
+            ends = best.enough(step)
+            if not ends:
+                checkpoint.write(lambda: {**trainer.state_dict(), **best.state_dict(), "drawn": drawn, "told": setbacks})
+            return ends
+
         trainer = Trainer(nn.ModuleList([network, projection]), train, gradient, bind=keep_zeros)
         best = _Best(network, task, compute, lesson, trainer)
-        trainer.run(on_step=lambda step, _: on_step(step), enough=best.enough, on_setback=on_setback)
+        state = checkpoint.read()
+        if state is not None and _shapes(state["module"]) == _shapes(trainer.module.state_dict()):
+            trainer.load_state_dict(state)
+            best.load_state_dict(state)
+            drawn = state["drawn"]
+            for words in state["told"]:
+                note(words)
+            on_step(trainer.step)
+        trainer.run(on_step=lambda step, _: on_step(step), enough=enough, on_setback=note)
         best.restore()
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in state.items()}
 
 
 class _Best:
@@ -215,6 +270,12 @@ class _Best:
         self.trainer.swap()
         self.network.train()
         return self.misses >= self.lesson.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"least_error": self.error, "misses": self.misses, "best": self.state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.error, self.misses, self.state = state["least_error"], state["misses"], state["best"]
 
     def restore(self) -> None:
         if self.state:
