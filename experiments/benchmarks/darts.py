@@ -63,6 +63,7 @@ WITH_GUMBEL: dict[str, dict[str, Any]] = {
     "gumbel_second_order": {"unroll_rate": 0.05},
     "gumbel_beta_decay": {"beta_decay": 1.0},
     "gumbel_perturbation": {"discretisation": "perturbation"},
+    "gumbel_cosine": {"schedule": "cosine"},
 }
 
 
