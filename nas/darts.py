@@ -19,8 +19,12 @@ expected latency is multilinear, so that this is its mean over draws.
   costs, which says little where sizes share weights, and decides edge by edge, with training in between; here the choices are
   ranked all at once, with the others relaxed, and the projection decides.
 
-An auxiliary skip with decay (DARTS-, arXiv:2009.01027) has nothing to add here: the residual stream is a skip of weight one
-beside every branch.
+Two options of others have nothing to add here. An auxiliary skip with decay (DARTS-, arXiv:2009.01027): the residual stream is a
+skip of weight one beside every branch. Operation-level early stopping (OLES, NeurIPS 2023), which freezes an operation when the
+cosine of its gradients on the two splits, the mean over 20 steps, is below 0.4: options share their weights by prefixes, kinds
+share theirs, so that a branch could only be frozen for all its options alike; and a search is over before anything overfits. In a
+default search (languages, 6 budgets, 60 steps after 400 of the supernet) that cosine is 0.13 to 0.27 for attention and 0.19 to
+0.23 for feed-forwards in the first 20 steps, below 0.4 everywhere, and no less later: 0.19 and 0.24 in the first layer after 40.
 """
 
 from __future__ import annotations
@@ -49,10 +53,11 @@ from nas.ranges import check_not_negative, check_positive, check_whole
 from nas.relaxations import RELAXATIONS, Relaxation, cooled, relax
 from nas.space import Architecture
 from nas.supernet import fixed
-from nas.training import MOST_SETBACKS, TrainingError, is_sound, stream
+from nas.training import MOST_SETBACKS, TrainingError, cosine, is_sound, stream
 
 Discretisation = Literal["probability", "perturbation"]
 Remedy = Literal["none", "beta_decay", "perturbation"]
+Schedule = Literal["constant", "cosine"]
 BETA_DECAY = 1.0  # weight of the remedy of that name
 SMALLER = 4  # what sharpness is measured on: this part of a batch
 JUDGES = 12  # batches that tell whether a remedy helped; of texts of one length each, so that a few would not do
@@ -73,6 +78,9 @@ class DartsConfig:
     then ranks the options by perturbation, once for all budgets. The alarm is false where a small network is as good as any: a
     remedy stays only if what it finds has less loss on the architecture split than what was found before.
 
+    With the `schedule` "cosine", the weights' rate falls from `weight_rate` towards zero within each budget, as half a cosine;
+    the logits' rate is constant.
+
     Raises:
         ValueError: a value outside its range.
     """
@@ -82,6 +90,7 @@ class DartsConfig:
     tokens_per_batch: int = 2048
     logit_rate: float = 0.1
     weight_rate: float = 5e-4
+    schedule: Schedule = "constant"
     temperature: tuple[float, float] = (1.0, 0.4)
     penalty: float = 5.0
     relaxation: Relaxation = "gumbel"
@@ -98,7 +107,10 @@ class DartsConfig:
         check_not_negative(self, "unroll_rate", "beta_decay")
         if len(self.temperature) != 2 or not all(isinstance(t, int | float) and 0 < t < math.inf for t in self.temperature):
             raise ValueError(f"temperature: {self.temperature} is not a pair of positive numbers")
-        allowed = {"relaxation": RELAXATIONS, "discretisation": get_args(Discretisation), "remedy": get_args(Remedy)}
+        allowed = {
+            "relaxation": RELAXATIONS, "discretisation": get_args(Discretisation), "remedy": get_args(Remedy),
+            "schedule": get_args(Schedule),
+        }  # fmt: skip
         for name, options in allowed.items():
             if getattr(self, name) not in options:
                 raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {options}")
@@ -282,7 +294,7 @@ class Darts:
         while step < last:
             done = min(1.0, step / max(1, steps - 1))
             temperature = cooled(self.config.temperature, done)
-            self._set_rates()
+            self._set_rates(step / last)
             train, self._batch = (next(batches).to(self.compute.device) for batches in (self._train, self._architecture))
             losses.append(_number(self._logit_step(train, self._batch, temperature, constraints, done), "the loss", step))
             _number(float(self.logits.detach().abs().max()), "a logit", step)
@@ -301,8 +313,9 @@ class Darts:
                     break
         return losses, alarm
 
-    def _set_rates(self) -> None:
-        rates = {self.weight_optimizer: self.config.weight_rate, self.logit_optimizer: self.config.logit_rate}
+    def _set_rates(self, done: float) -> None:
+        weight_rate = self.config.weight_rate * (cosine(done) if self.config.schedule == "cosine" else 1.0)
+        rates = {self.weight_optimizer: weight_rate, self.logit_optimizer: self.config.logit_rate}
         for optimizer, rate in rates.items():
             for group in optimizer.param_groups:
                 group["lr"] = rate / 2**self.halvings

@@ -69,7 +69,12 @@ class TrainConfig:
         warmup = max(1, round(self.steps * self.warmup_fraction))
         if step < warmup:
             return self.learning_rate * (step + 1) / warmup
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.steps - warmup)))
+        return self.learning_rate * cosine((step - warmup) / max(1, self.steps - warmup))
+
+
+def cosine(done: float) -> float:
+    """Half a cosine, from 1 at the start to 0 when all is done."""
+    return 0.5 * (1 + math.cos(math.pi * done))
 
 
 def stream(task: Task, split: str, *, tokens_per_batch: int, seed: int, start: int = 0) -> Iterator[Batch]:

@@ -221,12 +221,26 @@ def test_ship_ends_with_its_figures(capsys):
     assert figures["parity_equal_decisions"] == 1
 
 
+def test_the_full_comparison_of_options_has_them_with_gumbel_noise_too():
+    preset = darts.PRESETS["full"]
+    gumbel = {
+        name: dataclasses.replace(preset.options, **changes)
+        for name, changes in preset.compared.items()
+        if name.startswith("gumbel")
+    }
+    assert {config.relaxation for config in gumbel.values()} == {"gumbel"}
+    assert gumbel["gumbel_second_order"].unroll_rate > 0
+    assert gumbel["gumbel_beta_decay"].beta_decay > 0
+    assert gumbel["gumbel_perturbation"].discretisation == "perturbation"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_darts_ends_with_its_figures(capsys):
     assert bench.main(["darts", "preset=tiny"]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures["budget_hit_percent"] == 100.0
+    assert 0 <= figures["budget_hit_percent_predicted"] <= 100.0
     assert figures["cost_ratio_ten_to_one"] > 1
     compared = (*darts.OPTIONS, "even", "random", "random_best")
     assert {f"error_percent_{name}" for name in compared} <= set(figures)

@@ -403,6 +403,17 @@ def test_a_search_that_goes_on_equals_one_that_was_not_stopped(latency, changes)
     torch.testing.assert_close(again.logits, whole.logits, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_the_rate_of_the_weights_follows_its_schedule_in_each_budget(latency, schedule):
+    search, rates = darts(latency, schedule=schedule), []
+    optimizers = {"weights": search.weight_optimizer, "logits": search.logit_optimizer}
+    for budget in (0.8, 0.7):
+        search.propose(budget, steps=4, on_step=lambda *_: rates.append([o.param_groups[0]["lr"] for o in optimizers.values()]))
+    shares = [1.0] * 4 if schedule == "constant" else [(1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)]
+    assert [weight for weight, _ in rates] == pytest.approx([search.config.weight_rate * share for share in shares * 2])
+    assert {logit for _, logit in rates} == {search.config.logit_rate}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -417,6 +428,7 @@ def test_a_search_that_goes_on_equals_one_that_was_not_stopped(latency, changes)
         ({"temperature": (1.0, math.nan)}, "is not a pair of positive numbers"),
         ({"temperature": (1.0, "cold")}, "is not a pair of positive numbers"),
         ({"relaxation": "hard"}, r"relaxation: 'hard' is not one of \('softmax', 'gumbel', 'dirichlet'\)"),
+        ({"schedule": "linear"}, r"schedule: 'linear' is not one of \('constant', 'cosine'\)"),
         ({"remedy": "hope"}, r"remedy: 'hope' is not one of \('none', 'beta_decay', 'perturbation'\)"),
     ],
 )
