@@ -90,7 +90,7 @@ def through(finisher, stages, arch=None, teachers=None, predict_ms=lambda arch: 
         lambda network, others: finisher.saved(arch, network, others, reference_ms=None),
         finisher.settings.most_points_lost,
     )  # fmt: skip
-    return Stages(finisher, stages, school, None, BUDGET_MS, Reporter(quiet=True)).run()
+    return Stages(finisher, stages, school, None, BUDGET_MS, Reporter(quiet=True), checkpoint_seconds=0.0).run()
 
 
 def operators(path) -> Counter:
