@@ -25,8 +25,8 @@ def card(contract: Mapping[str, Any]) -> str:
     title = f"network {names}" if len(networks) == 1 else f"a family of {len(networks)} networks"
     parts = [
         f"# {contract['task']}: {title}",
-        f"{'A transformer' if len(networks) == 1 else 'Transformers'} for `{contract['task']}`, found by paretoformer in the "
-        f"space `{contract['space']}`. Everything here is in `contract.json`, for programs.",
+        f"{'A transformer' if len(networks) == 1 else 'Transformers'} for `{contract['task']}` of the space `{contract['space']}`, "
+        f"made by paretoformer. Everything here is in `contract.json`, for programs.",
         *(_network(contract, network) for network in networks),
         f"Promised: {contract['promised']}.",
         *_reads(contract),
@@ -57,6 +57,7 @@ def _network(contract: Mapping[str, Any], network: Mapping[str, Any]) -> str:
         ("budget, of the latency in quiet moments, as of `predict.py --within`", f"{network['asked_ms']:.3f} ms: {kept}"),
         ("workload", contract["workload"]),
         ("parameters", f"{network['num_parameters']:,}"),
+        ("trained", network["trained"]),
         *([("memory as ONNX Runtime places it", _memory(memory))] if memory else []),
         *([("who runs it", _placement(network))] if "operators" in network else []),
         *([("sizes of its inputs, shorter ones padded with zeros", json.dumps(network["sizes"]))] if "sizes" in network else []),

@@ -86,7 +86,9 @@ def main(words: Sequence[str]) -> int:
         finisher = pipeline.finisher(chosen_compute(run))
         if variant:
             finisher = replace(finisher, device=device)
-        exporter = Exporter(finisher, results, given.format, variant, Path(folder))
+        exporter = Exporter(
+            finisher, results, given.format, variant, Path(folder), limits.budget_ms if math.isfinite(limits.budget_ms) else None
+        )
         shipments = [exporter.shipment(network, names) for network, names in picked]
         if given.tolerance is None:
             files = [finisher.files(s.arch)["model.onnx"] for s in shipments]
@@ -95,6 +97,7 @@ def main(words: Sequence[str]) -> int:
         shipped = ship(finisher, shipments, Terms(command, limits, kind=given.format, variant=variant, replace=given.replace))
     for facts, (network, _) in zip(shipped.networks, picked, strict=True):
         report.say(f"{facts['id']} ({network.label}): test error {facts['test']['error_percent']:.2f} %. {facts['verdict']}")
+        report.say(f"{facts['id']} was trained {facts['trained']}")
     if (shared := shipped.contract["shared_weights"]) is not None:
         mib = shared["stored_bytes"] / 2**20
         report.say(f"{len(shipments)} networks over {mib:.2f} MiB of weights; sharing saves {shared['shared_percent']:.1f} %")
@@ -163,6 +166,7 @@ class Exporter:
     kind: str
     variant: str
     folder: Path
+    asked_ms: float | None = None  # by the words, where it is another budget than the run's
 
     def shipment(self, network: Network, names: Sequence[str]) -> Shipment:
         """Raises RunError: a file of the network is damaged."""
@@ -173,8 +177,10 @@ class Exporter:
             choice = Choice(arch, self.measured(arch, files))
         except DeviceError as error:
             choice = Choice(arch, None, str(error))
-        asked = self.results.verdict
-        verdict = verdict_of(network, choice, asked_ms=asked.asked_ms, asked_origin=asked.asked_origin)
+        asked_ms, origin = self.results.verdict.asked_ms, self.results.verdict.asked_origin
+        if self.asked_ms is not None:
+            asked_ms, origin = self.asked_ms, "user"
+        verdict = verdict_of(network, choice, asked_ms=asked_ms, asked_origin=origin)
         if self.variant:
             verdict = replace(verdict, sentence=f"{verdict.sentence} The prediction is that of the run's own device.")
         return Shipment(arch, files, choice.measurement, verdict, tuple(name for name in names if not arch.id.startswith(name)))

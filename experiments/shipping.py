@@ -265,9 +265,18 @@ def _facts(
         "kept": verdict.kept,
         "verdict": verdict.sentence,
         "stages": finisher.stages(shipment.arch)["stages"],
+        "trained": _training_of(finisher, shipment.arch),
         "test": dict(test),
         **proof,
     }
+
+
+def _training_of(finisher: Finisher, arch: Architecture) -> str:
+    """For how long, in words: networks that a run did not ship were trained to be compared, and no further."""
+    steps = f"{finisher.record(arch)['train_steps']:,} steps for the short-list"
+    if kept := [stage["name"] for stage in finisher.stages(arch)["stages"] if stage["kept"]]:
+        return f"{steps}, then by {', '.join(kept)}"
+    return f"{steps}, and no further: stages go to what a search ships"
 
 
 def _contract(

@@ -1,4 +1,4 @@
-"""The README is true: its code runs, its commands work, its recipes build."""
+"""The README and docs/ are true: its code runs, its commands work, its recipes build."""
 
 import importlib.util
 import re
@@ -23,7 +23,7 @@ from nas.types import Measurement, Workload
 from tests.support.commands import command
 
 ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "README.md").read_text()
+TEXT = "\n".join(path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))))
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, flags=re.DOTALL)
 NAMED = {m.group(1): text for _, text in BLOCKS if (m := re.match(r"# (\S+\.(?:py|yaml))\n", text))}
 COMMAND_LINES = [
