@@ -25,8 +25,8 @@ def card(contract: Mapping[str, Any]) -> str:
     title = f"network {names}" if len(networks) == 1 else f"a family of {len(networks)} networks"
     parts = [
         f"# {contract['task']}: {title}",
-        f"{'A transformer' if len(networks) == 1 else 'Transformers'} for `{contract['task']}` of the space `{contract['space']}`, "
-        f"made by paretoformer. Everything here is in `contract.json`, for programs.",
+        f"{'A transformer' if len(networks) == 1 else 'Transformers'} for `{contract['task']}`, of the space "
+        f"`{contract['space']}`, made by paretoformer. Everything here is in `contract.json`, for programs.",
         *(_network(contract, network) for network in networks),
         f"Promised: {contract['promised']}.",
         *_reads(contract),
