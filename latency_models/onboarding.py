@@ -1,7 +1,8 @@
 """A device that is new: few measurements of it, and the prices of devices that are known for the same costs.
 
 The mixture of the known devices has nothing of its own to learn, and is right where the new device is like them; prices of its
-own that are drawn towards that mixture are right where it is not. Leaving out each measurement in turn tells which it is.
+own that are drawn towards that mixture are right where it is not, and its own alone where it is like none of them. Leaving out
+each measurement in turn tells which it is.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class NewDevice:
     def fit(self, costs: np.ndarray, times: np.ndarray) -> Self:
         if len(times) < 3:
             raise ValueError(f"times: {len(times)} measurements are too few to choose by, at least 3 are needed")
-        ways = (OtherDevices(self.known), PhysicalRegressor(known=self.known, pull=PULL))
+        ways = (OtherDevices(self.known), PhysicalRegressor(known=self.known, pull=PULL), PhysicalRegressor())
         errors = [self._error(way, costs, times) for way in ways]
         self.chosen_ = fresh_fit(ways[int(np.argmin(errors))], costs, times)
         return self
