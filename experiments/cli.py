@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from experiments.usage import HELP, described
+
 COMMANDS = {
     "search": ("experiments.search", "search a network for a task, a device and a budget"),
     "pareto": ("experiments.pareto", "show a finished run again: run=DIR"),
@@ -19,6 +21,7 @@ COMMANDS = {
     "measure": ("experiments.measure", "time ONNX files or a run's network: measure FILE.onnx device=local_cpu"),
     "bench": ("experiments.bench", "run a benchmark: bench supernet"),
 }
+HELP_THEMSELVES = ("search", "bench")
 USER_ERROR, STOPPED = 2, 130
 
 
@@ -28,12 +31,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # nothing, and beside other work a training step takes less time than with threads that spin for long, or not at all.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in ("-h", "--help"):
+    if not words or words[0] in HELP:
         print(usage())
         return 0 if words else USER_ERROR
     if words[0] not in COMMANDS:
         return complain(f"{words[0]!r} is not one of {tuple(COMMANDS)}")
-    return guarded(COMMANDS[words[0]][0], words[1:])
+    module = COMMANDS[words[0]][0]
+    if words[0] not in HELP_THEMSELVES and any(word in HELP for word in words):
+        print(described(module))
+        return 0
+    return guarded(module, words[1:])
 
 
 def guarded(module: str, words: Sequence[str]) -> int:
@@ -70,7 +77,7 @@ def complain(text: str) -> int:
 def usage() -> str:
     lines = [f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join(
-        ["usage: paretoformer COMMAND [NAME=VALUE …]", "", *lines, "", "paretoformer search --help lists what can be chosen."]
+        ["usage: paretoformer COMMAND [NAME=VALUE …]", "", *lines, "", "paretoformer COMMAND --help says what a command takes."]
     )
 
 
