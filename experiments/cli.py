@@ -22,6 +22,9 @@ COMMANDS = {
     "bench": ("experiments.bench", "run a benchmark: bench supernet"),
 }
 HELP_THEMSELVES = ("search", "bench")
+GOES_ON = {
+    "experiments.calibrate": ("The same command with the same run=DIR goes on where it was.",)
+}  # what one can do when stopped
 USER_ERROR, STOPPED = 2, 130
 
 
@@ -50,7 +53,7 @@ def guarded(module: str, words: Sequence[str]) -> int:
         return result
     except (KeyboardInterrupt, ValueError, RuntimeError, OSError) as error:
         if _was_stopped(error):
-            print("\nStopped. The same command with run=DIR of this run goes on where it was.", file=sys.stderr)
+            print("\n" + " ".join(["Stopped.", *_notes(error), *GOES_ON.get(module, ())]), file=sys.stderr)
             return STOPPED
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             return complain(f"no space left on the disk ({error.filename or 'while writing'}); what was written is whole")
@@ -66,6 +69,11 @@ def _was_stopped(error: BaseException | None) -> bool:
             return True
         error = error.__context__
     return False
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What those who let an error pass wrote on it: how to go on."""
+    return getattr(error, "__notes__", [])
 
 
 def complain(text: str) -> int:

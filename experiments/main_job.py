@@ -19,10 +19,7 @@ from nas.space import SearchSpace
 def run(config: DictConfig) -> None:
     """Searches, writes and says what was found. Raises what `Pipeline.search` and `TableSearch.search` raise."""
     report = Reporter()
-    hydra_config = HydraConfig.get()
-    overrides = list(hydra_config.overrides.task)
-    if hydra_config.mode is not None and hydra_config.mode.name == "MULTIRUN":
-        config = OmegaConf.merge(config, {"run": hydra_config.runtime.output_dir})  # type: ignore[assignment]
+    overrides = list(HydraConfig.get().overrides.task)
     space = make(config, "space")
     job: Pipeline | TableSearch
     if isinstance(space, SearchSpace):  # no family: there is nothing to build or train

@@ -1,6 +1,7 @@
 """Mistakes of a user: exit code 2, one clear line, no traceback, nothing damaged, before any training."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -19,7 +20,14 @@ SMOKE = ("search", "experiment=smoke")
             ("serch",),
             "'serch' is not one of ('search', 'pareto', 'export', 'space', 'generate', 'devices', 'calibrate', ",
         ),
-        ((*SMOKE, "budgt_ms=3"), "Could not override 'budgt_ms'"),
+        ((*SMOKE, "budgt_ms=3"), "there is no value 'budgt_ms'; near it: budget_ms, budget_mib"),
+        ((*SMOKE, "+budget=3"), "there is no value 'budget'; near it: budget_ms, budget_mib"),
+        ((*SMOKE, "+foo=3"), "there is no value 'foo'; there are seed, budget_ms, budget_mib, "),
+        ((*SMOKE, "init.train.stpes=3"), "there is no value 'init.train.stpes'; near it: init.train.steps"),
+        ((*SMOKE, "width=[32]", "spce=vision"), "there is no value 'width'; near it: space.width"),
+        ((*SMOKE, "task=langauges"), "task: there is no 'langauges'; near it: languages, languages_sample. Available options in"),
+        ((*SMOKE, "stages=[longr]"), "stages: there is no 'longr'; near it: longer. Available options in 'stages': cut distil"),
+        ((*SMOKE, "stages"), "'stages' is not NAME=VALUE"),
         (
             (*SMOKE, "space=decoder_only"),
             "Available options in 'space': decoder decoder_tiny deit_tiny",
@@ -55,7 +63,20 @@ def test_before_anything_is_done(words, message, tmp_path):
     if words[0] == "search":
         words = (*words, f"run={tmp_path / 'run'}")
     refused(*words, message=message)
-    assert not (tmp_path / "run" / "run.json").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_searches_by_a_flag_anywhere(tmp_path):
+    refused(*SMOKE, "--multirun", "searcher.proposals=0,1", f"run={tmp_path / 'run'}", message="proposals: 0 is not at least 1")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["multirun.yaml"]  # Hydra's
+
+
+def test_a_folder_that_was_there_stays(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    os.utime(run, (0, 0))
+    refused(*SMOKE, "searcher.proposals=0", f"run={run}", message="proposals: 0 is not at least 1")
+    assert run.is_dir()
 
 
 def test_a_csv_without_the_column(tmp_path):
