@@ -8,6 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.build import also, build, make, make_settings, surroundings
+from experiments.compute import check_trains_on
 from experiments.conclude import conclude
 from experiments.pipeline import Pipeline
 from experiments.progress import Reporter
@@ -30,6 +31,7 @@ def run(config: DictConfig) -> None:
         device, settings = make(config, "device"), make_settings(config)
         job = TableSearch(space, device, settings=settings, directory=config.run, report=report)
     else:
+        check_trains_on(config.train_on)
         job = build(config, report=report)
     with job.run.lock():
         job.claim()

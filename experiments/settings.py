@@ -168,7 +168,7 @@ class Settings:
     stages: Mapping[str, Stage] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _positive(self, "batch", "torch_threads")
+        _positive(self, "batch", "torch_threads", *(["tokens"] if self.tokens is not None else []))
         if self.seed < 0:
             raise ValueError(f"seed: {self.seed} is negative")
         elsewhere = {f"also.{name}.budget_ms": budget for name, budget in self.also.items()}

@@ -44,6 +44,8 @@ SMOKE = ("search", "experiment=smoke")
         ((*SMOKE, "+init.train.stpes=9"), "init.train.stpes: TrainConfig does not take it, but steps, tokens_per_batch, "),
         ((*SMOKE, "task._target_=experiments.nowhere"), "task._target_: there is no experiments.nowhere"),
         ((*SMOKE, "task=text_file", f"task.path={__file__}"), "task: test_bad_input does not go with the space encoder_tiny; it"),
+        ((*SMOKE, "tokens=0"), "tokens: 0 is not at least 1"),
+        ((*SMOKE, "train_on=cuda:99"), "train_on: 'cuda:99' is not one of ('auto', 'cpu'"),
         ((*SMOKE, "searcher.proposals=0"), "proposals: 0 is not at least 1"),
         ((*SMOKE, "searcher.measure=-1"), "measure: -1 is negative"),
         ((*SMOKE, "objectives=[error,speed]"), "objectives: 'speed' is not one of ('error', 'latency_ms', 'memory_mib', "),
