@@ -13,6 +13,7 @@ from pathlib import Path
 from experiments.arguments import parse
 from experiments.formatting import rounded
 from experiments.progress import Reporter
+from experiments.usage import HELP, described
 
 BENCHMARKS = {
     "supernet": "experiments.benchmarks.supernet",
@@ -36,6 +37,11 @@ def main(words: Sequence[str]) -> int:
         ValueError: no or an unknown benchmark or preset, a word that it does not take, or no folder to write to.
     """
     name, *rest = words or [""]
+    if any(word in HELP for word in words):
+        print(described(BENCHMARKS.get(name, __name__)))
+        if name not in BENCHMARKS:
+            print(f"\nNAME is one of {', '.join(BENCHMARKS)}; `paretoformer bench NAME --help` says what it takes.")
+        return 0
     if name not in BENCHMARKS:
         raise ValueError(f"bench: {name!r} is not one of {tuple(BENCHMARKS)}")
     benchmark = importlib.import_module(BENCHMARKS[name])

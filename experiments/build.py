@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,6 +19,7 @@ from experiments.config import composed
 from experiments.pipeline import Pipeline
 from experiments.progress import Reporter
 from experiments.settings import Settings
+from experiments.signatures import check_values, required, taken
 from hardware.remote import Remote
 from hardware.store import MeasurementStore
 from hardware.surroundings import Surrounded
@@ -132,15 +134,27 @@ def make_family(config: DictConfig) -> Callable[..., Family]:
 def family_of_task(config: DictConfig) -> tuple[Task, Family]:
     """The task, and the family of the space over its sizes. Raises ValueError if they are not what the space takes."""
     of_sizes, task = make_family(config), make(config, "task")
-    try:
-        family: Any = of_sizes(**task.sizes)
-    except TypeError as error:
-        sizes = ", ".join(task.sizes)
-        raise ValueError(
-            f"space: {config.space._target_} does not take the task {task.name}, which gives {sizes}: {error}"
-        ) from error
+    if not fits(of_sizes, task.sizes):
+        names = [name for name, of_others in space_makers().items() if fits(of_others, task.sizes)]
+        needed = f"space={' or space='.join(names)}, or one like it" if names else "another space"
+        gives = ", ".join(task.sizes)
+        raise ValueError(f"task: {task.name} does not go with the space {config.space.name}; it gives {gives} and needs {needed}")
+    family: Any = of_sizes(**task.sizes)
     beside = surroundings(config)
     return task, replace(family, space=surrounded(family.space, beside)) if beside else family
+
+
+def fits(of_sizes: Callable[..., Family], sizes: Mapping[str, object]) -> bool:
+    """Whether what makes a family takes all these sizes of a task, and asks for no other."""
+    known = taken(of_sizes)
+    return (known is None or sizes.keys() <= known.keys()) and required(of_sizes) <= sizes.keys()
+
+
+def space_makers() -> dict[str, Callable[..., Family]]:
+    """What makes the families of the spaces in `conf` that are not made from another one, by their names."""
+    files = importlib.resources.files("conf").joinpath("space").iterdir()
+    nodes = {file.name.removesuffix(".yaml"): OmegaConf.create(file.read_text()) for file in files if file.name.endswith(".yaml")}
+    return {name: make(OmegaConf.create({"space": nodes[name]}), "space") for name in sorted(nodes) if "_partial_" in nodes[name]}
 
 
 def store_folder(name: str | None) -> Path:
@@ -152,6 +166,7 @@ def make(config: DictConfig, group: str) -> Any:
     """The component of one group of a configuration. Raises ValueError like `build`."""
     node = config[group]
     _check_targets(node, group)
+    check_values(node, group)
     missing = sorted(OmegaConf.missing_keys(node))
     if missing:
         raise ValueError(f"{missing[0]}: has no value; give one as {missing[0]}=…")

@@ -40,6 +40,7 @@ CUT_SHORT = ", cut short"  # what the phase of measurements ends with that too f
 CHUNK = 6  # networks that are measured together, round by round; a stop loses one chunk
 ATTEMPTS = 5  # at a chunk, each with as many rounds more, if its times are too disturbed to be kept
 FEWEST_TO_TELL = 10  # networks from which a missing signal can be told
+CHANCE = 0.01  # how often times without a signal may pass: few networks of a disturbed machine must not be refused
 POOL = 600  # random candidates that a covering design chooses from
 CHANGED = 0.2  # relative change of the sentinel's time from which stored measurements are not used
 
@@ -294,7 +295,7 @@ class Calibrator:
         """Raises ValueError if the times seem to have nothing to do with the networks, where these are enough to tell."""
         if not isinstance(model, CrossValidatedLatencyModel) or len(measurements) < FEWEST_TO_TELL:
             return
-        if why := no_signal(np.array([m.latency_ms for m in measurements]), model.unseen_ms()):
+        if why := no_signal(np.array([m.latency_ms for m in measurements]), model.unseen_ms(), chance=CHANCE):
             raise ValueError(
                 f"calibration: {why}; no search can start on it. See that nothing else runs on the device, pin its threads, and "
                 f"measure anew: store=DIR names another place than {self.store.folder}"

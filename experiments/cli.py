@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from experiments.usage import HELP, described
+
 COMMANDS = {
     "search": ("experiments.search", "search a network for a task, a device and a budget"),
     "pareto": ("experiments.pareto", "show a finished run again: run=DIR"),
@@ -19,6 +21,10 @@ COMMANDS = {
     "measure": ("experiments.measure", "time ONNX files or a run's network: measure FILE.onnx device=local_cpu"),
     "bench": ("experiments.bench", "run a benchmark: bench supernet"),
 }
+HELP_THEMSELVES = ("search", "bench")
+GOES_ON = {
+    "experiments.calibrate": ("The same command with the same run=DIR goes on where it was.",)
+}  # what one can do when stopped
 USER_ERROR, STOPPED = 2, 130
 
 
@@ -28,12 +34,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # nothing, and beside other work a training step takes less time than with threads that spin for long, or not at all.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in ("-h", "--help"):
+    if not words or words[0] in HELP:
         print(usage())
         return 0 if words else USER_ERROR
     if words[0] not in COMMANDS:
         return complain(f"{words[0]!r} is not one of {tuple(COMMANDS)}")
-    return guarded(COMMANDS[words[0]][0], words[1:])
+    module = COMMANDS[words[0]][0]
+    if words[0] not in HELP_THEMSELVES and any(word in HELP for word in words):
+        print(described(module))
+        return 0
+    return guarded(module, words[1:])
 
 
 def guarded(module: str, words: Sequence[str]) -> int:
@@ -43,7 +53,7 @@ def guarded(module: str, words: Sequence[str]) -> int:
         return result
     except (KeyboardInterrupt, ValueError, RuntimeError, OSError) as error:
         if _was_stopped(error):
-            print("\nStopped. The same command with run=DIR of this run goes on where it was.", file=sys.stderr)
+            print("\n" + " ".join(["Stopped.", *_notes(error), *GOES_ON.get(module, ())]), file=sys.stderr)
             return STOPPED
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             return complain(f"no space left on the disk ({error.filename or 'while writing'}); what was written is whole")
@@ -61,6 +71,11 @@ def _was_stopped(error: BaseException | None) -> bool:
     return False
 
 
+def _notes(error: BaseException) -> list[str]:
+    """What those who let an error pass wrote on it: how to go on."""
+    return getattr(error, "__notes__", [])
+
+
 def complain(text: str) -> int:
     """One line on stderr; the exit code of a user's mistake."""
     print("paretoformer: " + " ".join(text.split()), file=sys.stderr)
@@ -70,7 +85,7 @@ def complain(text: str) -> int:
 def usage() -> str:
     lines = [f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join(
-        ["usage: paretoformer COMMAND [NAME=VALUE …]", "", *lines, "", "paretoformer search --help lists what can be chosen."]
+        ["usage: paretoformer COMMAND [NAME=VALUE …]", "", *lines, "", "paretoformer COMMAND --help says what a command takes."]
     )
 
 

@@ -23,6 +23,14 @@ from nas.protocols import Family, Task
 COMPUTE = "compute.json"
 
 
+def check_trains_on(device: str) -> None:
+    """Raises ValueError for a torch device that this machine does not have."""
+    gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    allowed = ("auto", "cpu", *(["cuda"] if gpus else []), *(f"cuda:{gpu}" for gpu in gpus))
+    if device not in allowed:
+        raise ValueError(f"train_on: {device!r} is not one of {allowed} on this machine")
+
+
 def tried(
     family: Family, task: Task, *, tokens_per_batch: int, device: str = "cpu", precision: str = AUTO, backend: str = AUTO
 ) -> dict[str, Any]:  # fmt: skip

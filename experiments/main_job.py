@@ -8,6 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.build import also, build, make, make_settings, surroundings
+from experiments.compute import check_trains_on
 from experiments.conclude import conclude
 from experiments.pipeline import Pipeline
 from experiments.progress import Reporter
@@ -19,10 +20,7 @@ from nas.space import SearchSpace
 def run(config: DictConfig) -> None:
     """Searches, writes and says what was found. Raises what `Pipeline.search` and `TableSearch.search` raise."""
     report = Reporter()
-    hydra_config = HydraConfig.get()
-    overrides = list(hydra_config.overrides.task)
-    if hydra_config.mode is not None and hydra_config.mode.name == "MULTIRUN":
-        config = OmegaConf.merge(config, {"run": hydra_config.runtime.output_dir})  # type: ignore[assignment]
+    overrides = list(HydraConfig.get().overrides.task)
     space = make(config, "space")
     job: Pipeline | TableSearch
     if isinstance(space, SearchSpace):  # no family: there is nothing to build or train
@@ -33,6 +31,7 @@ def run(config: DictConfig) -> None:
         device, settings = make(config, "device"), make_settings(config)
         job = TableSearch(space, device, settings=settings, directory=config.run, report=report)
     else:
+        check_trains_on(config.train_on)
         job = build(config, report=report)
     with job.run.lock():
         job.claim()

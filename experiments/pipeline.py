@@ -74,7 +74,8 @@ class Pipeline:
             raise ValueError(f"latency_model: {type(latency_model).__name__} is not differentiable, the search needs expected_ms")
         self.task, self.family, self.device, self.latency_model = task, family, device, latency_model
         self.settings, self.store, self.report, self.also = settings, store, report, tuple(also)
-        tokens = settings.tokens or (1 if settings.mode == "decode" else task.max_tokens)
+        longest = 1 if settings.mode == "decode" else task.max_tokens
+        tokens = longest if settings.tokens is None else settings.tokens
         self.workload = Workload(settings.batch, tokens, settings.mode, settings.past)
         if self.workload.mode != "encode" and not isinstance(family, GenerativeFamily):
             raise ValueError(f"mode: {settings.mode!r} is for spaces of decoders; {family.space.name} answers for whole inputs")

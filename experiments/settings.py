@@ -207,7 +207,7 @@ class Settings:
         return _flat(values, "")
 
     def __post_init__(self) -> None:
-        _positive(self, "batch", "torch_threads")
+        _positive(self, "batch", "torch_threads", *(["tokens"] if self.tokens is not None else []))
         if not 0 <= self.seed <= MOST_SEED:
             raise ValueError(f"seed: {self.seed} is not between 0 and {MOST_SEED}")
         elsewhere = {f"also.{name}.budget_ms": budget for name, budget in self.also.items()}

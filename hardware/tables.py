@@ -221,7 +221,8 @@ def origin(source: Source) -> str:
 def _records(path: Path, source: Source) -> readers.Records:
     if not path.is_file():
         what = "it is" if source.is_copy else "it was collected from"
-        raise ValueError(f"{path}: there is no such file; {what} {origin(source)}. Put it there, or name its folder with data=…")
+        words = "data=…, in a search device.data=…"
+        raise ValueError(f"{path}: there is no such file; {what} {origin(source)}. Put it there, or name its folder: {words}")
     return _parsed(path, path.stat().st_mtime_ns, source)
 
 

@@ -62,16 +62,16 @@ def neighbours(times: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     return levels
 
 
-def no_signal(times: np.ndarray, unseen: np.ndarray) -> str | None:
+def no_signal(times: np.ndarray, unseen: np.ndarray, *, chance: float = CHANCE) -> str | None:
     """Why times [N] seem to have nothing to do with the architectures, judged by predictions that did not see them; else None.
 
-    A predictor must rank better than chance (Spearman's rho, by Student's t, at a level of `CHANCE`) and err less than the
-    constant one.
+    A predictor must rank better than chance (Spearman's rho, by Student's t, which times without a signal exceed in a share
+    `chance` of cases) and err less than the constant one.
     """
     constant_error, error = (float(np.median(np.abs(np.log(times / p)))) for p in (np.median(times), unseen))
     if not constant_error:
         return f"there is no signal: half of all times or more are the same, {np.median(times):g}"
-    rho, limit = _rank_correlation(times, unseen), _chance(len(times))
+    rho, limit = _rank_correlation(times, unseen), _chance(len(times), chance)
     if rho > limit and error < constant_error:
         return None
     return (
@@ -85,8 +85,8 @@ def _rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
     return float(spearmanr(one, other).statistic) if np.ptp(one) and np.ptp(other) else 0.0
 
 
-def _chance(num: int) -> float:
-    """What Spearman's rho of so many independent pairs stays under, but for a share `CHANCE` of cases."""
+def _chance(num: int, chance: float = CHANCE) -> float:
+    """What Spearman's rho of so many independent pairs stays under, but for a share `chance` of cases."""
     freedom = num - 2
-    most = float(t.ppf(1 - CHANCE, freedom))
+    most = float(t.ppf(1 - chance, freedom))
     return most / float(np.sqrt(freedom + most**2))

@@ -1,6 +1,7 @@
 """Mistakes of a user: exit code 2, one clear line, no traceback, nothing damaged, before any training."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -19,7 +20,14 @@ SMOKE = ("search", "experiment=smoke")
             ("serch",),
             "'serch' is not one of ('search', 'pareto', 'export', 'space', 'generate', 'devices', 'calibrate', ",
         ),
-        ((*SMOKE, "budgt_ms=3"), "Could not override 'budgt_ms'"),
+        ((*SMOKE, "budgt_ms=3"), "there is no value 'budgt_ms'; near it: budget_ms, budget_mib"),
+        ((*SMOKE, "+budget=3"), "there is no value 'budget'; near it: budget_ms, budget_mib"),
+        ((*SMOKE, "+foo=3"), "there is no value 'foo'; there are seed, budget_ms, budget_mib, "),
+        ((*SMOKE, "init.train.stpes=3"), "there is no value 'init.train.stpes'; near it: init.train.steps"),
+        ((*SMOKE, "width=[32]", "spce=vision"), "there is no value 'width'; near it: space.width"),
+        ((*SMOKE, "task=langauges"), "task: there is no 'langauges'; near it: languages, languages_sample. Available options in"),
+        ((*SMOKE, "stages=[longr]"), "stages: there is no 'longr'; near it: longer. Available options in 'stages': cut distil"),
+        ((*SMOKE, "stages"), "'stages' is not NAME=VALUE"),
         (
             (*SMOKE, "space=decoder_only"),
             "Available options in 'space': decoder decoder_tiny deit_tiny",
@@ -42,11 +50,20 @@ SMOKE = ("search", "experiment=smoke")
         ),
         (
             (*SMOKE, "searcher.make_searcher._target_=nas.searchers.foo.Foo"),
-            "searcher.make_searcher._target_: nas.searchers.foo.Foo does not exist",
+            "searcher.make_searcher._target_: there is no nas.searchers.foo.Foo",
         ),
         ((*SMOKE, "seed=99999999999999999999999"), "seed: 99999999999999999999999 is not between 0 and 4294967295"),
         ((*SMOKE, "budget_ms=inf"), "budget_ms: inf is no limit; null stands for none"),
         ((*SMOKE, "budget_ms=nan"), "budget_ms: nan is not positive"),
+        ((*SMOKE, "space.width=32"), "space.width: 32 is not a list; write space.width=[32]"),
+        ((*SMOKE, "searcher.evaluations=many"), "searcher.evaluations: 'many' is not a whole number"),
+        ((*SMOKE, "init.train.ema=low"), "init.train.ema: 'low' is not a number"),
+        ((*SMOKE, "+space.widht=[32]"), "space.widht: encoder does not take it, but vocab_size, num_classes, max_tokens, "),
+        ((*SMOKE, "+init.train.stpes=9"), "init.train.stpes: TrainConfig does not take it, but steps, tokens_per_batch, "),
+        ((*SMOKE, "task._target_=experiments.nowhere"), "task._target_: there is no experiments.nowhere"),
+        ((*SMOKE, "task=text_file", f"task.path={__file__}"), "task: test_bad_input does not go with the space encoder_tiny; it"),
+        ((*SMOKE, "tokens=0"), "tokens: 0 is not at least 1"),
+        ((*SMOKE, "train_on=cuda:99"), "train_on: 'cuda:99' is not one of ('auto', 'cpu'"),
         ((*SMOKE, "searcher.measure=-1"), "measure: -1 is negative"),
         ((*SMOKE, "objectives=[error,speed]"), "objectives: 'speed' is not one of ('error', 'latency_ms', 'memory_mib', "),
         ((*SMOKE, "objectives=[latency_ms,memory_mib]"), "must hold 'error' and something to weigh it against"),
@@ -66,7 +83,20 @@ def test_before_anything_is_done(words, message, tmp_path):
     if words[0] == "search":
         words = (*words, f"run={tmp_path / 'run'}")
     refused(*words, message=message)
-    assert not (tmp_path / "run" / "run.json").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_searches_by_a_flag_anywhere(tmp_path):
+    refused(*SMOKE, "--multirun", "searcher.proposals=0,1", f"run={tmp_path / 'run'}", message="proposals: 0 is not at least 1")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["multirun.yaml"]  # Hydra's
+
+
+def test_a_folder_that_was_there_stays(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    os.utime(run, (0, 0))
+    refused(*SMOKE, "searcher.proposals=0", f"run={run}", message="proposals: 0 is not at least 1")
+    assert run.is_dir()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from experiments.build import build
 from experiments.config import SearchConfig, composed
 from experiments.progress import Reporter
 from experiments.settings import Settings
+from experiments.signatures import check_values
 from hardware.visit import Visit, VisitOptions
 from nas.encoding import Encoding
 from nas.protocols import DifferentiableLatencyModel, Family
@@ -67,6 +68,7 @@ DIFFERENT = {  # what a choice says on purpose other than the constructor that i
     ("latency_model", "parameters", "costs"),
     ("latency_model", "parameters", "pooled"),
     ("latency_model", "roofline", "pooled"),
+    *(("task", "languages_sample", size) for size in ("vocab_size", "max_tokens", "max_examples")),
     ("stages", "longer", "train.steps"),
     ("stages", "longer", "train.learning_rate"),
     ("stages", "longer", "lesson.beta"),
@@ -82,6 +84,12 @@ def test_every_choice_composes(group, name):
     assert not OmegaConf.missing_keys(config)
     text = (ROOT / "conf" / group / f"{name}.yaml").read_text()
     assert text.startswith("# "), "it begins with what it is"
+
+
+@pytest.mark.parametrize("name", [name for group, name in CHOICES if group == "task"])
+def test_a_first_look_goes_with_every_task(name):
+    config = composed("experiment=smoke", f"task={name}", "run=unused", *MISSING.get(("task", name), []))
+    check_values(config.task, "task")
 
 
 @pytest.mark.parametrize(("group", "name"), [c for c in CHOICES if c[0] not in ("task", "experiment", "space")])

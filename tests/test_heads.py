@@ -282,5 +282,5 @@ def test_the_task_s_sizes_make_the_head(tmp_path):
     _, family = family_of_task(composed(*words, "run=unused", "task.vocab_size=64"))
     assert isinstance(family, EncoderFamily)
     assert family.per_token
-    with pytest.raises(ValueError, match="decoder does not take the task toy, which gives vocab_size, num_classes"):
+    with pytest.raises(ValueError, match="toy does not go with the space decoder; it gives vocab_size, num_classes"):
         build(composed(*words[:-1], "space=decoder", f"run={tmp_path / 'run'}"), report=Reporter(quiet=True))

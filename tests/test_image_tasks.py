@@ -96,10 +96,12 @@ def pipeline(tmp_path, *words):
 
 
 def test_spaces_of_another_kind_are_refused(tmp_path):
-    message = "encoder does not take the task digits, which gives input_shape, num_classes, mean, std"
+    message = "digits does not go with the space encoder; it gives input_shape, num_classes, mean, std and needs space=vision,"
     with pytest.raises(ValueError, match=message):
         pipeline(tmp_path, "task=digits", "space=encoder")
-    with pytest.raises(ValueError, match="vision does not take the task languages, which gives vocab_size, num_classes"):
+    with pytest.raises(
+        ValueError, match="the space vision; it gives vocab_size, num_classes, max_tokens and needs space=encoder or"
+    ):
         pipeline(tmp_path, "space=vision", "task.max_examples=3000")
     with pytest.raises(ValueError, match=r"patch: 7 does not divide the input of 8 x 8; allowed are \[1, 2, 4, 8\]"):
         pipeline(tmp_path, "task=digits", "space=vision")

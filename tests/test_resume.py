@@ -57,7 +57,7 @@ def start_and_stop(run: Path, phase: str) -> None:
     _, errors = process.communicate(timeout=60)
     if stop == signal.SIGINT:
         assert process.returncode == 130, errors
-        assert errors.strip() == "Stopped. The same command with run=DIR of this run goes on where it was."
+        assert errors.strip() == f"Stopped. The same command with run={run} goes on where it was."
     else:
         assert process.returncode == -signal.SIGKILL
 
@@ -143,4 +143,5 @@ def test_an_interrupt_that_a_library_covers_up_is_still_one(monkeypatch, tmp_pat
     monkeypatch.setattr(sys, "argv", ["pytest"])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     assert cli.main(["search", "experiment=smoke", f"run={tmp_path / 'run'}"]) == cli.STOPPED
-    assert capsys.readouterr().err.strip().startswith("Stopped.")
+    assert capsys.readouterr().err.strip() == "Stopped."  # there was no run yet that could go on
+    assert not (tmp_path / "run").exists()

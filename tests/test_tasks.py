@@ -365,6 +365,8 @@ def test_csv_reads_what_spreadsheets_write(write):
     quoted = [(kind, f'"{text}"') for kind, text in GOOD_ROWS]
     excel = open_csv(write(b"\xef\xbb\xbf" + (csv_text(quoted, ";") + "\n").replace("\n", "\r\n").encode()), separator=";")
     assert excel.fingerprint == plain.fingerprint
+    tabs = open_csv(write(csv_text(GOOD_ROWS, "\t")), separator="tab")
+    assert tabs.fingerprint == plain.fingerprint
     several_lines = open_csv(write(csv_text([*GOOD_ROWS, ("spam", '"one ""x"",\ntwo"')])))
     assert any('one "x",\ntwo' in several_lines.texts(split) for split in SPLITS)
 
@@ -377,6 +379,11 @@ def test_csv_reads_what_spreadsheets_write(write):
         ("kind,text\n", r"text: 'body' is not one of the columns \['kind', 'text'\] of .*mails.csv"),
         ("class,body\n", r"label: 'kind' is not one of the columns \['class', 'body'\] of .*mails.csv"),
         ("kind,body,body\n", r"text: 'body' is not one of the columns .*"),
+        (
+            "kind;body\nspam;a\n",
+            r"text: 'body' is not one of the columns \['kind;body'\] of .*mails.csv; if its .*, add \"task.separator=';'\"",
+        ),
+        ("kind\tbody\nspam\ta\n", r"text: 'body' is not one of the columns .*; if its .*, add task.separator=tab"),
         ("kind,body\n", "path: .*mails.csv has no rows"),
         ("kind,body\nspam,a\nham,b,c\n", "path: row 3 of .*mails.csv has 3 fields, the header has 2"),
         ("kind,body\n\nspam\n", "path: row 3 of .*mails.csv has 1 fields, the header has 2"),
@@ -387,6 +394,10 @@ def test_csv_reads_what_spreadsheets_write(write):
         (
             csv_text([*GOOD_ROWS, ("odd", "a"), ("odd", "b"), ("odd", "c"), ("odd", "C ")]),
             "label: class 'odd' has 3 distinct texts, fewer than 4, one for each split",
+        ),
+        (
+            csv_text([(f"{i / 7}", f"text {i}") for i in range(9)]),
+            "label: class '0.0' has 1 distinct texts, .*; numbers are guessed with task=number_table task.number=kind",
         ),
     ],
 )

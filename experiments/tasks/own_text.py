@@ -51,8 +51,15 @@ class TextTable(TextClassification):
             for where, (said, kind) in read_columns(path, separator=separator, columns={"text": text, "label": label})
         ]
         keys, labels = [comparable(said) for said, _ in examples], [kind for _, kind in examples]
-        splits = in_splits(examples, stratified(keys, labels, fractions, seed=seed, what="texts"))
-        super().__init__(path.stem, splits=splits, vocab_size=vocab_size, max_tokens=max_tokens, tokenizer=tokenizer)
+        try:
+            split_of = stratified(keys, labels, fractions, seed=seed, what="texts")
+        except ValueError as error:
+            if any(not is_number(kind) for kind in labels):
+                raise
+            raise ValueError(f"{error}; numbers are guessed with task=number_table task.number={label}") from error
+        super().__init__(
+            path.stem, splits=in_splits(examples, split_of), vocab_size=vocab_size, max_tokens=max_tokens, tokenizer=tokenizer
+        )
 
 
 class NumberTable(TextRegression):
@@ -158,13 +165,17 @@ def as_label(path: Path, where: str, column: str, value: Any) -> str:
 
 
 def as_number(path: Path, where: str, column: str, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
+    if not is_number(value):
         raise ValueError(f"path: {where} of {path} has {value!r} in column {column!r}, which is not a number")
-    return number
+    return float(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number, or text that says one."""
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
 
 
 def as_words(path: Path, where: str, column: str, value: Any) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,24 @@ from experiments.tasks.files import read_bytes, read_text
 Row = tuple[str, Mapping[str, Any]]
 """Where it is, for an error, and its values by column."""
 
+TAB = "tab"  # as a separator is called that a command line does not take as it is
+SEPARATORS = {";": "\"task.separator=';'\"", "\t": f"task.separator={TAB}", "|": "\"task.separator='|'\""}
 INSTALL = "pip install 'paretoformer[parquet]'"
 
 
 def read_columns(path: Path, *, separator: str, columns: Mapping[str, str]) -> list[tuple[str, tuple[Any, ...]]]:
     """Where each row is, and its values in the columns that are asked for, by argument; no value is missing or blank.
 
-    A CSV file (.csv, .tsv, .txt) is UTF-8 with a header row and `separator` between fields; lines without anything are skipped,
-    and row numbers count the header as row 1. JSON lines (.jsonl) hold an object a line. A CoNLL file (.conll, .iob) holds a word
-    a line and an empty line behind each sentence; its columns are called 1, 2, ... and the last one -1 too, and what a row holds
-    is the lists of a sentence.
+    A CSV file (.csv, .tsv, .txt) is UTF-8 with a header row and `separator`, a character or `tab`, between fields; lines without
+    anything are skipped, and row numbers count the header as row 1. JSON lines (.jsonl) hold an object a line. A CoNLL file
+    (.conll, .iob) holds a word a line and an empty line behind each sentence; its columns are called 1, 2, ... and the last one
+    -1 too, and what a row holds is the lists of a sentence.
 
     Raises:
         ValueError: a separator that is none, no such file or column, a column twice, another encoding or format, a row without
             a value, no row at all, a name that ends otherwise, or pyarrow, which reads Parquet, not installed.
     """
+    separator = "\t" if separator == TAB else separator
     if len(separator) != 1 or separator in '"\r\n':
         raise ValueError(f"separator: {separator!r} is not one character that can stand between fields")
     for argument, column in columns.items():
@@ -69,11 +72,17 @@ def read_csv(path: Path, separator: str, columns: Mapping[str, str]) -> Iterator
     if not rows:
         raise ValueError(f"path: {path} is empty, it has no header row")
     (_, header), *rows = rows
-    check_names(str(path), header, columns)
+    check_names(f"{path}{_separated_otherwise(header)}", header, columns)
     for number, row in rows:
         if len(row) != len(header):
             raise ValueError(f"path: row {number} of {path} has {len(row)} fields, the header has {len(header)}")
         yield f"row {number}", dict(zip(header, row, strict=True))
+
+
+def _separated_otherwise(header: Sequence[str]) -> str:
+    """What to say if the only column looks like several."""
+    found = [word for character, word in SEPARATORS.items() if len(header) == 1 and character in header[0]]
+    return f"; if its fields are separated otherwise, add {found[0]}" if found else ""
 
 
 def read_json_lines(path: Path, _: str, columns: Mapping[str, str]) -> Iterator[Row]:
