@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hydra import compose, initialize_config_module
@@ -12,6 +13,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+
+from experiments.mistakes import in_words, unknown
 
 
 @dataclass
@@ -66,6 +69,14 @@ def composed(*overrides: str) -> DictConfig:
     try:
         begun = GlobalHydra.instance().is_initialized()  # by a search, whose configuration names further devices
         with nullcontext() if begun else initialize_config_module("conf", version_base="1.3"):
-            return compose("search", overrides=list(overrides))
+            config = compose("search", overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(" ".join(str(error).split("Config search path")[0].split())) from error
+        raise ValueError(in_words(error, overrides, composed)) from error
+    check_names(config, overrides)
+    return config
+
+
+def check_names(config: DictConfig, words: Sequence[str]) -> None:
+    """Raises ValueError for a value that the schema does not have, which came by +NAME=VALUE."""
+    for name in config.keys() - {known.name for known in fields(SearchConfig)}:
+        raise ValueError(unknown(str(name), words, composed))

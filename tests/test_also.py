@@ -114,7 +114,7 @@ def test_a_table_predicts_and_a_budget_below_its_fastest_is_named(recorded, fini
         ("{two: 3}", r"also.two: 3 is not like \{device: recorded"),
         ("{Two: {device: local_cpu}}", r"also.Two: .* is not like"),
         ("{two: {threads: 2}}", r"also.two: .* is not like"),
-        ("{two: {device: local_cpux}}", r"also.two: .*Could not find 'device/local_cpux'"),
+        ("{two: {device: local_cpux}}", r"also.two: .*there is no 'local_cpux'; near it: local_cpu"),
         ("{two: {device: local_cpu, threadss: 2}}", r"also.two: .*device.threadss"),
         ("{two: {device: recorded}}", r"also.two: device.table: has no value"),
         ("{two: {device: local_cpu, budget_ms: -1}}", r"also.two.budget_ms: -1 is not positive"),

@@ -81,6 +81,7 @@ def test_the_command_prints_the_tables(capsys):
     ("words", "message"),
     [
         (("space=nope",), "Available options in 'space'"),
+        (("space.widht=[32]",), "there is no value 'space.widht'; near it: space.width"),
         (("sace=encoder",), "'sace=encoder' is not one of space=…, task=…, batch=…, tokens=…"),
         (("task.vocab_size=100",), "task.vocab_size=100: needs task=…"),
         (("tokens=0",), "tokens: 0 is not at least 1"),

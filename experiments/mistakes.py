@@ -1,0 +1,71 @@
+"""What a configuration could not be composed of, in one line, and what was perhaps meant."""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+Compose = Callable[..., DictConfig]
+"""Makes the configuration of overrides, or raises ValueError."""
+
+NOISE = ("full_key:", "object_type=", "reference_type=", "Set the env", "See https:")  # Hydra's lines about structure and traces
+PATHS = "Config search path"  # what Hydra says from there on is where it looked
+
+
+def in_words(error: Exception, words: Sequence[str], compose: Compose) -> str:
+    """Hydra's complaint and its cause without `NOISE`, and what there is instead of what is not there."""
+    text = str(error)
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return unknown(found[1], words, compose)
+    if found := re.search(r"parsing override '(.*)'\s+missing EQUAL", text):
+        return f"{found[1]!r} is not NAME=VALUE"
+    if found := re.search(r"Could not (?:find|load) '([^']+)/([^']+)'", text):
+        group, option = found.groups()
+        options = [*_options(group)]
+        near = get_close_matches(option, options, n=3)
+        return f"{group}: there is no {option!r}{_near(near)}. Available options in {group!r}: {' '.join(options)}"
+    said = [text, *([str(error.__cause__)] if error.__cause__ else [])]
+    lines = [line.strip() for part in said for line in part.split(PATHS)[0].splitlines()]
+    kept = [line for line in lines if line and not line.startswith(NOISE)]
+    return " ".join(dict.fromkeys(kept))
+
+
+def unknown(key: str, words: Sequence[str], compose: Compose) -> str:
+    """That there is no such value, and which are near it: at its place, or by its name at others."""
+    others = [word for word in words if "=" in word and not f"{word.lstrip('+~').partition('=')[0]}.".startswith(f"{key}.")]
+    try:
+        config = compose(*(others if len(others) < len(words) else ()))  # always of fewer, as it may come back to here
+    except ValueError:  # there is more that does not fit
+        config = compose()
+    *above, name = key.split(".")
+    known = [path for path in _paths(OmegaConf.to_container(config)) if "_target_" not in path]
+    if above and tuple(above) not in known:
+        return unknown(".".join(above), words, compose)
+    here = {path[-1]: ".".join(path) for path in known if path[:-1] == tuple(above)}
+    near = [here[match] for match in get_close_matches(name, here, n=3)] or [".".join(path) for path in known if path[-1] == name]
+    said = _near(near) or (f"; there are {', '.join(here.values())}" if here else "")
+    return f"there is no value {key!r}{said}"
+
+
+def _near(names: Sequence[str]) -> str:
+    return f"; near it: {', '.join(names)}" if names else ""
+
+
+def _paths(node: Any) -> Iterator[tuple[str, ...]]:
+    """To each value of a configuration, also to those that hold others."""
+    if isinstance(node, Mapping):
+        for name, child in node.items():
+            yield (str(name),)
+            yield from ((str(name), *path) for path in _paths(child))
+
+
+def _options(group: str) -> Iterator[str]:
+    """What can be chosen in a group, sorted; nothing if there is no such group."""
+    folder = importlib.resources.files("conf").joinpath(group)
+    files = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+    return (name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
