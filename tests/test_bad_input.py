@@ -95,7 +95,7 @@ def test_a_folder_that_was_there_stays(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     os.utime(run, (0, 0))
-    refused(*SMOKE, "searcher.proposals=0", f"run={run}", message="proposals: 0 is not at least 1")
+    refused(*SMOKE, "searcher.proposals=-1", f"run={run}", message="proposals: -1 is negative")
     assert run.is_dir()
 
 
