@@ -169,7 +169,7 @@ class TableSearch:
             )  # fmt: skip
         smallest = evaluate(self.space.smallest())
         searcher.tell(smallest)
-        with self.report.phase("Search" if role == "search" else PHASES[role], settings.evaluations):
+        with self.report.phase("Search" if role == "search" else PHASES[role]):
             return search(searcher, evaluate, num_evaluations=settings.evaluations, known=[smallest]).candidates
 
     def _num_parameters(self, candidate: Candidate) -> int:

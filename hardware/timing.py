@@ -144,20 +144,27 @@ def measure_on(
     sentinel_reference_ms: float | None,
     enough: Callable[[Sequence[Measurement]], bool] = settled,
     attempts: int = PATIENCE,
+    on_visit: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Measurement]:
     """Measures like `measure`, and then in as many rounds more, until `enough` says so of all rounds together.
 
     Args:
         attempts: how often `rounds` are measured at most.
+        on_visit: as that of `measure`; of all visits until now, and all that have begun with them.
 
     Raises:
         ValueError, DeviceError: as `measure`.
     """
     found: list[Measurement] = []
-    for _ in range(attempts):
+    for attempt in range(attempts):
+
+        def on_this_visit(done: int, total: int, before: int = attempt) -> None:
+            on_visit(before * total + done, (before + 1) * total)
+
         more = measure(
-            device, networks, sentinel=sentinel, workload=workload, rounds=rounds, sentinel_reference_ms=sentinel_reference_ms
-        )
+            device, networks, sentinel=sentinel, workload=workload, rounds=rounds,
+            sentinel_reference_ms=sentinel_reference_ms, on_visit=on_this_visit,
+        )  # fmt: skip
         found = [pooled(*pair) for pair in zip(found, more, strict=True)] if found else more
         if enough(found):
             break
