@@ -75,7 +75,7 @@ def _quoted(word: str) -> str:
 def calibrate_table(words: TableWords, report: Reporter) -> None:
     """Fits, judges and predicts."""
     table = read_table(words)
-    with report.phase(f"Fitting {len(table)} rows", 1):
+    with report.phase(f"Fitting {len(table)} rows"):
         costs = hat.costs if table.features == hat.FEATURES else None
         predictor = TablePredictor(costs=costs, coverage=words.coverage).fit(table)
     for line in cautions(table):

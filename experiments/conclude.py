@@ -39,12 +39,14 @@ def conclude(pipeline: Pipeline, outcome: Outcome, *, command: str, report: Repo
         Shipment(choice.arch, files, choice.measurement, verdict),
         Limits(tolerance=tolerance_of(files["model.onnx"])),
     )
-    shipped = ship(outcome.finisher, [shipment], Terms(command, limits, replace=True, keep=True))
+    with report.phase("Exporting what ships"):
+        shipped = ship(outcome.finisher, [shipment], Terms(command, limits, replace=True, keep=True))
     if shipped.moved_to is not None:
         report.say(f"{shipped.folder} held what no export wrote; it is in {shipped.moved_to} now.")
     ties = told_apart(outcome.finisher, [f.arch for f in outcome.finalists], report)
-    results = assemble(pipeline, outcome, networks, verdict, shipped, ties, command=command)
-    write_report(results, outcome.candidates, pipeline.run.path)
+    with report.phase("Writing the report"):
+        results = assemble(pipeline, outcome, networks, verdict, shipped, ties, command=command)
+        write_report(results, outcome.candidates, pipeline.run.path)
     for line in summary(results, pipeline.run.path):
         report.console.print(line)
     return results

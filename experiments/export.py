@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import shlex
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -80,21 +80,22 @@ def main(words: Sequence[str]) -> int:
     if not given.replace:
         check_unchanged(folder_of(run, [network.id for network, _ in picked], variant))
     report = Reporter()
-    pipeline = build(OmegaConf.merge(config, {"run": str(run.path)}), report=report)  # type: ignore[arg-type]
+    with report.phase("Reading the run"):
+        pipeline = build(OmegaConf.merge(config, {"run": str(run.path)}), report=report)  # type: ignore[arg-type]
     with run.lock(), tempfile.TemporaryDirectory() as folder:
         pipeline.claim()
         finisher = pipeline.finisher(chosen_compute(run))
         if variant:
             finisher = replace(finisher, device=device)
-        exporter = Exporter(
-            finisher, results, given.format, variant, Path(folder), limits.budget_ms if math.isfinite(limits.budget_ms) else None
-        )
+        asked_ms = limits.budget_ms if math.isfinite(limits.budget_ms) else None
+        exporter = Exporter(finisher, results, given.format, variant, Path(folder), report, asked_ms)
         shipments = [exporter.shipment(network, names) for network, names in picked]
         if given.tolerance is None:
             files = [finisher.files(s.arch)["model.onnx"] for s in shipments]
             limits = replace(limits, tolerance=max(map(tolerance_of, files)))
         command = shlex.join(["paretoformer", "export", *words])
-        shipped = ship(finisher, shipments, Terms(command, limits, kind=given.format, variant=variant, replace=given.replace))
+        with report.phase("Exporting what ships"):
+            shipped = ship(finisher, shipments, Terms(command, limits, kind=given.format, variant=variant, replace=given.replace))
     for facts, (network, _) in zip(shipped.networks, picked, strict=True):
         report.say(f"{facts['id']} ({network.label}): test error {facts['test']['error_percent']:.2f} %. {facts['verdict']}")
         report.say(f"{facts['id']} was trained {facts['trained']}")
@@ -166,6 +167,7 @@ class Exporter:
     kind: str
     variant: str
     folder: Path
+    report: Reporter
     asked_ms: float | None = None  # by the words, where it is another budget than the run's
 
     def shipment(self, network: Network, names: Sequence[str]) -> Shipment:
@@ -174,7 +176,8 @@ class Exporter:
         self.finisher.check(arch)
         files = self.finisher.files(arch) if self.kind == "onnx" else self.converted(arch)
         try:
-            choice = Choice(arch, self.measured(arch, files))
+            with self.report.phase(f"Measuring {arch.id}", 2 * self.finisher.settings.rounds) as advance:
+                choice = Choice(arch, self.measured(arch, files, lambda done, total: advance(done, total=total)))
         except DeviceError as error:
             choice = Choice(arch, None, str(error))
         asked_ms, origin = self.results.verdict.asked_ms, self.results.verdict.asked_origin
@@ -194,14 +197,14 @@ class Exporter:
         write_as(self.kind, self.finisher.network(arch), [example], path, tolerance=TOLERANCE)
         return {p.name: p for p in sorted(folder.iterdir(), key=lambda p: (p != path, p.name))}
 
-    def measured(self, arch: Architecture, files: Mapping[str, Path]) -> Measurement:
+    def measured(self, arch: Architecture, files: Mapping[str, Path], on_visit: Callable[[int, int], None]) -> Measurement:
         """With twice the rounds of the short-list; once in a run for what its own device runs."""
         finisher = self.finisher
         family, workload, device = finisher.family, finisher.workload, finisher.device
         if not self.variant:
             known = read_measurements(family, finisher.run, phase="calibration")
-            return finisher.verdict(arch, reference_ms=sentinel_reference(known.values()))
+            return finisher.verdict(arch, reference_ms=sentinel_reference(known.values()), on_visit=on_visit)
         [sentinel] = export_for_timing(family, [sentinel_of(family)], workload, self.folder, device=device)
         path = finisher.onnx_path(arch, workload.mode) if self.kind == "onnx" else next(iter(files.values()))
         exported, rounds = Exported(arch, path, finisher.inputs(arch)), 2 * finisher.settings.rounds
-        return measure(device, [exported], sentinel=sentinel, workload=workload, rounds=rounds)[0]
+        return measure(device, [exported], sentinel=sentinel, workload=workload, rounds=rounds, on_visit=on_visit)[0]

@@ -125,17 +125,22 @@ class Finisher:
         alone = self.baseline is None if lesson.is_of_baseline else network_of(arch) == network_of(self._teacher)
         return dataclasses.replace(lesson, beta=(0.0, 0.0)) if alone else lesson
 
-    def finish(self, arch: Architecture, supernet: nn.Module) -> None:
+    def finish(
+        self, arch: Architecture, supernet: nn.Module, *,
+        on_step: Callable[[Architecture, int], None] = lambda arch, step: None,
+    ) -> None:  # fmt: skip
         """Cuts out, trains, exports and scores on the validation split; writes `shortlist/<id>.{safetensors,onnx,json}`.
 
         If its lesson needs a teacher, the largest network is finished first. What is finished for other surroundings is not
-        trained again.
+        trained again. `on_step` is called after each step with what is trained and how many of its steps are done.
         """
-        teachers = self._teachers(arch, supernet)
+        teachers = self._teachers(arch, supernet, on_step)
         start, steps = time.perf_counter(), self.steps(arch)
         twin = next((a for a in everywhere(self.family.space, [arch]) if self.is_finished(a)), None)
         setbacks: list[str] = []
-        network = self.to_train(twin, tag="") if twin else self._trained(arch, supernet, teachers, setbacks, steps=steps)
+        network = self.to_train(twin, tag="") if twin else self._trained(
+            arch, supernet, teachers, setbacks, steps=steps, on_step=functools.partial(on_step, arch)
+        )  # fmt: skip
         report = self.export(arch, network, tag="")
         if self.shipped_path(arch, tag="") == self.onnx_path(arch, tag="") and not fewer_bits_of(network):
             error = self._error_percent(network)
@@ -157,7 +162,15 @@ class Finisher:
         with in_precision(network, arch):
             return self._error_percent(network, SCORED_ON)
 
-    def _teachers(self, arch: Architecture, supernet: nn.Module) -> list[nn.Module]:
+    def to_finish(self, arch: Architecture) -> tuple[Architecture, ...]:
+        """What `finish` trains, in its order: the network, and its teacher before it where that is not finished."""
+        lesson = self.lesson(arch)
+        first = lesson.needs_teacher and not lesson.is_of_baseline and not self.is_finished(self._teacher)
+        return (self._teacher, arch) if first else (arch,)
+
+    def _teachers(
+        self, arch: Architecture, supernet: nn.Module, on_step: Callable[[Architecture, int], None] = lambda arch, step: None
+    ) -> list[nn.Module]:
         """Of the lesson, if it needs any: a finished network, or a baseline."""
         lesson = self.lesson(arch)
         if not lesson.needs_teacher:
@@ -165,15 +178,16 @@ class Finisher:
         if lesson.is_of_baseline and self.baseline is not None:
             return [self.baseline().to(self.compute.device)]
         if not self.is_finished(self._teacher):
-            self.finish(self._teacher, supernet)
+            self.finish(self._teacher, supernet, on_step=on_step)
         if self._teacher.id not in self.teachers:
             network = self.to_train(self._teacher, tag="")
             self.teachers[self._teacher.id] = Remembering(network) if self._remembers(lesson) else network
         return [self.teachers[self._teacher.id]]
 
     def _trained(
-        self, arch: Architecture, supernet: nn.Module, teachers: Sequence[nn.Module], setbacks: list[str], *, steps: int
-    ) -> nn.Module:
+        self, arch: Architecture, supernet: nn.Module, teachers: Sequence[nn.Module], setbacks: list[str], *, steps: int,
+        on_step: Callable[[int], None] = lambda step: None,
+    ) -> nn.Module:  # fmt: skip
         """Cut out and trained; what went wrong on the way is added to `setbacks`."""
         torch.manual_seed(self.seed)
         fresh = self.family.network(arch)
@@ -182,7 +196,7 @@ class Finisher:
         config = dataclasses.replace(self.settings.train, steps=steps)
         teach(
             network, self.task, config, self.lesson(arch), teachers=teachers, compute=self.compute, seed=self.seed,
-            on_setback=setbacks.append,
+            on_step=on_step, on_setback=setbacks.append,
         )  # fmt: skip
         return network
 
@@ -220,8 +234,9 @@ class Finisher:
         return self.network(arch, tag=tag, backend=self.compute.backend).to(self.compute.device)
 
     def measure(
-        self, archs: Sequence[Architecture], *, reference_ms: float | None, phase: str, rounds: int, tag: str | None = None
-    ) -> dict[str, Measurement]:
+        self, archs: Sequence[Architecture], *, reference_ms: float | None, phase: str, rounds: int, tag: str | None = None,
+        on_visit: Callable[[int, int], None] = lambda done, total: None,
+    ) -> dict[str, Measurement]:  # fmt: skip
         """Times the finished files beside the sentinel, expressed in its `reference_ms`; what this phase has measured is read."""
         have = read_measurements(self.family, self.run, phase=phase)
         missing = [a for a in archs if a.id not in have]
@@ -229,7 +244,7 @@ class Finisher:
             with tempfile.TemporaryDirectory() as folder:
                 networks = [self.exported(a, Path(folder), tag=tag) for a in missing]
                 try:
-                    fresh = self.measure_files(networks, reference_ms=reference_ms, rounds=rounds)
+                    fresh = self.measure_files(networks, reference_ms=reference_ms, rounds=rounds, on_visit=on_visit)
                 except CutShortError as error:
                     self._keep(error.measured, phase=phase + CUT_SHORT)
                     raise
@@ -241,7 +256,10 @@ class Finisher:
         for measurement in measurements:
             self.run.append(MEASUREMENTS, {"phase": phase, **measurement.to_json()})
 
-    def measure_files(self, networks: Sequence[Exported], *, reference_ms: float | None, rounds: int) -> list[Measurement]:
+    def measure_files(
+        self, networks: Sequence[Exported], *, reference_ms: float | None, rounds: int,
+        on_visit: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[Measurement]:  # fmt: skip
         """Times any files of this family's networks side by side, with the sentinel between them. Raises DeviceError.
 
         A device that is lost in the middle has measured them if it leaves rounds enough.
@@ -252,7 +270,7 @@ class Finisher:
             try:
                 return measure_on(
                     self.device, networks, sentinel=timed, workload=self.workload, rounds=rounds,
-                    sentinel_reference_ms=reference_ms,
+                    sentinel_reference_ms=reference_ms, on_visit=on_visit,
                 )  # fmt: skip
             except CutShortError as error:
                 return left_by(error, rounds=rounds)
@@ -301,10 +319,13 @@ class Finisher:
     def _exit_file(self, arch: Architecture, tag: str | None) -> ExitFile:
         return ExitFile(self.onnx_path(arch, tag=tag), self.task, self.workload, self.feed)
 
-    def verdict(self, arch: Architecture, *, reference_ms: float | None, tag: str | None = None) -> Measurement:
+    def verdict(
+        self, arch: Architecture, *, reference_ms: float | None, tag: str | None = None,
+        on_visit: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Measurement:  # fmt: skip
         """One more measurement of a finished network, with twice the rounds."""
         phase, rounds = f"verdict {self.label(arch, tag)}", 2 * self.settings.rounds
-        return self.measure([arch], reference_ms=reference_ms, phase=phase, rounds=rounds, tag=tag)[arch.id]
+        return self.measure([arch], reference_ms=reference_ms, phase=phase, rounds=rounds, tag=tag, on_visit=on_visit)[arch.id]
 
     def file_scores(self, arch: Architecture, split: str, *, tag: str | None = None) -> dict[str, Any]:
         """`error_percent` and the task's own `metrics` of the file that ships itself, run by ONNX Runtime over a split."""

@@ -227,7 +227,7 @@ class Pipeline:
     def _once(self, name: str, title: str, make: Callable[[], Any]) -> Any:
         """What a file of the run holds, or what `make` returns, then written."""
         if not self.run.has(name):
-            with self.report.phase(title, 1):
+            with self.report.phase(title):
                 self.run.write_json(name, make())
         return self.run.read_json(name)
 

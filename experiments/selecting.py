@@ -59,22 +59,34 @@ class Selection:
         missing = [f for f in finalists if not self.finisher.is_finished(f.arch)]
         if not missing:
             return
-        done = len(finalists) - len(missing)
-        with self.report.phase("Training the short-list", len(finalists), done=done) as advance:
-            for number, finalist in enumerate(missing, done + 1):
+        begun = {f.arch: self.finisher.steps(f.arch) for f in finalists if self.finisher.is_finished(f.arch)}
+        archs = dict.fromkeys([*begun, *(arch for f in missing for arch in self.finisher.to_finish(f.arch))])
+        total, last = sum(self.finisher.steps(arch) for arch in archs), ""
+        with self.report.phase("Training the short-list", total, done=sum(begun.values())) as advance:
+
+            def on_step(arch: Architecture, step: int) -> None:
+                begun[arch] = step
+                advance(sum(begun.values()), f"{len(begun)} of {len(archs)}{last}")
+
+            for finalist in missing:
                 if not self.finisher.is_finished(finalist.arch):  # the largest may have been, to teach
                     with spent(self.finisher.run, SHORT_LIST, networks_trained=1):
-                        self.finisher.finish(finalist.arch, supernet)
+                        self.finisher.finish(finalist.arch, supernet, on_step=on_step)
                 error = self.finisher.record(finalist.arch)["error_percent"]
-                advance(number, f"{finalist.label} {finalist.arch.id}: error {error:.1f} %")
+                last = f", {finalist.label} {finalist.arch.id}: error {error:.1f} %"
+                on_step(finalist.arch, self.finisher.steps(finalist.arch))
 
     def measure(self, finalists: Sequence[Finalist]) -> tuple[Mapping[str, Measurement], str | None]:
         """Measurements of the short-list, all or those of an earlier time, and how the device was lost if it was."""
         archs, rounds = [f.arch for f in finalists], self.settings.finish.rounds
-        with spent(self.finisher.run, "measuring the short-list"), self.report.phase("Measuring the short-list", 1):
+        with spent(self.finisher.run, "measuring the short-list"), self.report.phase(
+            "Measuring the short-list", len(archs) * rounds
+        ) as advance:  # fmt: skip
             try:
-                reference_ms = self.calibration.sentinel_reference_ms
-                return self.finisher.measure(archs, reference_ms=reference_ms, phase=SHORT_LIST, rounds=rounds, tag=""), None
+                return self.finisher.measure(
+                    archs, reference_ms=self.calibration.sentinel_reference_ms, phase=SHORT_LIST, rounds=rounds, tag="",
+                    on_visit=lambda done, total: advance(done, total=total),
+                ), None  # fmt: skip
             except DeviceError as error:
                 lost = str(error)
         self.report.say(f"{lost}; the search goes on with predicted latencies")
@@ -126,7 +138,7 @@ class Selection:
             if lost is not None:
                 return Choice(arch, None, lost)
             try:
-                verdict = self.finisher.verdict(arch, reference_ms=self.calibration.sentinel_reference_ms, tag="")
+                verdict = self._verdict(arch, tag="")
             except DeviceError as error:
                 return Choice(arch, None, str(error))
             if verdict.latency_ms <= self.budget.ms:
@@ -159,8 +171,15 @@ class Selection:
         seconds = self.settings.checkpoint_seconds
         reports = Stages(self.finisher, stages, school, reference_ms, self.budget.ms, self.report, seconds).run()
         if any(report.kept for report in reports):
-            choice = replace(choice, measurement=self.finisher.verdict(choice.arch, reference_ms=reference_ms))
+            choice = replace(choice, measurement=self._verdict(choice.arch))
         return choice, reports
+
+    def _verdict(self, arch: Architecture, *, tag: str | None = None) -> Measurement:
+        with self.report.phase("Measuring what ships", 2 * self.settings.finish.rounds) as advance:
+            return self.finisher.verdict(
+                arch, reference_ms=self.calibration.sentinel_reference_ms, tag=tag,
+                on_visit=lambda done, total: advance(done, total=total),
+            )  # fmt: skip
 
     def _front(self, finalists: Sequence[Finalist], measurements: Mapping[str, Measurement]) -> list[Architecture]:
         """The finished networks that no other beats in measured latency and error."""

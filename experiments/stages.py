@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from experiments.early_exits import Timed, exit_facts, told
 from experiments.finishing import FOLDER, Finisher
 from experiments.formatting import format_ms
 from experiments.ledger import spent
-from experiments.progress import Reporter
+from experiments.progress import Advance, Reporter
 from experiments.quantising import Quantising
 from experiments.results import StageFigures, StageReport
 from experiments.run_directory import RunDirectory
@@ -80,8 +80,11 @@ class Stages:
             known = f"{FOLDER}/{self.arch.id}.{name}.json"
             record = self._run.read_json(known) if self._run.has(known) else {}
             if record.get("identity") != identity:
-                with spent(self._run, f"stage {name}", networks_trained=1), self.report.phase(f"Stage {name}", 1):
-                    record = self._one(name, stage, ships, identity).to_json()
+                with (
+                    spent(self._run, f"stage {name}", networks_trained=1),
+                    self.report.phase(f"Stage {name}", stage.train.steps) as advance,
+                ):
+                    record = self._one(name, stage, ships, identity, advance).to_json()
                 if record["after"]["latency_ms"] is not None:  # else it is done again when the device is there
                     self._run.write_json(known, record)
                     self._checkpoint(name, identity).remove()
@@ -101,12 +104,15 @@ class Stages:
     def _run(self) -> RunDirectory:
         return self.finisher.run
 
-    def _one(self, name: str, stage: Stage, before: str, identity: str) -> StageReport:
+    def _one(self, name: str, stage: Stage, before: str, identity: str, advance: Advance) -> StageReport:
+        def on_visit(done: int, total: int) -> None:
+            advance(stage.train.steps, f"timed beside what was before: visit {done} of {total}")
+
         try:
-            facts = self._apply(name, stage, before, identity)
-            return self._judge(name, before, name, identity, facts)
+            facts = self._apply(name, stage, before, identity, advance)
+            return self._judge(name, before, name, identity, facts, on_visit)
         except (NothingToDoError, DeviceError) as error:  # what was there stays, and is measured once more
-            report = self._judge(name, before, before, identity, {})
+            report = self._judge(name, before, before, identity, {}, on_visit)
             return dataclasses.replace(report, kept=False, sentence=f"does not ship, {error}")
 
     def _checkpoint(self, name: str, identity: str) -> TrainingCheckpoint:
@@ -114,7 +120,7 @@ class Stages:
         file = f"{FOLDER}/{self.arch.id}.{name}.ckpt"
         return TrainingCheckpoint(self._run, file, identity, self.finisher.compute, self.checkpoint_seconds)
 
-    def _apply(self, name: str, stage: Stage, before: str, identity: str) -> dict[str, Any]:
+    def _apply(self, name: str, stage: Stage, before: str, identity: str, advance: Advance) -> dict[str, Any]:
         """Writes the files that the stage makes of those before it; its facts."""
         finisher, arch, facts = self.finisher, self.arch, dict[str, Any]()
 
@@ -125,7 +131,7 @@ class Stages:
             return found
 
         checkpoint = self._checkpoint(name, identity)
-        school = dataclasses.replace(self.school, teachers=teachers, facts=facts, checkpoint=checkpoint)
+        school = dataclasses.replace(self.school, teachers=teachers, facts=facts, checkpoint=checkpoint, on_step=advance)
         torch.manual_seed(finisher.seed)  # what a stage adds to a network begins alike in a run that was stopped before it
         network = stage.apply(finisher.to_train(arch, tag=before), school)
         for mode in finisher.modes:  # of an earlier try with other settings
@@ -137,14 +143,16 @@ class Stages:
             facts |= stage.facts_of(onnx.load(finisher.onnx_path(arch, tag=name)))
         return facts
 
-    def _judge(self, name: str, before: str, after: str, identity: str, facts: dict[str, Any]) -> StageReport:
+    def _judge(
+        self, name: str, before: str, after: str, identity: str, facts: dict[str, Any], on_visit: Callable[[int, int], None]
+    ) -> StageReport:
         tags = {"before": before, "after": after}
         timed: dict[str, Timed] = {}
         error_of_ratio, lost = math.nan, ""
         try:
             with tempfile.TemporaryDirectory() as folder:
                 ways = {when: self.finisher.ways(self.arch, Path(folder), tag=tag) for when, tag in tags.items()}
-                measured = iter(self._measured([way.exported for both in ways.values() for way in both]))
+                measured = iter(self._measured([way.exported for both in ways.values() for way in both], on_visit))
             for when, both in ways.items():
                 timed[when] = Timed([way.share for way in both], [next(measured) for _ in both])
                 for share, measurement in zip(timed[when].shares, timed[when].measurements, strict=True):
@@ -184,9 +192,11 @@ class Stages:
                 sentence = f"does not ship, all layers are over the budget of {self.budget_ms:g} ms: {told(facts)}"
         return StageReport(name, kept, sentence, **figures, facts=facts, identity=identity)
 
-    def _measured(self, files: Sequence[Exported]) -> list[Measurement]:
+    def _measured(
+        self, files: Sequence[Exported], on_visit: Callable[[int, int], None] = lambda done, total: None
+    ) -> list[Measurement]:
         rounds = 2 * self.finisher.settings.rounds
-        return self.finisher.measure_files(files, reference_ms=self.reference_ms, rounds=rounds)
+        return self.finisher.measure_files(files, reference_ms=self.reference_ms, rounds=rounds, on_visit=on_visit)
 
 
 def judged(

@@ -165,7 +165,7 @@ class TableSearch:
             searcher = settings.searcher(self.space, objectives=OBJECTIVES, seed=self.settings.seed, initial=[], limits=limits)
         first = evaluate(fastest)
         searcher.tell(first)
-        with self.report.phase("Search" if role == "search" else PHASES[role], settings.evaluations):
+        with self.report.phase("Search" if role == "search" else PHASES[role]):
             return search(searcher, evaluate, num_evaluations=settings.evaluations, known=[first]).candidates
 
     def _num_parameters(self, candidate: Candidate) -> int:

@@ -32,7 +32,7 @@ def told_apart(finisher: Finisher, archs: Sequence[Architecture], report: Report
     run = finisher.run
     if not run.has(TIES):
         errors = {}
-        with spent(run, "telling ties"), report.phase("Comparing the networks on the test split", len(archs)) as advance:
+        with spent(run, "telling ties"), report.phase("Comparing on the test split", len(archs)) as advance:
             for number, arch in enumerate(archs, 1):
                 errors[arch.id] = finisher.errors_by_example(arch, "test", tag="")
                 advance(number, f"{arch.id}: error {errors[arch.id].mean():.1f} %")

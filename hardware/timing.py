@@ -180,21 +180,28 @@ def measure_on(
     sentinel_reference_ms: float | None,
     enough: Callable[[Sequence[Measurement]], bool] = settled,
     attempts: int = PATIENCE,
+    on_visit: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Measurement]:
     """Measures like `measure`, and then in as many rounds more, until `enough` says so of all rounds together.
 
     Args:
         attempts: how often `rounds` are measured at most.
+        on_visit: as that of `measure`; of all visits until now, and all that have begun with them.
 
     Raises:
         ValueError, DeviceError: as `measure`; what earlier attempts measured is in a CutShortError, too.
     """
     found: list[Measurement] = []
-    for _ in range(attempts):
+    for attempt in range(attempts):
+
+        def on_this_visit(done: int, total: int, before: int = attempt) -> None:
+            on_visit(before * total + done, (before + 1) * total)
+
         try:
             more = measure(
-                device, networks, sentinel=sentinel, workload=workload, rounds=rounds, sentinel_reference_ms=sentinel_reference_ms
-            )
+                device, networks, sentinel=sentinel, workload=workload, rounds=rounds,
+                sentinel_reference_ms=sentinel_reference_ms, on_visit=on_this_visit,
+            )  # fmt: skip
         except CutShortError as error:
             raise CutShortError(str(error), _all_pooled(found, error.measured)) from error
         except DeviceError as error:

@@ -222,7 +222,7 @@ def exporter(run, folder, tmp_path_factory) -> Exporter:
     finisher = build(OmegaConf.merge(config, {"run": str(run)}), report=Reporter(quiet=True)).finisher(Compute())
     finisher = replace(finisher, settings=replace(finisher.settings, rounds=1))
     results = Results.from_json(json.loads((run / "results.json").read_text()))
-    return Exporter(finisher, results, "onnx", "", tmp_path_factory.mktemp("files"))
+    return Exporter(finisher, results, "onnx", "", tmp_path_factory.mktemp("files"), Reporter(quiet=True))
 
 
 @pytest.mark.parametrize("limits", [Limits(tolerance=1e-12), Limits(budget_ms=1e-6)])

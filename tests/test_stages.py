@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections import Counter
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ import torch
 from experiments.card import stages_of
 from experiments.checkpoints import TrainingCheckpoint
 from experiments.finishing import FOLDER, Finisher
+from experiments.progress import Reporter
 from experiments.quantising import Quantising
 from experiments.results import StageFigures
 from experiments.run_directory import RunDirectory, RunError
@@ -317,7 +319,10 @@ def test_teaching_costs_steps(family):
 
 def test_the_largest_network_is_finished_first_and_teaches(family, tmp_path):
     finisher = finisher_of(family, tmp_path, lesson=Lesson(beta=(1, 1)))
-    finisher.finish(family.space.smallest(), family.supernet())
+    smallest, largest, steps = family.space.smallest(), family.space.largest(), []
+    assert finisher.to_finish(smallest) == (largest, smallest)
+    finisher.finish(smallest, family.supernet(), on_step=lambda arch, step: steps.append((arch, step)))
+    assert steps == [(arch, step + 1) for arch in (largest, smallest) for step in range(finisher.steps(arch))]
     [teacher] = finisher.teachers.values()
     assert isinstance(teacher, Remembering)
     known = len(teacher.answers)
@@ -330,6 +335,22 @@ def test_the_largest_network_is_finished_first_and_teaches(family, tmp_path):
         finisher.network(family.space.smallest()).classifier.weight,
         finisher.to_train(family.space.smallest()).classifier.weight,
     )
+
+
+def test_a_stage_says_each_step_of_its_training_and_each_visit(family, tmp_path, monkeypatch):
+    said = []
+
+    @contextmanager
+    def phase(self, title, total=None, *, done=0):
+        yield lambda finished, words="": said.append((title, total, finished, words))
+
+    monkeypatch.setattr(Reporter, "phase", phase)
+    finisher = finisher_of(family, tmp_path)
+    through(finisher, {"longer": Learn(train=FAST)})
+    steps, visits = range(1, FAST.steps + 1), range(1, 9)
+    assert said[: FAST.steps] == [("Stage longer", FAST.steps, step, "") for step in steps]
+    words = [f"timed beside what was before: visit {visit} of 8" for visit in visits]
+    assert said[FAST.steps :][:8] == [("Stage longer", FAST.steps, FAST.steps, w) for w in words]
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def added(preset: Preset, *, on_choice: Callable[[int], None]) -> dict[str, floa
     batch, found = random_batch(preset.batch, MAX_TOKENS), {}
     for number, choice in enumerate(("sizes", *CATEGORICAL)):
         steps = Steps(full_family(choice), batch, WRITTEN_OUT)
-        [(seconds, _)] = steps.ratios(preset.added_rounds, lambda *_: None, only=("relaxed",)).values()
+        [(seconds, _)] = steps.ratios(preset.added_rounds, lambda *_, **__: None, only=("relaxed",)).values()
         found[choice] = np.array([seconds, steps.peak_memory_ratio()])
         on_choice(number)
     figures = {"sizes_relaxed_step_ratio": float(found["sizes"][0]), "sizes_peak_memory_ratio": float(found["sizes"][1])}

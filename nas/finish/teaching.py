@@ -123,6 +123,7 @@ class School:
         saved: shares of a network's latency on the device that others like it save, measured side by side; 0 where one is not
             clearly faster. Raises DeviceError.
         most_points_lost: of error, that a stage may cost.
+        on_step: called after each step of a training with the number of finished steps.
         facts: what a stage has to say of what it did.
         checkpoint: of the one training of a stage.
     """
@@ -136,16 +137,30 @@ class School:
     predict_ms: Callable[[Sequence[Architecture]], Sequence[float]]
     saved: Callable[[nn.Module, Sequence[nn.Module]], Sequence[float]]
     most_points_lost: float
+    on_step: Callable[[int], None] = lambda step: None
     facts: dict[str, Any] = field(default_factory=dict)
     checkpoint: Checkpoint = field(default_factory=Nowhere)
 
-    def teach(self, network: nn.Module, train: TrainConfig, lesson: Lesson, **how: Any) -> None:
-        """Trains in place; `how` are the callbacks of `teach`."""
+    def teach(
+        self,
+        network: nn.Module,
+        train: TrainConfig,
+        lesson: Lesson,
+        *,
+        on_step: Callable[[int], None] = lambda step: None,
+        **how: Any,
+    ) -> None:
+        """Trains in place; `on_step` and `how` are the callbacks of `teach`."""
+
+        def after(step: int) -> None:
+            on_step(step)
+            self.on_step(step)
+
         teachers = self.teachers(lesson.teacher) if lesson.needs_teacher else []
         setbacks: list[str] = []
         teach(
             network, self.task, train, lesson, teachers=teachers, compute=self.compute, seed=self.seed,
-            on_setback=setbacks.append, checkpoint=self.checkpoint, **how,
+            on_step=after, on_setback=setbacks.append, checkpoint=self.checkpoint, **how,
         )  # fmt: skip
         if setbacks:
             self.facts["setbacks"] = setbacks
