@@ -22,7 +22,7 @@ from experiments.build import build, make, make_device
 from experiments.calibration import export_for_timing, read_measurements, sentinel_of
 from experiments.compute import chosen_compute
 from experiments.conclude import verdict_of
-from experiments.contract import MAX_DROP, TOLERANCE, Limits, tolerance_of
+from experiments.contract import TOLERANCE, Limits, tolerance_of
 from experiments.finished_run import config_of, existing_run, load
 from experiments.finishing import Finisher
 from experiments.networks import Network, pick
@@ -58,7 +58,7 @@ class Words:
     format: str = "onnx"  # onnx, openvino, pt2, pte, torchscript or tflite
     precision: str | None = None  # of the run's device, if it has any: fp32, int8, …; by default the run's
     tolerance: float | None = None  # of outputs against torch's; 1e-4 in fp32, else no limit
-    max_drop: float = MAX_DROP  # points of validation error that the file may lose against the torch network
+    max_drop: float = 1.0  # points of validation error that the file may lose against the torch network
     budget_ms: float | None = None  # by default that of pick=budget:8ms, else no limit
     replace: bool = False  # a folder that is there and was changed
 

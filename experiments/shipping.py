@@ -273,6 +273,8 @@ def _facts(
 
 def _training_of(finisher: Finisher, arch: Architecture) -> str:
     """For how long, in words: networks that a run did not ship were trained to be compared, and no further."""
+    if not finisher.is_finished(arch):
+        return "elsewhere"
     steps = f"{finisher.record(arch)['train_steps']:,} steps for the short-list"
     if kept := [stage["name"] for stage in finisher.stages(arch)["stages"] if stage["kept"]]:
         return f"{steps}, then by {', '.join(kept)}"

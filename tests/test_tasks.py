@@ -517,7 +517,10 @@ def test_dataset_refuses_what_it_cannot_learn_from():
 # Configuration
 
 
-@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
+WHOLE = sorted(path for path in CONF.glob("*.yaml") if "defaults:" not in path.read_text())
+
+
+@pytest.mark.parametrize("path", WHOLE, ids=lambda path: path.stem)
 def test_yaml_lists_every_argument_with_its_default(path):
     config = composed(f"task={path.stem}", "run=unused").task
     module, _, name = config._target_.rpartition(".")

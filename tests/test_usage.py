@@ -7,6 +7,8 @@ import pytest
 
 from experiments import cli
 from experiments.bench import BENCHMARKS
+from experiments.contract import MAX_DROP
+from experiments.export import Words
 from experiments.usage import described
 
 
@@ -21,6 +23,10 @@ def test_every_command(name, flag, capsys):
 def test_every_benchmark(name, capsys):
     assert cli.main(["bench", name, "--help"]) == 0
     assert "\n  preset=" in capsys.readouterr().out
+
+
+def test_what_help_says_is_what_a_search_allows():
+    assert Words.max_drop == MAX_DROP
 
 
 def test_words_with_their_defaults_and_comments():
