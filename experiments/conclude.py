@@ -22,6 +22,8 @@ from experiments.verdicts import MemoryVerdict, Verdict, facts_of, times_of
 from experiments.versions import versions
 from hardware.surroundings import device_of
 from nas.protocols import Device
+from nas.space import Architecture
+from nas.types import Measurement
 
 INTERVAL = "the quietest to the noisiest visit, drift removed"
 PACKAGES = ("torch", "optuna", "onnxruntime", "numpy", "hydra-core")
@@ -103,7 +105,7 @@ def _networks(outcome: Outcome) -> tuple[Network, ...]:
 
 def _network(finalist: Finalist, outcome: Outcome, costs: Costs, names: Sequence[str]) -> Network:
     record = outcome.finisher.record(finalist.arch)
-    id_, measurement = finalist.arch.id, outcome.measurements.get(finalist.arch.id)
+    id_, measurement = finalist.arch.id, _measurement(finalist.arch, outcome)
     measured = {"memory_mib": outcome.measured_mib.get(id_), "parameters": record["export"]["num_parameters"] / 1e6}
     if "energy_mj" in names and measurement is not None:
         measured["energy_mj"] = measured_energy(measurement)
@@ -121,6 +123,13 @@ def _network(finalist: Finalist, outcome: Outcome, costs: Costs, names: Sequence
         measured={name: value for name in names if (value := measured.get(name)) is not None},
         **times_of(measurement),
     )
+
+
+def _measurement(arch: Architecture, outcome: Outcome) -> Measurement | None:
+    """Of a network as it was trained: of the short-list, and of what ships the verdict's, which did not choose it."""
+    if arch == outcome.choice.arch and outcome.choice.measurement is not None and not any(s.kept for s in outcome.stages):
+        return outcome.choice.measurement
+    return outcome.measurements.get(arch.id)
 
 
 def _memory(outcome: Outcome) -> MemoryVerdict | None:

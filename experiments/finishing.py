@@ -31,7 +31,6 @@ from nas.attention import Backend
 from nas.compute import Compute
 from nas.costs import flops_of
 from nas.export import ExportReport, compare, export_for, export_onnx, form_of, format_of, runs_onnx
-from nas.fewer_bits import fewer_bits_of
 from nas.finish.exits import Exits
 from nas.finish.remembered import Remembered, Remembering, can_remember
 from nas.finish.shapes import with_weights
@@ -142,10 +141,7 @@ class Finisher:
             arch, supernet, teachers, setbacks, steps=steps, on_step=functools.partial(on_step, arch)
         )  # fmt: skip
         report = self.export(arch, network, tag="")
-        if self.shipped_path(arch, tag="") == self.onnx_path(arch, tag="") and not fewer_bits_of(network):
-            error = self._error_percent(network)
-        else:
-            error = self.file_scores(arch, "validation", tag="")["error_percent"]
+        error = self.file_scores(arch, "validation", tag="")["error_percent"]
         seconds = round(time.perf_counter() - start, 2)
         name = "the largest network" if self.teaching is None else self.teaching.id
         taught_by = [teacher.name if isinstance(teacher, Remembered) else name for teacher in teachers]

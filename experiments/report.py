@@ -92,8 +92,8 @@ def page(results: Results, candidates: Sequence[Candidate]) -> str:
         r=results,
         who=ROLES,
         pictures=pictures,
-        networks=by_time(results.networks),
-        on_front=results.front,
+        networks=by_time(results.listed),
+        on_front={n.id for n in results.front},
         further=[(name, objective(name).header) for name in results.further],
         objective_words=objective_words(results.objectives),
         comparisons=compare_at_equal_time(results),
@@ -293,22 +293,22 @@ def cost_sentence(results: Results) -> str:
 def front_table(results: Results) -> Table:
     """Every trained network for the terminal, the fastest first."""
     title = Text(f"{results.title}: trained networks, latency in ms, errors are {results.error_means}")
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=0, show_edge=False)
     table.add_column("network", no_wrap=True)
-    table.add_column("by")
+    table.add_column("by", no_wrap=True)
     more = [name for name in results.further if name != "parameters"]
     extra = [column(name) for name in more]
     for name in ("error %", results.verdict.how, "predicted", "upper", "params", *extra):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("")
-    on_front = results.front
-    for n in by_time(results.networks):
-        marks = ["front"] * (n in on_front) + ["ships"] * (n.id == results.picked_id)
+    table.add_column("", no_wrap=True)
+    on_front = {n.id for n in results.front}
+    for n in by_time(results.listed):
+        marks = ["front"] * (n.id in on_front) + ["ships"] * (n.id == results.picked_id)
         times = [format_ms(t) for t in (n.measured_ms, n.predicted_ms, n.predicted_upper_ms)]
         by = n.label if n.role == "hand" else n.role
         cells = [n.id, by, f"{n.error_percent:.2f}", *times, f"{n.num_parameters:,}"]
         cells += [*(f"{n.value(name):.3g}" for name in more), ", ".join(marks)]
-        style = "bold green" if n.id == results.picked_id else "" if n in on_front else "dim"
+        style = "bold green" if n.id == results.picked_id else "" if n.id in on_front else "dim"
         table.add_row(*(Text(cell) for cell in cells), style=style)
     return table
 

@@ -171,14 +171,19 @@ class Results:
 
     @property
     def shipped(self) -> Network:
-        """The same after the stages that are kept."""
-        if not self.kept_stages:
-            return self.picked
-        last = self.kept_stages[-1].after
-        return replace(
-            self.picked, error_percent=last.error_percent, num_parameters=last.num_parameters,
-            measured_ms=last.latency_ms or self.picked.measured_ms,
-        )  # fmt: skip
+        """The same after the stages that are kept, in the time that the verdict measured."""
+        now: dict[str, Any] = {}
+        if self.kept_stages:
+            last = self.kept_stages[-1].after
+            now = {"error_percent": last.error_percent, "num_parameters": last.num_parameters}
+        if self.verdict.measured_ms is not None:
+            now |= {name: getattr(self.verdict, name) for name in ("measured_ms", "measured_low_ms", "measured_high_ms")}
+        return replace(self.picked, **now)
+
+    @property
+    def listed(self) -> tuple[Network, ...]:
+        """The networks as tables show them: all as they were trained, and what ships as it ships."""
+        return tuple(self.shipped if n.id == self.picked_id else n for n in self.networks)
 
     @property
     def front(self) -> tuple[Network, ...]:

@@ -291,6 +291,14 @@ def test_the_page_and_the_terminal_name_the_memory():
     assert again == results
 
 
+def test_the_table_fits_a_terminal_of_80_columns():
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(front_table(make_results()))
+    said = console.export_text()
+    for words in ("2 layers", "front, ships"):
+        assert words in said
+
+
 @pytest.mark.parametrize(("measured", "words"), [(44.0, "BROKEN"), (None, "PREDICTED, NOT MEASURED")])
 def test_a_memory_that_is_not_kept_is_said(measured, words):
     memory = MemoryVerdict.of(asked_mib=40.0, predicted_mib=39.0, predicted_upper_mib=40.0, measured_mib=measured)
@@ -306,9 +314,11 @@ def test_what_ships_is_what_the_kept_stages_made_of_the_picked_network():
     after = dataclasses.replace(before, error_percent=3.0, latency_ms=0.4)
     stages = tuple(StageReport(n, n == "longer", "", before, after, facts={}, identity=n) for n in ("longer", "prune"))
     assert results.shipped == results.picked
-    longer = dataclasses.replace(results, stages=stages)
-    assert (longer.shipped.error_percent, longer.shipped.measured_ms, longer.shipped.id) == (3.0, 0.4, results.picked_id)
+    verdict = dataclasses.replace(results.verdict, measured_ms=0.39, measured_low_ms=0.38, measured_high_ms=0.4)
+    longer = dataclasses.replace(results, stages=stages, verdict=verdict)
+    assert (longer.shipped.error_percent, longer.shipped.measured_ms, longer.shipped.id) == (3.0, 0.39, results.picked_id)
     said = " ".join(printed(*summary(longer, "runs/x")).split())
     assert f"after longer ({before.error_percent:.2f} % before): validation error 3.00 %" in said
+    assert f"{results.picked_id} search 3.00 0.390 " in said
     drawn = {line.get_gid(): line.get_xydata().tolist() for line in pareto_figure(longer, []).axes[0].lines}
-    assert drawn["picked"] == drawn["shipped"] == [[0.4, 3.0]]
+    assert drawn["picked"] == drawn["shipped"] == [[0.39, 3.0]]

@@ -337,6 +337,13 @@ def test_the_largest_network_is_finished_first_and_teaches(family, tmp_path):
     )
 
 
+def test_the_error_of_a_trained_network_is_that_of_its_file(family, tmp_path, monkeypatch):
+    finisher, arch = finisher_of(family, tmp_path), family.space.smallest()
+    monkeypatch.setattr(Finisher, "scores_of", lambda self, path, split: {"error_percent": 100.0 * len(path.name)})
+    finisher.finish(arch, family.supernet())
+    assert finisher.record(arch)["error_percent"] == 100.0 * len(finisher.onnx_path(arch).name)
+
+
 def test_a_stage_says_each_step_of_its_training_and_each_visit(family, tmp_path, monkeypatch):
     said = []
 

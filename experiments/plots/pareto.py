@@ -76,7 +76,7 @@ def pareto_figure(results: Results, candidates: Sequence[Candidate], *, width: f
     beyond = [n for n in results.front if n not in front(results.networks)]
     axes.plot(*_points(beyond), ls="none", zorder=7, gid="front in more", **RING)
     picked, shipped, trivial = results.picked, results.shipped, results.best_trivial
-    if shipped != picked:
+    if results.kept_stages:
         axes.plot(*_points([picked, shipped]), color=INK, zorder=7, gid="stages", **LINK)
         look = LOOKS[picked.role]
         axes.plot(*_points([shipped]), look.marker, color=INK, ms=look.size, mec="white", mew=0.9, zorder=8, gid="shipped")

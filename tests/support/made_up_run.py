@@ -95,7 +95,7 @@ def make_results(*, budget_ms=0.95, trivial=9.9, picked_ms=None, num=4, **change
         verdict=Verdict.of(
             asked_ms=budget_ms, asked_origin="user", predicted_ms=picked.predicted_ms,
             predicted_upper_ms=picked.predicted_upper_ms, measured_ms=measured, measured_low_ms=0.99 * measured,
-            measured_high_ms=1.03 * measured,
+            measured_high_ms=1.04 * measured,
         ),
         predictor=PredictorReport.of(
             QUALITY,
