@@ -83,7 +83,7 @@ class OuterSettings:
     make_searcher: Callable[..., Searcher] = field(default=SurrogateEvolution)
     population: int = 20
     evaluations: int = 50
-    proposals: int = 6
+    proposals: int = 3
     measure: int = 0
     baseline: bool = True
 

@@ -85,7 +85,7 @@ class DartsConfig:
         ValueError: a value outside its range.
     """
 
-    steps: int = 30
+    steps: int = 12
     steps_more: int = 6
     tokens_per_batch: int = 2048
     logit_rate: float = 0.1
