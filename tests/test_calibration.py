@@ -18,8 +18,7 @@ from latency_models.onboarded import OnboardedLatency
 from nas.protocols import DeviceError
 from nas.types import Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
-from tests.support.simulated import SimulatedDevice
-from tests.test_timing import Heard
+from tests.support.simulated import Heard, SimulatedDevice
 
 
 class Exporting:

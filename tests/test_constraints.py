@@ -19,7 +19,7 @@ from nas.projection import USED, BudgetError, discretise
 from nas.relaxations import draws, relax
 from nas.types import Measurement, Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
-from tests.test_darts import FAMILY, WORKLOAD, Task
+from tests.support.tiny_search import FAMILY, WORKLOAD, Task
 
 SPACE = FAMILY.space
 MEMORY = MemoryCost(FAMILY, WORKLOAD)

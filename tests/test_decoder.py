@@ -12,8 +12,9 @@ from nas.formats import open_session
 from nas.space import Architecture
 from nas.supernet import call, cut_out, skeleton
 from nas.types import Workload
-from search_spaces.decoder import Decode, Decoder, DecoderFamily, Prefill, cache_names, decoder_space
+from search_spaces.decoder import Decode, DecoderFamily, Prefill, cache_names, decoder_space
 from search_spaces.encoder import EncoderFamily, encoder_space
+from tests.support.decoders import assert_same_where_it_counts, generated
 from tests.support.networks import trained
 
 COMPUTE = Compute()
@@ -40,10 +41,6 @@ def inputs(tokens: int = 20) -> tuple[torch.Tensor, torch.Tensor]:
     mask[1, 7:] = 0
     mask[2, 1:] = 0
     return ids, mask
-
-
-def assert_same_where_it_counts(actual: torch.Tensor, expected: torch.Tensor, mask: torch.Tensor) -> None:
-    torch.testing.assert_close(actual[mask == 1], expected[mask == 1], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -118,14 +115,6 @@ def test_a_later_token_changes_no_earlier_answer(family, kind, backend):
         differs = (after - before).abs().amax(dim=(0, 2)) > 1e-12
         assert differs[changed : last + 1].all(), "and every answer from there on that it reaches"
         assert not differs[last + 1 :].any()
-
-
-def generated(network: Decoder, prompt: torch.Tensor, count: int) -> torch.Tensor:
-    """Greedy, by the full forward."""
-    ids = prompt
-    for _ in range(count):
-        ids = torch.cat([ids, network(ids, torch.ones_like(ids))[:, -1:].argmax(-1)], dim=1)
-    return ids
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -1,6 +1,5 @@
 """A network that stops where it is sure: the threshold, the file that really stops, and what it is expected to take."""
 
-import json
 import math
 from dataclasses import replace
 from typing import Any, cast
@@ -29,6 +28,7 @@ from nas.types import Workload
 from search_spaces.decoder import DecoderFamily, decoder_space
 from search_spaces.encoder import EncoderFamily, encoder_space
 from search_spaces.vision import VisionFamily, vision_space
+from tests.support.answers import inputs_of, products, rows
 from tests.support.stages import FAST, Scale, Sum, finisher_of, school, through
 
 
@@ -59,28 +59,6 @@ def family():
 def exits(family):
     network = family.network(family.space.largest())
     return Exits(network, {1: Head(16, 3)}, threshold=0.5).eval()
-
-
-def inputs_of(num=64):
-    """By name, sequences of two lengths."""
-    ids = torch.randint(20, (num, 8))
-    mask = torch.ones_like(ids)
-    mask[num // 2 :, 5:] = 0
-    return {"token_ids": ids, "attention_mask": mask}
-
-
-def products(path, inputs):
-    """How many matrix products a file runs."""
-    options = onnxruntime.SessionOptions()
-    options.enable_profiling, options.profile_file_prefix = True, str(path.parent / "profile")
-    session = onnxruntime.InferenceSession(path, options)
-    session.run(None, {name: value.numpy() for name, value in inputs.items()})
-    with open(session.end_profiling()) as file:
-        return sum("MatMul" in str(e.get("args", {}).get("op_name")) for e in json.load(file) if "kernel_time" in e["name"])
-
-
-def rows(inputs, chosen):
-    return {name: value[chosen] for name, value in inputs.items()}
 
 
 def balanced(exits):

@@ -36,7 +36,7 @@ from nas.training import TrainConfig
 from nas.types import Workload
 from search_spaces.decoder import DecoderFamily, decoder_space
 from search_spaces.encoder import EncoderFamily, encoder_space
-from tests.test_readme import line_of
+from tests.support.readme import line_of
 
 TEXT = "".join(f"def name_{i}(x):\n    return {i} * x  # café\n\n" for i in range(400))
 T = 16

@@ -30,9 +30,9 @@ from nas.supernet import call, cut_out, skeleton
 from nas.types import Measurement, Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
 from tests.support.decoding import decoded
-from tests.support.networks import trained
+from tests.support.families import FAMILIES, family_of, inputs_of, workload_of
+from tests.support.networks import picked, trained
 from tests.support.stages import FAST, Sum, finisher_of, operators, through
-from tests.test_layer_kinds import FAMILIES, family_of, inputs_of, picked, workload_of
 
 COMPUTE = Compute()
 PRECISIONS = ("fp32", "fp16", "int8", "int4")

@@ -24,8 +24,8 @@ from nas.supernet import state_of
 from nas.types import Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
 from search_spaces.vision import VisionFamily, vision_space
+from tests.support.answers import inputs_of, products, rows
 from tests.support.stages import FAST, Scale, Sum, finisher_of, school, through
-from tests.test_early_exit import inputs_of, products, rows
 
 SIZES = {"width": (16,), "depth": (2, 4), "heads": (2,), "ffn": (16,), "attention": ("full",)}
 

@@ -18,8 +18,8 @@ from nas.protocols import DeviceError
 from nas.types import Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
 from search_spaces.named import match, operators
+from tests.support.boards import PYTHON, SSH, executable
 from tests.support.commands import command
-from tests.test_remote import PYTHON, SSH, executable
 
 
 class Losable:

@@ -16,9 +16,9 @@ from nas.supernet import call, cut_out, skeleton
 from nas.types import MIB, Workload
 from search_spaces.attention import ATTENTION_KINDS
 from search_spaces.encoder import EncoderFamily, encoder, encoder_space
+from tests.support.fewer_tokens import inputs_of, logit_gradients
 from tests.support.liveness import alive
-from tests.support.networks import trained
-from tests.test_reduction import inputs_of, logit_gradients, picked
+from tests.support.networks import picked, trained
 
 KINDS = [kind for kind in ATTENTION_KINDS if kind != "topk"]
 SIZES = {"width": (8, 12), "depth": (1, 3), "heads": (1, 2), "ffn": (8, 16), "attention": KINDS, "sharing": ("none", "all")}

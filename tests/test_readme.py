@@ -20,15 +20,8 @@ from experiments.config import composed
 from experiments.progress import Reporter
 from nas.protocols import Device, DifferentiableLatencyModel, Searcher
 from nas.types import Measurement, Workload
-from tests.support.commands import command
-
-ROOT = Path(__file__).parent.parent
-TEXT = "\n".join(path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))))
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, flags=re.DOTALL)
-NAMED = {m.group(1): text for _, text in BLOCKS if (m := re.match(r"# (\S+\.(?:py|yaml))\n", text))}
-COMMAND_LINES = [
-    line.split("#")[0].strip() for kind, text in BLOCKS if kind == "sh" for line in text.splitlines() if line.strip()
-]
+from tests.support.commands import ROOT, command
+from tests.support.readme import COMMAND_LINES, NAMED, TEXT, line_of
 
 
 def run_python(*words: str | Path, cwd: Path) -> str:
@@ -85,12 +78,6 @@ def test_pareto_shows_a_finished_run(finished):
     assert "asked" in done.stdout
     assert (finished / "pareto.png").stat().st_size > 10_000
     assert (finished / "results.json").read_bytes() == before
-
-
-def line_of(beginning: str) -> list[str]:
-    """The words of the README's only command line that begins so."""
-    [line] = [c for c in COMMAND_LINES if c.startswith(f"paretoformer {beginning}")]
-    return shlex.split(line)[1:]
 
 
 def test_devices_are_listed(tmp_path):

@@ -27,8 +27,9 @@ from search_spaces.attention import ATTENTION_KINDS
 from search_spaces.encoder import EncoderFamily, encoder_space
 from search_spaces.vision import VisionFamily, vision_space
 from tests.support.decoding import decoded
+from tests.support.fewer_tokens import inputs_of, logit_gradients
 from tests.support.liveness import alive
-from tests.support.networks import trained
+from tests.support.networks import picked, trained
 
 SIZES = {"width": (8, 12), "depth": (1, 3, 4), "heads": (1, 2), "kv_heads": (1, 2), "ffn": (8, 16)}
 KINDS = {
@@ -54,24 +55,6 @@ FAMILIES = {name: family_of(name) for name in ("encoder", "encoder, post-norm", 
 @pytest.fixture(params=FAMILIES)
 def family(request):
     return FAMILIES[request.param]
-
-
-def inputs_of(family) -> list[torch.Tensor]:
-    if isinstance(family, VisionFamily):
-        return [next(iter(family.example_input(Workload(batch=4, tokens=24)).values())).double()]
-    ids = torch.randint(50, (4, 19), generator=torch.Generator().manual_seed(1))
-    mask = torch.ones_like(ids)
-    mask[1, 7:] = 0
-    mask[2, 1:] = 0
-    mask[3, [0, 5, 6]] = 0
-    return [ids, mask]
-
-
-def picked(family, seed: int, **picks):
-    """A random architecture with some picks set, those of layers in every layer."""
-    space, rng = family.space, np.random.default_rng(seed)
-    named = {c.name: picks[short] for c in space if (short := c.name.rpartition(".")[2]) in picks}
-    return space.canonical({**space.complete(space.sample(rng), rng), **named})
 
 
 # --- what is kept
@@ -155,15 +138,6 @@ def test_the_supernet_without_masks_is_the_largest_network(family):
     supernet, inputs = trained(family.supernet()), inputs_of(family)
     largest = cut_out(family, supernet, family.space.largest(), Compute()).double()
     torch.testing.assert_close(supernet(*inputs), largest(*inputs), rtol=1e-10, atol=1e-10)
-
-
-def logit_gradients(family) -> torch.Tensor:
-    """Of every architecture logit, where all options are as likely."""
-    supernet, space = trained(family.supernet()), family.space
-    logits = torch.zeros(space.encoding_size, dtype=torch.float64, requires_grad=True)
-    probabilities = torch.cat([torch.softmax(logits[s], dim=0) for s in space.offsets.values()])
-    supernet(*inputs_of(family), masks=family.masks(Encoding(space, probabilities))).square().sum().backward()
-    return logits.grad
 
 
 def test_every_logit_receives_a_gradient(family):

@@ -31,19 +31,11 @@ from hardware.timing import Exported, measure
 from nas.protocols import DeviceError
 from nas.space import Choice, SearchSpace
 from nas.types import Workload
+from tests.support.boards import PYTHON, SSH, executable
 
-PYTHON = f"env OMP_NUM_THREADS=1 {sys.executable}"
 SPACE = SearchSpace("product", (Choice("width", (8, 64, 256)),))
 QUESTION = {"version": 1, "threads": 1, "precision": "fp32", "graph_optimization": "all"}
 VISIT = {"warmup_seconds": 0, "visit_seconds": 0.001, "min_samples": 3, "max_samples": 5, "limit_seconds": 60, "cache_mib": 1}
-# What an ssh does once it is connected. The words after its own options are joined, and a shell runs them.
-SSH = """#!/bin/sh
-echo "$*" >> {log}
-while [ "$1" != "--" ]; do shift; done
-shift 2
-{before}
-exec sh -c "$*"
-"""
 ADB = """#!/bin/sh
 echo "$*" >> {log}
 [ "$1 $2" = "-s phone-5" ] || {{ echo "error: device '$2' not found" >&2; exit 1; }}
@@ -69,12 +61,6 @@ for line in sys.stdin:
     else:
         {answer}
 """
-
-
-def executable(path, text):
-    path.write_text(text)
-    path.chmod(0o755)
-    return str(path)
 
 
 def network(folder, width=64):

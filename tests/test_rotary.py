@@ -14,8 +14,8 @@ from nas.space import Architecture
 from nas.supernet import call, cut_out, skeleton
 from nas.types import Workload
 from search_spaces.decoder import Decode, DecoderFamily, Prefill, decoder_space
+from tests.support.decoders import assert_same_where_it_counts, generated
 from tests.support.networks import trained
-from tests.test_decoder import assert_same_where_it_counts, generated
 
 COMPUTE = Compute()
 WORDS, LONGEST = 50, 24

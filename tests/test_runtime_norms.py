@@ -11,7 +11,7 @@ from nas.finish.precision import quantised
 from nas.formats import open_session
 from nas.runtime_norms import with_sums
 from search_spaces.encoder import EncoderFamily, encoder_space
-from tests.test_runtime_attention import FAMILIES, SIZES, tokens
+from tests.support.full_attention import FAMILIES, SIZES, tokens
 
 SLOW = "SkipLayerNormalization"
 

@@ -11,7 +11,12 @@ from nas import guards
 from nas.compute import Compute
 from nas.finish.teaching import Lesson, teach
 from nas.training import GOOD_EVERY, MOST_SETBACKS, TrainConfig, Trainer, TrainingError, is_sound
-from tests.test_darts import Task, darts, latency  # noqa: F401
+from tests.support.tiny_search import Task, darts, latency_model
+
+
+@pytest.fixture(scope="module")
+def latency():
+    return latency_model()
 
 
 class Failing:
@@ -125,7 +130,7 @@ def test_a_network_that_is_taught_says_so():
     assert all(p.isfinite().all() for p in network.parameters())
 
 
-def test_a_differentiable_search_begins_its_budget_again(latency, monkeypatch):  # noqa: F811
+def test_a_differentiable_search_begins_its_budget_again(latency, monkeypatch):
     search, said, steps = darts(latency), [], []
     loss_of, calls = search._loss, itertools.count()
 
@@ -148,7 +153,7 @@ def test_a_differentiable_search_begins_its_budget_again(latency, monkeypatch): 
         search.propose(0.7, steps=6)
 
 
-def test_the_last_step_of_a_budget_is_looked_at_before_the_next_begins(latency):  # noqa: F811
+def test_the_last_step_of_a_budget_is_looked_at_before_the_next_begins(latency):
     search, said = darts(latency, weight_rate=1e30), []
     with pytest.raises(
         TrainingError, match=r"nan at step 1, and was 3 times before; a lower weight_rate than 1.25e\+29 may help"
@@ -158,7 +163,7 @@ def test_the_last_step_of_a_budget_is_looked_at_before_the_next_begins(latency):
     assert all(words.startswith("the loss of the differentiable search is nan at step 1; it begins") for words in said)
 
 
-def test_what_broke_in_the_last_step_is_mended(latency, monkeypatch):  # noqa: F811
+def test_what_broke_in_the_last_step_is_mended(latency, monkeypatch):
     search, said = darts(latency), []
 
     def breaks(step: int, _: float) -> None:
@@ -175,7 +180,7 @@ def test_what_broke_in_the_last_step_is_mended(latency, monkeypatch):  # noqa: F
     assert again.weight_optimizer.param_groups[0]["lr"] == again.config.weight_rate / 2
 
 
-def test_a_supernet_that_is_broken_is_named_at_once(latency):  # noqa: F811
+def test_a_supernet_that_is_broken_is_named_at_once(latency):
     search, said = darts(latency), []
     for parameter in search.supernet.parameters():
         parameter.data.fill_(1e30)
@@ -184,7 +189,7 @@ def test_a_supernet_that_is_broken_is_named_at_once(latency):  # noqa: F811
     assert not said
 
 
-def test_logits_that_are_no_numbers_are_a_setback(latency, monkeypatch):  # noqa: F811
+def test_logits_that_are_no_numbers_are_a_setback(latency, monkeypatch):
     search, said = darts(latency), []
     logit_step, calls = search._logit_step, itertools.count()
 
@@ -202,7 +207,7 @@ def test_logits_that_are_no_numbers_are_a_setback(latency, monkeypatch):  # noqa
 
 
 @pytest.mark.parametrize("remedy", ["beta_decay", "perturbation"])
-def test_a_remedy_that_diverges_is_a_setback_too(latency, monkeypatch, remedy):  # noqa: F811
+def test_a_remedy_that_diverges_is_a_setback_too(latency, monkeypatch, remedy):
     monkeypatch.setattr(guards, "alarm", lambda **_: "all is skipped")
     search, said = darts(latency, check_every=2, remedy=remedy), []
     even_logits, weight = search._even_logits, next(search.supernet.parameters())

@@ -16,7 +16,6 @@ import psutil
 import pytest
 
 from experiments.calibration import ATTEMPTS, Calibrator
-from experiments.progress import Reporter
 from experiments.settings import CalibrationSettings
 from hardware import environment
 from hardware.load import LEAST_CORES, Load, other_load
@@ -25,7 +24,7 @@ from hardware.timing import PATIENCE, CutShortError, measure, measure_on
 from hardware.visit import LEAST_SECONDS, WINDOW, Visit, wall
 from nas.protocols import DeviceError
 from nas.types import Measurement
-from tests.support.simulated import NETWORKS, SENTINEL, TIMES, WORKLOAD, Metered, SimulatedDevice, arch_of
+from tests.support.simulated import NETWORKS, SENTINEL, TIMES, WORKLOAD, Heard, Metered, SimulatedDevice, arch_of
 
 
 class Machine:
@@ -392,15 +391,6 @@ def test_a_calibration_uses_what_is_left_of_a_group_if_it_can_be_judged():
     with pytest.raises(CutShortError):
         job._measure_together(NETWORKS, SENTINEL, None)
     assert heard.lines == []
-
-
-class Heard(Reporter):
-    def __init__(self):
-        super().__init__(quiet=True)
-        self.lines = []
-
-    def say(self, text):
-        self.lines.append(text)
 
 
 def calibrator(slowdown):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.progress import Reporter
 from hardware import environment
 from hardware.timing import Exported
 from nas.protocols import DeviceError
@@ -62,3 +63,12 @@ class Metered(SimulatedDevice):
 
     def energy_mj(self):
         return 2.5 * TIMES[self.visited[-1]]
+
+
+class Heard(Reporter):
+    def __init__(self):
+        super().__init__(quiet=True)
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)
