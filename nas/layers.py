@@ -77,6 +77,7 @@ class _WrittenByFixed(torch.autograd.Function):
     def forward(
         ctx: Any, x_BTC: Tensor, weight_DC: Tensor, bias_D: Tensor, mask_C: Tensor | None, mask_D: Tensor, share_D: Tensor
     ) -> Tensor:
+        weight_DC = weight_DC.to(share_D.dtype)  # a product of factors has the lower precision of autocast
         with torch.autocast(x_BTC.device.type, enabled=False):
             centred_DC = weight_DC - share_D @ weight_DC
             masked_DC = centred_DC if mask_C is None else centred_DC * mask_C

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from nas.compute import Compute
@@ -14,7 +15,7 @@ from nas.encoding import Encoding
 from nas.export import export_onnx
 from nas.feed_forward import ACTIVATIONS, FFN_KINDS, _MixedActivation
 from nas.layers import _MixedWeights, _RMSNorm
-from nas.supernet import call, cut_out, skeleton
+from nas.supernet import call, cut_out, fixed, skeleton
 from nas.types import Workload
 from search_spaces.common import NORM_KINDS, SHARING
 from search_spaces.decoder import DecoderFamily
@@ -58,6 +59,25 @@ def test_every_logit_receives_a_gradient(family):
     supernet(*inputs_of(family), masks=family.masks(Encoding(space, probabilities))).square().sum().backward()
     assert torch.all(logits.grad != 0)
     assert all(torch.any(p.grad != 0) for p in supernet.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("learning", ["all", "logits", "nothing"])
+def test_a_relaxed_pass_in_bfloat16_is_that_in_float32(family, learning):
+    supernet, space = trained(family.supernet()).float(), family.space
+    inputs = [x.float() if x.is_floating_point() else x for x in inputs_of(family)]
+    logits = torch.zeros(space.encoding_size, requires_grad=learning != "nothing")
+    probabilities = torch.cat([torch.softmax(logits[s], dim=0) for s in space.offsets.values()])
+    weights = fixed(supernet) if learning == "logits" else dict(supernet.named_parameters())
+
+    def outputs(compute):
+        with compute.autocast(), torch.set_grad_enabled(learning != "nothing"):
+            return functional_call(supernet, weights, tuple(inputs), {"masks": family.masks(Encoding(space, probabilities))})
+
+    actual, expected = outputs(Compute(precision="bfloat16")), outputs(COMPUTE)
+    assert torch.linalg.vector_norm(actual.float() - expected) < 0.05 * torch.linalg.vector_norm(expected)
+    if learning != "nothing":
+        (gradient,) = torch.autograd.grad(actual.float().square().mean(), [logits])
+        assert torch.all(torch.isfinite(gradient))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
