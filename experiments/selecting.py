@@ -168,8 +168,7 @@ class Selection:
             lambda network, others: self.finisher.saved(choice.arch, network, others, reference_ms=reference_ms),
             self.settings.finish.most_points_lost,
         )  # fmt: skip
-        seconds = self.settings.checkpoint_seconds
-        reports = Stages(self.finisher, stages, school, reference_ms, self.budget.ms, self.report, seconds).run()
+        reports = Stages(self.finisher, stages, school, reference_ms, self.budget.ms, self.report).run()
         if any(report.kept for report in reports):
             choice = replace(choice, measurement=self._verdict(choice.arch))
         return choice, reports

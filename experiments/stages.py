@@ -24,7 +24,6 @@ import onnx
 import torch
 
 from experiments.calibration import MEASUREMENTS
-from experiments.checkpoints import TrainingCheckpoint
 from experiments.early_exits import Timed, exit_facts, told
 from experiments.finishing import FOLDER, Finisher
 from experiments.formatting import format_ms
@@ -60,7 +59,6 @@ class Stages:
         school: where it learns; its teacher "itself" is the network as it was before the stage.
         reference_ms: the sentinel's time that latencies are expressed in.
         budget_ms: that no input may exceed after a stage, if none did before.
-        checkpoint_seconds: how much of a stage's training a kill may cost.
     """
 
     finisher: Finisher
@@ -69,7 +67,6 @@ class Stages:
     reference_ms: float | None
     budget_ms: float
     report: Reporter
-    checkpoint_seconds: float = 10.0
 
     def run(self) -> list[StageReport]:
         """The reports of all stages, in their order. Raises TrainingError and ExportError."""
@@ -87,7 +84,7 @@ class Stages:
                     record = self._one(name, stage, ships, identity, advance).to_json()
                 if record["after"]["latency_ms"] is not None:  # else it is done again when the device is there
                     self._run.write_json(known, record)
-                    self._checkpoint(name, identity).remove()
+                    self.finisher.checkpoint(self.arch, name, identity).remove()
             reports.append(StageReport.from_json(record))
             ships = name if reports[-1].kept else ships
             self.report.say(f"{name}: {reports[-1].sentence}")
@@ -115,11 +112,6 @@ class Stages:
             report = self._judge(name, before, before, identity, {}, on_visit)
             return dataclasses.replace(report, kept=False, sentence=f"does not ship, {error}")
 
-    def _checkpoint(self, name: str, identity: str) -> TrainingCheckpoint:
-        """Of a stage's training."""
-        file = f"{FOLDER}/{self.arch.id}.{name}.ckpt"
-        return TrainingCheckpoint(self._run, file, identity, self.finisher.compute, self.checkpoint_seconds)
-
     def _apply(self, name: str, stage: Stage, before: str, identity: str, advance: Advance) -> dict[str, Any]:
         """Writes the files that the stage makes of those before it; its facts."""
         finisher, arch, facts = self.finisher, self.arch, dict[str, Any]()
@@ -130,7 +122,7 @@ class Stages:
                 facts["taught_by"] = baselines
             return found
 
-        checkpoint = self._checkpoint(name, identity)
+        checkpoint = finisher.checkpoint(arch, name, identity)
         school = dataclasses.replace(self.school, teachers=teachers, facts=facts, checkpoint=checkpoint, on_step=advance)
         torch.manual_seed(finisher.seed)  # what a stage adds to a network begins alike in a run that was stopped before it
         network = stage.apply(finisher.to_train(arch, tag=before), school)
