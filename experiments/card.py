@@ -52,6 +52,7 @@ def _network(contract: Mapping[str, Any], network: Mapping[str, Any]) -> str:
         *((f"{name} on the test split", f"{value:.3f}") for name, value in test["metrics"].items()),
         ("error on the validation split, which chose it", f"{network['validation_error_percent']:.2f} %"),
         ("the same of the torch network", f"{network['torch_validation_error_percent']:.2f} %"),
+        *_on_its_own(network),
         (f"latency of {_timed(network)} on {contract['device']}", _latency(network)),
         *_expected(network),
         ("budget, of the latency in quiet moments, as of `predict.py --within`", f"{network['asked_ms']:.3f} ms: {kept}"),
@@ -74,6 +75,13 @@ def _network(contract: Mapping[str, Any], network: Mapping[str, Any]) -> str:
     architecture = json.dumps(network["architecture"])
     head = f"## {network['id']}" + (f" ({', '.join(network['names'])})" if network["names"] else "")
     return "\n".join([head, "", *table, "", f"Architecture: `{architecture}`"])
+
+
+def _on_its_own(network: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Beside inherited weights: the error of the same architecture's own file, scored by the same export."""
+    if "inherited" not in network:
+        return []
+    return [("the same of this architecture trained on its own", f"{network['inherited']['own_validation_error_percent']:.2f} %")]
 
 
 def _token_by_token(parity: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -168,10 +176,16 @@ def _shared(contract: Mapping[str, Any]) -> list[str]:
     shared = contract["shared_weights"]
     if shared is None:
         return []
+    apart = "Networks that were trained on their own share little."
+    if "inherited" in contract["networks"][0]:
+        apart = (
+            "All are parts of one supernet: the corner of another's matrix, or the beginning of its vector, is stored once. "
+            "Attention that is one operator packs queries, keys and values: it is shared among equal numbers of heads alone."
+        )
     return [
         f"All ONNX files lie over one file of weights, {shared['stored_bytes']:,} bytes; equal weights are stored once, which "
-        f"saves {shared['shared_percent']:.1f} %. Networks that were trained on their own share little. What the smallest "
-        "network needs comes first: it answers before the rest is read (`--at-once`)."
+        f"saves {shared['shared_percent']:.1f} %. {apart} What the smallest network "
+        "needs comes first: it answers before the rest is read (`--at-once`)."
     ]
 
 
