@@ -24,6 +24,7 @@ import onnx
 import torch
 
 from experiments.calibration import MEASUREMENTS
+from experiments.checkpoint_teacher import checkpoint_teacher
 from experiments.early_exits import Timed, exit_facts, told
 from experiments.finishing import FOLDER, Finisher
 from experiments.formatting import format_ms
@@ -49,6 +50,7 @@ from nas.space import Architecture, SearchSpace
 from nas.types import Measurement
 from search_spaces.pooling import pool_sizes
 from search_spaces.reduction import KEEP
+from search_spaces.text_teacher import TextTeacher
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class Stages:
 
         def teachers(wanted: str) -> Sequence[Any]:
             found = [finisher.to_train(arch, tag=before)] if wanted == "itself" else self.school.teachers(wanted)
-            if baselines := [teacher.name for teacher in found if isinstance(teacher, Remembered)]:
+            if baselines := [teacher.name for teacher in found if isinstance(teacher, Remembered | TextTeacher)]:
                 facts["taught_by"] = baselines
             return found
 
@@ -223,7 +225,7 @@ def check_stages(stages: Mapping[str, Stage], *, task: Task, family: Family, dev
         ValueError: a cut of layers that share keys and values or are factored; a quantisation, or an early exit, of files that
             the device does not run, or quantises itself; a calibration of decoders; an early exit of what does not classify whole
             inputs, or in a precision that has none; a quantisation of layers whose precision was chosen; class weights without
-            classes; tokens of a teacher that the network does not have.
+            classes; tokens of a teacher that the network does not have; a checkpoint that cannot teach the task.
     """
     for name in ("early_exit", "layer_skip", "quantise"):
         if name in stages and (not runs_onnx(device) or device.environment.get("precision", "fp32") != "fp32"):
@@ -252,6 +254,11 @@ def check_stages(stages: Mapping[str, Stage], *, task: Task, family: Family, dev
         raise ValueError(f"stages.cut: the space {family.space.name} has the choice {uncut[0]}, whose layers cannot be cut")
     for name, stage in stages.items():
         check_match(f"stages.{name}.lesson", stage.lesson, family.space)
+        if stage.lesson.needs_teacher and stage.lesson.is_of_checkpoint:
+            try:
+                checkpoint_teacher(Path(stage.lesson.teacher), task)
+            except ValueError as error:
+                raise ValueError(f"stages.{name}.lesson.teacher: {error}") from error
     if classes < 2 and any(stage.lesson.class_weights for stage in stages.values()):
         raise ValueError(f"class_weights: the task {task.name} has no classes")
 

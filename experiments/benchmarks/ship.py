@@ -279,8 +279,8 @@ def _rows(pipeline: Pipeline, finisher: Finisher, name: str, arch: Architecture,
 
 
 def summary(trials: Sequence[Trial]) -> dict[str, float]:
-    """Geometric means of ratios and means of points over tasks and seeds; of the stages, those of the largest networks. Where there
-    are several tasks, `BY_TASK` also of each, by the name of the figure and of the task."""
+    """Geometric means of ratios and means of points over tasks and seeds; of the stages, those of the largest networks. Where
+    there are several tasks, `BY_TASK` also of each, by the name of the figure and of the task."""
     rows = [(t, row) for t in trials for row in t.rows]
     of_largest = [row for t, row in rows if row.network == next(iter(t.latency_ms))]
     figures: dict[str, float] = {}
