@@ -36,6 +36,7 @@ from experiments.shipping import Shipped, Terms, check_unchanged, holds_foreign,
 from hardware import placement
 from hardware.executorch_device import ExecuTorch
 from hardware.litert import LiteRt
+from hardware.local_torch import LocalTorch
 from hardware.openvino_device import OpenVino
 from hardware.placement import CPU, Placement, operators, peak_memory, tune
 from nas.compute import Compute
@@ -873,6 +874,9 @@ def test_another_format_has_the_same_contract(run, exporter, tmp_path):
     assert facts["parity"]["equal_decisions"] == 1
     assert facts["latency_ms"]["p99"] > 0
     assert facts["environment"]["openvino"]
+    assert {"FullyConnected", "Gather"} <= {o["operator"] for o in facts["operators"]}
+    assert sum(o["percent"] for o in facts["operators"]) == pytest.approx(100, abs=1)
+    assert all(o["provider"] == "reference kernels of OpenVINO's CPU plugin" for o in facts["fallbacks"])
     assert facts["parity"]["runtime"].startswith(f"openvino {shipped.contract['versions']['openvino']} ")
     tests = json.loads((run / "test.json").read_text())
     assert tests[f"{facts['id']}.openvino"]["error_percent"] == facts["test"]["error_percent"]
@@ -895,6 +899,16 @@ def test_an_executorch_file_says_what_its_delegate_left_to_others(exporter, tmp_
     assert shipped.contract["versions"]["executorch"] in facts["parity"]["runtime"]
 
 
+@pytest.mark.parametrize("kind", ["pt2", "torchscript"])
+def test_a_file_of_torch_says_which_operators_ran(exporter, tmp_path, kind):
+    shipped = shipped_as(kind, LocalTorch(), exporter, tmp_path)
+    [facts] = shipped.networks
+    assert {"addmm", "embedding"} <= {o["operator"] for o in facts["operators"]}
+    assert all(o["provider"] == "torch" and o["count"] >= 1 for o in facts["operators"])
+    assert not facts["fallbacks"]
+    assert "| who runs it | torch; no operator falls back |" in (shipped.folder / "card.md").read_text()
+
+
 def test_a_litert_file_is_scored_on_whole_batches(exporter, tmp_path):
     pytest.importorskip("litert_torch", reason="litert-torch is not installed")
     shipped = shipped_as("tflite", LiteRt(), exporter, tmp_path)
@@ -905,6 +919,9 @@ def test_a_litert_file_is_scored_on_whole_batches(exporter, tmp_path):
     assert facts["sizes"] == {"token_ids": [1, 32], "attention_mask": [1, 32]}
     card = (shipped.folder / "card.md").read_text()
     assert facts["types"] == {"token_ids": "int32", "attention_mask": "int32"}
+    assert ("FULLY_CONNECTED", "XNNPACK") in {(o["operator"], o["provider"]) for o in facts["operators"]}
+    assert ("EMBEDDING_LOOKUP", "LiteRT's own kernels") in {(o["operator"], o["provider"]) for o in facts["fallbacks"]}
+    assert "EMBEDDING_LOOKUP (LiteRT's own kernels)" in card
     assert "This file takes `attention_mask`, int32 [1, 32] and `token_ids`, int32 [1, 32], and nothing of another size." in card
     assert shipped.contract["versions"]["ai-edge-litert"] in facts["parity"]["runtime"]
     assert shipped.contract["versions"]["litert-torch"][0].isdigit()
