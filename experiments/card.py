@@ -59,7 +59,7 @@ def _network(contract: Mapping[str, Any], network: Mapping[str, Any]) -> str:
         ("workload", contract["workload"]),
         ("parameters", f"{network['num_parameters']:,}"),
         ("trained", network["trained"]),
-        *([("memory as ONNX Runtime places it", _memory(memory))] if memory else []),
+        *(_memory(memory) if memory else []),
         *([("who runs it", _placement(network))] if "operators" in network else []),
         *([("sizes of its inputs, shorter ones padded with zeros", json.dumps(network["sizes"]))] if "sizes" in network else []),
         *((f"file `{name}`", _file(contract["files"][name])) for name in network["files"]),
@@ -123,10 +123,16 @@ def _within(kept: bool | None) -> str:
     return {True: "within it", False: "NOT within it", None: "not known to be within it"}[kept]
 
 
-def _memory(memory: Mapping[str, Any]) -> str:
-    placed = f"weights {memory['weights_mib']:.2f} MiB, activations {memory['activations_mib']:.2f} MiB"
+def _memory(memory: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """As ONNX Runtime plans it, of other runtimes what a process grows by at most."""
     peak = memory["peak"]
-    return f"{placed}; a process that answers once peaks at {peak['process_mib']:.0f} MiB" if peak else placed
+    if "weights_mib" not in memory:
+        return [
+            ("memory that opening it and answering take at most, beside its runtime", f"{peak['network_mib']:.1f} MiB")
+        ] * bool(peak)
+    placed = f"weights {memory['weights_mib']:.2f} MiB, activations {memory['activations_mib']:.2f} MiB"
+    said = f"{placed}; a process that answers once peaks at {peak['process_mib']:.0f} MiB" if peak else placed
+    return [("memory as ONNX Runtime places it", said)]
 
 
 def _placement(network: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ import onnxruntime
 from experiments.finishing import Finisher
 from experiments.formatting import format_ms
 from experiments.stepwise import compare_steps
-from hardware import executorch_device, litert, local_torch, openvino_device
+from hardware import executorch_device, litert, local_torch, openvino_device, runtimes
 from hardware.file_memory import ATTENTION, memory_of_file
 from hardware.local_cpu import LocalCpu
 from hardware.placement import CPU, Placement, Trial, operators, peak_memory, tune
@@ -196,13 +196,14 @@ def written_out(finisher: Finisher, arch: Architecture, path: Path, folder: Path
 
 
 def delegated(finisher: Finisher, arch: Architecture, path: Path, kind: str) -> dict[str, Any]:
-    """What the fast part of a runtime runs of a file, and what it leaves to others, on this machine's CPU."""
-    runtime = DELEGATING[kind]
-    ran = runtime.operators(path, finisher.inputs(arch))
+    """What the fast part of a runtime runs of a file, what it leaves to others, and the memory, on this machine's CPU."""
+    runtime, inputs = DELEGATING[kind], finisher.inputs(arch)
+    ran = runtime.operators(path, inputs)
     return {
         "delegate": runtime.DELEGATE,
         "operators": ran,
         "fallbacks": [o for o in ran if o["provider"] != runtime.DELEGATE],
+        "memory": {"peak": runtimes.peak_memory(kind, path, inputs)},
     }
 
 

@@ -33,10 +33,7 @@ from experiments.progress import Reporter
 from experiments.results import Results
 from experiments.run_directory import CONFIG, RunError
 from experiments.shipping import Shipment, Terms, check_unchanged, folder_of, ship
-from hardware.executorch_device import ExecuTorch
-from hardware.litert import LiteRt
-from hardware.local_torch import LocalTorch
-from hardware.openvino_device import OpenVino
+from hardware.runtimes import RUNTIMES
 from hardware.store import sentinel_reference
 from hardware.timing import Exported, measure
 from nas.export import write_as
@@ -45,7 +42,6 @@ from nas.protocols import Device, DeviceError
 from nas.space import Architecture
 from nas.types import Measurement
 
-RUNTIMES = {"openvino": OpenVino, "pt2": LocalTorch, "pte": ExecuTorch, "torchscript": LocalTorch, "tflite": LiteRt}
 NAMES = {"fast": "fastest_within:100%", "balanced": "knee"}  # what picks of a family are also called
 
 

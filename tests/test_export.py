@@ -877,6 +877,8 @@ def test_another_format_has_the_same_contract(run, exporter, tmp_path):
     assert {"FullyConnected", "Gather"} <= {o["operator"] for o in facts["operators"]}
     assert sum(o["percent"] for o in facts["operators"]) == pytest.approx(100, abs=1)
     assert all(o["provider"] == "reference kernels of OpenVINO's CPU plugin" for o in facts["fallbacks"])
+    assert facts["memory"]["peak"]["network_mib"] > 0
+    assert "beside its runtime | " in (shipped.folder / "card.md").read_text()
     assert facts["parity"]["runtime"].startswith(f"openvino {shipped.contract['versions']['openvino']} ")
     tests = json.loads((run / "test.json").read_text())
     assert tests[f"{facts['id']}.openvino"]["error_percent"] == facts["test"]["error_percent"]
@@ -906,6 +908,7 @@ def test_a_file_of_torch_says_which_operators_ran(exporter, tmp_path, kind):
     assert {"addmm", "embedding"} <= {o["operator"] for o in facts["operators"]}
     assert all(o["provider"] == "torch" and o["count"] >= 1 for o in facts["operators"])
     assert not facts["fallbacks"]
+    assert facts["memory"]["peak"]["network_mib"] > 0
     assert "| who runs it | torch; no operator falls back |" in (shipped.folder / "card.md").read_text()
 
 
@@ -922,6 +925,7 @@ def test_a_litert_file_is_scored_on_whole_batches(exporter, tmp_path):
     assert ("FULLY_CONNECTED", "XNNPACK") in {(o["operator"], o["provider"]) for o in facts["operators"]}
     assert ("EMBEDDING_LOOKUP", "LiteRT's own kernels") in {(o["operator"], o["provider"]) for o in facts["fallbacks"]}
     assert "EMBEDDING_LOOKUP (LiteRT's own kernels)" in card
+    assert facts["memory"]["peak"]["network_mib"] > 0
     assert "This file takes `attention_mask`, int32 [1, 32] and `token_ids`, int32 [1, 32], and nothing of another size." in card
     assert shipped.contract["versions"]["ai-edge-litert"] in facts["parity"]["runtime"]
     assert shipped.contract["versions"]["litert-torch"][0].isdigit()
