@@ -25,7 +25,7 @@ LIBRARIES = {"openvino": "openvino", "pte": "executorch.runtime", "tflite": "ai_
 
 def peak_memory(kind: str, path: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, float] | None:
     """Of a fresh process that opens the file and answers, in MiB: `network_mib`, what of its peak came with the file, after its
-    runtime was loaded; of .pt2 files also what torch loads to read one. None where the system does not say (it is Linux that does)
+    runtime was loaded; of .pt2 files also what torch loads to read one. None where the system does not say (Linux does)
     or the process ends badly."""
     return in_fresh_process("hardware.runtimes", path, inputs, kind)
 
