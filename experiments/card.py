@@ -52,13 +52,14 @@ def _network(contract: Mapping[str, Any], network: Mapping[str, Any]) -> str:
         *((f"{name} on the test split", f"{value:.3f}") for name, value in test["metrics"].items()),
         ("error on the validation split, which chose it", f"{network['validation_error_percent']:.2f} %"),
         ("the same of the torch network", f"{network['torch_validation_error_percent']:.2f} %"),
+        *_on_its_own(network),
         (f"latency of {_timed(network)} on {contract['device']}", _latency(network)),
         *_expected(network),
         ("budget, of the latency in quiet moments, as of `predict.py --within`", f"{network['asked_ms']:.3f} ms: {kept}"),
         ("workload", contract["workload"]),
         ("parameters", f"{network['num_parameters']:,}"),
         ("trained", network["trained"]),
-        *([("memory as ONNX Runtime places it", _memory(memory))] if memory else []),
+        *(_memory(memory) if memory else []),
         *([("who runs it", _placement(network))] if "operators" in network else []),
         *([("sizes of its inputs, shorter ones padded with zeros", json.dumps(network["sizes"]))] if "sizes" in network else []),
         *((f"file `{name}`", _file(contract["files"][name])) for name in network["files"]),
@@ -74,6 +75,13 @@ def _network(contract: Mapping[str, Any], network: Mapping[str, Any]) -> str:
     architecture = json.dumps(network["architecture"])
     head = f"## {network['id']}" + (f" ({', '.join(network['names'])})" if network["names"] else "")
     return "\n".join([head, "", *table, "", f"Architecture: `{architecture}`"])
+
+
+def _on_its_own(network: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Beside inherited weights: the error of the same architecture's own file, scored by the same export."""
+    if "inherited" not in network:
+        return []
+    return [("the same of this architecture trained on its own", f"{network['inherited']['own_validation_error_percent']:.2f} %")]
 
 
 def _token_by_token(parity: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -115,10 +123,16 @@ def _within(kept: bool | None) -> str:
     return {True: "within it", False: "NOT within it", None: "not known to be within it"}[kept]
 
 
-def _memory(memory: Mapping[str, Any]) -> str:
-    placed = f"weights {memory['weights_mib']:.2f} MiB, activations {memory['activations_mib']:.2f} MiB"
+def _memory(memory: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """As ONNX Runtime plans it, of other runtimes what a process grows by at most."""
     peak = memory["peak"]
-    return f"{placed}; a process that answers once peaks at {peak['process_mib']:.0f} MiB" if peak else placed
+    if "weights_mib" not in memory:
+        return [
+            ("memory that opening it and answering take at most, beside its runtime", f"{peak['network_mib']:.1f} MiB")
+        ] * bool(peak)
+    placed = f"weights {memory['weights_mib']:.2f} MiB, activations {memory['activations_mib']:.2f} MiB"
+    said = f"{placed}; a process that answers once peaks at {peak['process_mib']:.0f} MiB" if peak else placed
+    return [("memory as ONNX Runtime places it", said)]
 
 
 def _placement(network: Mapping[str, Any]) -> str:
@@ -168,10 +182,16 @@ def _shared(contract: Mapping[str, Any]) -> list[str]:
     shared = contract["shared_weights"]
     if shared is None:
         return []
+    apart = "Networks that were trained on their own share little."
+    if "inherited" in contract["networks"][0]:
+        apart = (
+            "All are parts of one supernet: the corner of another's matrix, or the beginning of its vector, is stored once. "
+            "Attention that is one operator packs queries, keys and values: it is shared among equal numbers of heads alone."
+        )
     return [
         f"All ONNX files lie over one file of weights, {shared['stored_bytes']:,} bytes; equal weights are stored once, which "
-        f"saves {shared['shared_percent']:.1f} %. Networks that were trained on their own share little. What the smallest "
-        "network needs comes first: it answers before the rest is read (`--at-once`)."
+        f"saves {shared['shared_percent']:.1f} %. {apart} What the smallest network "
+        "needs comes first: it answers before the rest is read (`--at-once`)."
     ]
 
 

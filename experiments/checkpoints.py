@@ -31,23 +31,37 @@ def write_checkpoint(run: RunDirectory, name: str, state: Mapping[str, Any]) -> 
 
 @dataclass
 class TrainingCheckpoint:
-    """Of one training of a run, written at most every so many seconds; what another one has left there is not read."""
+    """Of one training of a run, written at most every so many seconds; what another one has left there is not read.
+
+    `earlier` are the seconds that this training took before the stop that it goes on from.
+    """
 
     run: RunDirectory
     name: str
     identity: str
     compute: Compute
     seconds: float
+    begun: float = field(default_factory=time.monotonic)
     saved: float = field(default_factory=time.monotonic)
+    earlier: float = 0.0
 
     def read(self) -> Mapping[str, Any] | None:
         """Raises RunError for a damaged file."""
         found = read_checkpoint(self.run, self.name, self.compute)
-        return found["state"] if found is not None and found["identity"] == self.identity else None
+        if found is None or found["identity"] != self.identity:
+            return None
+        self.earlier = found["spent"]
+        state: Mapping[str, Any] = found["state"]
+        return state
+
+    @property
+    def spent(self) -> float:
+        """Seconds of this training, but for those that a stop has lost."""
+        return self.earlier + time.monotonic() - self.begun
 
     def write(self, state: Callable[[], Mapping[str, Any]]) -> None:
         if time.monotonic() - self.saved >= self.seconds:
-            write_checkpoint(self.run, self.name, {"identity": self.identity, "state": dict(state())})
+            write_checkpoint(self.run, self.name, {"identity": self.identity, "spent": self.spent, "state": dict(state())})
             self.saved = time.monotonic()
 
     def remove(self) -> None:

@@ -21,7 +21,7 @@ import onnxruntime
 from experiments.finishing import Finisher
 from experiments.formatting import format_ms
 from experiments.stepwise import compare_steps
-from hardware import executorch_device
+from hardware import executorch_device, litert, local_torch, openvino_device, runtimes
 from hardware.file_memory import ATTENTION, memory_of_file
 from hardware.local_cpu import LocalCpu
 from hardware.placement import CPU, Placement, Trial, operators, peak_memory, tune
@@ -39,6 +39,9 @@ MAX_DROP = 1.0  # points of validation error that a file may lose against the to
 TOLERANCE = 1e-4  # of an output in fp32
 RUNTIMES = {  # packages that run the files of other formats than ONNX here, for their answers and scores
     "openvino": "openvino", "pt2": "torch", "pte": "executorch", "tflite": "ai-edge-litert", "torchscript": "torch",
+}  # fmt: skip
+DELEGATING: Mapping[str, Any] = {  # what tells who runs which operator of a format; `placed` does so of ONNX
+    "openvino": openvino_device, "pt2": local_torch, "pte": executorch_device, "tflite": litert, "torchscript": local_torch,
 }  # fmt: skip
 HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
@@ -125,7 +128,7 @@ def proven(
         "environment": dict(measurement.environment) if measurement else {},
         **(fixed(answer) if isinstance(answer, FixedSizes) else {}),
         **(placed(finisher, arch, files.timed) if kind == "onnx" else {}),
-        **(delegated(finisher, arch, files.timed) if kind == "pte" else {}),
+        **(delegated(finisher, arch, files.timed, kind) if kind in DELEGATING else {}),
         "num_parameters": sum(p.numel() for p in network.parameters()),
     }
 
@@ -192,13 +195,15 @@ def written_out(finisher: Finisher, arch: Architecture, path: Path, folder: Path
     return {"attention written out": folder / "model.onnx"}
 
 
-def delegated(finisher: Finisher, arch: Architecture, path: Path) -> dict[str, Any]:
-    """What the delegate of an ExecuTorch file runs of it."""
-    ran = executorch_device.operators(path, finisher.inputs(arch))
+def delegated(finisher: Finisher, arch: Architecture, path: Path, kind: str) -> dict[str, Any]:
+    """What the fast part of a runtime runs of a file, what it leaves to others, and the memory, on this machine's CPU."""
+    runtime, inputs = DELEGATING[kind], finisher.inputs(arch)
+    ran = runtime.operators(path, inputs)
     return {
-        "delegate": executorch_device.DELEGATE,
+        "delegate": runtime.DELEGATE,
         "operators": ran,
-        "fallbacks": [o for o in ran if o["provider"] != executorch_device.DELEGATE],
+        "fallbacks": [o for o in ran if o["provider"] != runtime.DELEGATE],
+        "memory": {"peak": runtimes.peak_memory(kind, path, inputs)},
     }
 
 

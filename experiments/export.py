@@ -3,6 +3,7 @@
 paretoformer export run=DIR pick=best precision=int8 max_drop=0.5      as int8, unless it loses more than 0.5 points
 paretoformer export run=DIR pick=budget:8ms                            refused if it takes more than 8 ms when it is measured
 paretoformer export run=DIR pick=fast,balanced,best                    a family over one file of weights
+paretoformer export run=DIR pick=fast,best weights=inherited steps=300 parts of one supernet, which share them, trained together
 paretoformer export run=DIR pick=knee format=openvino                  or pt2, pte, torchscript, tflite
 """
 
@@ -25,16 +26,14 @@ from experiments.conclude import verdict_of
 from experiments.contract import TOLERANCE, Limits, tolerance_of
 from experiments.finished_run import config_of, existing_run, load
 from experiments.finishing import Finisher
+from experiments.inheriting import SUPERNET, TAG, inheriting
 from experiments.networks import Network, pick
 from experiments.outcome import Choice
 from experiments.progress import Reporter
 from experiments.results import Results
 from experiments.run_directory import CONFIG, RunError
 from experiments.shipping import Shipment, Terms, check_unchanged, folder_of, ship
-from hardware.executorch_device import ExecuTorch
-from hardware.litert import LiteRt
-from hardware.local_torch import LocalTorch
-from hardware.openvino_device import OpenVino
+from hardware.runtimes import RUNTIMES
 from hardware.store import sentinel_reference
 from hardware.timing import Exported, measure
 from nas.export import write_as
@@ -43,7 +42,6 @@ from nas.protocols import Device, DeviceError
 from nas.space import Architecture
 from nas.types import Measurement
 
-RUNTIMES = {"openvino": OpenVino, "pt2": LocalTorch, "pte": ExecuTorch, "torchscript": LocalTorch, "tflite": LiteRt}
 NAMES = {"fast": "fastest_within:100%", "balanced": "knee"}  # what picks of a family are also called
 
 
@@ -56,6 +54,8 @@ class Words:
         "knee"  # fast, balanced, knee, best, fastest_within:1.5%, budget:8ms, or the beginning of an id; several by commas
     )
     format: str = "onnx"  # onnx, openvino, pt2, pte, torchscript or tflite
+    weights: str = "trained"  # on its own, each network; inherited: from the run's supernet, so that several share most of them
+    steps: int = 0  # of a training of all of them together, with weights=inherited
     precision: str | None = None  # of the run's device, if it has any: fp32, int8, …; by default the run's
     tolerance: float | None = None  # of outputs against torch's; 1e-4 in fp32, else no limit
     max_drop: float = 1.0  # points of validation error that the file may lose against the torch network
@@ -77,8 +77,12 @@ def main(words: Sequence[str]) -> int:
         raise RunError(f"run: {run.path} was made from Python; export with experiments.shipping.ship there")
     config = config_of(run)
     device, variant = variant_of(config, given)
+    inherits = given.weights == TAG
+    if inherits and not run.has(SUPERNET):
+        raise RunError(f"weights: {run.path} has no {SUPERNET} to inherit from")
+    apart = ".".join(word for word in (TAG * inherits, variant) if word)
     if not given.replace:
-        check_unchanged(folder_of(run, [network.id for network, _ in picked], variant))
+        check_unchanged(folder_of(run, [network.id for network, _ in picked], apart))
     report = Reporter()
     with report.phase("Reading the run"):
         pipeline = build(OmegaConf.merge(config, {"run": str(run.path)}), report=report)  # type: ignore[arg-type]
@@ -87,6 +91,10 @@ def main(words: Sequence[str]) -> int:
         finisher = pipeline.finisher(chosen_compute(run))
         if variant:
             finisher = replace(finisher, device=device)
+        if inherits:
+            archs = [finisher.family.space.canonical(network.arch) for network, _ in picked]
+            supernet, distillation = pipeline.supernet(finisher.compute), pipeline.settings.supernet.distillation
+            finisher = inheriting(finisher, archs, supernet, steps=given.steps, distillation=distillation, report=report)
         asked_ms = limits.budget_ms if math.isfinite(limits.budget_ms) else None
         exporter = Exporter(finisher, results, given.format, variant, Path(folder), report, asked_ms)
         shipments = [exporter.shipment(network, names) for network, names in picked]
@@ -95,10 +103,13 @@ def main(words: Sequence[str]) -> int:
             limits = replace(limits, tolerance=max(map(tolerance_of, files)))
         command = shlex.join(["paretoformer", "export", *words])
         with report.phase("Exporting what ships"):
-            shipped = ship(finisher, shipments, Terms(command, limits, kind=given.format, variant=variant, replace=given.replace))
+            shipped = ship(finisher, shipments, Terms(command, limits, kind=given.format, variant=apart, replace=given.replace))
     for facts, (network, _) in zip(shipped.networks, picked, strict=True):
         report.say(f"{facts['id']} ({network.label}): test error {facts['test']['error_percent']:.2f} %. {facts['verdict']}")
         report.say(f"{facts['id']} was trained {facts['trained']}")
+        if inherits:
+            own, error = facts["inherited"]["own_validation_error_percent"], facts["validation_error_percent"]
+            report.say(f"{facts['id']} has {error:.2f} % validation error with inherited weights, {own:.2f} % trained on its own")
     if (shared := shipped.contract["shared_weights"]) is not None:
         mib = shared["stored_bytes"] / 2**20
         report.say(f"{len(shipments)} networks over {mib:.2f} MiB of weights; sharing saves {shared['shared_percent']:.1f} %")
@@ -122,6 +133,10 @@ def limits_of(given: Words) -> Limits:
         raise ValueError(f"format: {given.format!r} is not one of {formats}")
     if given.format != "onnx" and given.precision not in (None, "fp32"):
         raise ValueError(f"precision: {given.precision} goes with format=onnx, other formats are in fp32")
+    if given.weights not in (known := ("trained", TAG)):
+        raise ValueError(f"weights: {given.weights!r} is not one of {known}")
+    if given.steps < 0 or (given.steps and given.weights != TAG):
+        raise ValueError(f"steps: {given.steps} is not 0, or more with weights={TAG}")
     asked = [rule.partition(":")[2].strip() for rule in given.pick.split(",") if rule.strip().startswith("budget:")]
     budget_ms = max((number("pick", text.removesuffix("ms")) for text in asked), default=math.inf)
     return Limits(

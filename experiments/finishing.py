@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from experiments.calibration import CUT_SHORT, MEASUREMENTS, export_for_timing, left_by, read_measurements, sentinel_of
-from experiments.checkpoints import loaded
+from experiments.checkpoints import TrainingCheckpoint, loaded
 from experiments.early_exits import ExitFile, Way
 from experiments.onnx_inputs import read_graph
 from experiments.roles import SCORED_ON
@@ -35,7 +35,7 @@ from nas.finish.exits import Exits
 from nas.finish.remembered import Remembered, Remembering, can_remember
 from nas.finish.shapes import with_weights
 from nas.finish.skips import Skips
-from nas.finish.teaching import Lesson, teach
+from nas.finish.teaching import Checkpoint, Lesson, Nowhere, teach
 from nas.formats import FORMATS, Answer
 from nas.protocols import Batch, Device, Family, GenerativeFamily, Task, TaskWithMetrics
 from nas.space import Architecture
@@ -66,6 +66,8 @@ class Finisher:
     baseline: Callable[[], nn.Module] | None = None  # that may teach the short-list, where one is better
     teaching: Architecture | None = None  # a finished network that teaches in the place of the largest
     teachers: dict[str, nn.Module] = field(default_factory=dict)  # networks that have taught, by their ids
+    checkpoint_seconds: float = 10.0  # how much of a training a kill may cost
+    ships: str | None = None  # the tag of what ships of each network, where it is not for stages to say
 
     def is_finished(self, arch: Architecture) -> bool:
         return self.run.has(f"{FOLDER}/{arch.id}.json")
@@ -88,6 +90,8 @@ class Finisher:
 
     def stages(self, arch: Architecture) -> dict[str, Any]:
         """Which stage's files ship ("" if none's), and the records of all `stages` that the network went through."""
+        if self.ships is not None:
+            return {"ships": self.ships, "stages": []}
         name = f"{FOLDER}/{arch.id}.stages.json"
         record: dict[str, Any] = self.run.read_json(name) if self.run.has(name) else {"ships": "", "stages": []}
         return record
@@ -131,25 +135,36 @@ class Finisher:
         """Cuts out, trains, exports and scores on the validation split; writes `shortlist/<id>.{safetensors,onnx,json}`.
 
         If its lesson needs a teacher, the largest network is finished first. What is finished for other surroundings is not
-        trained again. `on_step` is called after each step with what is trained and how many of its steps are done.
+        trained again. `on_step` is called after each step with what is trained and how many of its steps are done. A training
+        that was stopped goes on from `shortlist/<id>.ckpt`, as `teach` says.
+
+        Raises:
+            RunError: that file is damaged.
         """
         teachers = self._teachers(arch, supernet, on_step)
-        start, steps = time.perf_counter(), self.steps(arch)
+        steps = self.steps(arch)
+        checkpoint = self.checkpoint(arch, "", [self.settings.train, self.lesson(arch), self.settings.inherit, steps])
         twin = next((a for a in everywhere(self.family.space, [arch]) if self.is_finished(a)), None)
         setbacks: list[str] = []
         network = self.to_train(twin, tag="") if twin else self._trained(
-            arch, supernet, teachers, setbacks, steps=steps, on_step=functools.partial(on_step, arch)
+            arch, supernet, teachers, setbacks, steps=steps, on_step=functools.partial(on_step, arch), checkpoint=checkpoint
         )  # fmt: skip
         report = self.export(arch, network, tag="")
         error = self.file_scores(arch, "validation", tag="")["error_percent"]
-        seconds = round(time.perf_counter() - start, 2)
         name = "the largest network" if self.teaching is None else self.teaching.id
         taught_by = [teacher.name if isinstance(teacher, Remembered) else name for teacher in teachers]
         facts = {
-            "arch": arch.to_json(), "error_percent": error, "train_steps": steps, "train_seconds": seconds,
+            "arch": arch.to_json(), "error_percent": error, "train_steps": steps,
+            "train_seconds": round(checkpoint.spent, 2),
             "taught_by": taught_by, "setbacks": setbacks, "export": report.to_json(),
         }  # fmt: skip
         self.run.write_json(f"{FOLDER}/{arch.id}.json", facts)
+        checkpoint.remove()
+
+    def checkpoint(self, arch: Architecture, tag: str, how: Any) -> TrainingCheckpoint:
+        """Of the training whose files have this tag; one that learned in another way than `how` is not gone on with."""
+        identity = hashlib.sha256(repr(how).encode()).hexdigest()[:12]
+        return TrainingCheckpoint(self.run, f"{self.name(arch, tag)}.ckpt", identity, self.compute, self.checkpoint_seconds)
 
     def error_after(self, arch: Architecture, supernet: nn.Module, *, share: float) -> float:
         """Error in percent of the split that scores candidates, after a training of that share of the steps; writes nothing."""
@@ -183,6 +198,7 @@ class Finisher:
     def _trained(
         self, arch: Architecture, supernet: nn.Module, teachers: Sequence[nn.Module], setbacks: list[str], *, steps: int,
         on_step: Callable[[int], None] = lambda step: None,
+        checkpoint: Checkpoint = Nowhere(),  # noqa: B008 (it has no state)
     ) -> nn.Module:  # fmt: skip
         """Cut out and trained; what went wrong on the way is added to `setbacks`."""
         torch.manual_seed(self.seed)
@@ -192,7 +208,7 @@ class Finisher:
         config = dataclasses.replace(self.settings.train, steps=steps)
         teach(
             network, self.task, config, self.lesson(arch), teachers=teachers, compute=self.compute, seed=self.seed,
-            on_step=on_step, on_setback=setbacks.append,
+            on_step=on_step, on_setback=setbacks.append, checkpoint=checkpoint,
         )  # fmt: skip
         return network
 

@@ -221,8 +221,9 @@ class Pipeline:
 
     def finisher(self, compute: Compute) -> Finisher:
         return Finisher(
-            self.family, self.task, self.device, self.workload, compute, self.settings.finish, self.settings.seed, self.run
-        )
+            self.family, self.task, self.device, self.workload, compute, self.settings.finish, self.settings.seed, self.run,
+            checkpoint_seconds=self.settings.checkpoint_seconds,
+        )  # fmt: skip
 
     def _once(self, name: str, title: str, make: Callable[[], Any]) -> Any:
         """What a file of the run holds, or what `make` returns, then written."""

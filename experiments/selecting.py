@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import nn
 
 from experiments.baseline_teachers import BaselineTeachers
 from experiments.budgets import Budget
 from experiments.calibration import Calibration, read_measurements
+from experiments.checkpoint_teacher import checkpoint_teacher
 from experiments.costing import Costing
 from experiments.finishing import Finisher
 from experiments.ledger import spent
@@ -23,7 +25,7 @@ from experiments.stages import Stages
 from hardware.arena import activations_mib
 from hardware.file_memory import memory_of_file
 from nas.export import form_of
-from nas.finish.teaching import School
+from nas.finish.teaching import TEACHERS, School
 from nas.protocols import DeviceError
 from nas.space import Architecture
 from nas.types import Candidate, Measurement, Provenance, pareto_front
@@ -155,6 +157,8 @@ class Selection:
             return choice, []
 
         def teachers(name: str) -> list[nn.Module]:
+            if name not in TEACHERS:
+                return [checkpoint_teacher(Path(name), self.finisher.task).to(self.finisher.compute.device)]
             if name == "baseline":
                 best = self.baselines.better_than(self.finisher.record(choice.arch)["error_percent"])
                 return [self.baselines.teacher(best).to(self.finisher.compute.device)] if best else []
@@ -168,8 +172,7 @@ class Selection:
             lambda network, others: self.finisher.saved(choice.arch, network, others, reference_ms=reference_ms),
             self.settings.finish.most_points_lost,
         )  # fmt: skip
-        seconds = self.settings.checkpoint_seconds
-        reports = Stages(self.finisher, stages, school, reference_ms, self.budget.ms, self.report, seconds).run()
+        reports = Stages(self.finisher, stages, school, reference_ms, self.budget.ms, self.report).run()
         if any(report.kept for report in reports):
             choice = replace(choice, measurement=self._verdict(choice.arch))
         return choice, reports

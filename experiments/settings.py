@@ -173,7 +173,7 @@ class Settings:
         torch_threads: threads that training uses.
         train_on: a torch device, or "auto" for CUDA where there is one.
         train_precision, train_attention: how networks are trained, of `TRAINED`; "auto" for what is fastest in a short trial.
-        checkpoint_seconds: how much training of the supernet, or of a stage, a kill may cost.
+        checkpoint_seconds: how much training of the supernet, of the short-list, or of a stage, a kill may cost.
         stages: what the network that ships goes through, by the names of `STAGES` and in their order.
 
     Raises:

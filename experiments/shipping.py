@@ -23,6 +23,7 @@ from experiments import predict
 from experiments.card import card
 from experiments.contract import JUDGED_BY, Files, Limits, beginning_of, checksum, files_of, input_of, promised, proven
 from experiments.finishing import Finisher
+from experiments.inheriting import TAG, in_words
 from experiments.run_directory import CONFIG, RunDirectory, RunError
 from experiments.ties import TIES
 from experiments.verdicts import Verdict
@@ -62,7 +63,7 @@ class Terms:
         command: makes the same folder again.
         limits: what is promised.
         kind: one of `nas.formats.FORMATS`.
-        variant: what sets the files apart from those that the run's device runs ("int8", "openvino"), or nothing.
+        variant: what sets the files apart from those that the run's device runs ("int8", "openvino", "inherited"), or nothing.
         replace: also takes the place of a folder that is no export, or was changed.
         keep: what no export wrote is then moved away with its folder (see `Shipped.moved_to`), and not deleted.
     """
@@ -267,12 +268,20 @@ def _facts(
         "stages": finisher.stages(shipment.arch)["stages"],
         "trained": _training_of(finisher, shipment.arch),
         "test": dict(test),
+        **_inherited(finisher, shipment.arch),
         **proof,
     }
 
 
+def _inherited(finisher: Finisher, arch: Architecture) -> dict[str, Any]:
+    """What a network that ships with inherited weights learned with, and the error of the file that it has on its own."""
+    return {"inherited": finisher.run.read_json(f"{finisher.name(arch)}.json")} if finisher.ships == TAG else {}
+
+
 def _training_of(finisher: Finisher, arch: Architecture) -> str:
     """For how long, in words: networks that a run did not ship were trained to be compared, and no further."""
+    if finisher.ships == TAG:
+        return in_words(_inherited(finisher, arch)["inherited"], arch.id)
     if not finisher.is_finished(arch):
         return "elsewhere"
     steps = f"{finisher.record(arch)['train_steps']:,} steps for the short-list"

@@ -24,7 +24,7 @@ import onnx
 import torch
 
 from experiments.calibration import MEASUREMENTS
-from experiments.checkpoints import TrainingCheckpoint
+from experiments.checkpoint_teacher import checkpoint_teacher
 from experiments.early_exits import Timed, exit_facts, told
 from experiments.finishing import FOLDER, Finisher
 from experiments.formatting import format_ms
@@ -50,6 +50,7 @@ from nas.space import Architecture, SearchSpace
 from nas.types import Measurement
 from search_spaces.pooling import pool_sizes
 from search_spaces.reduction import KEEP
+from search_spaces.text_teacher import TextTeacher
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,6 @@ class Stages:
         school: where it learns; its teacher "itself" is the network as it was before the stage.
         reference_ms: the sentinel's time that latencies are expressed in.
         budget_ms: that no input may exceed after a stage, if none did before.
-        checkpoint_seconds: how much of a stage's training a kill may cost.
     """
 
     finisher: Finisher
@@ -69,7 +69,6 @@ class Stages:
     reference_ms: float | None
     budget_ms: float
     report: Reporter
-    checkpoint_seconds: float = 10.0
 
     def run(self) -> list[StageReport]:
         """The reports of all stages, in their order. Raises TrainingError and ExportError."""
@@ -87,7 +86,7 @@ class Stages:
                     record = self._one(name, stage, ships, identity, advance).to_json()
                 if record["after"]["latency_ms"] is not None:  # else it is done again when the device is there
                     self._run.write_json(known, record)
-                    self._checkpoint(name, identity).remove()
+                    self.finisher.checkpoint(self.arch, name, identity).remove()
             reports.append(StageReport.from_json(record))
             ships = name if reports[-1].kept else ships
             self.report.say(f"{name}: {reports[-1].sentence}")
@@ -115,22 +114,17 @@ class Stages:
             report = self._judge(name, before, before, identity, {}, on_visit)
             return dataclasses.replace(report, kept=False, sentence=f"does not ship, {error}")
 
-    def _checkpoint(self, name: str, identity: str) -> TrainingCheckpoint:
-        """Of a stage's training."""
-        file = f"{FOLDER}/{self.arch.id}.{name}.ckpt"
-        return TrainingCheckpoint(self._run, file, identity, self.finisher.compute, self.checkpoint_seconds)
-
     def _apply(self, name: str, stage: Stage, before: str, identity: str, advance: Advance) -> dict[str, Any]:
         """Writes the files that the stage makes of those before it; its facts."""
         finisher, arch, facts = self.finisher, self.arch, dict[str, Any]()
 
         def teachers(wanted: str) -> Sequence[Any]:
             found = [finisher.to_train(arch, tag=before)] if wanted == "itself" else self.school.teachers(wanted)
-            if baselines := [teacher.name for teacher in found if isinstance(teacher, Remembered)]:
+            if baselines := [teacher.name for teacher in found if isinstance(teacher, Remembered | TextTeacher)]:
                 facts["taught_by"] = baselines
             return found
 
-        checkpoint = self._checkpoint(name, identity)
+        checkpoint = finisher.checkpoint(arch, name, identity)
         school = dataclasses.replace(self.school, teachers=teachers, facts=facts, checkpoint=checkpoint, on_step=advance)
         torch.manual_seed(finisher.seed)  # what a stage adds to a network begins alike in a run that was stopped before it
         network = stage.apply(finisher.to_train(arch, tag=before), school)
@@ -231,7 +225,7 @@ def check_stages(stages: Mapping[str, Stage], *, task: Task, family: Family, dev
         ValueError: a cut of layers that share keys and values or are factored; a quantisation, or an early exit, of files that
             the device does not run, or quantises itself; a calibration of decoders; an early exit of what does not classify whole
             inputs, or in a precision that has none; a quantisation of layers whose precision was chosen; class weights without
-            classes; tokens of a teacher that the network does not have.
+            classes; tokens of a teacher that the network does not have; a checkpoint that cannot teach the task.
     """
     for name in ("early_exit", "layer_skip", "quantise"):
         if name in stages and (not runs_onnx(device) or device.environment.get("precision", "fp32") != "fp32"):
@@ -260,6 +254,11 @@ def check_stages(stages: Mapping[str, Stage], *, task: Task, family: Family, dev
         raise ValueError(f"stages.cut: the space {family.space.name} has the choice {uncut[0]}, whose layers cannot be cut")
     for name, stage in stages.items():
         check_match(f"stages.{name}.lesson", stage.lesson, family.space)
+        if stage.lesson.needs_teacher and stage.lesson.is_of_checkpoint:
+            try:
+                checkpoint_teacher(Path(stage.lesson.teacher), task)
+            except ValueError as error:
+                raise ValueError(f"stages.{name}.lesson.teacher: {error}") from error
     if classes < 2 and any(stage.lesson.class_weights for stage in stages.values()):
         raise ValueError(f"class_weights: the task {task.name} has no classes")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ import torch
 from hardware.local import OnThisMachine, describe, in_order, refusals
 from hardware.visit import wall
 
+DELEGATE = "torch"
+RUNS = 5
 FLOAT16, FLOAT32 = 5, 6  # as TorchScript counts types
 
 
@@ -121,3 +124,30 @@ def num_threads(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def operators(path: Path, inputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """What ran of a TorchScript or .pt2 file, like `hardware.placement.operators`; an operator's time is without that of those
+    that it calls.
+
+    Raises:
+        DeviceError: like `LocalTorch.run`.
+    """
+    counts: Counter[str] = Counter()
+    spent: Counter[str] = Counter()
+    with refusals(path, "torch"), torch.inference_mode(), num_threads(1):
+        module, names = load(path)
+        tensors = [torch.from_numpy(value) for value in in_order(inputs, names)]
+        warm_up(module, tensors)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            for _ in range(RUNS):
+                module(*tensors)
+        for event in profile.key_averages():
+            if event.key.startswith("aten::"):
+                counts[event.key.removeprefix("aten::")] += event.count
+                spent[event.key.removeprefix("aten::")] += event.self_cpu_time_total
+    whole = sum(spent.values()) or 1
+    return [
+        {"operator": name, "provider": DELEGATE, "count": counts[name] // RUNS, "percent": round(100 * time / whole, 1)}
+        for name, time in spent.most_common()
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Unpack
@@ -15,6 +16,9 @@ from nas.protocols import DeviceError
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 PLUGINS = ("CPU", "GPU", "NPU")
+DELEGATE = "OpenVINO's CPU plugin"
+REFERENCE = "reference kernels of OpenVINO's CPU plugin"  # that it has for what it has no fast ones for
+RUNS = 5
 
 
 class OpenVino(OnThisMachine):
@@ -77,3 +81,31 @@ class OpenVino(OnThisMachine):
         if self.plugin not in present and f"{self.plugin}.0" not in present:
             raise DeviceError(f"plugin: {self.plugin} is not on this machine; OpenVINO finds {', '.join(present)}")
         return core
+
+
+def operators(path: Path, inputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """What ran of a file on the CPU in float32, like `hardware.placement.operators`; what was fused into another one did not.
+
+    Raises:
+        DeviceError: like `OpenVino.run`.
+    """
+    core = optional("openvino", extra="openvino").Core()
+    counts: Counter[tuple[str, str]] = Counter()
+    spent: Counter[tuple[str, str]] = Counter()
+    with refusals(path, "OpenVINO"):
+        model = core.read_model(path)
+        model.reshape({name: list(value.shape) for name, value in inputs.items()})
+        config = {"INFERENCE_PRECISION_HINT": PRECISIONS["fp32"], "INFERENCE_NUM_THREADS": "1", "PERF_COUNT": "YES"}
+        request = core.compile_model(model, "CPU", config).create_infer_request()
+        for _ in range(RUNS):
+            request.infer(dict(inputs))
+            for node in request.profiling_info:
+                if node.status.name == "EXECUTED":
+                    key = node.node_type, REFERENCE if node.exec_type.startswith("ref") else DELEGATE
+                    counts[key] += 1
+                    spent[key] += node.real_time.total_seconds()
+    whole = sum(spent.values()) or 1
+    return [
+        {"operator": name, "provider": provider, "count": counts[name, provider] // RUNS, "percent": round(100 * time / whole, 1)}
+        for (name, provider), time in spent.most_common()
+    ]

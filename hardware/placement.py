@@ -183,20 +183,24 @@ def operators(path: Path, inputs: Mapping[str, np.ndarray], placement: Placement
 def peak_memory(path: Path, inputs: Mapping[str, np.ndarray], placement: Placement) -> dict[str, float] | None:
     """Of a fresh process that opens the file and answers, in MiB: `process_mib` at its peak, and `network_mib`, what of that came
     with the file. None where the system does not say (it is Linux that does) or the process ends badly."""
+    return in_fresh_process("hardware.placement", path, inputs, json.dumps(asdict(placement)))
+
+
+def in_fresh_process(module: str, path: Path, inputs: Mapping[str, np.ndarray], word: str) -> dict[str, float] | None:
+    """What a module that is run as a program says of the memory of a file in its last line; see `peak_memory`."""
     if not STATUS.is_file():
         return None
     with tempfile.TemporaryDirectory() as folder:
         np.savez(Path(folder) / "inputs.npz", **dict(inputs))  # type: ignore[arg-type]
-        words = [str(path.resolve()), str(Path(folder) / "inputs.npz"), json.dumps(asdict(placement))]
         done = subprocess.run(
-            [sys.executable, "-m", "hardware.placement", *words],
+            [sys.executable, "-m", module, str(path.resolve()), str(Path(folder) / "inputs.npz"), word],
             cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False,
         )  # fmt: skip
-    memory: dict[str, float] | None = json.loads(done.stdout) if done.returncode == 0 else None
+    memory: dict[str, float] | None = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
     return memory
 
 
-def _resident_mib(field: str) -> float:
+def resident_mib(field: str) -> float:
     """VmRSS, resident now, or VmHWM, its peak."""
     [line] = [line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:")]
     return float(line.split()[1]) / 1024
@@ -204,9 +208,9 @@ def _resident_mib(field: str) -> float:
 
 def _main(path: str, inputs_path: str, placement: str) -> str:
     inputs = dict(np.load(inputs_path))
-    before_mib = _resident_mib("VmRSS")
+    before_mib = resident_mib("VmRSS")
     Placement(**json.loads(placement)).open(Path(path)).run(None, inputs)
-    peak_mib = _resident_mib("VmHWM")
+    peak_mib = resident_mib("VmHWM")
     return json.dumps({"process_mib": round(peak_mib, 2), "network_mib": round(max(0.0, peak_mib - before_mib), 2)})
 
 

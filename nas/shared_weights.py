@@ -1,8 +1,10 @@
 """Several ONNX files over one file of weights (ONNX external data): equal weights are stored once.
 
 A weight whose bytes are the beginning of another's is that beginning: of weights that were inherited from one supernet, those
-that are prefixes in their first dimension. What the smallest network needs comes first, in the order in which it uses it, then
-what the next one needs beside that: each network needs a beginning of the file and nothing behind it.
+that are prefixes in their first dimension. A matrix that is the upper left corner of another one is no stretch of a file: its
+graph reads the other's first rows and cuts the columns off, which ONNX Runtime does once, when it opens the file. What the
+smallest network needs comes first, in the order in which it uses it, then what the next one needs beside that: each network needs
+a beginning of the file and nothing behind it.
 """
 
 from __future__ import annotations
@@ -11,10 +13,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 
 ALIGNMENT = 64  # bytes
 SMALLEST = 1024  # bytes; smaller weights stay in the graph's file
+BEGINNING = 8  # bytes, that tell most matrices apart; one with shorter rows is no corner of another
 
 
 @dataclass(frozen=True)
@@ -36,14 +40,22 @@ def share_weights(sources: Mapping[str, Path], folder: Path, *, data: str) -> Sh
     models = {name: onnx.load(source) for name, source in sources.items()}
     large = {name: list(_large(model.graph)) for name, model in models.items()}
     sizes = {name: sum(len(content) for content, _ in pairs) for name, pairs in large.items()}
+    every = sorted((pair for pairs in large.values() for pair in pairs), key=lambda pair: len(pair[0]), reverse=True)
     alike: dict[bytes, list[bytes]] = {}
-    for content in sorted({content for pairs in large.values() for content, _ in pairs}, key=len, reverse=True):
+    for content in dict.fromkeys(content for content, _ in every):
         alike.setdefault(content[:SMALLEST], []).append(content)
+    matrices: dict[bytes, dict[bytes, np.ndarray]] = {}
+    for content, tensor in every:
+        if len(tensor.dims) == 2:
+            matrices.setdefault(content[:BEGINNING], {}).setdefault(content, _array(content, tensor))
     offsets: dict[bytes, int] = {}
     needed = dict.fromkeys(models, 0)
     with (folder / data).open("wb") as file:
         for name in sorted(models, key=sizes.__getitem__):
-            for content, tensor in large[name]:
+            for own, tensor in large[name]:
+                content = _rows(own, tensor, matrices.get(own[:BEGINNING], {}))
+                if len(content) > len(own):
+                    _cut(models[name].graph, tensor, columns=tensor.dims[1] * len(content) // len(own))
                 longest = next(other for other in alike[content[:SMALLEST]] if other.startswith(content))
                 if longest not in offsets:
                     file.write(bytes(-file.tell() % ALIGNMENT))
@@ -65,6 +77,32 @@ def _large(graph: onnx.GraphProto) -> Iterator[tuple[bytes, onnx.TensorProto]]:
             content = onnx.numpy_helper.to_array(tensor).tobytes()
             if len(content) >= SMALLEST:
                 yield content, tensor
+
+
+def _array(content: bytes, tensor: onnx.TensorProto) -> np.ndarray:
+    """A matrix as bytes, [rows, bytes of a row]."""
+    return np.frombuffer(content, np.uint8).reshape(tensor.dims[0], -1)
+
+
+def _rows(content: bytes, tensor: onnx.TensorProto, matrices: Mapping[bytes, np.ndarray]) -> bytes:
+    """As many first rows of the largest matrix whose upper left corner a matrix is; its own bytes if it is none."""
+    if len(tensor.dims) != 2 or len(content) // tensor.dims[0] < BEGINNING:
+        return content
+    own = _array(content, tensor)
+    rows, length = own.shape
+    for whole in matrices.values():
+        if len(whole) >= rows and whole.shape[1] >= length and np.array_equal(whole[:rows, :length], own):
+            return whole[:rows].tobytes()
+    return content
+
+
+def _cut(graph: onnx.GraphProto, tensor: onnx.TensorProto, *, columns: int) -> None:
+    """Makes the weight one of so many columns, of which the graph takes the first as before."""
+    name, kept = tensor.name, tensor.dims[1]
+    tensor.name, tensor.dims[1] = f"{name}.whole", columns
+    bounds = {"first": 0, "kept": kept, "axis": 1}
+    graph.initializer.extend(onnx.numpy_helper.from_array(np.array([n]), f"{name}.{word}") for word, n in bounds.items())
+    graph.node.insert(0, onnx.helper.make_node("Slice", [tensor.name, *(f"{name}.{word}" for word in bounds)], [name]))
 
 
 def _refer(tensor: onnx.TensorProto, data: str, offset: int, length: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -20,6 +20,7 @@ from nas.compute import Compute
 from nas.protocols import Batch, Family, Task
 from nas.ranges import check_not_negative, check_positive, check_whole
 from nas.seeds import seed_of
+from nas.space import Architecture
 from nas.supernet import sandwich, sandwich_step
 
 GOOD_EVERY = 50  # steps between the states that a training goes back to
@@ -209,17 +210,18 @@ class Trainer:
 
 def supernet_trainer(
     family: Family, supernet: nn.Module, task: Task, config: TrainConfig, *, compute: Compute, seed: int, rule: Rule = "single",
-    num_random: int = 1, distillation: float = 0.5, state: Mapping[str, Any] | None = None,
+    num_random: int = 1, distillation: float = 0.5, together: Sequence[Architecture] = (), state: Mapping[str, Any] | None = None,
 ) -> Trainer:  # fmt: skip
     """Training of a supernet, from a state or from the start; `num_random` and `distillation` are the sandwich rule's (see
-    `nas.supernet.sandwich_step`). A random network alone learns from the targets."""
+    `nas.supernet.sandwich_step`). A random network alone learns from the targets. Where networks are to learn `together`, it is
+    they in each step, whatever the rule, and the first one teaches the others."""
     batches: list[Iterator[Batch]] = []
 
     def gradient(number: int) -> float:
         if not batches:
             batches.append(stream(task, "train", tokens_per_batch=config.tokens_per_batch, seed=seed, start=number))
         rng, space = np.random.default_rng([seed, number]), family.space
-        archs = [space.sample(rng)] if rule == "single" else sandwich(space, rng, num_random=num_random)
+        archs = together or ([space.sample(rng)] if rule == "single" else sandwich(space, rng, num_random=num_random))
         batch = next(batches[0]).to(compute.device)
         return sandwich_step(family, supernet, archs, batch, task, compute, distillation=distillation)
 

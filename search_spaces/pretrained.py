@@ -42,11 +42,11 @@ def read(
         ValueError: no such folder, a model of another kind, or a tensor that is missing, that has another shape, or that our
             networks have no place for.
     """
-    config, layout = _config(folder, kinds)
+    config, layout = read_config(folder, kinds)
     _check(folder, config, layout, {**largest(trunk), **facts})
     with torch.device("meta"):
         shapes = {name: tuple(parameter.shape) for name, parameter in supernet().named_parameters()}
-    weights = _weights(_tensors(folder, layout), config, layout, shapes)
+    weights = _weights(read_tensors(folder, layout), config, layout, shapes)
     head_size = trunk.attention.head_size
     for name in [name for name in weights if ".query." in name]:
         weights[name] = weights[name] / head_size**0.5
@@ -76,7 +76,8 @@ def factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return left[:, :rank] * roots, roots[:, None] * right[:rank]
 
 
-def _config(folder: Path, kinds: Sequence[str]) -> tuple[dict[str, Any], Layout]:
+def read_config(folder: Path, kinds: Sequence[str]) -> tuple[dict[str, Any], Layout]:
+    """A checkpoint's configuration, completed, and its kind. Raises ValueError if there is none of these kinds."""
     try:
         config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -89,18 +90,14 @@ def _config(folder: Path, kinds: Sequence[str]) -> tuple[dict[str, Any], Layout]
 
 def _check(folder: Path, config: Mapping[str, Any], layout: Layout, ours: Mapping[str, Any]) -> None:
     """What the shapes of tensors do not tell."""
-    for name, allowed in layout.fixed.items():
-        if config[name] != allowed:
-            raise ValueError(f"{name}: {config[name]!r} of {folder}/config.json is not {allowed!r}, which our networks have")
+    check_fixed(folder, config, layout)
     for name, theirs in layout.facts.items():
         opened = name == "ffn_kind" and (theirs, ours[name]) == ("mlp", "glu")
         if ours[name] != theirs and not opened:
             raise ValueError(f"space.{name}: {ours[name]!r} is not {theirs!r}, which the checkpoint {folder} has")
     for name, key in layout.keys.items():
         held = config.get(key)
-        if name == "activation" and held not in ACTIVATIONS:
-            raise ValueError(f"{key}: {held!r} of {folder}/config.json is not one of {tuple(ACTIVATIONS)}")
-        if (ACTIVATIONS[str(held)] if name == "activation" else held) != ours[name]:
+        if (activation_of(folder, config, layout) if name == "activation" else held) != ours[name]:
             why = WHY.get(name, name)
             raise ValueError(f"{key}: {held!r} of {folder}/config.json is not {ours[name]!r}, the space's {why}")
     longest = config.get("max_position_embeddings", math.inf)
@@ -110,7 +107,24 @@ def _check(folder: Path, config: Mapping[str, Any], layout: Layout, ours: Mappin
         )
 
 
-def _tensors(folder: Path, layout: Layout) -> Tensors:
+def check_fixed(folder: Path, config: Mapping[str, Any], layout: Layout) -> None:
+    """Raises ValueError for a configuration that changes what our networks cannot."""
+    for name, allowed in layout.fixed.items():
+        if config[name] != allowed:
+            raise ValueError(f"{name}: {config[name]!r} of {folder}/config.json is not {allowed!r}, which our networks have")
+
+
+def activation_of(folder: Path, config: Mapping[str, Any], layout: Layout) -> str:
+    """Our name of a configuration's activation. Raises ValueError if we have none."""
+    key = layout.keys["activation"]
+    held = config.get(key)
+    if held not in ACTIVATIONS:
+        raise ValueError(f"{key}: {held!r} of {folder}/config.json is not one of {tuple(ACTIVATIONS)}")
+    return ACTIVATIONS[str(held)]
+
+
+def read_tensors(folder: Path, layout: Layout) -> Tensors:
+    """In float32, by their names without the prefix. Raises ValueError for a file that cannot be read."""
     path = folder / "model.safetensors"
     try:
         tensors: Tensors = load_file(path)

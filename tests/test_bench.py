@@ -185,10 +185,14 @@ def test_ship_counts_only_files_that_lose_at_most_a_point():
     assert figures["int8_points_lost"] == pytest.approx(0.9)
     assert figures["int8_points_lost_to_trained_on"] == pytest.approx(1.0)
     assert (figures["distilled_better"], figures["distilled_cases"]) == (2, 2)
+    assert "int8_speedup_task" not in figures, "there is a single one"
+    slower = dataclasses.replace(trial, task="code", rows=(dataclasses.replace(rows[0], speedup=0.5), *rows[1:]))
+    several = summary([trial, slower])
+    assert (several["int8_speedup"], several["int8_speedup_task"], several["int8_speedup_code"]) == pytest.approx((1.0, 2.0, 0.5))
     assert figures["parity_max_abs"] == 1e-6
 
 
-def test_what_is_found_dominates_what_is_designed_by_hand_if_it_is_less_in_both():
+def test_what_is_found_dominates_what_is_designed_by_hand_if_it_is_less_in_both(capsys):
     by_hand = {"largest": (4.0, 12.0), "1 layer": (1.0, 10.0)}
     cases = [
         BesideHand("a", 0, by_hand, [(0.9, 9.0)]),
@@ -201,6 +205,19 @@ def test_what_is_found_dominates_what_is_designed_by_hand_if_it_is_less_in_both(
     assert figures["hand_designed_dominated_share"] == pytest.approx((1 + 1 + 0.5) / 4)
     assert (figures["hand_designed_cases_all_dominated"], figures["hand_designed_cases"]) == (2, 4)
     assert (figures["hand_designed_tasks_all_dominated"], figures["hand_designed_tasks"]) == (1, 2)
+    apart = BesideHand("a", 1, by_hand, [(0.9, 11.0), (0.8, 9.9)])
+    shared = BesideHand("a", 2, {"largest": (4.0, 9.0), "1 layer": (1.0, 10.0)}, [(3.0, 8.0), (0.9, 9.5)])
+    assert (apart.dominating, shared.dominating) == ([(0.8, 9.9)], [])
+    assert shared.all_dominated
+    strict = beside_hand.summary([cases[0], apart, shared, shared])
+    assert (strict["hand_designed_cases_all_dominated"], strict["hand_designed_cases_dominated_by_one"]) == (4, 2)
+    assert (strict["hand_designed_tasks_all_dominated"], strict["hand_designed_tasks_dominated_by_one"]) == (1, 0)
+    report = Reporter()
+    report.console.width = bench.WIDTH
+    beside_hand.show([cases[0], shared], report)
+    out = capsys.readouterr().out
+    assert out.count("dominates all by hand") == 1
+    assert "by a single found network: 1 of 2 searches" in out
 
 
 def test_a_search_is_judged_beside_what_is_designed_by_hand(tmp_path):
@@ -219,6 +236,7 @@ def test_ship_ends_with_its_figures(capsys):
     assert {"int8_speedup", "int8_points_lost", "speedup_at_minus_one_point", "parity_max_abs"} <= set(figures)
     assert figures["parity_max_abs"] < 1e-4
     assert figures["parity_equal_decisions"] == 1
+    assert figures["int8_speedup_code"] > 0
 
 
 def test_the_full_comparison_of_options_has_them_with_gumbel_noise_too():

@@ -6,8 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import onnxruntime
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from experiments import shipping
@@ -24,6 +26,7 @@ from experiments.card import card
 from experiments.cli import main
 from experiments.contract import BrokenPromiseError, Limits, checksum, tolerance_of
 from experiments.export import Exporter, Words, limits_of, picks
+from experiments.inheriting import inheriting
 from experiments.networks import pick
 from experiments.predict import Predictor, Refused, chosen
 from experiments.predict import main as predict
@@ -33,6 +36,7 @@ from experiments.shipping import Shipped, Terms, check_unchanged, holds_foreign,
 from hardware import placement
 from hardware.executorch_device import ExecuTorch
 from hardware.litert import LiteRt
+from hardware.local_torch import LocalTorch
 from hardware.openvino_device import OpenVino
 from hardware.placement import CPU, Placement, operators, peak_memory, tune
 from nas.compute import Compute
@@ -307,6 +311,8 @@ def test_a_quantised_file_is_known_by_its_graph(folder, tmp_path):
         (["precision=int8", "format=pt2"], "precision: int8 goes with format=onnx"),
         (["pick=best,knee,fast", "format=pt2"], "pick: several networks share one file of weights in format=onnx alone"),
         (["max_drop=-1"], "max_drop: -1.0 is not 0 or more"),
+        (["weights=shared"], "weights: 'shared' is not one of ('trained', 'inherited')"),
+        (["steps=5"], "steps: 5 is not 0, or more with weights=inherited"),
     ],
 )
 def test_what_export_refuses(run, words, message, capsys):
@@ -447,6 +453,71 @@ def test_a_family_over_one_file_of_weights(run, family):
     assert json.loads(done.stdout)["label"]
 
 
+def test_a_family_of_one_supernet_shares_its_weights(run, exporter, family, capsys):
+    """Each is what the supernet has for it, is measured as it ships, and is said beside what it is on its own."""
+    before = {path: path.read_bytes() for path in (run / "shortlist").iterdir()}
+    words = ["export", f"run={run}", "pick=fast,knee,best", "weights=inherited"]
+    assert main(words) == 0
+    folder = next(path for path in (run / "export").iterdir() if path.name.endswith(".inherited"))
+    contract, weights = json.loads((folder / "contract.json").read_text()), load_file(run / "supernet.safetensors")
+    embedding = 4 * exporter.finisher.task.sizes["vocab_size"] * exporter.finisher.family.space.smallest().size("width")
+    assert contract["shared_weights"]["weight_bytes"] - contract["shared_weights"]["stored_bytes"] >= embedding
+    assert (folder / "weights.bin").stat().st_size == contract["shared_weights"]["stored_bytes"]
+    for n in contract["networks"]:
+        assert n["parity"]["equal_decisions"] == 1
+        assert n["parity"]["max_abs_difference"] <= 1e-4
+        assert n["latency_ms"]["quiet"] > 0
+        assert n["trained"] == "as a part of the supernet, and no further"
+        own = json.loads((run / f"shortlist/{n['id']}.json").read_text())["error_percent"]
+        assert n["inherited"]["own_validation_error_percent"] == pytest.approx(own)
+        assert f"trained on its own | {own:.2f} %" in (folder / "card.md").read_text()
+        for name, value in load_file(run / f"shortlist/{n['id']}.inherited.safetensors").items():
+            assert torch.equal(value, weights[name][tuple(slice(size) for size in value.shape)]), name
+        done = ask(folder, "Guten Tag", "--network", n["id"], "--within", f"{n['latency_ms']['quiet'] * 1.001}ms")
+        assert json.loads(done.stdout)["label"]
+    assert all(path.read_bytes() == content for path, content in before.items()), "what was trained on its own stays"
+    assert "% validation error with inherited weights, " in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_a_family_that_learns_together_stays_one(run, exporter, tmp_path):
+    """A training of all that was stopped goes on to the same weights."""
+    archs = [exporter.finisher.family.space.canonical(n.arch) for n, _ in picks(exporter.results.networks, "fast,best")]
+    supernet = exporter.finisher.family.supernet()
+    begun = {name: value.clone() for name, value in supernet.state_dict().items()}
+    learned = []
+    for stop in (None, 3):
+        supernet.load_state_dict(begun)
+        job = replace(exporter.finisher, checkpoint_seconds=0.0)
+        for arch in archs:
+            (run / f"shortlist/{arch.id}.inherited.json").unlink(missing_ok=True)
+        step = torch.optim.AdamW.step
+        taken = count()
+
+        def stopped(optimizer, *arguments, taken=taken, stop=stop, step=step):
+            if next(taken) == stop:
+                raise KeyboardInterrupt
+            return step(optimizer, *arguments)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.optim.AdamW, "step", stopped)
+            with nullcontext() if stop is None else pytest.raises(KeyboardInterrupt):
+                inheriting(job, archs, supernet, steps=5, distillation=0.5, report=Reporter(quiet=True))
+        if stop is not None:
+            supernet.load_state_dict(begun)
+            job = inheriting(job, archs, supernet, steps=5, distillation=0.5, report=Reporter(quiet=True))
+            assert job.stages(archs[0]) == {"ships": "inherited", "stages": []}
+        learned.append([load_file(run / f"shortlist/{arch.id}.inherited.safetensors") for arch in archs])
+    assert not (run / "inherited.ckpt").exists()
+    for whole, again in zip(*learned, strict=True):
+        assert all(torch.equal(whole[name], again[name]) for name in whole)
+    small, large = sorted(learned[0], key=lambda state: sum(value.numel() for value in state.values()))
+    for name in small.keys() & large.keys():
+        both = tuple(slice(min(sizes)) for sizes in zip(small[name].shape, large[name].shape, strict=True))
+        assert torch.equal(small[name][both], large[name][both]), f"{name} is one weight"
+        changed = not torch.equal(small[name], begun[name][tuple(slice(size) for size in small[name].shape)])
+        assert changed, f"{name} has learned"
+
+
 def test_the_smallest_of_a_family_answers_before_the_rest_is_there(family, tmp_path):
     """As if the file of weights were on its way: it ends behind what the smallest network needs. The largest is made the best."""
     folder = tmp_path / "folder"
@@ -499,6 +570,24 @@ class Layers(torch.nn.Module):
         for weight in self.weights:
             x = x @ weight
         return x
+
+
+def test_the_corner_of_a_matrix_is_stored_with_it(tmp_path):
+    torch.manual_seed(0)
+    first, second = torch.randn(48, 40), torch.randn(40, 24)
+    networks = {"large.onnx": [first, second], "small.onnx": [first[:32, :20], second[:20, :24]], "thin.onnx": [first[:, :20]]}
+    (tmp_path / "shared").mkdir()
+    for name, weights in networks.items():
+        x = torch.randn(2, len(weights[0]))
+        export_onnx(Layers([w.contiguous() for w in weights]), {"x": x}, tmp_path / name)
+    shared = share_weights({name: tmp_path / name for name in networks}, tmp_path / "shared", data="weights.bin")
+    assert shared.stored_bytes == 4 * (48 * 40 + 40 * 24)
+    for name, (weight, *_) in networks.items():
+        x = {"x": np.ones((1, len(weight)), np.float32)}
+        expected, actual = (open_session(path / name).run(None, x)[0] for path in (tmp_path, tmp_path / "shared"))
+        np.testing.assert_array_equal(actual, expected)
+        ran = {found["operator"] for found in operators(tmp_path / "shared" / name, x, Placement(CPU, 1, "all"))}
+        assert ran <= {"MatMul", "FusedMatMul"}, "columns are cut off when the file is opened"
 
 
 def test_equal_weights_are_stored_once(tmp_path):
@@ -785,6 +874,11 @@ def test_another_format_has_the_same_contract(run, exporter, tmp_path):
     assert facts["parity"]["equal_decisions"] == 1
     assert facts["latency_ms"]["p99"] > 0
     assert facts["environment"]["openvino"]
+    assert {"FullyConnected", "Gather"} <= {o["operator"] for o in facts["operators"]}
+    assert sum(o["percent"] for o in facts["operators"]) == pytest.approx(100, abs=1)
+    assert all(o["provider"] == "reference kernels of OpenVINO's CPU plugin" for o in facts["fallbacks"])
+    assert facts["memory"]["peak"]["network_mib"] > 0
+    assert "beside its runtime | " in (shipped.folder / "card.md").read_text()
     assert facts["parity"]["runtime"].startswith(f"openvino {shipped.contract['versions']['openvino']} ")
     tests = json.loads((run / "test.json").read_text())
     assert tests[f"{facts['id']}.openvino"]["error_percent"] == facts["test"]["error_percent"]
@@ -807,6 +901,17 @@ def test_an_executorch_file_says_what_its_delegate_left_to_others(exporter, tmp_
     assert shipped.contract["versions"]["executorch"] in facts["parity"]["runtime"]
 
 
+@pytest.mark.parametrize("kind", ["pt2", "torchscript"])
+def test_a_file_of_torch_says_which_operators_ran(exporter, tmp_path, kind):
+    shipped = shipped_as(kind, LocalTorch(), exporter, tmp_path)
+    [facts] = shipped.networks
+    assert {"addmm", "embedding"} <= {o["operator"] for o in facts["operators"]}
+    assert all(o["provider"] == "torch" and o["count"] >= 1 for o in facts["operators"])
+    assert not facts["fallbacks"]
+    assert facts["memory"]["peak"]["network_mib"] > 0
+    assert "| who runs it | torch; no operator falls back |" in (shipped.folder / "card.md").read_text()
+
+
 def test_a_litert_file_is_scored_on_whole_batches(exporter, tmp_path):
     pytest.importorskip("litert_torch", reason="litert-torch is not installed")
     shipped = shipped_as("tflite", LiteRt(), exporter, tmp_path)
@@ -817,6 +922,10 @@ def test_a_litert_file_is_scored_on_whole_batches(exporter, tmp_path):
     assert facts["sizes"] == {"token_ids": [1, 32], "attention_mask": [1, 32]}
     card = (shipped.folder / "card.md").read_text()
     assert facts["types"] == {"token_ids": "int32", "attention_mask": "int32"}
+    assert ("FULLY_CONNECTED", "XNNPACK") in {(o["operator"], o["provider"]) for o in facts["operators"]}
+    assert ("EMBEDDING_LOOKUP", "LiteRT's own kernels") in {(o["operator"], o["provider"]) for o in facts["fallbacks"]}
+    assert "EMBEDDING_LOOKUP (LiteRT's own kernels)" in card
+    assert facts["memory"]["peak"]["network_mib"] > 0
     assert "This file takes `attention_mask`, int32 [1, 32] and `token_ids`, int32 [1, 32], and nothing of another size." in card
     assert shipped.contract["versions"]["ai-edge-litert"] in facts["parity"]["runtime"]
     assert shipped.contract["versions"]["litert-torch"][0].isdigit()

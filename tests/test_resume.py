@@ -18,7 +18,7 @@ from tests.support.commands import command
 
 SLOWER = (
     "init.train.steps=120", "darts.steps=30", "searcher.evaluations=25", "checkpoint_seconds=0.1", "finish.rungs=[0.4]",
-    "stages=[longer]", "stages.longer.train.steps=150", "torch_threads=1",
+    "finish.train.steps=20", "finish.most_steps=60", "stages=[longer]", "stages.longer.train.steps=150", "torch_threads=1",
     "budget_ms=5",  # which all networks keep, however wide the bound of so brief a calibration is
 )  # fmt: skip
 
@@ -37,6 +37,7 @@ PHASES = {
     "outer loop": (signal.SIGINT, lambda run: len(lines(run / "candidates.jsonl")) >= 7),
     "random search": (signal.SIGKILL, lambda run: len(lines(run / "candidates.jsonl")) >= 32),
     "rung": (signal.SIGKILL, lambda run: sum(c["phase"] == "rung 0.4" for c in lines(run / "candidates.jsonl")) >= 2),
+    "network of the short-list": (signal.SIGKILL, lambda run: list((run / "shortlist").glob("*.ckpt"))),
     "short-list": (signal.SIGKILL, lambda run: len(list((run / "shortlist").glob("*.json"))) >= 2),
     "stage": (signal.SIGKILL, lambda run: list((run / "shortlist").glob("*.longer.ckpt"))),
 }

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import re
+import time
 from collections import Counter
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -173,6 +174,26 @@ def test_a_killed_stage_is_done_again(family, tmp_path, monkeypatch):
     assert quantise.kept
 
 
+def stopped_and_done(work, monkeypatch, *, after, steps) -> None:
+    """Stops a training of so many steps after some of them, and does it again from another random state."""
+    calls, step, seen = itertools.count(), torch.optim.AdamW.step, Counter()
+
+    def stopped(optimizer, *arguments):
+        if next(calls) == after:
+            raise KeyboardInterrupt
+        seen["steps"] += 1
+        return step(optimizer, *arguments)
+
+    torch.manual_seed(99)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            work()
+        assert seen["steps"] == after
+        work()
+        assert seen["steps"] == steps, "no step is taken again"
+
+
 @pytest.mark.parametrize(
     "stages",
     [
@@ -188,31 +209,48 @@ def test_a_training_that_is_killed_goes_on_to_the_same_weights(tmp_path, monkeyp
     space = encoder_space(width=(16,), depth=(2,), heads=(1,), ffn=(16,), attention=("full",))
     family = EncoderFamily(space, 20, 3, max_tokens=8, head_size=8)
     [(name, stage)], supernet = stages.items(), family.supernet()
-    calls, step, seen = itertools.count(), torch.optim.AdamW.step, Counter()
-
-    def stopped(optimizer, *arguments):
-        if next(calls) == after:
-            raise KeyboardInterrupt
-        seen["steps"] += 1
-        return step(optimizer, *arguments)
-
     for folder in ("whole", "killed"):
         finisher = finisher_of(family, tmp_path / folder, Scale(constant=True))
         finisher.finish(space.largest(), supernet)
         if folder == "killed":
-            torch.manual_seed(99)
-            with monkeypatch.context() as patch:
-                patch.setattr(torch.optim.AdamW, "step", stopped)
-                with pytest.raises(KeyboardInterrupt):
-                    through(finisher, stages)
-                assert seen["steps"] == after
-                through(finisher, stages)
-                assert seen["steps"] == stage.train.steps, "no step is taken again"
+            stopped_and_done(lambda: through(finisher, stages), monkeypatch, after=after, steps=stage.train.steps)  # noqa: B023
         else:
             through(finisher, stages)
         assert not list((tmp_path / folder / FOLDER).glob("*.ckpt"))
     whole, killed = (tmp_path / folder / FOLDER / f"{space.largest().id}.{name}.safetensors" for folder in ("whole", "killed"))
     assert whole.read_bytes() == killed.read_bytes()
+
+
+@pytest.mark.parametrize("after", [2, 8])
+def test_a_network_of_the_short_list_goes_on_after_a_kill(family, tmp_path, monkeypatch, after):
+    train, arch, supernet = TrainConfig(steps=9, tokens_per_batch=64), family.space.largest(), family.supernet()
+    stopped, whole = (finisher_of(family, tmp_path / name, train=train, most_steps=9) for name in ("stopped", "whole"))
+    whole.finish(arch, supernet)
+    started, steps = time.perf_counter(), list[int]()
+    work = lambda: stopped.finish(arch, supernet, on_step=lambda _, step: steps.append(step))  # noqa: E731
+    stopped_and_done(work, monkeypatch, after=after, steps=9)
+    assert steps == [*range(1, after + 1), *range(after, 10)]
+    assert 0 < stopped.record(arch)["train_seconds"] <= time.perf_counter() - started
+    first, second = (finisher.run / f"{finisher.name(arch)}.safetensors" for finisher in (stopped, whole))
+    assert first.read_bytes() == second.read_bytes()
+    assert not list((tmp_path / "stopped" / FOLDER).glob("*.ckpt"))
+
+
+def test_a_training_is_not_gone_on_with_in_another_way_nor_from_a_damaged_file(family, tmp_path, monkeypatch):
+    train, arch, supernet = TrainConfig(steps=3, tokens_per_batch=64), family.space.largest(), family.supernet()
+    finisher = finisher_of(family, tmp_path, train=train, most_steps=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(Finisher, "export", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            finisher.finish(arch, supernet)
+    faster = dataclasses.replace(finisher, settings=dataclasses.replace(finisher.settings, inherit=1.0))
+    steps = list[int]()
+    faster.finish(arch, supernet, on_step=lambda _, step: steps.append(step))
+    assert steps == [1, 2, 3]
+    (tmp_path / FOLDER / f"{arch.id}.json").unlink()
+    (tmp_path / FOLDER / f"{arch.id}.ckpt").write_bytes(b"half")
+    with pytest.raises(RunError, match=rf"{arch.id}\.ckpt: is damaged; delete it to do this part again"):
+        finisher.finish(arch, supernet)
 
 
 def test_a_checkpoint_of_another_training_is_not_gone_on_with(family, tmp_path):

@@ -31,9 +31,9 @@ def test_what_help_says_is_what_a_search_allows():
 
 def test_words_with_their_defaults_and_comments():
     lines = described("experiments.export").splitlines()
-    assert "  run=…           the directory of a finished run" in lines
-    assert "  replace=false   a folder that is there and was changed" in lines
-    assert any(line.startswith("  pick=knee       fast, balanced, knee") for line in lines)  # its comment is within brackets
+    assert "  run=…            the directory of a finished run" in lines
+    assert "  replace=false    a folder that is there and was changed" in lines
+    assert any(line.startswith("  pick=knee        fast, balanced, knee") for line in lines)  # its comment is within brackets
     assert "  coverage=0.9  of the upper bound" in described("experiments.calibrate").splitlines()  # a field(default=…)
     assert (
         "  dims={}        dynamic dimensions by their names: dims={height:224}" in described("experiments.measure").splitlines()

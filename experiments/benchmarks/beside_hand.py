@@ -41,7 +41,13 @@ class BesideHand:
 
     @property
     def all_dominated(self) -> bool:
+        """Each of those by hand, be it by another found network."""
         return len(self.dominated) == len(self.by_hand)
+
+    @property
+    def dominating(self) -> list[Point]:
+        """The found networks each of which dominates all those by hand alone."""
+        return [point for point in self.found if all(dominates(point, other) for other in self.by_hand.values())]
 
 
 def dominates(one: Point, other: Point) -> bool:
@@ -64,15 +70,15 @@ def search_beside_hand(task: str, overrides: Sequence[str], seed: int, folder: P
 
 
 def summary(cases: Sequence[BesideHand]) -> dict[str, float]:
-    """Shares of those by hand that are dominated, and of tasks in which all of them are in most seeds."""
-    figures = {
-        "hand_designed_dominated_share": float(np.mean([len(c.dominated) / len(c.by_hand) for c in cases])),
-        "hand_designed_cases_all_dominated": sum(case.all_dominated for case in cases),
-        "hand_designed_cases": len(cases),
-    }
-    tasks = {case.task: [c for c in cases if c.task == case.task] for case in cases}
-    in_most = sum(bool(np.mean([case.all_dominated for case in of_task]) > 0.5) for of_task in tasks.values())
-    return {**figures, "hand_designed_tasks_all_dominated": in_most, "hand_designed_tasks": len(tasks)}
+    """The share of those by hand that are dominated; cases, and tasks in most of whose seeds, all of them are: each by some found
+    network, and, which is more, all by a single one."""
+    tasks = dict.fromkeys(case.task for case in cases)
+    figures = {"hand_designed_dominated_share": float(np.mean([len(c.dominated) / len(c.by_hand) for c in cases]))}
+    for name, holds in (("all_dominated", lambda c: c.all_dominated), ("dominated_by_one", lambda c: bool(c.dominating))):
+        shares = [np.mean([holds(case) for case in cases if case.task == task]) for task in tasks]
+        figures[f"hand_designed_cases_{name}"] = sum(map(holds, cases))
+        figures[f"hand_designed_tasks_{name}"] = sum(bool(share > 0.5) for share in shares)
+    return {**figures, "hand_designed_cases": len(cases), "hand_designed_tasks": len(tasks)}
 
 
 def show(cases: Sequence[BesideHand], report: Reporter) -> None:
@@ -83,5 +89,11 @@ def show(cases: Sequence[BesideHand], report: Reporter) -> None:
                 case.task, str(case.seed), name, f"{ms:.4g}", f"{error:.2f}", "dominated" if name in case.dominated else ""
             )
         for ms, error in sorted(case.found):
-            table.add_row("", "", "found", f"{ms:.4g}", f"{error:.2f}", "")
+            alone = "dominates all by hand" if (ms, error) in case.dominating else ""
+            table.add_row("", "", "found", f"{ms:.4g}", f"{error:.2f}", alone)
     report.console.print(table)
+    figures = summary(cases)
+    for name, words in (("all_dominated", "by some found network"), ("dominated_by_one", "by a single found network")):
+        held, tasks = figures[f"hand_designed_cases_{name}"], figures[f"hand_designed_tasks_{name}"]
+        of = f"{held:.0f} of {len(cases)} searches, most seeds of {tasks:.0f} of {figures['hand_designed_tasks']:.0f} tasks"
+        report.say(f"All designed by hand are dominated {words}: {of}")

@@ -8,11 +8,13 @@ the test split, and a stage that is not faster is in the figures as it came out.
 A stage that trains also trains on: `trained_on` is the float network after as many steps as the quantised one learned, and
 `int8_points_lost_to_trained_on` compares with that.
 
-A main job of each task says how many of its hand-designed networks the search's own dominate (see `beside_hand`). int8 is faster
+A main job of each task says how many of its hand-designed networks the search's own dominate, and whether a single one dominates
+all (see `beside_hand`). int8 is faster
 where products take the time, so it is also timed on wider encoders (see `int8_widths`).
 
-`quick` is two tasks and one seed, `full` three tasks and three seeds. With `directory=`, everything trained and measured stays
-there, and a benchmark that was stopped goes on.
+`quick` is two tasks and one seed, `full` four tasks and three seeds: of texts, images, tags, and a decoder of code, whose times
+are those of one more byte and whose answers are compared byte by byte, too. What differs most between them is also said of each
+task. With `directory=`, everything trained and measured stays there, and a benchmark that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from experiments.finishing import FOLDER, Finisher
 from experiments.pipeline import Pipeline
 from experiments.progress import Reporter
 from experiments.stages import Stages
+from experiments.stepwise import compare_steps
 from nas.costs import flops_of
 from nas.finish.cut import Cut
 from nas.finish.learn import Learn
@@ -56,6 +59,7 @@ from nas.training import TrainConfig
 
 POINT = 1.0  # of test error that a faster network may lose against the largest
 NUM_PARITY = 1000  # test inputs that every float file is compared on
+BY_TASK = ("int8_speedup", "int8_points_lost", "speedup_at_minus_one_point", "parity_max_abs")  # of each task, too
 
 
 @dataclass
@@ -81,12 +85,24 @@ class Preset:
 
 TINY = ("space=encoder_tiny", "task.vocab_size=1000", "task.max_tokens=32", "task.max_examples=3000")
 DIGITS = ("task=digits", "space=vision_tiny", "finish.train.steps=300", "finish.most_steps=900")
+CODE = ("experiment=code",)
+TINY_CODE = (
+    "space=decoder_tiny",
+    "task=python_source",
+    "mode=decode",
+    "past=15",
+    "task.max_tokens=16",
+    "task.max_characters=20000",
+)
 LANGUAGES = ("task.max_examples=20000", "space.depth=[1,2,3,4]", "finish.train.steps=200", "finish.most_steps=600")
+BRIEF = ("finish.train.steps=4", "finish.most_steps=6", "finish.rounds=2")
 JOBS: dict[str, tuple[str, ...]] = {"languages": (), "digits": ("experiment=digits",), "tags": ("experiment=tags",)}
 PRESETS = {
-    "tiny": Preset({"languages": (*TINY, "finish.train.steps=4", "finish.most_steps=6", "finish.rounds=2")}, (0,), 4, 0, {}),
+    "tiny": Preset({"languages": (*TINY, *BRIEF), "code": (*TINY_CODE, *BRIEF)}, (0,), 4, 0, {}),
     "quick": Preset({"languages": LANGUAGES, "digits": DIGITS}, (0,), 80, 1, {"digits": ("experiment=digits",)}),
-    "full": Preset({"languages": LANGUAGES, "digits": DIGITS, "tags": ("experiment=tags",)}, (0, 1, 2), 80, 1, JOBS),
+    "full": Preset(
+        {"languages": LANGUAGES, "digits": DIGITS, "tags": ("experiment=tags",), "code": CODE}, (0, 1, 2), 80, 1, JOBS
+    ),
 }
 
 
@@ -199,7 +215,7 @@ def trial(task: str, overrides: Sequence[str], seed: int, preset: Preset, folder
     largest, *others = networks
     fastest = min(others, key=latency_ms.__getitem__)
     rows = [row for name in (largest, fastest) for row in _rows(pipeline, alone, name, networks[name], preset, report)]
-    parities = [alone.parity(arch, num_examples=NUM_PARITY, tag="") for arch in archs]
+    parities = [found for arch in archs for found in _parities(alone, arch)]
     return Trial(
         task, seed, latency_ms,
         alone={name: test_error(alone, arch) for name, arch in networks.items()},
@@ -208,6 +224,15 @@ def trial(task: str, overrides: Sequence[str], seed: int, preset: Preset, folder
         parity_max_abs=max(parity["max_abs_difference"] for parity in parities),
         parity_equal_decisions=min(parity["equal_decisions"] for parity in parities),
     )  # fmt: skip
+
+
+def _parities(finisher: Finisher, arch: Architecture) -> list[Mapping[str, float]]:
+    """How its float file agrees with a network on whole inputs, and a decoder's files token by token."""
+    whole = finisher.parity(arch, num_examples=NUM_PARITY, tag="")
+    if not isinstance(finisher.family, GenerativeFamily):
+        return [whole]
+    prefill, decode = (finisher.onnx_path(arch, mode, tag="") for mode in ("prefill", "decode"))
+    return [whole, compare_steps(finisher.network(arch, tag=""), prefill, decode, finisher.real_inputs(1)[0])]
 
 
 def _taught(pipeline: Pipeline, folder: Path, alone: Finisher, best: Architecture, report: Reporter) -> Finisher:
@@ -246,14 +271,16 @@ def _rows(pipeline: Pipeline, finisher: Finisher, name: str, arch: Architecture,
         [found] = Stages(finisher, {stage_name: stage}, school, None, math.inf, report).run()
         if found.before.latency_ms is None or found.after.latency_ms is None:
             raise DeviceError(found.sentence)
-        after = finisher.scores_of(finisher.onnx_path(arch, tag=stage_name), "test")["error_percent"]
+        file = finisher.onnx_path(arch, tag=stage_name)  # a stage that found nothing to do has none
+        after = finisher.scores_of(file, "test")["error_percent"] if file.is_file() else error
         speedup, size = found.before.latency_ms / found.after.latency_ms, found.after.file_bytes / found.before.file_bytes
         rows.append(Row(name, stage_name, speedup, after - error, size, found.kept))
     return rows
 
 
 def summary(trials: Sequence[Trial]) -> dict[str, float]:
-    """Geometric means of ratios and means of points over tasks and seeds; of the stages, those of the largest networks."""
+    """Geometric means of ratios and means of points over tasks and seeds; of the stages, those of the largest networks. Where
+    there are several tasks, `BY_TASK` also of each, by the name of the figure and of the task."""
     rows = [(t, row) for t in trials for row in t.rows]
     of_largest = [row for t, row in rows if row.network == next(iter(t.latency_ms))]
     figures: dict[str, float] = {}
@@ -279,8 +306,17 @@ def summary(trials: Sequence[Trial]) -> dict[str, float]:
         "distilled_short_lists_better": sum(t.distilled_gain > 0 for t in trials),
         "distilled_points_gained": float(np.mean([alone - taught for alone, taught in distilled])),
         **figures,
+        **_by_task(trials),
         "num_trials": len(trials),
     }
+
+
+def _by_task(trials: Sequence[Trial]) -> dict[str, float]:
+    tasks = dict.fromkeys(t.task for t in trials)
+    if len(tasks) == 1:
+        return {}
+    found = {task: summary([t for t in trials if t.task == task]) for task in tasks}
+    return {f"{name}_{task}": found[task][name] for name in BY_TASK for task in tasks}
 
 
 def _show(trial: Trial, report: Reporter) -> None:

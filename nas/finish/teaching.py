@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -38,7 +39,8 @@ class Lesson:
         alpha, beta, gamma: weights of the three losses, of the first and of the last step.
         teacher: "largest", the finished largest network; "front", all finished networks that no other beats in latency and error;
             "itself", the network as it was before the stage; "baseline", the best trivial baseline of the task where it is better
-            than the network, by answers of fits that have not seen what they answer, and where none is, nobody.
+            than the network, by answers of fits that have not seen what they answer, and where none is, nobody. Or the folder of
+            a fine-tuned checkpoint.
         match: what is learned from the teacher: "answers", "hidden" (the last states) and "relations" (of the last attention).
         temperature: that softens answers.
         class_weights: whether each class counts as if it had as many examples as any other.
@@ -66,10 +68,11 @@ class Lesson:
                 raise ValueError(f"{name}: {list(weights)} is not a first and a last weight, both at least 0")
             object.__setattr__(self, name, tuple(weights))
         object.__setattr__(self, "match", tuple(self.match))
-        check("teacher", self.teacher, TEACHERS)
+        if self.is_of_checkpoint and not Path(self.teacher).is_dir():
+            raise ValueError(f"teacher: {self.teacher!r} is not one of {TEACHERS}, nor a folder")
         for match in self.match:
             check("match", match, MATCHES)
-        if self.teacher in ("front", "baseline") and self.match != ("answers",):
+        if self.teacher not in ("largest", "itself") and self.match != ("answers",):
             raise ValueError(f"match: {list(self.match)} of the teacher {self.teacher!r} is not ['answers']")
         if self.temperature <= 0:
             raise ValueError(f"temperature: {self.temperature} is not positive")
@@ -83,6 +86,10 @@ class Lesson:
     @property
     def is_of_baseline(self) -> bool:
         return self.needs_teacher and self.teacher == "baseline"
+
+    @property
+    def is_of_checkpoint(self) -> bool:
+        return self.teacher not in TEACHERS
 
     def weights(self, progress: float) -> tuple[float, float, float]:
         """alpha, beta and gamma at a share of the training."""
@@ -118,7 +125,7 @@ class School:
 
     Args:
         arch: what the network was before any stage.
-        teachers: the networks that a name of `TEACHERS` stands for, on the training device.
+        teachers: the networks that a name of `TEACHERS` stands for, or a folder holds, on the training device.
         predict_ms: of architectures of the space.
         saved: shares of a network's latency on the device that others like it save, measured side by side; 0 where one is not
             clearly faster. Raises DeviceError.

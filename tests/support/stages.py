@@ -75,7 +75,7 @@ def finisher_of(family, tmp_path, device=None, **settings):
     settings = {"train": FAST, "most_steps": 4, "rounds": 2, "most_points_lost": ANY, **settings}
     return Finisher(
         family, cast(Any, Sum()), device or Scale(), Workload(1, 8), Compute(), FinishSettings(**settings), 0,
-        RunDirectory(tmp_path),
+        RunDirectory(tmp_path), checkpoint_seconds=0.0,
     )  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def through(finisher, stages, arch=None, teachers=None, predict_ms=lambda arch: 
         lambda network, others: finisher.saved(arch, network, others, reference_ms=None),
         finisher.settings.most_points_lost,
     )  # fmt: skip
-    return Stages(finisher, stages, school, None, BUDGET_MS, Reporter(quiet=True), checkpoint_seconds=0.0).run()
+    return Stages(finisher, stages, school, None, BUDGET_MS, Reporter(quiet=True)).run()
 
 
 def operators(path) -> Counter:
