@@ -23,6 +23,7 @@ class Surroundings:
 
     threads: list[int] = field(default_factory=list)
     precision: list[str] = field(default_factory=list)
+    provider: list[str] = field(default_factory=list)
 
 
 @dataclass

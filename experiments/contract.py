@@ -163,7 +163,8 @@ def placed(finisher: Finisher, arch: Architecture, path: Path) -> dict[str, Any]
     inputs = finisher.inputs(arch)
     device = device_of(finisher.device, arch)
     facts = device.environment
-    own = Placement(CPU, int(facts.get("threads", 1)), str(facts.get("graph_optimization", "all")))
+    provider = device.provider if isinstance(device, LocalCpu) else CPU
+    own = Placement(provider, int(facts.get("threads", 1)), str(facts.get("graph_optimization", "all")))
     trials: list[Trial] = []
     run, tunes = own, isinstance(device, LocalCpu)
     if tunes:

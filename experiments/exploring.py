@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +19,9 @@ from experiments.journal import open_study
 from experiments.ledger import spent
 from experiments.outcome import Explored
 from experiments.progress import Reporter
-from experiments.roles import PHASES, SCORED_ON
-from experiments.run_directory import CANDIDATES, RunDirectory, RunError
+from experiments.roles import PHASES
+from experiments.run_directory import CANDIDATES, SUPERNET, RunDirectory, RunError
+from experiments.scoring import Scorer, Scoring, WorkerError
 from experiments.settings import Settings
 from nas.compute import Compute
 from nas.costs import parameters_of
@@ -27,7 +30,6 @@ from nas.protocols import DeviceError, Family, Searcher, Task, UncertainLatencyM
 from nas.search import search
 from nas.searchers.random import Random
 from nas.space import Architecture
-from nas.supernet import evaluation_batches, inherited_error
 from nas.surroundings import answering
 from nas.types import Candidate, Provenance, pareto_front
 
@@ -60,6 +62,10 @@ class Explorer:
         With `searcher.measure`, the latency model is fitted again half way through the outer loop; all numbers are those of the
         last fit, but for what a strategy was told before.
         """
+        with self.scoring:
+            return self._explored(initial, calibrator)
+
+    def _explored(self, initial: Sequence[Architecture], calibrator: Calibrator) -> Explored:
         outer = self.settings.outer
         refined: Mapping[str, Any] | None = None
         searcher = self._strategy(initial)
@@ -73,6 +79,12 @@ class Explorer:
             by_phase["parameters"] = self._phase("parameters", self._by_parameters(), num)
         by_phase["hand"] = self._by_hand()
         return Explored({phase: self._priced(found) for phase, found in by_phase.items()}, refined)
+
+    @functools.cached_property
+    def scoring(self) -> Scoring:
+        scorer = Scorer(self.family, self.supernet, self.task, self.compute)
+        processes, threads = self.settings.outer.processes, self.settings.torch_threads
+        return Scoring(scorer, weights=self.run / SUPERNET, processes=processes, threads=threads)
 
     def _strategy(self, initial: Sequence[Architecture]) -> Searcher:
         searcher = self.settings.outer.searcher(
@@ -116,7 +128,15 @@ class Explorer:
                 seen += 1
                 advance(seen, f"error {candidate.objectives['error']:.1f} %")
 
-            return search(searcher, evaluate, num_evaluations=num, known=known, on_candidate=on_candidate).candidates
+            try:
+                return search(
+                    searcher, evaluate, num_evaluations=num, known=known, on_candidate=on_candidate, ahead=self.scoring.ahead
+                ).candidates  # fmt: skip
+            except WorkerError:
+                for arch in self.scoring.finished():  # by other processes, out of turn
+                    with contextlib.suppress(ValueError):
+                        on_candidate(evaluate(arch))
+                raise
 
     def _by_hand(self) -> tuple[Candidate, ...]:
         known = {candidate.arch.id: candidate for candidate in self._known("hand")}
@@ -124,6 +144,7 @@ class Explorer:
         if missing:
             evaluate = self._evaluation("hand")
             with spent(self.run, PHASES["hand"]):
+                self.scoring.ahead(missing)
                 for arch in missing:
                     known[arch.id] = evaluate(arch)
                     self.run.append(CANDIDATES, known[arch.id].to_json())
@@ -132,25 +153,24 @@ class Explorer:
     def _evaluation(self, phase: str) -> Callable[[Architecture], Candidate]:
         """Scores nothing twice. What another phase has scored books the seconds that it took there, so that phases can be
         compared as if each had done all of its own."""
-        batches = [batch.to(self.compute.device) for batch in evaluation_batches(self.task, SCORED_ON)]
         scored = [c for c in self._candidates() if c.phase in PHASES]
-        errors = {answering(c.arch).id: c.objectives["error"] for c in scored}
+        self.scoring.errors.update({answering(c.arch).id: c.objectives["error"] for c in scored})
         elsewhere: dict[str, float] = {}  # seconds that scoring took in other phases
         for c in scored:
             elsewhere[answering(c.arch).id] = max(c.seconds, elsewhere.get(answering(c.arch).id, 0.0))
         own = {answering(c.arch).id for c in scored if c.phase == phase}
 
         def evaluate(arch: Architecture) -> Candidate:
-            start, id_ = time.perf_counter(), answering(arch).id
-            if id_ not in errors:
-                errors[id_] = inherited_error(self.family, self.supernet, arch, batches, self.task, self.compute)
+            id_ = answering(arch).id
+            error, seconds = self.scoring(arch)
+            start = time.perf_counter()
             [costs] = self.costing([arch])
             provenance = {"error": Provenance.INHERITED, **dict.fromkeys(costs, Provenance.PREDICTED)}
-            seconds = time.perf_counter() - start
+            seconds += time.perf_counter() - start
             if id_ not in own:
                 seconds = elsewhere.get(id_, seconds)
             own.add(id_)
-            return Candidate(arch, {"error": errors[id_], **costs}, provenance, phase, seconds)
+            return Candidate(arch, {"error": error, **costs}, provenance, phase, seconds)
 
         return evaluate
 

@@ -13,6 +13,7 @@ from experiments.conclude import conclude
 from experiments.pipeline import Pipeline
 from experiments.progress import Reporter
 from experiments.run_directory import CONFIG
+from experiments.scoring import check_processes
 from experiments.table_search import TableSearch
 from nas.space import SearchSpace
 
@@ -33,6 +34,7 @@ def run(config: DictConfig) -> None:
     else:
         check_trains_on(config.train_on)
         job = build(config, report=report)
+        check_processes(job.settings.outer.processes, job.family, job.task)
     with job.run.lock():
         job.claim()
         resolved = OmegaConf.to_container(config, resolve=True)

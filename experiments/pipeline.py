@@ -32,7 +32,7 @@ from experiments.outcome import Outcome
 from experiments.progress import Reporter
 from experiments.proposing import Proposer
 from experiments.roles import SCORED_ON
-from experiments.run_directory import RunDirectory
+from experiments.run_directory import SUPERNET, RunDirectory
 from experiments.selecting import Selection
 from experiments.settings import Settings
 from experiments.stages import check_match, check_stages
@@ -272,8 +272,8 @@ class Pipeline:
         supernet = self.family.supernet()
         supernet.load_state_dict({**supernet.state_dict(), **self.pretrained})
         supernet.to(compute.device)
-        if self.run.has("supernet.safetensors"):
-            supernet.load_state_dict(loaded(self.run / "supernet.safetensors", load_file))
+        if self.run.has(SUPERNET):
+            supernet.load_state_dict(loaded(self.run / SUPERNET, load_file))
             return supernet
         config = self.settings.supernet.train
         state = read_checkpoint(self.run, "supernet.ckpt", compute)
@@ -294,7 +294,7 @@ class Pipeline:
 
             with spent(self.run, "supernet", networks_trained=1):
                 trainer.run(on_step=on_step, on_setback=self.report.say)
-        with self.run.replacing("supernet.safetensors") as path:
+        with self.run.replacing(SUPERNET) as path:
             save_file(state_of(supernet), path)
         (self.run / "supernet.ckpt").unlink(missing_ok=True)
         return supernet

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 CANDIDATES = "candidates.jsonl"  # one line for each network that was scored
+SUPERNET = "supernet.safetensors"  # its weights, once it is trained
 CONFIG = ".hydra/config.yaml"  # a run that was made from Python has none
 MIN_FREE_BYTES = 300 * 2**20
 

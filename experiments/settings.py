@@ -78,6 +78,7 @@ class OuterSettings:
         measure: how many architectures near the front, those of which the latency model is least certain, are measured half way
             through; it is then fitted again, and the front is ranked anew. Each takes about as long as in the calibration.
         baseline: whether as many random architectures are scored beside it.
+        processes: that score at once what the strategy plans at once; with any number of them it finds the same.
     """
 
     make_searcher: Callable[..., Searcher] = field(default=SurrogateEvolution)
@@ -86,9 +87,10 @@ class OuterSettings:
     proposals: int = 3
     measure: int = 0
     baseline: bool = True
+    processes: int = 1
 
     def __post_init__(self) -> None:
-        _positive(self, "evaluations")
+        _positive(self, "evaluations", "processes")
         for name in ("proposals", "measure"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is negative")
@@ -202,9 +204,10 @@ class Settings:
     stages: Mapping[str, Stage] = field(default_factory=dict)
 
     def said(self) -> dict[str, Any]:
-        """Each value by the name that it has in a configuration, as JSON holds it; without the stages, which may come later."""
+        """Each value by the name that it has in a configuration, as JSON holds it; without the stages, which may come later, and
+        the processes, which change nothing but the time."""
         values = {_GROUPS.get(f.name, f.name): getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "stages"}
-        return _flat(values, "")
+        return {name: value for name, value in _flat(values, "").items() if name != "searcher.processes"}
 
     def __post_init__(self) -> None:
         _positive(self, "batch", "torch_threads", *(["tokens"] if self.tokens is not None else []))

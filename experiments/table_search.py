@@ -79,10 +79,16 @@ class TableSearch:
                 f"device: {device.name} has no measurements of the space {space.name}; give device=recorded, with device.table=… "
                 f"one of {tables}"
             )
-        if settings.budget_mib is not None or settings.objectives != Settings().objectives or settings.outer.measure:
+        outer = settings.outer
+        if (
+            settings.budget_mib is not None
+            or settings.objectives != Settings().objectives
+            or outer.measure
+            or outer.processes > 1
+        ):
             raise ValueError(
                 f"space: {space.name} is known from a table alone, which weighs parameters against latency: budget_mib, "
-                f"objectives and searcher.measure are for spaces with networks"
+                f"objectives, searcher.measure and searcher.processes are for spaces with networks"
             )
         settings.outer.searcher(space, objectives=OBJECTIVES, seed=0, initial=[], limits={"upper_ms": 1.0})  # may refuse
         self.space, self.device, self.settings, self.report = space, device, settings, report

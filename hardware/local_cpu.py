@@ -12,7 +12,7 @@ import onnxruntime
 
 from hardware.int8 import Int8Files
 from hardware.local import OnThisMachine, check_option, describe, refusals
-from hardware.placement import CPU, LEVELS, Placement
+from hardware.placement import LEVELS, Placement, offered
 from hardware.visit import VisitOptions, wall
 
 PRECISIONS = ("fp32", "int8")
@@ -23,6 +23,7 @@ class LocalCpu(OnThisMachine):
 
     Args:
         precision: fp32, the file as it is; int8, its dynamic quantisation, which may be slower as well as faster.
+        provider: the execution provider of ONNX Runtime that takes what it can of a network; the CPU's own runs the rest.
         graph_optimization: of ONNX Runtime when it loads the file: all, extended, basic or none.
         fused_attention: files with ONNX Runtime's own operator for full attention; without it, files for every runtime.
         threads, visit: see `OnThisMachine`.
@@ -34,11 +35,12 @@ class LocalCpu(OnThisMachine):
     name = "local_cpu"
 
     def __init__(
-        self, *, precision: str = "fp32", graph_optimization: str = "all", fused_attention: bool = True, threads: int = 1,
-        **visit: Unpack[VisitOptions],
+        self, *, precision: str = "fp32", provider: str = "CPUExecutionProvider", graph_optimization: str = "all",
+        fused_attention: bool = True, threads: int = 1, **visit: Unpack[VisitOptions],
     ) -> None:  # fmt: skip
         super().__init__(threads=threads, **visit)
         self.precision = check_option("precision", precision, PRECISIONS)
+        self.provider = check_option("provider", provider, offered())
         self.graph_optimization = check_option("graph_optimization", graph_optimization, tuple(LEVELS))
         self.format = "onnxruntime" if fused_attention else "onnx"
         self._int8 = Int8Files()
@@ -48,7 +50,7 @@ class LocalCpu(OnThisMachine):
         """The stable facts that a time depends on."""
         return describe(
             "onnxruntime", onnxruntime.__version__, threads=self.threads, precision=self.precision,
-            provider=CPU, graph_optimization=self.graph_optimization, format=self.format,
+            provider=self.provider, graph_optimization=self.graph_optimization, format=self.format,
         )  # fmt: skip
 
     def run(self, onnx_path: Path, inputs: Mapping[str, np.ndarray]) -> tuple[float, ...]:
@@ -58,7 +60,7 @@ class LocalCpu(OnThisMachine):
             DeviceError: there is no such file, or ONNX Runtime refuses the file or the inputs, or runs out of memory.
         """
         with refusals(onnx_path, "ONNX Runtime"):
-            placement = Placement(CPU, self.threads, self.graph_optimization)
+            placement = Placement(self.provider, self.threads, self.graph_optimization)
             session, feed = placement.open(self.deployed(onnx_path)), dict(inputs)
             return self.visit.times(wall(lambda: session.run(None, feed)))
 

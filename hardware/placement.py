@@ -40,6 +40,7 @@ class Placement:
     graph_optimization: str = "all"
 
     def open(self, path: Path, *, profile: Path | None = None) -> onnxruntime.InferenceSession:
+        """Raises ValueError where ONNX Runtime takes another provider instead, which it does without a word."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[self.graph_optimization])
@@ -47,7 +48,10 @@ class Placement:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, str(profile)
-        return onnxruntime.InferenceSession(str(path), options, providers=list(dict.fromkeys((self.provider, CPU))))
+        session = onnxruntime.InferenceSession(str(path), options, providers=list(dict.fromkeys((self.provider, CPU))))
+        if session.get_providers()[0] != self.provider:
+            raise ValueError(f"{self.provider} cannot be loaded")
+        return session
 
 
 class Way(NamedTuple):
@@ -73,12 +77,17 @@ class Trial:
         return {**asdict(self.placement), **facts, **({"file": self.file} if self.file else {})}
 
 
+def offered() -> tuple[str, ...]:
+    """The execution providers of the installed ONNX Runtime that compute on this machine."""
+    return tuple(p for p in onnxruntime.get_available_providers() if p not in ELSEWHERE)
+
+
 def candidates(own: Placement) -> list[Placement]:
     """`own` first; then 1, 2, 4, … threads up to the cores of this machine and the levels of graph optimisation; and each other
     provider that is installed."""
     threads = [2**power for power in range(num_cores().bit_length()) if 2**power <= num_cores()]
     ways = [Placement(own.provider, t, level) for t in threads for level in ("all", "extended", "basic")]
-    others = [p for p in onnxruntime.get_available_providers() if p not in (own.provider, *ELSEWHERE)]
+    others = [p for p in offered() if p != own.provider]
     return list(dict.fromkeys([own, *ways, *(Placement(p, own.threads) for p in others)]))
 
 
@@ -135,8 +144,6 @@ def tune(
 def _visit(path: Path, feed: dict[str, np.ndarray], way: Placement) -> tuple[list[np.ndarray], float]:
     """Answers, and the lower quartile of the times in ms."""
     session = way.open(path)
-    if session.get_providers()[0] != way.provider:
-        raise ValueError(f"{way.provider} cannot be loaded")
     times = VISIT.times(wall(lambda: session.run(None, feed)))
     return session.run(None, feed), float(np.percentile(np.asarray(times), 25))
 

@@ -268,3 +268,13 @@ class Searcher(Protocol):
     def tell(self, candidate: Candidate) -> None: ...
 
     def fail(self, arch: Architecture, reason: str) -> None: ...
+
+
+@runtime_checkable
+class PlanningSearcher(Searcher, Protocol):
+    """A searcher that may be asked for several architectures before it is told of the first; any other is told of each."""
+
+    @property
+    def batch(self) -> int:
+        """How many can be asked for now that are the same whatever is told of those among them, at least 1."""
+        ...

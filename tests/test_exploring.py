@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments import exploring
+from experiments import scoring
 from experiments.budgets import Budget
 from experiments.build import build
 from experiments.calibration import CALIBRATION, LATER, Calibration
@@ -184,11 +184,11 @@ def test_nothing_is_scored_twice_and_each_phase_books_what_it_takes(pipeline, ca
     arch, other = pipeline.family.space.smallest(), pipeline.family.space.largest()
     asked = []
 
-    def scoring(family, supernet, arch, *rest):
+    def score(family, supernet, arch, *rest):
         asked.append(arch)
         return 50.0 + len(asked)
 
-    monkeypatch.setattr(exploring, "inherited_error", scoring)
+    monkeypatch.setattr(scoring, "inherited_error", score)
     first = replace(one._evaluation("search")(arch), seconds=7.0)
     one.run.append("candidates.jsonl", first.to_json())
     one.run.append("candidates.jsonl", replace(first, arch=other, phase="rung 0.1").to_json())

@@ -13,7 +13,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from experiments.config import composed
 from nas.pareto import hypervolume
-from nas.protocols import ExhaustedError, Searcher
+from nas.protocols import ExhaustedError, PlanningSearcher, Searcher
 from nas.search import search
 from nas.searchers.nsga2 import Nsga2
 from nas.searchers.random import Random
@@ -91,6 +91,43 @@ def test_no_architecture_is_evaluated_twice(name, objectives):
     searcher = STRATEGIES[name](SPACE, objectives=objectives, seed=3, initial=[], limits={"latency_ms": 5.0}, population=10)
     result = search(searcher, counting, num_evaluations=40)
     assert len(evaluated) == len(set(evaluated)) == len(result.candidates) == 40
+
+
+class OneByOne:
+    """A searcher that nobody may ask twice before it was told."""
+
+    def __init__(self, searcher: Searcher) -> None:
+        self.ask, self.tell, self.fail = searcher.ask, searcher.tell, searcher.fail
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+def test_what_is_asked_for_at_once_is_what_is_asked_for_one_by_one(name, tmp_path):
+    """Also where an evaluation fails; nothing that was asked for is begun with twice, and the study is the same."""
+    initial, begun, sizes = [SPACE.sample(np.random.default_rng(s)) for s in (1, 2, 3)], [], []
+
+    def failing(arch: Architecture) -> Candidate:
+        if int(arch.id, 16) % 7 == 0:
+            raise ValueError("no such luck")
+        return evaluate(arch)
+
+    def ahead(archs) -> None:
+        sizes.append(len(archs))
+        begun.extend(archs)
+
+    one, other = (make(name, journal(tmp_path / kind), initial=initial, limits={"latency_ms": 6.0}) for kind in "ab")
+    num = 12 if name == "gp" else 40
+    singly = search(OneByOne(one), failing, num_evaluations=num)
+    at_once = search(other, failing, num_evaluations=num, ahead=ahead)
+    assert at_once == singly
+    assert len(begun) == len(set(begun)) == len(singly.candidates) + len(singly.failures)
+    assert sizes[0] == {"proposals": 3, "random": num, "surrogate_evolution": 10}.get(name, 10)
+    assert not isinstance(OneByOne(one), PlanningSearcher)
+    if isinstance(one, StudySearcher):
+        trials = [
+            [(t.state, t.values, t.params) for t in searcher.study.get_trials() if t.state.is_finished()]
+            for searcher in (one, other)
+        ]
+        assert trials[0] == trials[1]
 
 
 def test_a_space_that_is_exhausted_ends_the_search():

@@ -1,6 +1,7 @@
 """Threads and precision as choices of the study: the same network in several surroundings, each measured, none trained twice."""
 
 import json
+import warnings
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,15 +9,20 @@ from typing import Any, cast
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
-from experiments import exploring
+from experiments import scoring
 from experiments.build import build
 from experiments.config import composed
 from experiments.costing import Costing
 from experiments.exploring import Explorer
 from experiments.progress import Reporter
+from experiments.run_directory import RunDirectory
+from experiments.settings import Settings
+from hardware.local_cpu import LocalCpu
+from hardware.placement import CPU
 from hardware.store import MeasurementStore
 from hardware.surroundings import Surrounded, device_of
 from hardware.timing import Exported, measure
@@ -25,7 +31,7 @@ from latency_models.surroundings import PerSurroundings
 from nas.compute import Compute
 from nas.encoding import Encoding
 from nas.finish.fake_quant import rounding
-from nas.protocols import UncertainLatencyModel
+from nas.protocols import DeviceError, UncertainLatencyModel
 from nas.supernet import in_precision, skeleton
 from nas.surroundings import all_surroundings, answering, everywhere, network_of, surrounded, surroundings_of
 from nas.types import Measurement, Workload
@@ -36,6 +42,7 @@ from tests.support.stages import finisher_of
 OPTIONS = {"threads": [1, 2], "precision": ["fp32", "int8"]}
 SPACE = surrounded(encoder_space(width=(16, 32), depth=(1, 2), heads=(1, 2), ffn=(16, 32), attention=("full",)), OPTIONS)
 WORKLOAD = Workload(1, 8)
+INSTALLED = onnxruntime.get_available_providers()
 
 
 @pytest.fixture
@@ -109,11 +116,36 @@ def test_each_file_runs_in_its_own_surroundings(tmp_path, family):
 def test_a_refused_value_is_named():
     for override, message in {
         "surroundings.precision=[fp32,int9]": r"device: precision: 'int9' is not one of \('fp32', 'int8'\)",
+        "surroundings.provider=[CPUExecutionProvider,Own]": r"device: provider: 'Own' is not one of \('CPUExecutionProvider',",
+        "surroundings.provider=[AzureExecutionProvider]": r"device: provider: 'AzureExecutionProvider' is not one of \('CPU",
+        "device=openvino surroundings.provider=[CPUExecutionProvider]": "surroundings.provider: the device .* has no provider",
         "surroundings.threads=[2,1]": r"device.threads: options \(2, 1\) must be positive and ascending",
         "device=cuda surroundings.threads=[1,2]": "surroundings.threads: the device .* has no threads to choose",
     }.items():
         with pytest.raises(ValueError, match=message):
             build(composed("experiment=smoke", "run=unused", *override.split()), report=Reporter(quiet=True))
+
+
+def test_execution_providers_are_chosen_like_threads(monkeypatch, tmp_path):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU, "CUDAExecutionProvider"])
+    words = f"surroundings.provider=[{CPU},CUDAExecutionProvider]"
+    made = build(composed("experiment=smoke", f"run={tmp_path}", words), report=Reporter(quiet=True))
+    space, device = made.family.space, made.device
+    one, other = (device_of(device, arch) for arch in everywhere(space, [space.largest()]))
+    assert [one.provider, other.provider] == device.environment["provider"] == [CPU, "CUDAExecutionProvider"]
+    assert one.fingerprint != other.fingerprint
+    assert one.fingerprint == LocalCpu().fingerprint != device.fingerprint
+
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Neg", ["x"], ["y"])], "g", [value("x", 1, [2])], [value("y", 1, [2])])
+    onnx.save(
+        onnx.helper.make_model(graph, ir_version=8, opset_imports=[onnx.helper.make_opsetid("", 17)]), tmp_path / "neg.onnx"
+    )
+    inputs = {"x": np.ones(2, np.float32)}
+    assert one.run(tmp_path / "neg.onnx", inputs)
+    if "CUDAExecutionProvider" not in INSTALLED:  # it is offered here by a lie
+        with pytest.raises(DeviceError, match="CUDAExecutionProvider"), warnings.catch_warnings(action="ignore"):
+            other.run(tmp_path / "neg.onnx", inputs)
 
 
 # --- prediction
@@ -190,18 +222,18 @@ def test_int8_answers_as_its_rounding_does_and_threads_change_nothing(family):
     assert not torch.allclose(answers(1, "fp32"), rounded)
 
 
-def test_networks_that_answer_alike_are_scored_once(family, fitted, monkeypatch):
+def test_networks_that_answer_alike_are_scored_once(family, fitted, monkeypatch, tmp_path):
     scored: Counter[str] = Counter()
 
     def count(family, supernet, arch, *rest):
         scored[answering(arch).id] += 1
         return 50.0
 
-    monkeypatch.setattr(exploring, "inherited_error", count)
+    monkeypatch.setattr(scoring, "inherited_error", count)
     task = SimpleNamespace(batches=lambda *args, **more: [])
-    run = SimpleNamespace(read_lines=lambda name: [])
+    rest = cast(Any, (None, Settings(), RunDirectory(tmp_path), None))
     costing = Costing(family, WORKLOAD, ("error", "latency_ms"), fitted)
-    explorer = Explorer(family, cast(Any, task), family.supernet(), Compute(), *cast(Any, (None, costing, None, None, run, None)))
+    explorer = Explorer(family, cast(Any, task), family.supernet(), Compute(), cast(Any, None), costing, *rest)
     evaluate = explorer._evaluation("search")
     candidates = [evaluate(arch) for arch in everywhere(SPACE, [SPACE.largest(), SPACE.smallest()])]
     assert len(scored) == 4

@@ -30,6 +30,7 @@ from torch import nn
 
 from experiments.benchmarks.supernet import Words
 from experiments.benchmarks.tabular import FLOPS_PER_MS, LAUNCH_MS
+from experiments.budgets import Ends
 from experiments.progress import Reporter
 from experiments.tasks.languages import Languages
 from hardware.local_torch import num_threads
@@ -164,8 +165,8 @@ def budgets_hit(
 ) -> dict[str, float]:
     """Shares in percent of proposals that use 93 to 100 % of their budget, by the predicted upper bound and by the predicted
     mean, and how much of it they use, by the bound."""
-    fastest, slowest = model.predict([family.space.smallest(), family.space.largest()]).upper_ms
-    budgets = np.geomspace(slowest, 1.05 * fastest, preset.budgets)
+    ends = Ends.of(family.space, model.predict, {})
+    budgets = np.geomspace(ends.largest.upper_ms, 1.05 * ends.fastest.upper_ms, preset.budgets)
     config = replace(preset.options, tokens_per_batch=preset.tokens_per_batch // 4)
     darts = Darts(family, supernet, model, task, config, compute=compute, seed=0)
     rng = np.random.default_rng(0)
@@ -196,12 +197,13 @@ def _hits(use: list[float]) -> float:
 def _cost(
     family: Family, supernet: nn.Module, model: AdditiveLatency, task: Task, preset: Preset, compute: Compute, report: Reporter
 ) -> dict[str, float]:
-    fastest, slowest = model.predict([family.space.smallest(), family.space.largest()]).upper_ms
+    ends = Ends.of(family.space, model.predict, {})
     darts = Darts(family, supernet, model, task, preset.cost, compute=compute, seed=0)
+    budgets = np.geomspace(ends.largest.upper_ms / 2, 1.05 * ends.fastest.upper_ms, 10)
     seconds = []
     start = time.process_time()
     with report.phase("Ten proposals", 10) as advance:
-        for number, budget in enumerate(np.geomspace(slowest / 2, 1.05 * fastest, 10)):
+        for number, budget in enumerate(budgets):
             darts.propose(budget, steps=preset.cost.steps_more if number else preset.cost.steps)
             seconds.append(time.process_time() - start)
             advance(number + 1, "")

@@ -32,6 +32,7 @@ from rich.table import Table
 
 from experiments.benchmarks import do_it_yourself
 from experiments.benchmarks.darts import random_log_p
+from experiments.budgets import Ends
 from experiments.build import build
 from experiments.calibration import CHUNK, export_for_timing, quality, read_measurements, sentinel_of
 from experiments.conclude import conclude
@@ -256,8 +257,8 @@ def try_budgets(pipeline: Pipeline, preset: Preset, folder: Path, report: Report
     space = pipeline.family.space
     known = list(read_measurements(pipeline.family, RunDirectory(pipeline.run.path), phase="calibration").values())
     model = copy.deepcopy(pipeline.latency_model).fit(pipeline.family, known)
-    fastest, slowest = model.predict([space.smallest(), space.largest()]).upper_ms
-    budgets = np.geomspace(1.1 * fastest, slowest, preset.num_budgets)
+    ends = Ends.of(space, model.predict, {})
+    budgets = np.geomspace(1.1 * ends.fastest.upper_ms, ends.largest.upper_ms, preset.num_budgets)
     rng = np.random.default_rng(1)
     archs = [discretise(space, random_log_p(space, rng), [within_ms(model, budget)]) for budget in budgets]
     measurements = _measured(pipeline, archs, folder, preset.rounds, known[0].sentinel_reference_ms, report)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from optuna.samplers import BaseSampler, NSGAIISampler
 
-from nas.searchers.study import StudySearcher
+from nas.searchers.study import GenerationSearcher
 
 
-class Nsga2(StudySearcher):
+class Nsga2(GenerationSearcher):
     """NSGA-II as a `Searcher`."""
 
     def sampler(self, seed: int) -> BaseSampler:

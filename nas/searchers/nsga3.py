@@ -7,10 +7,10 @@ import warnings
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, NSGAIIISampler
 
-from nas.searchers.study import StudySearcher
+from nas.searchers.study import GenerationSearcher
 
 
-class Nsga3(StudySearcher):
+class Nsga3(GenerationSearcher):
     """NSGA-III as a `Searcher`."""
 
     def sampler(self, seed: int) -> BaseSampler:

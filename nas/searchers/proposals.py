@@ -27,6 +27,10 @@ class Proposals:
         if not self.waiting:
             raise ValueError("proposals: there are none to score; this strategy asks for nothing else")
 
+    @property
+    def batch(self) -> int:
+        return max(1, len(self.waiting))
+
     def ask(self) -> Architecture:
         """Raises ExhaustedError when all have been asked for."""
         if not self.waiting:

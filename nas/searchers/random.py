@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -23,6 +24,8 @@ class Random:
     unlike a strategy that learns, this one cannot be told afterwards what was beyond them.
     """
 
+    batch = sys.maxsize  # no draw depends on a score
+
     def __init__(
         self, space: SearchSpace, *, seed: int, initial: Iterable[Architecture] = (),
         accept: Callable[[Architecture], bool] = lambda arch: True, objectives: Sequence[str] = (),
@@ -30,22 +33,24 @@ class Random:
     ) -> None:  # fmt: skip
         self.space, self.seed, self.accept = space, seed, accept
         self._initial = list(initial)
-        self._told: set[str] = set()
+        self._seen: set[str] = set()
         self._drawn = 0
 
     def ask(self) -> Architecture:
         """Raises ExhaustedError when 10,000 draws in a row were known or refused."""
         if self._initial:
+            self._seen.add(self._initial[0].id)
             return self._initial.pop(0)
         for _ in range(DRAWS):
             arch = self.space.sample(np.random.default_rng([self.seed, self._drawn]))
             self._drawn += 1
-            if arch.id not in self._told and self.accept(arch):
+            if arch.id not in self._seen and self.accept(arch):
+                self._seen.add(arch.id)
                 return arch
-        raise ExhaustedError(f"the space {self.space.name} has no more architectures to draw after {len(self._told)}")
+        raise ExhaustedError(f"the space {self.space.name} has no more architectures to draw after {len(self._seen)}")
 
     def tell(self, candidate: Candidate) -> None:
-        self._told.add(candidate.arch.id)
+        self._seen.add(candidate.arch.id)
 
     def fail(self, arch: Architecture, reason: str) -> None:
-        self._told.add(arch.id)
+        self._seen.add(arch.id)

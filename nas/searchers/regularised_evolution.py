@@ -49,39 +49,51 @@ class RegularisedEvolution:
         if not 0 < tournament <= 1:
             raise ValueError(f"tournament: {tournament} is not in (0, 1]")
         self.space, self.objectives, self.seed, self.limits = space, tuple(objectives), seed, dict(limits)
-        self.tournament = max(2, round(tournament * population))
+        self.population, self.tournament = population, max(2, round(tournament * population))
         self._initial = list(initial)
         self._alive: deque[Candidate] = deque(maxlen=population)
         self._told: set[str] = set()
+        self._seen: set[str] = set()  # told or asked for
         self._asked = 0
+
+    @property
+    def batch(self) -> int:
+        """What the first population lacks; then a child at a time, as each may be a parent of the next."""
+        return max(1, self.population - len(self._alive))
 
     def ask(self) -> Architecture:
         """Raises ExhaustedError when children and random draws bring nothing new."""
+        arch = self._next()
+        self._seen.add(arch.id)
+        return arch
+
+    def _next(self) -> Architecture:
         rng = np.random.default_rng([self.seed, self._asked])
         self._asked += 1
         if self._initial:
             return self._initial.pop(0)
-        if len(self._alive) == self._alive.maxlen:
+        if len(self._alive) == self.population:
             order = self._order()
             for _ in range(TRIES):
                 drawn = rng.choice(len(order), self.tournament, replace=False)
                 parent = self._alive[min(drawn, key=lambda i: order[i])]
                 child = self.space.mutate(parent.arch, rng, probability=0.0)
-                if child.id not in self._told:
+                if child.id not in self._seen:
                     return child
         for _ in range(TRIES):
             arch = self.space.sample(rng)
-            if arch.id not in self._told:
+            if arch.id not in self._seen:
                 return arch
-        raise ExhaustedError(f"the space {self.space.name} has no more architectures to find after {len(self._told)}")
+        raise ExhaustedError(f"the space {self.space.name} has no more architectures to find after {len(self._seen)}")
 
     def tell(self, candidate: Candidate) -> None:
         if candidate.arch.id not in self._told:
             self._alive.append(candidate)
         self._told.add(candidate.arch.id)
+        self._seen.add(candidate.arch.id)
 
     def fail(self, arch: Architecture, reason: str) -> None:
-        self._told.add(arch.id)
+        self._seen.add(arch.id)
 
     def _order(self) -> list[tuple[float, int, float]]:
         """Of each living candidate how far it is beyond the limits, its front and how crowded it is; the lower the better."""

@@ -76,6 +76,15 @@ class StudySearcher(ABC):
     def sampler(self, seed: int) -> BaseSampler:
         """A fresh sampler, for one trial."""
 
+    @property
+    def batch(self) -> int:
+        """Those of the beginning at once, in which a strategy only draws; then it learns from each."""
+        return max(1, self.population - len(self._complete))
+
+    @property
+    def _complete(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
     def ask(self) -> Architecture:
         """The next architecture: those to begin with first."""
         number = len(self.study.get_trials(deepcopy=False))
@@ -104,7 +113,9 @@ class StudySearcher(ABC):
             self._keep(added)
 
     def fail(self, arch: Architecture, reason: str) -> None:
-        for trial in self._open.pop(arch.id, [])[:1]:
+        waiting = self._open.get(arch.id)
+        if waiting:
+            trial = waiting.pop(0)
             trial.set_user_attr("reason", reason)
             self._keep(self.study.tell(trial, state=TrialState.FAIL))
 
@@ -135,6 +146,16 @@ class StudySearcher(ABC):
     def _arch(self, trial: Trial | FrozenTrial) -> Architecture:
         params = trial.params
         return self.space.canonical({c.name: c.options[params[c.name]] if c.is_nested else params[c.name] for c in self.space})
+
+
+class GenerationSearcher(StudySearcher):
+    """A strategy of Optuna's that draws a generation of `population` trials from those before it."""
+
+    @property
+    def batch(self) -> int:
+        """What is left of a generation, which holds no trial that was told and not asked for."""
+        grown = sum(any(name.endswith(":generation") for name in trial.system_attrs) for trial in self._complete)
+        return self.population - grown % self.population
 
 
 def check_study(storage: BaseStorage, space: SearchSpace, *, objectives: Sequence[str], limits: Mapping[str, float]) -> None:

@@ -36,6 +36,12 @@ MOST_TRIALS = 256  # that the model learns from: the best ones
 class SurrogateEvolution(StudySearcher):
     """Evolution on Gaussian processes as a `Searcher`; its first `population` trials are random."""
 
+    @property
+    def batch(self) -> int:
+        """What is left of the random ones, or of a batch that was planned at once."""
+        planned = len(self.study.get_trials(deepcopy=False)) - self.population
+        return BATCH - planned % BATCH if planned >= 0 else -planned
+
     def sampler(self, seed: int) -> BaseSampler:
         return self._sampler
 
