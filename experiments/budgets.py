@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
 
-from experiments.formatting import format_ms
+from experiments.formatting import format_figure, format_ms
 from experiments.layers import arch_in_short
-from experiments.objectives import upper_on_device
+from experiments.objectives import OBJECTIVES, upper, upper_on_device
 from experiments.progress import Reporter
 from nas.extremes import least
 from nas.projection import BudgetError
@@ -25,24 +25,24 @@ HALFWAY = (
 
 @dataclass(frozen=True)
 class Budget:
-    """What was asked: in ms, and by whom; in MiB, and in ms on further devices, if so."""
+    """What was asked: in ms, and by whom; beside it, by the names of objectives, and in ms on further devices, if so."""
 
     ms: float
     origin: str
-    mib: float | None = None
+    beside: Mapping[str, float] = field(default_factory=dict)
     also_ms: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def limits(self) -> dict[str, float]:
         """The numbers of a candidate that must not be exceeded: upper bounds, so that what is picked keeps the budgets."""
-        memory = {} if self.mib is None else {"upper_mib": self.mib}
-        return {"upper_ms": self.ms, **memory, **{upper_on_device(name): ms for name, ms in self.also_ms.items()}}
+        beside = {upper(name): most for name, most in self.beside.items()}
+        return {"upper_ms": self.ms, **beside, **{upper_on_device(name): ms for name, ms in self.also_ms.items()}}
 
     @property
     def names(self) -> list[str]:
         """What asks for each limit in a configuration."""
-        memory = [] if self.mib is None else ["budget_mib"]
-        return ["budget_ms", *memory, *(f"also.{name}.budget_ms" for name in self.also_ms)]
+        beside = [OBJECTIVES[name].budget for name in self.beside]
+        return ["budget_ms", *beside, *(f"also.{name}.budget_ms" for name in self.also_ms)]
 
     def holds(self, candidate: Candidate) -> bool:
         return self.allows(candidate.objectives)
@@ -81,7 +81,7 @@ class Ends:
         bounds = zip(archs, prediction.mean_ms.tolist(), prediction.upper_ms.tolist(), strict=True)
         return cls(*(End(arch, measured_ms.get(arch.id, mean_ms), upper_ms) for arch, mean_ms, upper_ms in bounds))
 
-    def budget(self, asked_ms: float | None, report: Reporter, *, mib: float | None = None) -> Budget:
+    def budget(self, asked_ms: float | None, report: Reporter) -> Budget:
         """What the user asked; or else half of the largest network's latency, or what is sure to be kept.
 
         Raises:
@@ -99,13 +99,32 @@ class Ends:
             budget = Budget(asked_ms, "user")
         largest_ms = format_ms(self.largest.ms)
         report.say(f"Budget: {format_ms(budget.ms)} ms ({budget.origin}); the largest network takes {largest_ms} ms")
-        return replace(budget, mib=mib)
+        return budget
 
     def _default(self) -> Budget:
         """A bound is wide after a brief or a disturbed calibration: half of the largest network's time may then be below all."""
         if (half := self.largest.ms / 2) >= self.fastest.upper_ms:
             return Budget(half, HALF)
         return Budget((self.fastest.upper_ms + self.largest.upper_ms) / 2, HALFWAY)
+
+
+def check_reachable(
+    name: str, asked: float, space: SearchSpace, costs: Callable[[Sequence[Architecture]], Mapping[str, np.ndarray]]
+) -> None:
+    """Whether any network keeps a budget beside latency, by the name of its objective; `costs` has [N] of it and of its bound.
+
+    Raises:
+        BudgetError: none that was found does.
+    """
+    arch = least(space, lambda archs: costs(archs)[upper(name)])
+    found = costs([arch, space.largest()])
+    (least_, largest), (bound, _) = (found[column].tolist() for column in (name, upper(name)))
+    if asked < bound:
+        budget, unit = OBJECTIVES[name].budget, OBJECTIVES[name].unit
+        raise BudgetError(
+            f"{budget}: {format_figure(asked)} is below what any network of the space needs; {in_words(arch)} needs the least, "
+            f"{format_figure(least_)} {unit} (at most {format_figure(bound)}); the largest needs {format_figure(largest)} {unit}"
+        )
 
 
 def fastest_within(
