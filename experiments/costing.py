@@ -15,6 +15,7 @@ from experiments.budgets import Budget
 from experiments.calibration import Calibration
 from experiments.objectives import OBJECTIVES, on_device, upper, upper_on_device
 from experiments.settings import Settings
+from hardware.recorded import RecordedDevice
 from hardware.surroundings import devices_of
 from hardware.timing import HasEnergy
 from latency_models.memory import MemoryCost, memory_of
@@ -42,6 +43,15 @@ def check_real(device: Device) -> None:
         raise ValueError(
             "device.allow_emulated: times of an emulated board say nothing of its speed; `paretoformer measure` shows them, and "
             "nothing else takes them"
+        )
+
+
+def check_times(device: Device) -> None:
+    """Raises ValueError for a table of something else than times."""
+    if isinstance(device, RecordedDevice) and device.table.unit != "ms":
+        raise ValueError(
+            f"device.table: {device.table.name} holds energies, and networks of this space are searched by times; space=hat is "
+            f"searched by energies, too"
         )
 
 

@@ -22,7 +22,7 @@ from experiments.budgets import Ends, check_reachable, fastest_within
 from experiments.calibration import Calibration, Calibrator
 from experiments.checkpoints import loaded, read_checkpoint, write_checkpoint
 from experiments.compute import COMPUTE, chosen_compute, tried_once
-from experiments.costing import Costing, check_device, check_precisions, check_real, memory_costs
+from experiments.costing import Costing, check_device, check_precisions, check_real, check_times, memory_costs
 from experiments.exploring import Explorer
 from experiments.finishing import Finisher
 from experiments.halving import Halving
@@ -79,6 +79,7 @@ class Pipeline:
         family.example_input(self.workload)  # refuses a workload that the family cannot take
         for one in (device, *(companion.device for companion in also)):
             check_real(one)
+            check_times(one)
         settings.outer.check(family.space, settings.objectives)
         check_device(settings, device)
         check_precisions(family, device)

@@ -33,9 +33,16 @@ def test_what_is_asked_is_the_budget_if_the_fastest_network_is_sure_to_keep_it(e
 
 def test_nobody_is_refused_who_asked_for_nothing():
     budget = SHARP.budget(None, QUIET)
-    assert (budget.ms, budget.origin) == (4.0, HALF)
+    assert (budget.ms, budget.origin) == (4.0, HALF.format(cost="latency"))
     budget = BLURRED.budget(None, QUIET)
-    assert (budget.ms, budget.origin) == (23.0, HALFWAY)
+    assert (budget.ms, budget.origin) == (23.0, HALFWAY.format(least="fastest", cost="latency"))
+
+
+def test_ends_of_energies_are_said_in_their_unit():
+    ends = replace(SHARP, name="energy_mj")
+    assert ends.budget(None, QUIET).origin == "half of the largest network's energy"
+    with pytest.raises(BudgetError, match=r"budget_mj: 1 is below the most frugal network .* 1 mJ \(upper bound 1.2 mJ\)"):
+        ends.budget(1.0, QUIET)
 
 
 def test_a_space_of_one_network_has_a_budget_that_it_keeps():
