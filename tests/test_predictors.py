@@ -281,6 +281,30 @@ def test_shuffled_times_have_no_signal():
         TablePredictor().fit(table(costs, shuffled))
 
 
+def test_what_validates_itself_is_not_validated_again(monkeypatch):
+    """An ensemble in folds of folds took ten times as long to say the same."""
+    costs, times = costs_and_times(24, noise=0.1)
+    fits = []
+
+    class Counted(PhysicalRegressor):
+        def fit(self, costs, times):
+            fits.append(len(times))
+            return super().fit(costs, times)
+
+    monkeypatch.setattr(ensemble, "MEMBERS", {"prices": Counted, "again": Counted})
+    model = Bounded(Ensemble(folds=4)).fit(costs, times)
+    assert sorted(fits) == [18] * 8 + [24] * len(model.fitted_.fitted_)
+    assert np.array_equal(model.unseen_, model.fitted_.unseen_)
+
+
+def test_blocks_of_rows_are_predicted_as_one(monkeypatch):
+    costs, times = costs_and_times(40)
+    model = ensemble.gaussian_process().fit(costs, times)
+    whole = model.predict(costs)
+    monkeypatch.setattr(ensemble, "BLOCK", 7)
+    assert model.predict(costs) == pytest.approx(whole, rel=1e-9)
+
+
 def test_calibrate_fits_a_csv_and_predicts_new_rows(tmp_path, capsys):
     costs, times = costs_and_times(60)
     with (tmp_path / "mine.csv").open("w", newline="") as file:
