@@ -6,22 +6,19 @@ table predicts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from experiments.budgets import in_words
 from experiments.calibration import Calibration, Calibrator
 from experiments.finishing import Finisher
-from experiments.objectives import on_device
 from experiments.run_directory import RunDirectory
 from experiments.table_calibration import TableCalibrator
 from experiments.verdicts import Verdict, facts_of
 from hardware.recorded import RecordedDevice
-from nas.constraints import Constraint, Predicted
 from nas.extremes import least
 from nas.projection import BudgetError
-from nas.protocols import Device, DeviceError, DifferentiableLatencyModel, LatencyModel
+from nas.protocols import Device, DeviceError, LatencyModel
 from nas.space import Architecture
 
 FOLDER = "also"  # of the run
@@ -76,13 +73,3 @@ class Companion:
             asked_ms=self.budget_ms, asked_origin="user", predicted_ms=float(prediction.mean_ms[0]),
             predicted_upper_ms=float(prediction.upper_ms[0]), **facts,
         )  # fmt: skip
-
-
-def limits(models: Mapping[str, LatencyModel], budgets_ms: Mapping[str, float]) -> list[Constraint]:
-    """What proposals keep on further devices."""
-    found = []
-    for name, budget_ms in budgets_ms.items():
-        model = models[name]
-        assert isinstance(model, DifferentiableLatencyModel)
-        found.append(Constraint(on_device(name), "ms", Predicted(model), budget_ms))
-    return found

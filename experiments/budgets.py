@@ -3,46 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
 
-from experiments.formatting import format_ms
+from experiments.formatting import format_figure, format_ms
 from experiments.layers import arch_in_short
-from experiments.objectives import upper_on_device
+from experiments.objectives import OBJECTIVES, upper, upper_on_device
 from experiments.progress import Reporter
 from nas.extremes import least
 from nas.projection import BudgetError
 from nas.space import Architecture, SearchSpace
 from nas.types import Candidate, Prediction
 
-HALF = "half of the largest network's latency"
+HALF = "half of the largest network's {cost}"
 HALFWAY = (
-    "halfway between the bounds of the fastest and the largest network, as half of the largest's latency is not sure to be kept"
+    "halfway between the bounds of the {least} and the largest network, as half of the largest's {cost} is not sure to be kept"
 )
+LEAST = {"latency_ms": "fastest", "energy_mj": "most frugal"}
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What was asked: in ms, and by whom; in MiB, and in ms on further devices, if so."""
+    """What was asked: in ms, and by whom; beside it, by the names of objectives, and in ms on further devices, if so."""
 
     ms: float
     origin: str
-    mib: float | None = None
+    beside: Mapping[str, float] = field(default_factory=dict)
     also_ms: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def limits(self) -> dict[str, float]:
         """The numbers of a candidate that must not be exceeded: upper bounds, so that what is picked keeps the budgets."""
-        memory = {} if self.mib is None else {"upper_mib": self.mib}
-        return {"upper_ms": self.ms, **memory, **{upper_on_device(name): ms for name, ms in self.also_ms.items()}}
+        beside = {upper(name): most for name, most in self.beside.items()}
+        return {"upper_ms": self.ms, **beside, **{upper_on_device(name): ms for name, ms in self.also_ms.items()}}
 
     @property
     def names(self) -> list[str]:
         """What asks for each limit in a configuration."""
-        memory = [] if self.mib is None else ["budget_mib"]
-        return ["budget_ms", *memory, *(f"also.{name}.budget_ms" for name in self.also_ms)]
+        beside = [OBJECTIVES[name].budget for name in self.beside]
+        return ["budget_ms", *beside, *(f"also.{name}.budget_ms" for name in self.also_ms)]
 
     def holds(self, candidate: Candidate) -> bool:
         return self.allows(candidate.objectives)
@@ -53,7 +54,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class End:
-    """A network at an end of a space: latency and upper bound of it, in ms."""
+    """A network at an end of a space: latency and upper bound of it, in ms (or energy in mJ, as `Ends.name` says)."""
 
     arch: Architecture
     ms: float
@@ -63,49 +64,76 @@ class End:
 @dataclass(frozen=True)
 class Ends:
     """The networks of a space with the least and with the largest upper bound, as far as a search by the latency model finds
-    them, and the largest one, which need not be the slowest."""
+    them, and the largest one, which need not be the slowest. `name` is that of latency, or of energy where it stands for time."""
 
     fastest: End
     largest: End
     slowest: End
+    name: str = "latency_ms"
 
     @classmethod
     def of(
-        cls, space: SearchSpace, predict: Callable[[Sequence[Architecture]], Prediction], measured_ms: Mapping[str, float]
-    ) -> Self:
+        cls, space: SearchSpace, predict: Callable[[Sequence[Architecture]], Prediction], measured_ms: Mapping[str, float], *,
+        name: str = "latency_ms",
+    ) -> Self:  # fmt: skip
         """Latencies are measured, by the ids of architectures, or else predicted."""
         fastest = least(space, lambda archs: predict(archs).upper_ms)
         slowest = least(space, lambda archs: -predict(archs).upper_ms)
-        archs = (fastest, space.largest(), slowest)
-        prediction = predict(archs)
-        bounds = zip(archs, prediction.mean_ms.tolist(), prediction.upper_ms.tolist(), strict=True)
-        return cls(*(End(arch, measured_ms.get(arch.id, mean_ms), upper_ms) for arch, mean_ms, upper_ms in bounds))
 
-    def budget(self, asked_ms: float | None, report: Reporter, *, mib: float | None = None) -> Budget:
+        def end(arch: Architecture) -> End:
+            prediction = predict([arch])
+            [mean_ms], [upper_ms] = prediction.mean_ms.tolist(), prediction.upper_ms.tolist()
+            return End(arch, measured_ms.get(arch.id, mean_ms), upper_ms)
+
+        return cls(end(fastest), end(space.largest()), end(slowest), name)
+
+    def budget(self, asked_ms: float | None, report: Reporter) -> Budget:
         """What the user asked; or else half of the largest network's latency, or what is sure to be kept.
 
         Raises:
             BudgetError: asked for less than the upper bound of the fastest network; no budget below it can be promised.
         """
+        unit, budget_name = OBJECTIVES[self.name].unit, OBJECTIVES[self.name].budget
         if asked_ms is None:
             budget = self._default()
         elif asked_ms < self.fastest.upper_ms:
             raise BudgetError(
-                f"budget_ms: {asked_ms:.4g} is below the fastest network of the space, {in_words(self.fastest.arch)}, which "
-                f"takes {self.fastest.ms:.4g} ms (upper bound {self.fastest.upper_ms:.4g} ms); allowed is anything from there "
-                f"on, the largest network takes {self.largest.ms:.4g} ms"
+                f"{budget_name}: {format_figure(asked_ms)} is below the {LEAST[self.name]} network of the space, "
+                f"{in_words(self.fastest.arch)}, which takes {format_figure(self.fastest.ms)} {unit} (upper bound "
+                f"{format_figure(self.fastest.upper_ms)} {unit}); allowed is anything from there on, the largest network takes "
+                f"{format_figure(self.largest.ms)} {unit}"
             )
         else:
             budget = Budget(asked_ms, "user")
         largest_ms = format_ms(self.largest.ms)
-        report.say(f"Budget: {format_ms(budget.ms)} ms ({budget.origin}); the largest network takes {largest_ms} ms")
-        return replace(budget, mib=mib)
+        report.say(f"Budget: {format_ms(budget.ms)} {unit} ({budget.origin}); the largest network takes {largest_ms} {unit}")
+        return budget
 
     def _default(self) -> Budget:
         """A bound is wide after a brief or a disturbed calibration: half of the largest network's time may then be below all."""
+        said = {"least": LEAST[self.name], "cost": OBJECTIVES[self.name].words}
         if (half := self.largest.ms / 2) >= self.fastest.upper_ms:
-            return Budget(half, HALF)
-        return Budget((self.fastest.upper_ms + self.largest.upper_ms) / 2, HALFWAY)
+            return Budget(half, HALF.format(**said))
+        return Budget((self.fastest.upper_ms + self.largest.upper_ms) / 2, HALFWAY.format(**said))
+
+
+def check_reachable(
+    name: str, asked: float, space: SearchSpace, costs: Callable[[Sequence[Architecture]], Mapping[str, np.ndarray]]
+) -> None:
+    """Whether any network keeps a budget beside latency, by the name of its objective; `costs` has [N] of it and of its bound.
+
+    Raises:
+        BudgetError: none that was found does.
+    """
+    arch = least(space, lambda archs: costs(archs)[upper(name)])
+    found = costs([arch, space.largest()])
+    (least_, largest), (bound, _) = (found[column].tolist() for column in (name, upper(name)))
+    if asked < bound:
+        budget, unit = OBJECTIVES[name].budget, OBJECTIVES[name].unit
+        raise BudgetError(
+            f"{budget}: {format_figure(asked)} is below what any network of the space needs; {in_words(arch)} needs the least, "
+            f"{format_figure(least_)} {unit} (at most {format_figure(bound)}); the largest needs {format_figure(largest)} {unit}"
+        )
 
 
 def fastest_within(

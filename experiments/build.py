@@ -29,8 +29,8 @@ from nas.space import Option, SearchSpace
 from nas.surroundings import all_surroundings, surrounded
 
 PLAIN = (
-    "seed", "budget_ms", "budget_mib", "batch", "tokens", "mode", "past", "torch_threads", "train_on", "train_precision",
-    "train_attention", "checkpoint_seconds",
+    "seed", "budget_ms", "budget_mib", "budget_mj", "batch", "tokens", "mode", "past", "torch_threads", "train_on",
+    "train_precision", "train_attention", "checkpoint_seconds",
 )  # fmt: skip
 NAME = re.compile(r"[a-z][a-z0-9_]*")  # of a further device
 ALLOWED = ("experiments.", "hardware.", "latency_models.", "nas.", "search_spaces.", "sklearn.")

@@ -9,7 +9,7 @@ from experiments.contract import MAX_DROP, Limits, tolerance_of
 from experiments.costing import Costs, measured_energy
 from experiments.ledger import NAME as LEDGER
 from experiments.networks import Network, hypervolumes
-from experiments.objectives import further
+from experiments.objectives import further, upper
 from experiments.outcome import Choice, Finalist, Outcome
 from experiments.pipeline import Pipeline
 from experiments.progress import Reporter
@@ -18,7 +18,7 @@ from experiments.report import health_sentence, summary, write_report
 from experiments.results import LedgerEntry, Parity, PredictorReport, Results
 from experiments.shipping import Shipment, Shipped, Terms, ship
 from experiments.ties import told_apart
-from experiments.verdicts import MemoryVerdict, Verdict, facts_of, times_of
+from experiments.verdicts import LimitVerdict, Verdict, facts_of, times_of
 from experiments.versions import versions
 from hardware.surroundings import device_of
 from nas.protocols import Device
@@ -85,7 +85,7 @@ def assemble(
         notes=_notes(pipeline, outcome, shipped),
         command=command,
         objectives=pipeline.settings.objectives,
-        memory=_memory(outcome),
+        beside=_beside(outcome),
         ties=ties,
         refined=outcome.explored.refined,
         tuned=outcome.tuned,
@@ -132,15 +132,20 @@ def _measurement(arch: Architecture, outcome: Outcome) -> Measurement | None:
     return outcome.measurements.get(arch.id)
 
 
-def _memory(outcome: Outcome) -> MemoryVerdict | None:
-    if outcome.budget.mib is None:
-        return None
-    arch = outcome.choice.arch
-    [costs] = outcome.costing([arch])
-    return MemoryVerdict.of(
-        asked_mib=outcome.budget.mib, predicted_mib=costs["memory_mib"], predicted_upper_mib=costs["upper_mib"],
-        measured_mib=outcome.measured_mib.get(arch.id),
-    )  # fmt: skip
+def _beside(outcome: Outcome) -> dict[str, LimitVerdict]:
+    """On what has a budget beside latency; energy as the last measurement of what ships has it."""
+    choice = outcome.choice
+    [costs] = outcome.costing([choice.arch])
+    measured = {"memory_mib": outcome.measured_mib.get(choice.arch.id)}
+    if "energy_mj" in outcome.budget.beside and choice.measurement is not None:
+        measured["energy_mj"] = measured_energy(choice.measurement)
+    return {
+        name: LimitVerdict.of(
+            name, asked=asked, predicted=costs[name], predicted_upper=costs[upper(name)], measured=measured.get(name),
+            unmeasured=choice.unmeasured if name == "energy_mj" else None,
+        )
+        for name, asked in outcome.budget.beside.items()
+    }  # fmt: skip
 
 
 def verdict_of(picked: Network, choice: Choice, *, asked_ms: float, asked_origin: str) -> Verdict:

@@ -33,6 +33,9 @@ class SearchConfig:
     seed: int = 0
     budget_ms: float | None = None  # latency that must not be exceeded; null: half of the largest network's
     budget_mib: float | None = None  # memory at inference that must not be exceeded; null: no such budget
+    budget_mj: float | None = (
+        None  # energy of one call that must not be exceeded, on a device that measures it; null: no such budget
+    )
     objectives: list[str] = field(default_factory=lambda: ["error", "latency_ms"])  # and of memory_mib, parameters, energy_mj
     batch: int = 1  # sequences in one call of the timed workload
     tokens: int | None = None  # tokens of each; null: the task's longest input

@@ -212,7 +212,7 @@ class Explorer:
                 self.report.say(f"{error}; the search goes on without measurements")
                 return {"measured": 0, "lost": str(error)}
             self.calibration.measurements.update(fresh)
-            self.calibration.model.fit(self.family, list(self.calibration.measurements.values()))
+            self.costing.fit(list(self.calibration.measurements.values()))
         before_ms = np.array([c.objectives["latency_ms"] for c in near])
         measured_ms = np.array([fresh[c.arch.id].latency_ms for c in near])
         priced = self._priced(candidates)

@@ -16,6 +16,11 @@ def format_ms(value: float | None, *, digits: int = 3) -> str:
     return f"{value:.{max(0, digits - 1 - exponent)}f}"
 
 
+def format_figure(value: float) -> str:
+    """Four significant digits, or all before the point, and no more than are needed: 0.3, 12.35, 14573."""
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
 def format_seconds(seconds: float) -> str:
     """A duration as one says it: 4.2 s, 3 min 5 s, 2 h 7 min."""
     if seconds < 9.95:

@@ -18,6 +18,11 @@ class Objective:
     def header(self) -> str:
         return f"{self.words} ({self.unit})"
 
+    @property
+    def budget(self) -> str:
+        """What its budget is called in a configuration."""
+        return f"budget_{self.unit.lower()}"
+
 
 OBJECTIVES = {
     "error": Objective("error", "%", "error of the split that scores candidates, and of validation once they are trained"),
@@ -26,6 +31,12 @@ OBJECTIVES = {
     "parameters": Objective("parameters", "million", "weights of the network"),
     "energy_mj": Objective("energy", "mJ", "energy of one call of the workload, of the whole device"),
 }
+BESIDE = ("memory_mib", "energy_mj")  # what may have a budget beside latency
+
+
+def upper(name: str) -> str:
+    """What the bound of a cost is called: `upper_mib` of `memory_mib`."""
+    return f"upper_{name.rpartition('_')[2]}"
 
 
 def on_device(name: str) -> str:

@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from experiments.also import Companion, limits
+from experiments.also import Companion
 from experiments.baseline_teachers import BaselineTeachers
-from experiments.budgets import Ends, fastest_within, in_words
+from experiments.budgets import Ends, check_reachable, fastest_within
 from experiments.calibration import Calibration, Calibrator
 from experiments.checkpoints import loaded, read_checkpoint, write_checkpoint
 from experiments.compute import COMPUTE, chosen_compute, tried_once
-from experiments.costing import Costing, check_device, check_precisions, check_real
+from experiments.costing import Costing, check_device, check_precisions, check_real, check_times, memory_costs
 from experiments.exploring import Explorer
 from experiments.finishing import Finisher
 from experiments.halving import Halving
@@ -41,10 +41,7 @@ from experiments.tuning import Tuner
 from hardware.recorded import RecordedDevice
 from hardware.store import MeasurementStore
 from hardware.surroundings import Surrounded
-from latency_models.memory import MemoryCost, memory_of
 from nas.compute import Compute
-from nas.extremes import least
-from nas.projection import BudgetError
 from nas.protocols import (
     Device,
     DifferentiableLatencyModel,
@@ -82,8 +79,9 @@ class Pipeline:
         family.example_input(self.workload)  # refuses a workload that the family cannot take
         for one in (device, *(companion.device for companion in also)):
             check_real(one)
+            check_times(one)
         settings.outer.check(family.space, settings.objectives)
-        check_device(settings.objectives, device)
+        check_device(settings, device)
         check_precisions(family, device)
         if settings.outer.measure and isinstance(device, RecordedDevice):
             raise ValueError(f"searcher.measure: {device.name} is a table, nothing can be measured on it")
@@ -113,19 +111,11 @@ class Pipeline:
 
     def _check_memory(self) -> None:
         """Whether the family says what its networks need, and whether any of them is within the budget."""
-        asked = self.settings.budget_mib
-        if asked is None and "memory_mib" not in self.settings.objectives:
-            return
-        space = self.family.space
-        [largest] = memory_of(self.family, [space.largest()], self.workload)
-        if asked is None:
-            return
-        arch = least(space, MemoryCost(self.family, self.workload).upper)
-        [fewest] = memory_of(self.family, [arch], self.workload)
-        if asked < fewest.upper_mib:
-            raise BudgetError(
-                f"budget_mib: {asked:.4g} is below what any network of the space needs; {in_words(arch)} needs the least, "
-                f"{fewest.peak_mib:.4g} MiB (at most {fewest.upper_mib:.4g}); the largest needs {largest.peak_mib:.4g} MiB"
+        if "memory_mib" in (*self.settings.objectives, *self.settings.beside):
+            memory_costs(self.family, [self.family.space.largest()], self.workload)
+        if self.settings.budget_mib is not None:
+            check_reachable(
+                "memory_mib", self.settings.budget_mib, self.family.space, lambda a: memory_costs(self.family, a, self.workload)
             )
 
     def identity(self) -> dict[str, Any]:
@@ -142,6 +132,7 @@ class Pipeline:
             "seed": self.settings.seed,
             "budget_ms": self.settings.budget_ms,
             "budget_mib": self.settings.budget_mib,
+            "budget_mj": self.settings.budget_mj,
             "objectives": list(self.settings.objectives),
             "candidates scored on": SCORED_ON,
             "settings": self.settings.said(),
@@ -165,11 +156,14 @@ class Pipeline:
             calibration = self.calibrate()
         measured_ms = {id_: measurement.latency_ms for id_, measurement in calibration.measurements.items()}
         ends = Ends.of(self.family.space, calibration.model.predict, measured_ms)
-        budget = ends.budget(self.settings.budget_ms, self.report, mib=self.settings.budget_mib)
+        budget = ends.budget(self.settings.budget_ms, self.report)
         elsewhere = self._elsewhere()
         models = {name: found.model for name, found in elsewhere.items()}
-        budget = dataclasses.replace(budget, also_ms={c.name: c.budget_ms for c in self.also if c.budget_ms is not None})
+        also_ms = {c.name: c.budget_ms for c in self.also if c.budget_ms is not None}
+        budget = dataclasses.replace(budget, beside=self.settings.beside, also_ms=also_ms)
         costing = Costing.of(self.settings, self.family, self.workload, calibration, also=models)
+        for name, asked in budget.beside.items():
+            check_reachable(name, asked, self.family.space, costing.columns)
         least_ms = ends.fastest.upper_ms if len(budget.limits) == 1 else fastest_within(budget, self.family.space, costing)
         check_journal(self.run, self.family.space, objectives=self.settings.objectives, limits=budget.limits)
         with spent(self.run, "trivial baselines"):
@@ -180,7 +174,7 @@ class Pipeline:
         assert isinstance(model, DifferentiableLatencyModel)
         proposer = Proposer(
             self.family, self.task, self.workload, model, compute, self.settings, self.run, self.report,
-            also=limits(models, budget.also_ms),
+            limits=costing.limits(budget),
         )  # fmt: skip
         proposals = proposer.propose(supernet, proposer.budgets(min(budget.ms, ends.slowest.upper_ms), least_ms))
         explorer = Explorer(

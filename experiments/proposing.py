@@ -15,7 +15,6 @@ from experiments.progress import Reporter
 from experiments.roles import PROPOSING
 from experiments.run_directory import RunDirectory
 from experiments.settings import Settings
-from latency_models.memory import MemoryCost
 from nas.compute import Compute
 from nas.constraints import Constraint
 from nas.darts import Darts
@@ -39,7 +38,7 @@ class Proposer:
     settings: Settings
     run: RunDirectory
     report: Reporter
-    also: Sequence[Constraint] = ()  # on further devices
+    limits: Sequence[Constraint] = ()  # what proposals keep beside their budgets in ms
 
     def budgets(self, most_ms: float, least_ms: float) -> list[float]:
         """In ms, from the most to the least: of a budget that all networks keep, the slowest is the most."""
@@ -61,7 +60,7 @@ class Proposer:
         config = self.settings.darts
         darts = Darts(
             self.family, supernet, self.latency_model, self.task, config, compute=self.compute, seed=self.settings.seed,
-            limits=self._limits(),
+            limits=self.limits,
         )  # fmt: skip
         proposals: list[Proposal] = []
         state = read_checkpoint(self.run, CHECKPOINT, self.compute)
@@ -94,12 +93,6 @@ class Proposer:
         self.run.write_json(PROPOSALS, [p.to_json() for p in proposals])
         (self.run / CHECKPOINT).unlink(missing_ok=True)
         return proposals
-
-    def _limits(self) -> list[Constraint]:
-        """What proposals keep beside their budgets in ms."""
-        asked = self.settings.budget_mib
-        memory = [] if asked is None else [Constraint("budget_mib", "MiB", MemoryCost(self.family, self.workload), asked)]
-        return [*memory, *self.also]
 
     def _keep_health(self, *, until: int) -> None:
         """Drops what is known of steps that are done again, after a stop or a setback."""

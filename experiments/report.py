@@ -6,7 +6,6 @@ import base64
 import csv
 import io
 import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -111,7 +110,7 @@ def page(results: Results, candidates: Sequence[Candidate]) -> str:
 
 def _unbroken(sentence: str) -> str:
     """With no line break between a number and its unit."""
-    return re.sub(r"(?<=\d) (?=%|ms\b)", "\u00a0", sentence)
+    return re.sub(r"(?<=\d) (?=%|ms\b|MiB\b|mJ\b)", "\u00a0", sentence)
 
 
 def _drawn(draw: Callable[[float], Figure]) -> dict[str, str]:
@@ -193,8 +192,8 @@ def beaten_sentence(results: Results) -> str:
     if ships.role != "search":
         name = f"{ships.id} ({ships.label})"
         return f"The network that ships was not found by the search: {name} is the most accurate within the budget."
-    most_mib = results.memory.asked_mib if results.memory else math.inf
-    others = [n for n in (c.other for c in compare_at_equal_time(results)) if n.measured.get("memory_mib", 0.0) <= most_mib]
+    others = [c.other for c in compare_at_equal_time(results)]
+    others = [n for n in others if all(n.value(name) <= verdict.asked for name, verdict in results.beside.items())]
     better = [n for n in others if n.latency_ms <= ships.latency_ms and n.error_percent < ships.error_percent]
     if not better:
         return ""
@@ -325,7 +324,7 @@ def summary(results: Results, folder: Path | str) -> list[Table | Text]:
         *([Text(results.lost, style="bold red")] if results.lost else []),
         Text(verdict.sentence, style=f"bold {TONES[verdict.kept]}"),
         *(Text(f"On {name}: {v.sentence}", style=f"bold {TONES[v.kept]}") for name, v in results.elsewhere.items()),
-        *([Text(results.memory.sentence, style=f"bold {TONES[results.memory.kept]}")] if results.memory else []),
+        *(Text(v.sentence, style=f"bold {TONES[v.kept]}") for v in results.beside.values()),
         Text(trivial_sentence(results), style="yellow" if trivial_wins(results) else ""),
         *([Text(beaten, style="yellow")] if (beaten := beaten_sentence(results)) else []),
         *(Text(f"Differentiable search: {alarm}", style="yellow") for alarm in results.alarms),

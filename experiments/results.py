@@ -12,7 +12,7 @@ from typing import Any
 
 from experiments.networks import PLANE, Network, front
 from experiments.records import instance, require_finite, require_names
-from experiments.verdicts import MemoryVerdict, Verdict
+from experiments.verdicts import LimitVerdict, Verdict
 from nas.types import Workload
 
 
@@ -108,10 +108,10 @@ class Results:
 
     `interval` says in words what the measured intervals are, `hypervolumes` holds one area a role up to `hypervolume_reference`
     (ms, error in percent), `error_means` what an error is the percentage of, `files` what ships, by paths relative to the run
-    directory. `memory` is None without such a budget, `elsewhere` are verdicts on further devices, `ties` says which
-    networks the test split cannot tell apart, `refined` is what measurements during the search changed, `tuned` how networks were
-    found to learn best, `alarms` say where the differentiable search collapsed and what was done, and `lost` what the file that
-    ships lost against its network, if it is much.
+    directory. `beside` are verdicts on what has a budget beside latency, by the names of objectives, `elsewhere` on further
+    devices. `ties` says which networks the test split cannot tell apart, `refined` is what measurements during the search
+    changed, `tuned` how networks were found to learn best, `alarms` say where the differentiable search collapsed and what was
+    done, and `lost` what the file that ships lost against its network, if it is much.
 
     Raises:
         ValueError: a repeated network, a picked network that is none of them, or a number that is not finite.
@@ -140,7 +140,7 @@ class Results:
     command: str
     versions: Mapping[str, str] = field(hash=False)
     objectives: tuple[str, ...] = PLANE
-    memory: MemoryVerdict | None = None
+    beside: Mapping[str, LimitVerdict] = field(default_factory=dict, hash=False)
     ties: Mapping[str, Any] | None = field(default=None, hash=False)
     refined: Mapping[str, Any] | None = field(default=None, hash=False)
     tuned: Mapping[str, Any] | None = field(default=None, hash=False)
@@ -198,7 +198,7 @@ class Results:
     @property
     def kept(self) -> bool | None:
         """Whether all budgets were kept; None where one was not measured and none is broken."""
-        kept = [self.verdict.kept, *(v.kept for v in self.elsewhere.values()), *([self.memory.kept] if self.memory else [])]
+        kept = [self.verdict.kept, *(v.kept for v in self.elsewhere.values()), *(v.kept for v in self.beside.values())]
         return False if False in kept else None if None in kept else True
 
     @property
@@ -223,6 +223,8 @@ class Results:
         """Raises ValueError, with its name, for a part that is missing or unknown."""
         record = {"error_means": "wrong answers", "stages": [], **record}  # what runs of before do not say
         record.pop("num_validation", None)  # and what they alone say
+        if memory := record.pop("memory", None):
+            record["beside"] = {"memory_mib": {name.removesuffix("_mib"): value for name, value in memory.items()}}
         require_names(cls, record)
         predictor = record["predictor"]
         parts = {
@@ -240,7 +242,7 @@ class Results:
             "notes": tuple(record["notes"]),
             "objectives": tuple(record.get("objectives", PLANE)),
             "elsewhere": {name: instance(Verdict, verdict) for name, verdict in record.get("elsewhere", {}).items()},
-            "memory": instance(MemoryVerdict, record["memory"]) if record.get("memory") else None,
+            "beside": {name: instance(LimitVerdict, verdict) for name, verdict in record.get("beside", {}).items()},
             "alarms": tuple(record.get("alarms", ())),
             "lost": record.get("lost", ""),
         }

@@ -12,10 +12,10 @@ from experiments.baseline_teachers import BaselineTeachers
 from experiments.budgets import Budget
 from experiments.calibration import Calibration, read_measurements
 from experiments.checkpoint_teacher import checkpoint_teacher
-from experiments.costing import Costing
+from experiments.costing import Costing, Costs, measured_energy
 from experiments.finishing import Finisher
 from experiments.ledger import spent
-from experiments.objectives import upper_on_device
+from experiments.objectives import upper
 from experiments.outcome import Choice, Finalist
 from experiments.progress import Reporter
 from experiments.results import StageReport
@@ -97,7 +97,7 @@ class Selection:
     def measure_memory(self, finalists: Sequence[Finalist]) -> dict[str, float]:
         """MiB of each file under ONNX Runtime on this machine, its weights and what it asks its arena for; empty if memory is
         neither an objective nor has a budget. Where it cannot be measured, the file is missing."""
-        if self.budget.mib is None and "memory_mib" not in self.settings.objectives:
+        if "memory_mib" not in self.costing.names:
             return {}
         run = self.finisher.run
         known: dict[str, float] = run.read_json(MEMORY) if run.has(MEMORY) else {}
@@ -124,26 +124,26 @@ class Selection:
 
         Whoever found it: a user wants the best network, and the report says whose it is. The measurement that chose a network
         flatters it, so the verdict has one of its own. When none holds, the fastest ships and the verdict says that the promise
-        is broken. A network that could not be measured has its predicted upper bound, and so has each on further devices.
+        is broken. What could not be measured of a network is its predicted upper bound, and so is each on further devices.
         """
         archs = [f.arch for f in finalists]
-        upper_ms = self.calibration.model.predict(archs).upper_ms.tolist()
-        ms = {a.id: measurements[a.id].latency_ms if a.id in measurements else u for a, u in zip(archs, upper_ms, strict=True)}
-        by_error = sorted(archs, key=lambda a: (self.finisher.record(a)["error_percent"], ms[a.id]))
-        most_mib = self.budget.mib if self.budget.mib is not None else float("inf")
-        costs = {a.id: c for a, c in zip(archs, self.costing(archs), strict=True)}
-        bounds = {upper_on_device(name): most for name, most in self.budget.also_ms.items()}
-        small = [a for a in by_error if measured_mib.get(a.id, 0.0) <= most_mib] or by_error
-        small = [a for a in small if all(costs[a.id][name] <= most for name, most in bounds.items())] or small
-        fits = [a for a in small if ms[a.id] <= self.budget.ms]
-        for arch in [*fits, min(small, key=lambda a: ms[a.id])]:
+        measured = ({**_measured(measurements.get(a.id)), **_of_memory(measured_mib.get(a.id))} for a in archs)
+        most = {a.id: {**c, **known} for a, c, known in zip(archs, self.costing(archs), measured, strict=True)}
+        small = sorted(archs, key=lambda a: (self.finisher.record(a)["error_percent"], most[a.id]["upper_ms"]))
+        limits = {"upper_ms": self.budget.ms}  # and those that some network keeps
+        for name, limit in self.budget.limits.items():
+            if name != "upper_ms" and (within := [a for a in small if most[a.id][name] <= limit]):
+                small, limits[name] = within, limit
+        fits = [a for a in small if most[a.id]["upper_ms"] <= self.budget.ms]
+        for arch in [*fits, min(small, key=lambda a: most[a.id]["upper_ms"])]:
             if lost is not None:
                 return Choice(arch, None, lost)
             try:
                 verdict = self._verdict(arch, tag="")
             except DeviceError as error:
                 return Choice(arch, None, str(error))
-            if verdict.latency_ms <= self.budget.ms:
+            now = {**most[arch.id], **_measured(verdict)}
+            if all(now[name] <= limit for name, limit in limits.items()):
                 break
         return Choice(arch, verdict)
 
@@ -198,3 +198,15 @@ class Selection:
             if arch.id in measurements
         ]  # fmt: skip
         return [c.arch for c in pareto_front(finished, "latency_ms", "error")]
+
+
+def _measured(measurement: Measurement | None) -> Costs:
+    """What a measurement puts in the place of predicted bounds."""
+    if measurement is None:
+        return {}
+    energy = {upper("energy_mj"): measured_energy(measurement)} if "energy_mj" in measurement.environment else {}
+    return {upper("latency_ms"): measurement.latency_ms, **energy}
+
+
+def _of_memory(mib: float | None) -> Costs:
+    return {} if mib is None else {upper("memory_mib"): mib}

@@ -11,7 +11,7 @@ from typing import Any
 
 from optuna.storages import BaseStorage
 
-from experiments.objectives import check_objectives
+from experiments.objectives import BESIDE, OBJECTIVES, check_objectives
 from nas.compute import AUTO, WAYS
 from nas.darts import DartsConfig
 from nas.finish.stage import STAGES, Stage
@@ -167,7 +167,7 @@ class Settings:
 
     Args:
         budget_ms: latency that must not be exceeded, or None for half of the largest network's measured latency.
-        budget_mib: memory at inference that must not be exceeded, or None for no such budget.
+        budget_mib, budget_mj: memory and energy of one call that must not be exceeded, or None for no such budget.
         objectives: what is minimised, of `experiments.objectives.OBJECTIVES` and of `latency_ms_NAME` for further devices; the
             error is one of them.
         also: further devices by name, with the latency that must not be exceeded there, or None.
@@ -185,6 +185,7 @@ class Settings:
     seed: int = 0
     budget_ms: float | None = None
     budget_mib: float | None = None
+    budget_mj: float | None = None
     objectives: tuple[str, ...] = ("error", "latency_ms")
     also: Mapping[str, float | None] = field(default_factory=dict)
     batch: int = 1
@@ -209,12 +210,18 @@ class Settings:
         values = {_GROUPS.get(f.name, f.name): getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "stages"}
         return {name: value for name, value in _flat(values, "").items() if name != "searcher.processes"}
 
+    @property
+    def beside(self) -> dict[str, float]:
+        """What must not be exceeded beside latency, by the names of objectives."""
+        asked = {name: getattr(self, OBJECTIVES[name].budget) for name in BESIDE}
+        return {name: budget for name, budget in asked.items() if budget is not None}
+
     def __post_init__(self) -> None:
         _positive(self, "batch", "torch_threads", *(["tokens"] if self.tokens is not None else []))
         if not 0 <= self.seed <= MOST_SEED:
             raise ValueError(f"seed: {self.seed} is not between 0 and {MOST_SEED}")
-        elsewhere = {f"also.{name}.budget_ms": budget for name, budget in self.also.items()}
-        for name, budget in {"budget_ms": self.budget_ms, "budget_mib": self.budget_mib, **elsewhere}.items():
+        budgets = {name: getattr(self, name) for name in ("budget_ms", "budget_mib", "budget_mj")}
+        for name, budget in {**budgets, **{f"also.{device}.budget_ms": ms for device, ms in self.also.items()}}.items():
             if budget is not None and not (isinstance(budget, int | float) and not isinstance(budget, bool)):
                 raise ValueError(f"{name}: {budget!r} is not a number")
             if budget is not None and not budget > 0:

@@ -17,7 +17,7 @@ from nas.encoding import Encoding
 from nas.protocols import Family, LatencyModel, Operator, OperatorLatencyModel
 from nas.space import Architecture
 from nas.types import Workload
-from search_spaces import blocks
+from search_spaces import blocks, hat
 from search_spaces.named import match, operators
 
 FEWEST_MATCHES = 8
@@ -83,7 +83,9 @@ class TableCalibrator:
         return [m.row for m in matches], [operators(m.model, m.workload) for m in matches]
 
     def _others(self) -> str:
-        """Tables of the same device that hold enough."""
+        """Tables of the same device that hold enough, or what else this one is for."""
+        if self.device.table.features == hat.FEATURES:
+            return "; its networks are those of space=hat"
         own = TABLES.get(self.device.table.name)
         names = [
             name for name, recorded in TABLES.items() if own and recorded.device == own.device and name != self.device.table.name

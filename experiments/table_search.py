@@ -1,10 +1,11 @@
-"""A search in a space that is known from a table of measurements alone: the most parameters that a budget buys.
+"""A search in a space that is known from a table of times or energies alone: the most parameters that a budget buys.
 
     paretoformer search space=hat device=recorded device.table=hat_raspberrypi4 device.data=DIR budget_ms=5000 run=DIR
+    paretoformer search space=hat device=recorded device.table=hat_gtx1080_energy device.data=DIR budget_mj=9000 run=DIR
 
 Nothing is trained and nothing can be measured, so a network's worth is its capacity: the parameters of its layers. Half of the
 table is fitted, with a bound that holds for picks. The other half judges it: of those networks, too, the largest whose bound is
-within the budget is picked, and its recorded time says whether the budget is kept.
+within the budget is picked, and its recorded time, or energy, says whether the budget is kept.
 
 It takes seconds, so a search that was stopped begins again; it finds the same, and files are written when it is done.
 """
@@ -27,13 +28,14 @@ from rich.table import Table
 from experiments.budgets import Budget, Ends
 from experiments.calibration import quality
 from experiments.formatting import format_ms
+from experiments.objectives import OBJECTIVES, upper
 from experiments.plots.capacity import capacity_figure
 from experiments.plots.style import png
 from experiments.progress import Reporter
 from experiments.roles import PHASES, SEARCHES
 from experiments.run_directory import RunDirectory
 from experiments.settings import Settings
-from experiments.verdicts import Verdict
+from experiments.verdicts import LimitVerdict, Verdict
 from hardware.recorded import RecordedDevice
 from hardware.tables import TABLES
 from latency_models.drift import no_signal
@@ -48,19 +50,54 @@ from nas.types import Candidate, Prediction, Provenance, pareto_front
 from search_spaces import hat
 
 COVERAGE = 0.95
-OBJECTIVES = ("latency_ms", "missing")  # the parameters that the largest network has more
-COLUMNS = ("id", "role", "predicted_ms", "predicted_upper_ms", "num_parameters", "on_front", "picked", "arch")
+MISSING = "missing"  # the parameters that the largest network has more
+COSTS = {"ms": "latency_ms", "mj": "energy_mj"}  # by a table's unit
 
 
 @dataclass(frozen=True)
 class Halves:
-    """A table in two halves: the times that were fitted; of the other half the capacity, the times and what is predicted."""
+    """A table in two halves, of times or energies: those that were fitted; of the other half the capacity, what was recorded and
+    what is predicted."""
 
     model: Bounded
-    fitted_ms: np.ndarray
+    fitted: np.ndarray
     capacity: np.ndarray
-    recorded_ms: np.ndarray
+    recorded: np.ndarray
     prediction: Prediction
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a table holds, by the name of its objective: `latency_ms` or `energy_mj`."""
+
+    name: str
+
+    @property
+    def unit(self) -> str:
+        """As people write it."""
+        return OBJECTIVES[self.name].unit
+
+    def key(self, figure: str) -> str:
+        """What a figure is called in files: `predicted_upper_mj`."""
+        return f"{figure}_{self.unit.lower()}"
+
+    def verdict(
+        self, budget: Budget, mean: float, bound: float, *, recorded: float | None = None, unmeasured: str | None = None
+    ) -> dict[str, Any]:
+        """On a network, by what was recorded of it."""
+        if self.name == "latency_ms":
+            verdict = Verdict.of(
+                asked_ms=budget.ms, asked_origin=budget.origin, predicted_ms=mean, predicted_upper_ms=bound, measured_ms=recorded,
+                unmeasured=unmeasured,
+            )  # fmt: skip
+            return asdict(verdict)
+        judged = asdict(
+            LimitVerdict.of(
+                self.name, asked=budget.ms, predicted=mean, predicted_upper=bound, measured=recorded, unmeasured=unmeasured
+            )
+        )
+        words = {name: judged.pop(name) for name in ("kept", "sentence")}
+        return {**{self.key(figure): value for figure, value in judged.items()}, "asked_origin": budget.origin, **words}
 
 
 class TableSearch:
@@ -74,32 +111,42 @@ class TableSearch:
         self, space: SearchSpace, device: Device, *, settings: Settings, directory: Path | str, report: Reporter
     ) -> None:
         if not (isinstance(device, RecordedDevice) and device.table.features == hat.FEATURES):
-            tables = ", ".join(name for name, table in TABLES.items() if name.startswith("hat_") and table.unit == "ms")
+            tables = ", ".join(name for name in TABLES if name.startswith("hat_"))
             raise ValueError(
                 f"device: {device.name} has no measurements of the space {space.name}; give device=recorded, with device.table=… "
                 f"one of {tables}"
             )
-        outer = settings.outer
-        if (
-            settings.budget_mib is not None
-            or settings.objectives != Settings().objectives
-            or outer.measure
-            or outer.processes > 1
-        ):
+        self.cost, outer = Cost(COSTS[device.table.unit]), settings.outer
+        of_networks = settings.budget_mib is not None or settings.objectives != Settings().objectives
+        if of_networks or outer.measure or outer.processes > 1:
+            words = OBJECTIVES[self.cost.name].words
             raise ValueError(
-                f"space: {space.name} is known from a table alone, which weighs parameters against latency: budget_mib, "
+                f"space: {space.name} is known from a table alone, which weighs parameters against {words}: budget_mib, "
                 f"objectives, searcher.measure and searcher.processes are for spaces with networks"
             )
-        settings.outer.searcher(space, objectives=OBJECTIVES, seed=0, initial=[], limits={"upper_ms": 1.0})  # may refuse
+        budgets = {"latency_ms": settings.budget_ms, "energy_mj": settings.budget_mj}
+        self.asked = budgets.pop(self.cost.name)
+        for name, asked in budgets.items():
+            if asked is not None:
+                held, wanted = OBJECTIVES[self.cost.name], OBJECTIVES[name].budget
+                raise ValueError(
+                    f"{wanted}: {asked:g}: {device.table.name} holds {held.words} in {held.unit}; give {held.budget}=…"
+                )
+        self.objectives = (self.cost.name, MISSING)
+        settings.outer.searcher(space, objectives=self.objectives, seed=0, initial=[], limits={self.bound: 1.0})  # may refuse
         self.space, self.device, self.settings, self.report = space, device, settings, report
         self.most, self.fewest = (int(n) for n in hat.num_parameters(hat.features([space.largest(), space.smallest()])))
         self.run = RunDirectory(directory)
+
+    @property
+    def bound(self) -> str:
+        return upper(self.cost.name)
 
     def claim(self) -> None:
         """Makes the directory this run's. Raises RunError if it is another's; nothing in it is changed then."""
         choices = hashlib.sha256(json.dumps(self.space.to_json()).encode()).hexdigest()[:12]
         device = {"device": self.device.name, "device fingerprint": self.device.fingerprint}
-        matter = ("seed", "budget_ms", "searcher.")
+        matter = ("seed", self.cost.key("budget"), "searcher.")
         settings = {name: value for name, value in self.settings.said().items() if name.startswith(matter)}
         self.run.claim({"space": self.space.name, "choices": choices, **device, "settings": settings})
 
@@ -107,21 +154,20 @@ class TableSearch:
         """Fits, searches, judges, prints and writes; returns what `results.json` holds.
 
         Raises:
-            ValueError: a table whose times have nothing to do with its networks.
+            ValueError: a table whose values have nothing to do with its networks.
             BudgetError: no network meets the budget.
         """
         halves = self._fit()
-        ends = Ends.of(self.space, lambda archs: halves.model.predict(hat.costs(hat.features(archs))), {})
-        budget = ends.budget(self.settings.budget_ms, self.report)
+        ends = Ends.of(
+            self.space, lambda archs: halves.model.predict(hat.costs(hat.features(archs))), {}, name=self.cost.name
+        )  # fmt: skip
+        budget = ends.budget(self.asked, self.report)
         roles = SEARCHES if self.settings.outer.baseline else SEARCHES[:1]
         found = {role: self._explore(role, halves.model, ends.fastest.arch, budget.ms) for role in roles}
-        within = {role: [c for c in of_role if c.objectives["upper_ms"] <= budget.ms] for role, of_role in found.items()}
-        fronts = {role: pareto_front(of_role, *OBJECTIVES) for role, of_role in within.items()}
+        within = {role: [c for c in of_role if c.objectives[self.bound] <= budget.ms] for role, of_role in found.items()}
+        fronts = {role: pareto_front(of_role, *self.objectives) for role, of_role in within.items()}
         best = fronts["search"][-1]
-        new = Verdict.of(
-            asked_ms=budget.ms, asked_origin=budget.origin, predicted_ms=best.objectives["latency_ms"],
-            predicted_upper_ms=best.objectives["upper_ms"], unmeasured="nobody has run this network",
-        )  # fmt: skip
+        predicted = (best.objectives[name] for name in (self.cost.name, self.bound))
         unseen = halves.prediction
         results = {
             "title": f"{self.space.name} on {self.device.name}",
@@ -129,9 +175,10 @@ class TableSearch:
             "seed": self.settings.seed,
             "picked_id": best.arch.id,
             "num_parameters": self._num_parameters(best),
-            "verdict": asdict(new),
-            "held_out": judge(halves, budget),
-            "predictor": quality(halves.recorded_ms, unseen.mean_ms, unseen.upper_ms, halves.fitted_ms.tolist()),
+            "unit": self.cost.unit,
+            "verdict": self.cost.verdict(budget, *predicted, unmeasured="nobody has run this network"),
+            "held_out": judge(halves, budget, self.cost),
+            "predictor": quality(halves.recorded, unseen.mean_ms, unseen.upper_ms, halves.fitted.tolist()),
             "most_parameters": {role: self._num_parameters(front[-1]) for role, front in fronts.items()},
             "hypervolume_shares": {role: self._area(front, budget.ms) for role, front in fronts.items()},
             "command": command,
@@ -147,47 +194,49 @@ class TableSearch:
         model = Bounded(PhysicalRegressor(), coverage=COVERAGE)
         model.fit(costs[fitted], table.values[fitted], capacity=capacity[fitted], pool=self.settings.outer.evaluations)
         halves = Halves(model, table.values[fitted], capacity[others], table.values[others], model.predict(costs[others]))
-        if why := no_signal(halves.recorded_ms, halves.prediction.mean_ms):
+        if why := no_signal(halves.recorded, halves.prediction.mean_ms):
             raise ValueError(f"device.table: {table.name}: {why}; no search can start on it")
         return halves
 
-    def _explore(self, role: str, model: Bounded, fastest: Architecture, asked_ms: float) -> tuple[Candidate, ...]:
+    def _explore(self, role: str, model: Bounded, fastest: Architecture, asked: float) -> tuple[Candidate, ...]:
         """As many architectures for either role, the fastest first, which is within the budget."""
 
         def evaluate(arch: Architecture) -> Candidate:
             rows = hat.features([arch])
             prediction = model.predict(hat.costs(rows))
             objectives = {
-                "latency_ms": float(prediction.mean_ms[0]),
-                "upper_ms": float(prediction.upper_ms[0]),
-                "missing": self.most - float(hat.num_parameters(rows)[0]),
+                self.cost.name: float(prediction.mean_ms[0]),
+                self.bound: float(prediction.upper_ms[0]),
+                MISSING: self.most - float(hat.num_parameters(rows)[0]),
             }
             return Candidate(arch, objectives, dict.fromkeys(objectives, Provenance.PREDICTED), phase=role)
 
         settings = self.settings.outer
         searcher: Searcher = Random(self.space, seed=self.settings.seed)
         if role == "search":
-            limits = {"upper_ms": asked_ms}
-            searcher = settings.searcher(self.space, objectives=OBJECTIVES, seed=self.settings.seed, initial=[], limits=limits)
+            limits = {self.bound: asked}
+            searcher = settings.searcher(
+                self.space, objectives=self.objectives, seed=self.settings.seed, initial=[], limits=limits
+            )  # fmt: skip
         first = evaluate(fastest)
         searcher.tell(first)
         with self.report.phase("Search" if role == "search" else PHASES[role]):
             return search(searcher, evaluate, num_evaluations=settings.evaluations, known=[first]).candidates
 
     def _num_parameters(self, candidate: Candidate) -> int:
-        return int(self.most - candidate.objectives["missing"])
+        return int(self.most - candidate.objectives[MISSING])
 
-    def _area(self, front: Sequence[Candidate], asked_ms: float) -> float:
+    def _area(self, front: Sequence[Candidate], asked: float) -> float:
         """Hypervolume up to the budget and the smallest network's parameters, as a share of what no network could exceed."""
-        reference = (asked_ms, self.most - self.fewest)
-        costs = np.array([[c.objectives[name] for name in OBJECTIVES] for c in front])
+        reference = (asked, self.most - self.fewest)
+        costs = np.array([[c.objectives[name] for name in self.objectives] for c in front])
         return hypervolume(costs, reference) / math.prod(reference)
 
     def _show(self, front: Sequence[Candidate], results: Mapping[str, Any]) -> None:
-        table = Table("network", "predicted (ms)", "at most", "parameters (M)", "encoder", "decoder", box=SIMPLE_HEAD)
-        table.title = f"{results['title']}: the front, with average feed-forward sizes"
+        table = Table("network", "predicted", "at most", "params", "encoder", "decoder", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.title = f"{results['title']}: the front, {self.cost.unit}, million parameters, average feed-forward sizes"
         for candidate, row in zip(front, hat.features([c.arch for c in front]), strict=True):
-            times = (format_ms(candidate.objectives[name]) for name in ("latency_ms", "upper_ms"))
+            times = (format_ms(candidate.objectives[name]) for name in (self.cost.name, self.bound))
             width, layers, ffn, _, decoder_width, depth, decoder_ffn, *_ = row
             stacks = (f"{layers:g} × {width:g}, ffn {ffn:.0f}", f"{depth:g} × {decoder_width:g}, ffn {decoder_ffn:.0f}")
             table.add_row(candidate.arch.id, *times, f"{self._num_parameters(candidate) / 1e6:.1f}", *stacks)
@@ -195,7 +244,8 @@ class TableSearch:
         predictor, known = results["predictor"], results["held_out"]
         self.report.say(
             f"From {predictor['num_fit']} rows, the other {predictor['num_held_out']} are predicted to "
-            f"{predictor['mape_percent']:.1f} % (rank correlation {predictor['spearman']:.3f})."
+            f"{predictor['mape_percent']:.1f} % (rank correlation {predictor['spearman']:.3f}); "
+            f"{predictor['coverage_percent']:.1f} % of them are within their bounds, which are made for what a search picks."
         )
         if "random" in results["most_parameters"]:
             (ours, theirs), (area, other) = (results[n].values() for n in ("most_parameters", "hypervolume_shares"))
@@ -212,32 +262,30 @@ class TableSearch:
     ) -> None:  # fmt: skip
         with self.run.replacing("pareto.csv") as path, path.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(COLUMNS)
+            predicted = (self.cost.key("predicted"), self.cost.key("predicted_upper"))
+            writer.writerow(["id", "role", *predicted, "num_parameters", "on_front", "picked", "arch"])
             for c in (c for of_role in found.values() for c in of_role):
-                times = (f"{c.objectives[name]:.6g}" for name in ("latency_ms", "upper_ms"))
+                times = (f"{c.objectives[name]:.6g}" for name in (self.cost.name, self.bound))
                 flags = (str(flag).lower() for flag in (c in front, c is best))
                 writer.writerow([c.arch.id, c.phase, *times, self._num_parameters(c), *flags, json.dumps(c.arch.to_json())])
         points = {
-            role: [(c.objectives["latency_ms"], self._num_parameters(c) / 1e6) for c in of_role]
+            role: [(c.objectives[self.cost.name], self._num_parameters(c) / 1e6) for c in of_role]
             for role, of_role in {**found, "front": front}.items()
         }
-        points["recorded"] = list(zip(halves.recorded_ms.tolist(), (halves.capacity / 1e6).tolist(), strict=True))
+        points["recorded"] = list(zip(halves.recorded.tolist(), (halves.capacity / 1e6).tolist(), strict=True))
         with self.run.replacing("pareto.png") as path:
-            path.write_bytes(png(capacity_figure(results, points)))
+            path.write_bytes(png(capacity_figure(results, points, cost=self.cost.name)))
         self.run.write_json("results.json", results)
         self.report.say(f"Written: {self.run.path}/pareto.csv, pareto.png, results.json")
 
 
-def judge(halves: Halves, budget: Budget) -> dict[str, Any]:
-    """The verdict on the held-out network that would be picked for a budget, by its recorded time."""
+def judge(halves: Halves, budget: Budget, cost: Cost) -> dict[str, Any]:
+    """The verdict on the held-out network that would be picked for a budget, by what was recorded of it."""
     picked = pick(halves.prediction.upper_ms, halves.capacity, budget.ms)
     if picked is None:
-        return {"kept": None, "sentence": f"none has a bound within {format_ms(budget.ms)} ms"}
-    mean, upper = (float(values[picked]) for values in (halves.prediction.mean_ms, halves.prediction.upper_ms))
-    verdict = Verdict.of(
-        asked_ms=budget.ms, asked_origin=budget.origin, predicted_ms=mean, predicted_upper_ms=upper,
-        measured_ms=float(halves.recorded_ms[picked]),
-    )  # fmt: skip
+        return {"kept": None, "sentence": f"none has a bound within {format_ms(budget.ms)} {cost.unit}"}
+    predicted = (float(values[picked]) for values in (halves.prediction.mean_ms, halves.prediction.upper_ms))
+    verdict = cost.verdict(budget, *predicted, recorded=float(halves.recorded[picked]))
     capacity = int(halves.capacity[picked])
-    words = f"the largest whose bound fits, {capacity / 1e6:.1f} M: {verdict.sentence.replace('measured', 'recorded')}"
-    return {**asdict(verdict), "sentence": words, "num_parameters": capacity}
+    words = f"the largest whose bound fits, {capacity / 1e6:.1f} M: {verdict['sentence'].replace('measured', 'recorded')}"
+    return {**verdict, "sentence": words, "num_parameters": capacity}

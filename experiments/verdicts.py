@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Self
 
-from experiments.formatting import format_ms
+from experiments.formatting import format_figure, format_ms
+from experiments.objectives import OBJECTIVES
 from nas.types import Measurement
 
 
@@ -77,27 +78,33 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class MemoryVerdict:
-    """Asked, predicted and measured memory of what ships; make it with `MemoryVerdict.of`."""
+class LimitVerdict:
+    """Asked, predicted and measured memory or energy of what ships, in MiB or mJ; make it with `LimitVerdict.of`."""
 
-    asked_mib: float
-    predicted_mib: float
-    predicted_upper_mib: float
-    measured_mib: float | None
+    asked: float
+    predicted: float
+    predicted_upper: float
+    measured: float | None
     kept: bool | None
     sentence: str
 
     @classmethod
-    def of(cls, *, asked_mib: float, predicted_mib: float, predicted_upper_mib: float, measured_mib: float | None) -> Self:
-        """Judges by the measured memory, and says so in a sentence."""
-        words = f"asked {asked_mib:.4g} MiB, predicted {predicted_mib:.4g} MiB (at most {predicted_upper_mib:.4g})"
-        if measured_mib is None:
-            return cls(asked_mib, predicted_mib, predicted_upper_mib, None, None, f"Memory PREDICTED, NOT MEASURED: {words}.")
-        kept = measured_mib <= asked_mib
-        over = 100 * (measured_mib / asked_mib - 1)
-        words += f", measured {measured_mib:.4g} MiB"
-        sentence = f"Memory kept: {words}." if kept else f"Memory BROKEN: {words}, {over:.2g} % over the budget."
-        return cls(asked_mib, predicted_mib, predicted_upper_mib, measured_mib, kept, sentence)
+    def of(
+        cls, name: str, *, asked: float, predicted: float, predicted_upper: float, measured: float | None = None,
+        unmeasured: str | None = None,
+    ) -> Self:  # fmt: skip
+        """Judges by what was measured and says so in a sentence; `name` is the objective's, `unmeasured` why nothing was."""
+        what, unit = OBJECTIVES[name].words.capitalize(), OBJECTIVES[name].unit
+        words = f"asked {format_figure(asked)} {unit}, predicted {format_figure(predicted)} {unit}"
+        words += f" (at most {format_figure(predicted_upper)})"
+        if measured is None:
+            why = f" ({unmeasured})" if unmeasured else ""
+            return cls(asked, predicted, predicted_upper, None, None, f"{what} PREDICTED, NOT MEASURED{why}: {words}.")
+        kept = measured <= asked
+        over = 100 * (measured / asked - 1)
+        words += f", measured {format_figure(measured)} {unit}"
+        sentence = f"{what} kept: {words}." if kept else f"{what} BROKEN: {words}, {over:.2g} % over the budget."
+        return cls(asked, predicted, predicted_upper, measured, kept, sentence)
 
 
 def facts_of(measurement: Measurement | None) -> dict[str, Any]:

@@ -21,13 +21,11 @@ class RecordedDevice:
         data: the folder of the recorded tables; None: the user's cache folder.
 
     Raises:
-        ValueError: what `load_table` refuses, or a table of energies.
+        ValueError: what `load_table` refuses.
     """
 
     def __init__(self, table: str, data: str | None = None) -> None:
         self.table, self.folder = load_table(table, data), data
-        if self.table.unit != "ms":
-            raise ValueError(f"device.table: {table} holds {self.table.unit}, a search needs one of times")
         self.name = f"recorded {table}"
 
     @property

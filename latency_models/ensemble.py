@@ -23,7 +23,7 @@ from latency_models.intervals import check_folds, fresh_fit, splits
 from latency_models.physical import PhysicalRegressor
 from latency_models.stacking import mixture
 
-CHUNK = 5000  # rows that are predicted at once
+BLOCK = 5000  # rows that are predicted at once: a kernel's matrix then stays where it is, and is not new memory each time
 MOST_IN_KERNEL = 300
 
 
@@ -51,8 +51,12 @@ class Subset:
         return self
 
     def predict(self, costs: np.ndarray) -> np.ndarray:
-        times: np.ndarray = self.regressor_.predict(costs)
-        return times
+        return _in_blocks(self.regressor_.predict, costs)
+
+
+def _in_blocks(predict: Callable[[np.ndarray], np.ndarray], costs: np.ndarray) -> np.ndarray:
+    with threadpool_limits(1):
+        return np.concatenate([predict(block) for block in np.array_split(costs, max(1, len(costs) // BLOCK))])
 
 
 def trees() -> Any:
@@ -66,7 +70,7 @@ MEMBERS: Mapping[str, Callable[[], Any]] = {"prices": PhysicalRegressor, "gaussi
 class Ensemble:
     """A mixture of regressors, for scikit-learn's `fit(costs, times)` and `predict(costs)`.
 
-    `unseen_` [N] are cross-validated predictions of what it was fitted to (by members; the few weights have seen all).
+    `unseen_` [N] are cross-validated predictions of what it was fitted to, each by members and weights without it.
 
     Args:
         folds: of the cross-validation that weighs the members.
@@ -84,21 +88,22 @@ class Ensemble:
         if len(times) < self.folds:
             raise ValueError(f"times: {len(times)} measurements are fewer than the {self.folds} folds")
         members = {name: make() for name, make in MEMBERS.items()}
-        unseen = np.empty((len(times), len(members)))
-        for kept, fold in splits(len(times), folds=self.folds):
+        unseen, folds = np.empty((len(times), len(members))), list(splits(len(times), folds=self.folds))
+        for kept, fold in folds:
             for column, member in enumerate(members.values()):
                 unseen[fold, column] = fresh_fit(member, costs[kept], times[kept]).predict(costs[fold])
         logs = np.log(np.maximum(unseen, 1e-12))
         weights, _ = mixture(logs, np.log(times), shift=False)
-        self.unseen_ = np.exp(logs @ weights)
+        self.unseen_ = np.empty(len(times))
+        for kept, fold in folds:
+            without, _ = mixture(logs[kept], np.log(times[kept]), shift=False)
+            self.unseen_[fold] = np.exp(logs[fold] @ without)
         self.weights_ = {name: float(weight) for name, weight in zip(members, weights, strict=True) if weight > 0.02}
         self.fitted_ = {name: fresh_fit(members[name], costs, times) for name in self.weights_}
         return self
 
     def predict(self, costs: np.ndarray) -> np.ndarray:
-        parts = np.array_split(costs, max(1, len(costs) // CHUNK))  # a kernel's matrix then stays in the cache
-        with threadpool_limits(1):
-            return np.concatenate([self._predict(part) for part in parts])
+        return _in_blocks(self._predict, costs)
 
     def _predict(self, costs: np.ndarray) -> np.ndarray:
         logs = sum(w * np.log(np.maximum(self.fitted_[name].predict(costs), 1e-12)) for name, w in self.weights_.items())

@@ -33,7 +33,8 @@ class Bounded:
     """A regressor with a calibrated upper bound: `fit(costs, times)` and `predict(costs) -> Prediction`.
 
     Args:
-        regressor: with scikit-learn's `fit` and `predict`.
+        regressor: with scikit-learn's `fit` and `predict`; one whose `unseen_` are cross-validated predictions of what it was
+            fitted to is not validated again.
         coverage: share of networks, or of picks, whose time is at most the bound.
         folds: of the cross-validation that shows unseen networks.
 
@@ -49,12 +50,13 @@ class Bounded:
     def fit(self, costs: np.ndarray, times: np.ndarray, *, capacity: np.ndarray | None = None, pool: int = 100) -> Self:
         """With `capacity` [N], positive, which a search wants most of (parameters, FLOPs), the bound holds for what it picks from
         `pool` networks."""
-        self.unseen_ = self.unseen(costs, times)
+        self.fitted_ = fresh_fit(self.regressor, costs, times)
+        validated = hasattr(self.fitted_, "unseen_")
+        self.unseen_: np.ndarray = self.fitted_.unseen_ if validated else self.unseen(costs, times)
         self.interval_ = interval(times / self.unseen_, self.coverage)
         if capacity is not None:
             upper = picking_factor(self.unseen_, times, capacity, coverage=self.coverage, pool=pool)
             self.interval_ = replace(self.interval_, upper=upper)
-        self.fitted_ = fresh_fit(self.regressor, costs, times)
         return self
 
     def unseen(self, costs: np.ndarray, times: np.ndarray) -> np.ndarray:

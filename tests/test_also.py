@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.also import limits
 from experiments.budgets import Budget
 from experiments.build import also, build, make_settings
 from experiments.config import composed
@@ -64,7 +63,7 @@ def test_its_budget_is_kept_by_what_is_scored(pipeline, calibrated):  # noqa: F8
     for searcher in (one._random(), one._by_parameters()):
         asked = [searcher.ask() for _ in range(5)]
         assert model.predict(asked).upper_ms.max() <= limit
-    [constraint] = limits({"two": model}, {"two": limit})
+    [constraint] = costing.limits(one.budget)
     rng = np.random.default_rng(0)
     log_p = np.log(np.concatenate([rng.dirichlet(np.ones(len(c.options))) for c in pipeline.family.space]))
     for budgets in ([within_ms(model, 100.0), constraint], [within_ms(model, limit / 2), constraint]):

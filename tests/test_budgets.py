@@ -24,8 +24,8 @@ QUIET = Reporter(quiet=True)
 @pytest.mark.parametrize("ends", [SHARP, BLURRED])
 def test_what_is_asked_is_the_budget_if_the_fastest_network_is_sure_to_keep_it(ends):
     least_ms = ends.fastest.upper_ms
-    budget = ends.budget(least_ms, QUIET, mib=3.0)
-    assert (budget.ms, budget.origin, budget.mib) == (least_ms, "user", 3.0)
+    budget = ends.budget(least_ms, QUIET)
+    assert (budget.ms, budget.origin) == (least_ms, "user")
     named = rf"{SMALLEST.id} \(width 16, .*\), which takes 1 ms \(upper bound {least_ms:.4g} ms\)"
     with pytest.raises(BudgetError, match=rf"budget_ms: .*{named}; allowed is anything from there on, .* 8 ms"):
         ends.budget(0.99 * least_ms, QUIET)
@@ -33,9 +33,16 @@ def test_what_is_asked_is_the_budget_if_the_fastest_network_is_sure_to_keep_it(e
 
 def test_nobody_is_refused_who_asked_for_nothing():
     budget = SHARP.budget(None, QUIET)
-    assert (budget.ms, budget.origin) == (4.0, HALF)
+    assert (budget.ms, budget.origin) == (4.0, HALF.format(cost="latency"))
     budget = BLURRED.budget(None, QUIET)
-    assert (budget.ms, budget.origin) == (23.0, HALFWAY)
+    assert (budget.ms, budget.origin) == (23.0, HALFWAY.format(least="fastest", cost="latency"))
+
+
+def test_ends_of_energies_are_said_in_their_unit():
+    ends = replace(SHARP, name="energy_mj")
+    assert ends.budget(None, QUIET).origin == "half of the largest network's energy"
+    with pytest.raises(BudgetError, match=r"budget_mj: 1 is below the most frugal network .* 1 mJ \(upper bound 1.2 mJ\)"):
+        ends.budget(1.0, QUIET)
 
 
 def test_a_space_of_one_network_has_a_budget_that_it_keeps():
@@ -104,10 +111,12 @@ def costing(archs):
 @pytest.mark.parametrize("share", [0.05, 0.5])
 def test_the_fastest_keeps_all_limits(share):
     ms, mib = a_law(1)(SPACE.architectures()), float(np.quantile(MIB, share))
-    budget = Budget(float(ms.max()), "user", mib=mib)
+    budget = Budget(float(ms.max()), "user", {"memory_mib": mib})
     assert fastest_within(budget, SPACE, costing) == ms[mib >= MIB].min()
     with pytest.raises(BudgetError, match=r"^budget_ms: \d.* and budget_mib: \d.*: networks keep each of them, and none that"):
-        fastest_within(replace(budget, ms=0.99 * float(ms[MIB.min() == MIB].min()), mib=float(MIB.min())), SPACE, costing)
+        fastest_within(
+            replace(budget, ms=0.99 * float(ms[MIB.min() == MIB].min()), beside={"memory_mib": float(MIB.min())}), SPACE, costing
+        )
 
 
 def test_proposals_reach_the_fastest_where_the_smallest_is_slower():

@@ -63,7 +63,7 @@ def test_memory_is_an_objective_and_a_budget(searched):
     for n in networks.values():
         assert n["measured"]["memory_mib"] == pytest.approx(n["predicted"]["memory_mib"], rel=0.15)
     assert networks[results["picked_id"]]["measured"]["memory_mib"] <= BUDGET_MIB
-    assert results["memory"]["kept"] is True
+    assert results["beside"]["memory_mib"]["kept"] is True
     for candidate in lines(searched / "candidates.jsonl"):
         assert candidate["objectives"]["upper_mib"] > candidate["objectives"]["memory_mib"]
         if candidate["phase"] == "random":
@@ -216,6 +216,22 @@ def test_measurements_that_contradict_the_model_change_it(pipeline, calibrated):
     assert refined["mean_change_percent"] == pytest.approx(100 * np.mean(np.abs(now / before - 1)))
 
 
+def test_measurements_on_the_way_change_what_is_known_of_energy(pipeline, calibrated):
+    settings = replace(pipeline.settings, budget_mj=5.0)
+    costing = Costing.of(settings, pipeline.family, pipeline.workload, calibrated)
+    archs = [c.arch for c in scored(pipeline, calibrated)]
+    before = costing.columns(archs)["energy_mj"]
+    candidates = [
+        Candidate(a, {"error": 50.0, **costs}, dict.fromkeys(("error", *costs), Provenance.PREDICTED), "search")
+        for a, costs in zip(archs, costing(archs), strict=True)
+    ]
+    replace(explorer(pipeline, calibrated), costing=costing).refine(candidates, Twice(pipeline))
+    assert not np.array_equal(costing.columns(archs)["energy_mj"], before)
+    doubled = [replace(m, environment={"energy_mj": [6 * m.latency_ms]}) for m in list(calibrated.measurements.values())[:12]]
+    costing.fit(doubled)
+    assert costing.columns(archs)["energy_mj"] == pytest.approx(2 * before, rel=0.01)
+
+
 def test_a_device_that_is_lost_changes_nothing(pipeline, calibrated):
     candidates = scored(pipeline, calibrated)
     before = calibrated.model.predict([c.arch for c in candidates]).mean_ms
@@ -232,7 +248,7 @@ def test_costs_are_those_of_their_units(pipeline, calibrated):
         assert costs["parameters"] * 1e6 == sum(p.numel() for p in pipeline.family.network(arch).parameters())
         assert costs["energy_mj"] == pytest.approx(3 * costs["latency_ms"], rel=0.05)
         assert costs["memory_mib"] == memory_of(pipeline.family, [arch], pipeline.workload)[0].peak_mib
-        assert list(costs) == ["latency_ms", "upper_ms", "memory_mib", "upper_mib", "parameters", "energy_mj"]
+        assert list(costs) == ["latency_ms", "upper_ms", "memory_mib", "upper_mib", "parameters", "energy_mj", "upper_mj"]
     with pytest.raises(ValueError, match="without its energy; store=FOLDER"):
         measured_energy(measurement(archs[0], 1.0))
 

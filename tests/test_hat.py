@@ -106,6 +106,31 @@ def test_without_a_budget_it_is_half_of_the_largest_networks(make):
     assert set(results["hypervolume_shares"]) == {"search"}
 
 
+def test_a_table_of_energies_is_searched_in_mj(make, tmp_path, capsys):
+    results = make("hat_gtx1080_energy", budget_mj=9000.0).search(command="")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Budget: 9000 mJ (user); the largest network takes 1" in said
+    assert "Energy PREDICTED, NOT MEASURED (nobody has run this network): asked 9000 mJ, predicted" in said
+    assert "Energy kept: asked 9000 mJ" in said or "Energy BROKEN: asked 9000 mJ" in said
+    assert " ms" not in said
+    known = results["held_out"]
+    assert known["predicted_upper_mj"] <= 9000
+    assert known["kept"] == (known["measured_mj"] <= 9000)
+    with (tmp_path / "run/pareto.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    [picked] = [row for row in rows if row["picked"] == "true"]
+    assert float(picked["predicted_mj"]) < float(picked["predicted_upper_mj"]) <= 9000
+    assert results["predictor"]["mape_percent"] < 8
+    with pytest.raises(BudgetError, match=r"^budget_mj: 100 is below the most frugal network of .* takes 6\d\d\d mJ"):
+        make("hat_gtx1080_energy", budget_mj=100.0).search(command="")
+
+
+def test_the_directory_of_energies_knows_its_budget(make):
+    make("hat_gtx1080_energy", budget_mj=9000.0).claim()
+    with pytest.raises(ValueError, match=r"was begun with budget_mj 9000\.0"):
+        make("hat_gtx1080_energy", budget_mj=8000.0).claim()
+
+
 def test_what_a_table_does_not_know_is_no_objective(make):
     with pytest.raises(ValueError, match="weighs parameters against latency"):
         make(budget_mib=20.0)
@@ -131,7 +156,8 @@ def test_shuffled_times_are_refused(make):
     [
         (["device=local_cpu"], "device: local_cpu has no measurements of the space hat; give device=recorded"),
         (["device=recorded", "device.table=jetson_nano_cpu"], "one of hat_raspberrypi4, hat_xeon, hat_titanxp_wmt"),
-        (["device=recorded", "device.table=hat_gtx1080_energy"], "holds mj, a search needs one of times"),
+        (["device=recorded", "device.table=hat_gtx1080_energy", "budget_ms=9000"], "holds energy in mJ; give budget_mj=…"),
+        (["device=recorded", "device.table=hat_xeon", "budget_mj=9000"], "budget_mj: 9000: hat_xeon holds latency in ms; give"),
     ],
 )
 def test_other_devices_are_refused(recorded, tmp_path, words, complaint):

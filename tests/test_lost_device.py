@@ -122,7 +122,7 @@ def test_a_search_for_a_recorded_device_predicts_and_says_so(recorded, tmp_path)
     ("words", "complaint"),
     [
         (["device.table=nowhere"], "'nowhere' is not one of the"),
-        (["device.table=hat_gtx1080_energy"], "holds mj, a search needs one of times"),
+        (["device.table=hat_gtx1080_energy"], "holds energies, and networks of this space are searched by times; space=hat"),
         (["device.table=hat_raspberrypi4"], "holds 0 transformers whose sizes are published, at least 8"),
         (["device.table=aws_c6i", "latency_model.pooled=false"], "latency_model=roofline"),
     ],

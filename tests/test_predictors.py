@@ -9,6 +9,8 @@ import pytest
 
 from experiments import bench, calibrate
 from experiments.benchmarks import latency
+from experiments.composing import stand_in_family
+from experiments.config import composed
 from hardware.tables import load_table
 from latency_models import ensemble, physical
 from latency_models.drift import neighbours, no_signal, sessions
@@ -279,6 +281,30 @@ def test_shuffled_times_have_no_signal():
         TablePredictor().fit(table(costs, shuffled))
 
 
+def test_what_validates_itself_is_not_validated_again(monkeypatch):
+    """An ensemble in folds of folds took ten times as long to say the same."""
+    costs, times = costs_and_times(24, noise=0.1)
+    fits = []
+
+    class Counted(PhysicalRegressor):
+        def fit(self, costs, times):
+            fits.append(len(times))
+            return super().fit(costs, times)
+
+    monkeypatch.setattr(ensemble, "MEMBERS", {"prices": Counted, "again": Counted})
+    model = Bounded(Ensemble(folds=4)).fit(costs, times)
+    assert sorted(fits) == [18] * 8 + [24] * len(model.fitted_.fitted_)
+    assert np.array_equal(model.unseen_, model.fitted_.unseen_)
+
+
+def test_blocks_of_rows_are_predicted_as_one(monkeypatch):
+    costs, times = costs_and_times(40)
+    model = ensemble.gaussian_process().fit(costs, times)
+    whole = model.predict(costs)
+    monkeypatch.setattr(ensemble, "BLOCK", 7)
+    assert model.predict(costs) == pytest.approx(whole, rel=1e-9)
+
+
 def test_calibrate_fits_a_csv_and_predicts_new_rows(tmp_path, capsys):
     costs, times = costs_and_times(60)
     with (tmp_path / "mine.csv").open("w", newline="") as file:
@@ -296,6 +322,48 @@ def test_calibrate_fits_a_csv_and_predicts_new_rows(tmp_path, capsys):
         calibrate.main(words)
     with pytest.raises(ValueError, match=r"device\.table: 'pi' is neither a name"):
         calibrate.main(["device=recorded", "device.table=pi"])
+
+
+def test_calibrate_fits_a_table_for_the_networks_of_a_space(recorded, tmp_path, capsys):
+    words = ["device=recorded", "device.table=jetson_nano_cpu", f"data={recorded}", "experiment=smoke", f"run={tmp_path / 'run'}"]
+    space = stand_in_family(composed("experiment=smoke"), tokens=32).space
+    archs = [space.smallest(), space.largest()]
+    with (tmp_path / "new.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["id", "arch"], *([a.id, json.dumps(a.to_json())] for a in archs)])
+    assert calibrate.main([*words, "--predict", f"{tmp_path}/new.csv"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "The worst of 60" in said
+    assert "the upper bound is" in said
+    with (tmp_path / "new.predicted.csv").open(newline="") as file:
+        small, large = csv.DictReader(file)
+    assert small["id"] == archs[0].id
+    assert float(small["mean_ms"]) < float(large["mean_ms"]) < float(large["upper_ms"])
+    with pytest.raises(ValueError, match="nothing can be measured on a recorded table"):
+        calibrate.main([*words, "minutes=3"])
+    with pytest.raises(ValueError, match="its networks are those of space=hat"):
+        calibrate.main([*words[:1], "device.table=hat_xeon", *words[2:4], f"run={tmp_path / 'other'}"])
+
+
+def test_networks_to_predict_are_read_with_what_is_wrong_with_them(tmp_path):
+    space, path = hat.hat_space(), tmp_path / "new.csv"
+    for text, complaint in {
+        "a,b\n1,2\n": "has no rows with a column arch",
+        "arch\n": "has no rows with a column arch",
+        "arch\n[1]\n": "line 2 of .* is no network of the space hat",
+        'arch\n"{""depth"": 3}"\n': "line 2 of .* depth: is not a choice of the space hat",
+    }.items():
+        path.write_text(text)
+        with pytest.raises(ValueError, match=complaint):
+            calibrate.read_networks(str(path), space)
+    with pytest.raises(ValueError, match="cannot be read"):
+        calibrate.read_networks(str(tmp_path / "nowhere.csv"), space)
+
+
+def test_a_table_is_calibrated_for_hats_space_if_it_holds_its_networks(recorded, capsys):
+    assert calibrate.main(["device=recorded", "device.table=hat_gtx1080_energy", f"data={recorded}", "space=hat"]) == 0
+    assert "GTX 1080" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="space: jetson_nano_cpu does not hold networks of the space hat"):
+        calibrate.main(["device=recorded", "device.table=jetson_nano_cpu", f"data={recorded}", "space=hat"])
 
 
 def test_hat_tables_are_predicted_from_32_measurements(recorded):

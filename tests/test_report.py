@@ -29,7 +29,7 @@ from experiments.report import (
     write_report,
 )
 from experiments.results import Results, StageFigures, StageReport
-from experiments.verdicts import MemoryVerdict, Verdict
+from experiments.verdicts import LimitVerdict, Verdict
 from nas.pareto import non_dominated
 from tests.support.made_up_run import SPACE, make_candidates, make_results, network, with_memory
 
@@ -299,13 +299,29 @@ def test_the_table_fits_a_terminal_of_80_columns():
         assert words in said
 
 
-@pytest.mark.parametrize(("measured", "words"), [(44.0, "BROKEN"), (None, "PREDICTED, NOT MEASURED")])
-def test_a_memory_that_is_not_kept_is_said(measured, words):
-    memory = MemoryVerdict.of(asked_mib=40.0, predicted_mib=39.0, predicted_upper_mib=40.0, measured_mib=measured)
-    assert words in memory.sentence
-    results = dataclasses.replace(with_memory(), memory=memory)
-    assert results.kept is (None if measured is None else False)
-    assert memory.sentence in page(results, []).replace("\u00a0", " ")
+@pytest.mark.parametrize(("name", "word"), [("memory_mib", "Memory"), ("energy_mj", "Energy")])
+@pytest.mark.parametrize(("measured", "words"), [(39.0, "kept"), (44.0, "BROKEN"), (None, "PREDICTED, NOT MEASURED (lost)")])
+def test_a_budget_beside_latency_is_judged_and_said(name, word, measured, words):
+    verdict = LimitVerdict.of(name, asked=40.0, predicted=38.0, predicted_upper=40.0, measured=measured, unmeasured="lost")
+    unit = name.rpartition("_")[2].replace("mj", "mJ").replace("mib", "MiB")
+    said = f"{word} {words}: asked 40 {unit}, predicted 38 {unit} (at most 40)"
+    assert verdict.sentence.startswith(said + (f", measured {measured:.0f} {unit}" if measured else "."))
+    networks = tuple(dataclasses.replace(n, predicted={name: 38.0}) for n in make_results().networks)
+    results = dataclasses.replace(make_results(), networks=networks, beside={name: verdict})
+    assert results.kept is (None if measured is None else measured <= 40.0)
+    assert verdict.sentence in page(results, []).replace("\u00a0", " ")
+    assert verdict.sentence in " ".join(printed(*summary(results, "runs/x")).split())
+    again = Results.from_json(json.loads(json.dumps(results.to_json())))
+    assert again.beside == results.beside
+
+
+def test_a_memory_as_earlier_runs_wrote_it_is_read():
+    record = json.loads(json.dumps(with_memory().to_json()))
+    verdict = record.pop("beside")["memory_mib"]
+    figures = ("asked", "predicted", "predicted_upper", "measured")
+    record["memory"] = {f"{name}_mib" if name in figures else name: value for name, value in verdict.items()}
+    assert Results.from_json(record) == with_memory()
+    assert Results.from_json({**record, "memory": None}).beside == {}
 
 
 def test_what_ships_is_what_the_kept_stages_made_of_the_picked_network():

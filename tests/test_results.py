@@ -61,7 +61,7 @@ def test_broken_results_are_refused(change, complaint):
 
 def test_results_of_earlier_versions_load():
     record = json.loads(json.dumps(make_results().to_json()))
-    for name in ("objectives", "memory", "ties", "refined"):
+    for name in ("objectives", "beside", "ties", "refined"):
         del record[name]
     record["num_validation"] = 500
     for known in record["networks"]:

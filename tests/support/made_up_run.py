@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments.networks import Network, hypervolumes
 from experiments.results import LedgerEntry, Parity, PredictorReport, Results
-from experiments.verdicts import MemoryVerdict, Verdict
+from experiments.verdicts import LimitVerdict, Verdict
 from nas.space import Choice, Condition, SearchSpace
 from nas.types import Candidate, Provenance, Workload
 
@@ -139,5 +139,5 @@ def with_memory(**changes):
     by_time = sorted(results.networks, key=lambda n: -n.latency_ms)
     mib = {n.id: 1.0 + i for i, n in enumerate(by_time)}
     networks = tuple(replace(n, predicted={"memory_mib": mib[n.id] - 0.25}, measured={"memory_mib": mib[n.id]}) for n in by_time)
-    memory = MemoryVerdict.of(asked_mib=40.0, predicted_mib=11.0, predicted_upper_mib=12.5, measured_mib=11.25)
-    return replace(results, networks=networks, objectives=("error", "latency_ms", "memory_mib"), memory=memory)
+    memory = LimitVerdict.of("memory_mib", asked=40.0, predicted=11.0, predicted_upper=12.5, measured=11.25)
+    return replace(results, networks=networks, objectives=("error", "latency_ms", "memory_mib"), beside={"memory_mib": memory})
