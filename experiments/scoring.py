@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -126,7 +127,10 @@ class _Pool:
     def __init__(self, scorer: Scorer, weights: Path, processes: int, threads: int) -> None:
         context, self._others = multiprocessing.get_context("spawn"), multiprocessing.active_children()
         reader, self._holder = context.Pipe(duplex=False)
-        begun_with = (pickled(scorer.family, scorer.task, scorer.compute), weights, threads, reader)
+        self._folder = tempfile.TemporaryDirectory(prefix="paretoformer-")
+        parts = Path(self._folder.name) / "parts.pickle"  # through a pipe, each process would be waited for until it has torch
+        parts.write_bytes(pickled(scorer.family, scorer.task, scorer.compute))
+        begun_with = (parts, weights, threads, reader)
         self._executor = ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=begun_with)
 
     def submit(self, arch: Architecture) -> Future[tuple[float, float]]:
@@ -144,6 +148,7 @@ class _Pool:
                 process.kill()
         self._holder.close()
         self._executor.shutdown(cancel_futures=True)
+        self._folder.cleanup()
 
 
 @contextlib.contextmanager
@@ -178,11 +183,11 @@ def check_processes(processes: int, family: Family, task: Task) -> None:
 _scorer: Scorer
 
 
-def _begin(content: bytes, weights: Path, threads: int, held: Connection) -> None:
+def _begin(parts: Path, weights: Path, threads: int, held: Connection) -> None:
     global _scorer
     threading.Thread(target=_end_with, args=(held,), daemon=True).start()
     torch.set_num_threads(threads)
-    family, task, compute = pickle.loads(content)
+    family, task, compute = pickle.loads(parts.read_bytes())
     supernet = family.supernet()
     supernet.load_state_dict(loaded(weights, load_file))
     _scorer = Scorer(family, supernet.to(compute.device), task, compute)
