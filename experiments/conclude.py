@@ -92,6 +92,7 @@ def assemble(
         elsewhere=outcome.elsewhere,
         stages=outcome.stages,
         lost=lost_sentence(facts),
+        cautions=outcome.calibration.cautions,
         alarms=tuple(p.alarm_sentence for p in outcome.proposals if p.alarm),
         versions=versions(PACKAGES),
     )
