@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from search_spaces.checkpoints import ACTIVATIONS, LAYOUTS, Layout, Tensors, completed
+from search_spaces.checkpoints import ACTIVATIONS, LAYOUTS, FileLayout, Tensors, completed
 from search_spaces.common import options
 from search_spaces.importance import blocks, reorder_heads, sort_by_importance
 from search_spaces.trunk import Trunk
@@ -76,7 +76,7 @@ def factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return left[:, :rank] * roots, roots[:, None] * right[:rank]
 
 
-def _config(folder: Path, kinds: Sequence[str]) -> tuple[dict[str, Any], Layout]:
+def _config(folder: Path, kinds: Sequence[str]) -> tuple[dict[str, Any], FileLayout]:
     try:
         config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -87,7 +87,7 @@ def _config(folder: Path, kinds: Sequence[str]) -> tuple[dict[str, Any], Layout]
     return completed(LAYOUTS[kind], config), LAYOUTS[kind]
 
 
-def _check(folder: Path, config: Mapping[str, Any], layout: Layout, ours: Mapping[str, Any]) -> None:
+def _check(folder: Path, config: Mapping[str, Any], layout: FileLayout, ours: Mapping[str, Any]) -> None:
     """What the shapes of tensors do not tell."""
     for name, allowed in layout.fixed.items():
         if config[name] != allowed:
@@ -110,7 +110,7 @@ def _check(folder: Path, config: Mapping[str, Any], layout: Layout, ours: Mappin
         )
 
 
-def _tensors(folder: Path, layout: Layout) -> Tensors:
+def _tensors(folder: Path, layout: FileLayout) -> Tensors:
     path = folder / "model.safetensors"
     try:
         tensors: Tensors = load_file(path)
@@ -119,7 +119,7 @@ def _tensors(folder: Path, layout: Layout) -> Tensors:
     return layout.plain({name.removeprefix(layout.prefix): tensor.float() for name, tensor in tensors.items()})
 
 
-def _weights(tensors: Tensors, config: Mapping[str, Any], layout: Layout, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
+def _weights(tensors: Tensors, config: Mapping[str, Any], layout: FileLayout, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
     """Ours, in their order and with their scale."""
     weights, read = {}, set()
     for ours, theirs, has_bias in _names(config, layout, len(blocks(shapes))):
@@ -141,7 +141,7 @@ def _weights(tensors: Tensors, config: Mapping[str, Any], layout: Layout, shapes
     return weights
 
 
-def _names(config: Mapping[str, Any], layout: Layout, depth: int) -> Iterator[tuple[str, str, bool]]:
+def _names(config: Mapping[str, Any], layout: FileLayout, depth: int) -> Iterator[tuple[str, str, bool]]:
     """Our modules and theirs, and whether these have biases, where ours do."""
     for ours, theirs in layout.outside.items():
         yield ours.format(patch=config.get("patch_size")), theirs, True
