@@ -49,7 +49,8 @@ CHANGED = 0.2  # relative change of the sentinel's time from which stored measur
 class Calibration:
     """A latency model that knows every measurement, and how one that knew only a part did on what was held out.
 
-    A calibration from a recorded table has no measurements of architectures, and no sentinel.
+    A calibration from a recorded table has no measurements of architectures, and no sentinel; `cautions` say what its rows
+    do not tell of a network that ships.
     """
 
     model: LatencyModel
@@ -57,6 +58,7 @@ class Calibration:
     sentinel_reference_ms: float | None
     quality: dict[str, float]
     held_out: list[dict[str, Any]]
+    cautions: tuple[str, ...] = ()
 
 
 def covering_design(

@@ -10,7 +10,7 @@ from experiments.costing import Costs, measured_energy
 from experiments.ledger import NAME as LEDGER
 from experiments.networks import Network, hypervolumes
 from experiments.objectives import further, upper
-from experiments.outcome import Choice, Finalist, Outcome
+from experiments.outcome import Chosen, Finalist, Outcome
 from experiments.pipeline import Pipeline
 from experiments.progress import Reporter
 from experiments.proposing import HEALTH
@@ -92,6 +92,7 @@ def assemble(
         elsewhere=outcome.elsewhere,
         stages=outcome.stages,
         lost=lost_sentence(facts),
+        cautions=outcome.calibration.cautions,
         alarms=tuple(p.alarm_sentence for p in outcome.proposals if p.alarm),
         versions=versions(PACKAGES),
     )
@@ -148,7 +149,7 @@ def _beside(outcome: Outcome) -> dict[str, LimitVerdict]:
     }  # fmt: skip
 
 
-def verdict_of(picked: Network, choice: Choice, *, asked_ms: float, asked_origin: str) -> Verdict:
+def verdict_of(picked: Network, choice: Chosen, *, asked_ms: float, asked_origin: str) -> Verdict:
     """Asked, predicted and measured latency of what ships."""
     return Verdict.of(
         asked_ms=asked_ms,

@@ -24,7 +24,7 @@ from experiments.stepwise import compare_steps
 from hardware import executorch_device, litert, local_torch, openvino_device, runtimes
 from hardware.file_memory import ATTENTION, memory_of_file
 from hardware.local_cpu import LocalCpu
-from hardware.placement import CPU, Placement, Trial, operators, peak_memory, tune
+from hardware.placement import CPU, Placement, Tried, operators, peak_memory, tune
 from hardware.surroundings import device_of
 from nas.export import NOT_FINITE, compare, export_onnx, form_of
 from nas.fixed_sizes import FixedSizes
@@ -165,7 +165,7 @@ def placed(finisher: Finisher, arch: Architecture, path: Path) -> dict[str, Any]
     facts = device.environment
     provider = device.provider if isinstance(device, LocalCpu) else CPU
     own = Placement(provider, int(facts.get("threads", 1)), str(facts.get("graph_optimization", "all")))
-    trials: list[Trial] = []
+    trials: list[Tried] = []
     run, tunes = own, isinstance(device, LocalCpu)
     if tunes:
         with tempfile.TemporaryDirectory() as folder:

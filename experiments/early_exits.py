@@ -78,7 +78,7 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Timed:
+class TimedWays:
     """A file's latency, in expectation over its ways; the last is the slowest."""
 
     shares: Sequence[float]
@@ -92,13 +92,13 @@ class Timed:
     def slowest_ms(self) -> float:
         return max(m.latency_ms for m in self.measurements)
 
-    def uncertainty(self, *, beside: Timed) -> float:
+    def uncertainty(self, *, beside: TimedWays) -> float:
         """Relative standard error of the ratio of the expected latencies, at most: as if all ways erred alike."""
         ways = zip(self.shares, self.measurements, itertools.cycle(beside.measurements), strict=False)
         return sum(share * m.latency_ms * uncertainty(m, beside=other) for share, m, other in ways) / self.expected_ms
 
 
-def exit_facts(network: Exits | Skips, timed: Timed) -> dict[str, Any]:
+def exit_facts(network: Exits | Skips, timed: TimedWays) -> dict[str, Any]:
     """Where the network stops or what it skips, how often, and what each way takes."""
     first, last = timed.measurements
     where = {"skips": [network.after + 1, network.until]} if isinstance(network, Skips) else {"exit_after": int(*network.heads)}

@@ -28,7 +28,7 @@ from experiments.finished_run import config_of, existing_run, load
 from experiments.finishing import Finisher
 from experiments.inheriting import SUPERNET, TAG, inheriting
 from experiments.networks import Network, pick
-from experiments.outcome import Choice
+from experiments.outcome import Chosen
 from experiments.progress import Reporter
 from experiments.results import Results
 from experiments.run_directory import CONFIG, RunError
@@ -192,9 +192,9 @@ class Exporter:
         files = self.finisher.files(arch) if self.kind == "onnx" else self.converted(arch)
         try:
             with self.report.phase(f"Measuring {arch.id}", 2 * self.finisher.settings.rounds) as advance:
-                choice = Choice(arch, self.measured(arch, files, lambda done, total: advance(done, total=total)))
+                choice = Chosen(arch, self.measured(arch, files, lambda done, total: advance(done, total=total)))
         except DeviceError as error:
-            choice = Choice(arch, None, str(error))
+            choice = Chosen(arch, None, str(error))
         asked_ms, origin = self.results.verdict.asked_ms, self.results.verdict.asked_origin
         if self.asked_ms is not None:
             asked_ms, origin = self.asked_ms, "user"

@@ -31,7 +31,7 @@ from experiments.finished_run import config_of, existing_run, load
 from experiments.finishing import FOLDER, Finisher
 from experiments.measured import Timed, said, write
 from experiments.networks import Network, pick
-from experiments.onnx_inputs import Sizes, dynamic_dimensions, make_inputs
+from experiments.onnx_inputs import DynamicSizes, dynamic_dimensions, make_inputs
 from experiments.progress import Reporter
 from experiments.run_directory import CANDIDATES, CONFIG, RunDirectory, RunError
 from hardware.timing import CutShortError, Exported, measure
@@ -175,7 +175,7 @@ def check_device(device: Any, files: Sequence[Path]) -> None:
 
 def from_file(path: Path, workload: Workload, given: Words) -> Exported:
     """A file with inputs made for it. Raises ValueError: it is none, or has no such dimension as was asked for."""
-    sizes = Sizes(workload.batch, workload.tokens, given.dims, given.ids)
+    sizes = DynamicSizes(workload.batch, workload.tokens, given.dims, given.ids)
     asked = {name for name in SIZES if getattr(given, name) is not None} | set(given.dims)
     if unused := sorted(asked - dynamic_dimensions(path)):
         raise ValueError(f"{unused[0]}: no input of {path} has such a dynamic dimension")

@@ -14,7 +14,7 @@ FEW = 2  # values of an integer input of which nothing is known: 0 and 1 are all
 
 
 @dataclass(frozen=True)
-class Sizes:
+class DynamicSizes:
     """What dynamic dimensions become.
 
     Args:
@@ -38,7 +38,7 @@ class Sizes:
                 raise ValueError(f"{name}: {size} is not at least 1")
 
 
-def make_inputs(path: Path, sizes: Sizes, *, seed: int = 0) -> dict[str, np.ndarray]:
+def make_inputs(path: Path, sizes: DynamicSizes, *, seed: int = 0) -> dict[str, np.ndarray]:
     """Inputs by name, the same for the same seed: normal floats, uniform integers, masks and booleans that hide nothing.
 
     Raises:
@@ -72,7 +72,9 @@ def dynamic_dimensions(path: Path) -> set[str]:
     return {"tokens" if axis else "batch" for axis, _ in open_} | {name for _, name in open_ if name}
 
 
-def _value(value: onnx.ValueInfoProto, graph: onnx.GraphProto, sizes: Sizes, rng: np.random.Generator, path: Path) -> np.ndarray:
+def _value(
+    value: onnx.ValueInfoProto, graph: onnx.GraphProto, sizes: DynamicSizes, rng: np.random.Generator, path: Path
+) -> np.ndarray:
     tensor = value.type.tensor_type
     if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
         raise ValueError(f"{path}: the input {value.name} is no tensor of known rank")
@@ -87,7 +89,7 @@ def _value(value: onnx.ValueInfoProto, graph: onnx.GraphProto, sizes: Sizes, rng
     raise ValueError(f"{path}: the input {value.name} is of the type {dtype}, which is not one of float, integer and bool")
 
 
-def _size(axis: int, dimension: onnx.TensorShapeProto.Dimension, sizes: Sizes) -> int:
+def _size(axis: int, dimension: onnx.TensorShapeProto.Dimension, sizes: DynamicSizes) -> int:
     if dimension.dim_value > 0:
         return int(dimension.dim_value)
     return (sizes.dims or {}).get(dimension.dim_param, sizes.tokens if axis else sizes.batch)

@@ -28,7 +28,7 @@ class Finalist:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Chosen:
     """What ships, and its measurement after the choice; or why there is none."""
 
     arch: Architecture
@@ -68,7 +68,7 @@ class Outcome:
     finalists: tuple[Finalist, ...]
     measurements: Mapping[str, Measurement]
     measured_mib: Mapping[str, float]
-    choice: Choice
+    choice: Chosen
     budget: Budget
     calibration: Calibration
     proposals: tuple[Proposal, ...]

@@ -100,7 +100,8 @@ def page(results: Results, candidates: Sequence[Candidate]) -> str:
         warnings=[results.lost] * bool(results.lost)
         + [trivial_sentence(results)] * trivial_wins(results)
         + [s for s in (beaten_sentence(results),) if s]
-        + [f"Differentiable search: {alarm}" for alarm in results.alarms],
+        + [f"Differentiable search: {alarm}" for alarm in results.alarms]
+        + list(results.cautions),
         search_sentences=search_sentences(results),
         trust_sentence=trust_sentence(results.predictor, how=results.verdict.how),
         evidence=sentences(evidence(results, candidates), results),
@@ -328,6 +329,7 @@ def summary(results: Results, folder: Path | str) -> list[Table | Text]:
         Text(trivial_sentence(results), style="yellow" if trivial_wins(results) else ""),
         *([Text(beaten, style="yellow")] if (beaten := beaten_sentence(results)) else []),
         *(Text(f"Differentiable search: {alarm}", style="yellow") for alarm in results.alarms),
+        *(Text(caution, style="yellow") for caution in results.cautions),
         Text(f"Written to {folder}: {', '.join((*FILES, *_folders(results.files)))}"),
     ]
 

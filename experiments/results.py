@@ -111,7 +111,8 @@ class Results:
     directory. `beside` are verdicts on what has a budget beside latency, by the names of objectives, `elsewhere` on further
     devices. `ties` says which networks the test split cannot tell apart, `refined` is what measurements during the search
     changed, `tuned` how networks were found to learn best, `alarms` say where the differentiable search collapsed and what was
-    done, and `lost` what the file that ships lost against its network, if it is much.
+    done, `cautions` what the device's table does not tell, and `lost` what the file that ships lost against its network, if it
+    is much.
 
     Raises:
         ValueError: a repeated network, a picked network that is none of them, or a number that is not finite.
@@ -147,6 +148,7 @@ class Results:
     elsewhere: Mapping[str, Verdict] = field(default_factory=dict, hash=False)
     stages: tuple[StageReport, ...] = ()
     alarms: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
     lost: str = ""
 
     def __post_init__(self) -> None:
@@ -244,6 +246,7 @@ class Results:
             "elsewhere": {name: instance(Verdict, verdict) for name, verdict in record.get("elsewhere", {}).items()},
             "beside": {name: instance(LimitVerdict, verdict) for name, verdict in record.get("beside", {}).items()},
             "alarms": tuple(record.get("alarms", ())),
+            "cautions": tuple(record.get("cautions", ())),
             "lost": record.get("lost", ""),
         }
         return instance(cls, {**record, **parts})

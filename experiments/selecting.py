@@ -16,7 +16,7 @@ from experiments.costing import Costing, Costs, measured_energy
 from experiments.finishing import Finisher
 from experiments.ledger import spent
 from experiments.objectives import upper
-from experiments.outcome import Choice, Finalist
+from experiments.outcome import Chosen, Finalist
 from experiments.progress import Reporter
 from experiments.results import StageReport
 from experiments.roles import ROLES
@@ -119,7 +119,7 @@ class Selection:
     def choose(
         self, finalists: Sequence[Finalist], measurements: Mapping[str, Measurement], measured_mib: Mapping[str, float],
         lost: str | None,
-    ) -> Choice:  # fmt: skip
+    ) -> Chosen:  # fmt: skip
         """The most accurate of all finished networks that also stays within the budgets when it is measured once more.
 
         Whoever found it: a user wants the best network, and the report says whose it is. The measurement that chose a network
@@ -137,19 +137,19 @@ class Selection:
         fits = [a for a in small if most[a.id]["upper_ms"] <= self.budget.ms]
         for arch in [*fits, min(small, key=lambda a: most[a.id]["upper_ms"])]:
             if lost is not None:
-                return Choice(arch, None, lost)
+                return Chosen(arch, None, lost)
             try:
                 verdict = self._verdict(arch, tag="")
             except DeviceError as error:
-                return Choice(arch, None, str(error))
+                return Chosen(arch, None, str(error))
             now = {**most[arch.id], **_measured(verdict)}
             if all(now[name] <= limit for name, limit in limits.items()):
                 break
-        return Choice(arch, verdict)
+        return Chosen(arch, verdict)
 
     def finish(
-        self, choice: Choice, finalists: Sequence[Finalist], measurements: Mapping[str, Measurement]
-    ) -> tuple[Choice, list[StageReport]]:
+        self, choice: Chosen, finalists: Sequence[Finalist], measurements: Mapping[str, Measurement]
+    ) -> tuple[Chosen, list[StageReport]]:
         """Takes what ships through the stages; if one of them is kept, the verdict is measured anew."""
         stages = self.settings.stages
         if choice.measurement is None and stages:

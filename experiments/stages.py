@@ -25,7 +25,7 @@ import torch
 
 from experiments.calibration import MEASUREMENTS
 from experiments.checkpoint_teacher import checkpoint_teacher
-from experiments.early_exits import Timed, exit_facts, told
+from experiments.early_exits import TimedWays, exit_facts, told
 from experiments.finishing import FOLDER, Finisher
 from experiments.formatting import format_ms
 from experiments.ledger import spent
@@ -141,14 +141,14 @@ class Stages:
         self, name: str, before: str, after: str, identity: str, facts: dict[str, Any], on_visit: Callable[[int, int], None]
     ) -> StageReport:
         tags = {"before": before, "after": after}
-        timed: dict[str, Timed] = {}
+        timed: dict[str, TimedWays] = {}
         error_of_ratio, lost = math.nan, ""
         try:
             with tempfile.TemporaryDirectory() as folder:
                 ways = {when: self.finisher.ways(self.arch, Path(folder), tag=tag) for when, tag in tags.items()}
                 measured = iter(self._measured([way.exported for both in ways.values() for way in both], on_visit))
             for when, both in ways.items():
-                timed[when] = Timed([way.share for way in both], [next(measured) for _ in both])
+                timed[when] = TimedWays([way.share for way in both], [next(measured) for _ in both])
                 for share, measurement in zip(timed[when].shares, timed[when].measurements, strict=True):
                     self._run.append(MEASUREMENTS, {"phase": f"stage {name} {when}", "share": share, **measurement.to_json()})
             error_of_ratio = timed["after"].uncertainty(beside=timed["before"])

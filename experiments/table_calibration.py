@@ -57,6 +57,9 @@ class TableCalibrator:
             f"not see are predicted to {judged['mape_percent']:.1f} % (rank correlation {judged['spearman']:.3f})"
         )
         self._say_how_far(networks)
+        cautions = self._fallbacks(rows)
+        for words in cautions:
+            self.report.say(words)
         return Calibration(
             model=model,
             measurements={},
@@ -66,6 +69,20 @@ class TableCalibrator:
                 {"id": table.labels[row], "measured_ms": ms, "predicted_ms": p, "upper_ms": u}
                 for row, ms, p, u in zip(rows, measured.tolist(), unseen.tolist(), upper.tolist(), strict=True)
             ],
+            cautions=cautions,
+        )
+
+    def _fallbacks(self, rows: Sequence[int]) -> tuple[str, ...]:
+        """How many networks ran in part on the CPU of a device that is none, if any did, in all and of the fitted rows."""
+        table = self.device.table
+        on_cpu = np.asarray(table.extra.get("layers_cpu", np.zeros(len(table))), dtype=float) > 0
+        if table.kind == "cpu" or not on_cpu.any():
+            return ()
+        where = f"{table.device} ({table.runtime}, {table.precision})"
+        return (
+            f"{on_cpu.sum()} of the {len(table)} networks that were measured on {where} had layers that fell back to the CPU, "
+            f"{on_cpu[rows].sum()} of the {len(rows)} that prices were fitted to. Whether the network that ships has such layers "
+            f"was not tried; if so, it takes longer than predicted.",
         )
 
     def _networks(self) -> tuple[list[int], list[list[Operator]]]:
@@ -77,9 +94,6 @@ class TableCalibrator:
                 f"device.table: {table.name} holds {len(matches)} transformers whose sizes are published, at least "
                 f"{FEWEST_MATCHES} are needed to predict the networks of another space{self._others()}"
             )
-        on_cpu = np.asarray(table.extra.get("layers_cpu", np.zeros(len(table))), dtype=float)[[m.row for m in matches]] > 0
-        if table.kind != "cpu" and on_cpu.any():
-            self.report.say(f"{table.name}: {on_cpu.sum()} of these networks have layers that fell back to the CPU")
         return [m.row for m in matches], [operators(m.model, m.workload) for m in matches]
 
     def _others(self) -> str:

@@ -67,7 +67,7 @@ class Halves:
 
 
 @dataclass(frozen=True)
-class Cost:
+class Quantity:
     """What a table holds, by the name of its objective: `latency_ms` or `energy_mj`."""
 
     name: str
@@ -116,7 +116,7 @@ class TableSearch:
                 f"device: {device.name} has no measurements of the space {space.name}; give device=recorded, with device.table=… "
                 f"one of {tables}"
             )
-        self.cost, outer = Cost(COSTS[device.table.unit]), settings.outer
+        self.cost, outer = Quantity(COSTS[device.table.unit]), settings.outer
         of_networks = settings.budget_mib is not None or settings.objectives != Settings().objectives
         if of_networks or outer.measure or outer.processes > 1:
             words = OBJECTIVES[self.cost.name].words
@@ -279,7 +279,7 @@ class TableSearch:
         self.report.say(f"Written: {self.run.path}/pareto.csv, pareto.png, results.json")
 
 
-def judge(halves: Halves, budget: Budget, cost: Cost) -> dict[str, Any]:
+def judge(halves: Halves, budget: Budget, cost: Quantity) -> dict[str, Any]:
     """The verdict on the held-out network that would be picked for a budget, by what was recorded of it."""
     picked = pick(halves.prediction.upper_ms, halves.capacity, budget.ms)
     if picked is None:

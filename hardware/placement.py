@@ -54,7 +54,7 @@ class Placement:
         return session
 
 
-class Way(NamedTuple):
+class PlacedFile(NamedTuple):
     """A placement, of the file that ships or of another one."""
 
     placement: Placement
@@ -62,7 +62,7 @@ class Way(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Trial:
+class Tried:
     """What a placement gave beside the first one: its time in ms (the quietest visit's lower quartile), and whether its answers
     are the same; or why it cannot be. Of another file of the same network, what sets it apart."""
 
@@ -94,7 +94,7 @@ def candidates(own: Placement) -> list[Placement]:
 def tune(
     path: Path, inputs: Mapping[str, np.ndarray], own: Placement, *, tolerance: float, rounds: int = 3, seconds: float = 4.0,
     others: Mapping[str, Path] = MappingProxyType({}),
-) -> tuple[Placement, list[Trial]]:  # fmt: skip
+) -> tuple[Placement, list[Tried]]:  # fmt: skip
     """The fastest placement with equal answers, and all that were tried, visited in turn; `own` unless another is clearly faster.
 
     Answers are equal if no output differs by more than the tolerance and every largest logit is at the same place.
@@ -107,10 +107,10 @@ def tune(
         ValueError: the file answers with numbers that are not finite.
     """
     paths, feed = {"": path, **others}, dict(inputs)
-    first, ways = Way(own), [*map(Way, candidates(own)), *(Way(own, file) for file in others)]
-    times: dict[Way, list[float]] = {way: [] for way in ways}
-    answers: dict[Way, list[np.ndarray]] = {}
-    refused: dict[Way, str] = {}
+    first, ways = PlacedFile(own), [*map(PlacedFile, candidates(own)), *(PlacedFile(own, file) for file in others)]
+    times: dict[PlacedFile, list[float]] = {way: [] for way in ways}
+    answers: dict[PlacedFile, list[np.ndarray]] = {}
+    refused: dict[PlacedFile, str] = {}
     start = time.perf_counter()
     for number in range(rounds):
         if number and time.perf_counter() - start > seconds:
@@ -125,7 +125,7 @@ def tune(
                         raise
                     refused[way] = str(error).splitlines()[0]
     trials = [
-        Trial(
+        Tried(
             way.placement,
             min(times[way], default=None),
             is_equal(answers.get(way), answers[first], tolerance),

@@ -92,7 +92,7 @@ def _parts(node: onnx.NodeProto) -> Sequence[onnx.NodeProto]:
     )
 
 
-class Terms(NamedTuple):
+class Attending(NamedTuple):
     """How the operator attends."""
 
     heads: int
@@ -126,7 +126,7 @@ class RuntimeAttention(nn.Module):
         if rotation is not None:
             answer: Tensor = self.layer(x_BTD, bias, rotation)
             return answer
-        terms = Terms(self.layer.heads, self.layer.causal, self.layer.hides)
+        terms = Attending(self.layer.heads, self.layer.causal, self.layer.hides)
         seen: tuple[Tensor, ...] = ()
         if terms.hides == "padding":
             seen = (((bias[:, 0, -1] if terms.causal else bias.flatten(1)) > BLOCKED / 2).to(torch.int32),)
@@ -147,7 +147,7 @@ class RuntimeAttention(nn.Module):
     ) -> tuple[Tensor, Cache]:  # fmt: skip
         if rotation is not None or self.scale is not None:
             return self.layer.cached(x_BTD, bias, past, rotation)
-        terms = Terms(self.layer.heads, past is None, self.layer.hides)
+        terms = Attending(self.layer.heads, past is None, self.layer.hides)
         heads_BTC, *present = _CachedAttention.apply(  # type: ignore[no-untyped-call]
             x_BTD, self.weight, self.bias, terms, *(past or ())
         )
@@ -155,13 +155,13 @@ class RuntimeAttention(nn.Module):
         return mixed_BTD, tuple(present)
 
 
-def _projected(x_BTD: Tensor, weight_D3C: Tensor, bias_3C: Tensor, terms: Terms) -> tuple[Tensor, ...]:
+def _projected(x_BTD: Tensor, weight_D3C: Tensor, bias_3C: Tensor, terms: Attending) -> tuple[Tensor, ...]:
     """Queries, keys and values, [B, H, T, K] each."""
     q, k, v = (x_BTD @ weight_D3C + bias_3C).unflatten(-1, (3, terms.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
     return q, k, v
 
 
-def _attended(x_BTD: Tensor, weight_D3C: Tensor, bias_3C: Tensor, terms: Terms, seen: tuple[Tensor, ...]) -> Tensor:
+def _attended(x_BTD: Tensor, weight_D3C: Tensor, bias_3C: Tensor, terms: Attending, seen: tuple[Tensor, ...]) -> Tensor:
     """What the operators compute, [B, T, C]."""
     q, k, v = _projected(x_BTD, weight_D3C, bias_3C, terms)
     bias = x_BTD.new_zeros(1, 1, 1, 1)
@@ -182,11 +182,11 @@ def _typed(output: Any, x_BTD: Any, bias_3C: Any) -> Any:
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_D3C: Tensor, bias_3C: Tensor, terms: Terms, *seen: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight_D3C: Tensor, bias_3C: Tensor, terms: Attending, *seen: Tensor) -> Tensor:
         return _attended(x, weight_D3C, bias_3C, terms, seen)
 
     @staticmethod
-    def symbolic(g: Any, x: Any, weight_D3C: Any, bias_3C: Any, terms: Terms, *seen: Any) -> Any:
+    def symbolic(g: Any, x: Any, weight_D3C: Any, bias_3C: Any, terms: Attending, *seen: Any) -> Any:
         missing = _optional_input_placeholder_tensor(g)
         last = {"nothing": (), "padding": seen, "shares": (missing, missing, *seen)}[terms.hides or "nothing"]
         return _typed(g.op("com.microsoft::Attention", x, weight_D3C, bias_3C, *last, **terms.attributes), x, bias_3C)
@@ -196,14 +196,14 @@ class _CachedAttention(torch.autograd.Function):
     """What the heads make of the last tokens and those of the past, and the keys and values of all."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_D3C: Tensor, bias_3C: Tensor, terms: Terms, *past: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, weight_D3C: Tensor, bias_3C: Tensor, terms: Attending, *past: Tensor) -> tuple[Tensor, ...]:
         q, k, v = _projected(x, weight_D3C, bias_3C, terms)
         k, v = (torch.cat(pair, dim=2) for pair in zip(past, (k, v), strict=True)) if past else (k, v)
         bias = causal_bias(x.shape[1], x) if terms.causal else x.new_zeros(1, 1)
         return attention(q, k, v, bias).transpose(1, 2).flatten(2), k, v
 
     @staticmethod
-    def symbolic(g: Any, x: Any, weight_D3C: Any, bias_3C: Any, terms: Terms, *past: Any) -> Any:
+    def symbolic(g: Any, x: Any, weight_D3C: Any, bias_3C: Any, terms: Attending, *past: Any) -> Any:
         shifted = g.op("Add", g.op("MatMul", x, weight_D3C), bias_3C)
         qkv = g.op("Split", shifted, axis_i=2, num_outputs_i=3, outputs=3)
         missing = [_optional_input_placeholder_tensor(g)] * 3
@@ -215,12 +215,12 @@ class _CachedAttention(torch.autograd.Function):
 class _QAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight_D3C: Tensor, bias_3C: Tensor, scale_3C: Tensor, terms: Terms, *seen: Tensor
+        ctx: Any, x: Tensor, weight_D3C: Tensor, bias_3C: Tensor, scale_3C: Tensor, terms: Attending, *seen: Tensor
     ) -> Tensor:  # fmt: skip
         return _attended(ROUNDINGS["int8"].input(x), weight_D3C * scale_3C, bias_3C, terms, seen)
 
     @staticmethod
-    def symbolic(g: Any, x: Any, weight_D3C: Any, bias_3C: Any, scale_3C: Any, terms: Terms, *seen: Any) -> Any:
+    def symbolic(g: Any, x: Any, weight_D3C: Any, bias_3C: Any, scale_3C: Any, terms: Attending, *seen: Any) -> Any:
         integers, scale, zero = g.op("DynamicQuantizeLinear", x, outputs=3)
         none = g.op("Constant", value_t=torch.zeros(bias_3C.type().sizes()[0], dtype=torch.int8))
         mask = seen[0] if seen else _optional_input_placeholder_tensor(g)

@@ -1,6 +1,6 @@
 """Kinds of checkpoints in the form of Hugging Face: what their configurations say, and what they call our modules.
 
-A kind is a `Layout`: names, and `plain`, which brings the file's tensors into the form of ours.
+A kind is a `FileLayout`: names, and `plain`, which brings the file's tensors into the form of ours.
 
 | kind | what it is |
 |---|---|
@@ -29,7 +29,7 @@ ACTIVATIONS = {
 
 
 @dataclass(frozen=True)
-class Layout:
+class FileLayout:
     """One kind of model.
 
     Args:
@@ -114,7 +114,7 @@ BERT_KEYS = {
 }  # fmt: skip
 
 LAYOUTS = {
-    "bert": Layout(
+    "bert": FileLayout(
         "bert.", "encoder.layer.{}", BERT_EMBEDDINGS,
         {
             "attention.query": "attention.self.query", "attention.key": "attention.self.key",
@@ -124,7 +124,7 @@ LAYOUTS = {
         },
         BERT_KEYS, POST_NORM, {"layer_norm_eps": 1e-12}, {"position_embedding_type": "absolute"}, plain=bert_plain,
     ),
-    "distilbert": Layout(
+    "distilbert": FileLayout(
         "distilbert.", "transformer.layer.{}", BERT_EMBEDDINGS,
         {
             "attention.query": "attention.q_lin", "attention.key": "attention.k_lin", "attention.value": "attention.v_lin",
@@ -134,7 +134,7 @@ LAYOUTS = {
         {"depth": "n_layers", "heads": "n_heads", "activation": "activation", "norm_eps": "layer_norm_eps"},
         POST_NORM, {"layer_norm_eps": 1e-12}, plain=bert_plain,
     ),
-    "gpt2": Layout(
+    "gpt2": FileLayout(
         "transformer.", "h.{}", {"embedding": "wte", "positions": "wpe", "stack.norm": "ln_f", "head": "lm_head"},
         {
             "attention.query": "attn.c_attn.query", "attention.key": "attn.c_attn.key", "attention.value": "attn.c_attn.value",
@@ -150,7 +150,7 @@ LAYOUTS = {
         {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
         buffers=("attn.bias", "attn.masked_bias"), plain=gpt2_plain,
     ),
-    "llama": Layout(
+    "llama": FileLayout(
         "model.", "layers.{}", {"embedding": "embed_tokens", "stack.norm": "norm", "head": "lm_head"},
         {
             "attention.query": "self_attn.q_proj", "attention.key": "self_attn.k_proj", "attention.value": "self_attn.v_proj",
@@ -172,7 +172,7 @@ LAYOUTS = {
         )},
         ("rotary_emb.inv_freq",),
     ),
-    "vit": Layout(
+    "vit": FileLayout(
         "vit.", "encoder.layer.{}",
         {
             "patches.{patch}.stems.patches.embedding": "embeddings.patch_embeddings.projection",
@@ -191,7 +191,7 @@ LAYOUTS = {
 """By the `model_type` of a configuration."""
 
 
-def completed(layout: Layout, config: Config) -> dict[str, Any]:
+def completed(layout: FileLayout, config: Config) -> dict[str, Any]:
     """A configuration with its defaults, and with what newer ones put into parts of their own at its old place."""
     rotary = config.get("rope_parameters") or config.get("rope_scaling") or {}
     rotary = {"rope_type" if name == "type" else name: value for name, value in rotary.items()}

@@ -50,7 +50,7 @@ class Positions(Table):
     std = 0.2
 
 
-class Cut(nn.Module):
+class LinearPatches(nn.Module):
     """A linear map [B, T, D] of the values of each patch."""
 
     def __init__(self, shape: Sequence[int], size: int, width: int) -> None:
@@ -68,7 +68,7 @@ class Cut(nn.Module):
         return patches_BTD
 
 
-class Convolved(Cut):
+class Convolved(LinearPatches):
     """The same of what a convolution makes of the input."""
 
     def __init__(self, shape: Sequence[int], size: int, width: int) -> None:
@@ -95,7 +95,7 @@ class Patches(nn.Module):
 
     def __init__(self, shape: Sequence[int], size: int, width: int, *, stems: Sequence[str], class_token: bool) -> None:
         super().__init__()
-        kinds = {"patches": Cut, "conv": Convolved}
+        kinds = {"patches": LinearPatches, "conv": Convolved}
         self.stems = nn.ModuleDict({stem: kinds[stem](shape, size, width) for stem in stems})
         self.num_tokens, self.class_token = math.prod(side // size for side in shape[1:]) + class_token, class_token
         self.positions = Positions(self.num_tokens, width)

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from search_spaces.checkpoints import ACTIVATIONS, LAYOUTS, Layout, Tensors, completed
+from search_spaces.checkpoints import ACTIVATIONS, LAYOUTS, FileLayout, Tensors, completed
 from search_spaces.common import options
 from search_spaces.importance import blocks, reorder_heads, sort_by_importance
 from search_spaces.trunk import Trunk
@@ -76,7 +76,7 @@ def factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return left[:, :rank] * roots, roots[:, None] * right[:rank]
 
 
-def read_config(folder: Path, kinds: Sequence[str]) -> tuple[dict[str, Any], Layout]:
+def read_config(folder: Path, kinds: Sequence[str]) -> tuple[dict[str, Any], FileLayout]:
     """A checkpoint's configuration, completed, and its kind. Raises ValueError if there is none of these kinds."""
     try:
         config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -88,7 +88,7 @@ def read_config(folder: Path, kinds: Sequence[str]) -> tuple[dict[str, Any], Lay
     return completed(LAYOUTS[kind], config), LAYOUTS[kind]
 
 
-def _check(folder: Path, config: Mapping[str, Any], layout: Layout, ours: Mapping[str, Any]) -> None:
+def _check(folder: Path, config: Mapping[str, Any], layout: FileLayout, ours: Mapping[str, Any]) -> None:
     """What the shapes of tensors do not tell."""
     check_fixed(folder, config, layout)
     for name, theirs in layout.facts.items():
@@ -107,14 +107,14 @@ def _check(folder: Path, config: Mapping[str, Any], layout: Layout, ours: Mappin
         )
 
 
-def check_fixed(folder: Path, config: Mapping[str, Any], layout: Layout) -> None:
+def check_fixed(folder: Path, config: Mapping[str, Any], layout: FileLayout) -> None:
     """Raises ValueError for a configuration that changes what our networks cannot."""
     for name, allowed in layout.fixed.items():
         if config[name] != allowed:
             raise ValueError(f"{name}: {config[name]!r} of {folder}/config.json is not {allowed!r}, which our networks have")
 
 
-def activation_of(folder: Path, config: Mapping[str, Any], layout: Layout) -> str:
+def activation_of(folder: Path, config: Mapping[str, Any], layout: FileLayout) -> str:
     """Our name of a configuration's activation. Raises ValueError if we have none."""
     key = layout.keys["activation"]
     held = config.get(key)
@@ -123,7 +123,7 @@ def activation_of(folder: Path, config: Mapping[str, Any], layout: Layout) -> st
     return ACTIVATIONS[str(held)]
 
 
-def read_tensors(folder: Path, layout: Layout) -> Tensors:
+def read_tensors(folder: Path, layout: FileLayout) -> Tensors:
     """In float32, by their names without the prefix. Raises ValueError for a file that cannot be read."""
     path = folder / "model.safetensors"
     try:
@@ -133,7 +133,7 @@ def read_tensors(folder: Path, layout: Layout) -> Tensors:
     return layout.plain({name.removeprefix(layout.prefix): tensor.float() for name, tensor in tensors.items()})
 
 
-def _weights(tensors: Tensors, config: Mapping[str, Any], layout: Layout, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
+def _weights(tensors: Tensors, config: Mapping[str, Any], layout: FileLayout, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
     """Ours, in their order and with their scale."""
     weights, read = {}, set()
     for ours, theirs, has_bias in _names(config, layout, len(blocks(shapes))):
@@ -155,7 +155,7 @@ def _weights(tensors: Tensors, config: Mapping[str, Any], layout: Layout, shapes
     return weights
 
 
-def _names(config: Mapping[str, Any], layout: Layout, depth: int) -> Iterator[tuple[str, str, bool]]:
+def _names(config: Mapping[str, Any], layout: FileLayout, depth: int) -> Iterator[tuple[str, str, bool]]:
     """Our modules and theirs, and whether these have biases, where ours do."""
     for ours, theirs in layout.outside.items():
         yield ours.format(patch=config.get("patch_size")), theirs, True

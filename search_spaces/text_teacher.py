@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas.feed_forward import ACTIVATIONS
-from search_spaces.checkpoints import Layout, Tensors
+from search_spaces.checkpoints import FileLayout, Tensors
 from search_spaces.pretrained import activation_of, check_fixed, read_config, read_tensors
 
 HEADS: Mapping[str, tuple[str, Callable[[Tensor], Tensor]]] = {
@@ -88,7 +88,7 @@ class TextTeacher(nn.Module):
         return logits_BC
 
 
-def _layer(tensors: Tensors, layout: Layout, number: int, D: int, eps: float) -> nn.ModuleDict:
+def _layer(tensors: Tensors, layout: FileLayout, number: int, D: int, eps: float) -> nn.ModuleDict:
     modules: dict[str, nn.Module] = {}
     for ours, theirs in layout.parts.items():
         name = f"{layout.layer.format(number)}.{theirs}"

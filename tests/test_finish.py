@@ -16,7 +16,7 @@ from nas.compute import Compute
 from nas.export import export_onnx
 from nas.finish.cut import Cut, Plan, added_by_layers, cuttable, importance, passing_by, smaller
 from nas.finish.fake_quant import rounding
-from nas.finish.losses import Recorded, hidden_states, matched, recorded, relations, soft_labels
+from nas.finish.losses import Seen, hidden_states, matched, recorded, relations, soft_labels
 from nas.finish.low_rank import NUM_BATCHES, LowRank, added_loss, by_latency, cheapest, factor, rank_of, truncated
 from nas.finish.precision import CALIBRATIONS, KINDS, blocks, quantised
 from nas.finish.prune import PATTERNS, SCORES, Prune, cubic, keeps, kept, masked, matrices, told
@@ -606,7 +606,7 @@ def test_a_cut_wants_whole_matrices(family, network):
 
 
 def test_a_network_whose_tokens_are_others_cannot_be_matched():
-    student, teacher = Recorded(torch.zeros(1, 4, 2)), Recorded(torch.zeros(1, 9, 2))
+    student, teacher = Seen(torch.zeros(1, 4, 2)), Seen(torch.zeros(1, 9, 2))
     with pytest.raises(ValueError, match="match: the student sees 4 tokens and the teacher 9"):
         matched(["hidden"], student, teacher, nn.Identity(), [])
 
@@ -615,18 +615,18 @@ def test_a_network_whose_tokens_are_others_cannot_be_matched():
 def test_means_of_tokens_learn_from_the_means_of_the_teacher_s(pools):
     mask, (theirs, ours) = torch.tensor([[1] * 7, [1] * 5 + [0] * 2]), pools
     num_tokens, size = -(-7 // theirs), ours // theirs
-    teacher = Recorded(torch.randn(2, num_tokens, 6), {name: torch.randn(2, num_tokens, 4) for name in "qkv"}, 2, theirs)
+    teacher = Seen(torch.randn(2, num_tokens, 6), {name: torch.randn(2, num_tokens, 4) for name in "qkv"}, 2, theirs)
     whole = F.pad(mask, (0, -7 % theirs)).unflatten(1, (-1, theirs)).any(dim=2)  # teacher's tokens that are there
 
     def means(x):
         groups = [[x[row, i : i + size][whole[row, i : i + size]] for i in range(0, num_tokens, size)] for row in (0, 1)]
         return torch.stack([torch.stack([g.mean(dim=0) if len(g) else torch.randn(x.shape[-1]) for g in row]) for row in groups])
 
-    student = Recorded(means(teacher.hidden), {name: means(x) for name, x in teacher.qkv.items()}, 2, ours)
+    student = Seen(means(teacher.hidden), {name: means(x) for name, x in teacher.qkv.items()}, 2, ours)
     inputs = [torch.ones(2, 7, dtype=torch.int64), mask]
     for name in ("hidden", "relations"):
         assert float(matched([name], student, teacher, nn.Identity(), inputs)) == pytest.approx(0, abs=1e-6)
-        other = Recorded(student.hidden + torch.randn(6), {k: x + torch.randn(4) for k, x in student.qkv.items()}, 2, ours)
+        other = Seen(student.hidden + torch.randn(6), {k: x + torch.randn(4) for k, x in student.qkv.items()}, 2, ours)
         if name == "hidden" or ours < 7:
             assert float(matched([name], other, teacher, nn.Identity(), inputs)) > 1e-3
 

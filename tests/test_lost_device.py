@@ -12,6 +12,7 @@ from experiments.build import build, make_device
 from experiments.conclude import conclude
 from experiments.config import composed
 from experiments.progress import Reporter
+from experiments.table_calibration import TableCalibrator
 from hardware.recorded import RecordedDevice
 from latency_models.additive import AdditiveLatency
 from nas.protocols import DeviceError
@@ -145,3 +146,16 @@ def test_a_roofline_of_other_networks_ranks_ours_by_size(recorded):
     small, large = family.space.smallest(), family.space.largest()
     prediction = model.predict([small, large])
     assert 0 < prediction.mean_ms[0] < prediction.mean_ms[1] < prediction.upper_ms[1]
+
+
+def test_a_table_says_how_many_networks_fell_back_to_the_cpu(recorded):
+    family = EncoderFamily(encoder_space(width=(128, 256, 512), depth=(2, 4)), 1000, 4)
+
+    def cautions(table):
+        device = RecordedDevice(table, str(recorded))
+        return TableCalibrator(family, device, Workload(tokens=64), Reporter()).calibrate(AdditiveLatency(pooled=True)).cautions
+
+    [caution] = cautions("qualcomm_galaxy_s24_float_onnx")
+    assert caution.startswith("9 of the 137 networks that were measured on ")
+    assert "fell back to the CPU, 1 of the 12 that prices were fitted to" in caution
+    assert cautions("jetson_nano_cpu") == ()

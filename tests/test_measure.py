@@ -16,7 +16,7 @@ from rich.console import Console
 
 from experiments.measure import main
 from experiments.measured import Timed, said, times_table, write
-from experiments.onnx_inputs import Sizes, make_inputs
+from experiments.onnx_inputs import DynamicSizes, make_inputs
 from experiments.verdicts import facts_of
 from hardware.ethos_u import Estimate
 from hardware.local_cpu import LocalCpu
@@ -59,7 +59,7 @@ def product(path, width, *, fixed=False):
 
 
 def test_inputs_have_the_types_and_shapes_of_the_graph(tmp_path):
-    inputs = make_inputs(embedding(tmp_path / "a.onnx", rows=50), Sizes(batch=3, tokens=400))
+    inputs = make_inputs(embedding(tmp_path / "a.onnx", rows=50), DynamicSizes(batch=3, tokens=400))
     assert {name: (v.dtype, v.shape) for name, v in inputs.items()} == {
         "ids": (np.int64, (3, 400)),
         "attention_mask": (np.int64, (3, 400)),
@@ -71,7 +71,7 @@ def test_inputs_have_the_types_and_shapes_of_the_graph(tmp_path):
 
 def test_integers_stay_below_ids(tmp_path):
     path = embedding(tmp_path / "a.onnx", rows=50, type_=TensorProto.INT32)
-    inputs = make_inputs(path, Sizes(tokens=400, ids=7))
+    inputs = make_inputs(path, DynamicSizes(tokens=400, ids=7))
     assert inputs["ids"].dtype == np.int32
     assert inputs["ids"].max() == 6
 
@@ -79,7 +79,7 @@ def test_integers_stay_below_ids(tmp_path):
 def test_integers_of_which_nothing_is_known_are_zero_or_one(tmp_path):
     node = helper.make_node("Cast", ["flags"], ["y"], to=TensorProto.FLOAT)
     path = save(tmp_path / "a.onnx", [node], [("flags", TensorProto.INT8, [200])])
-    assert set(make_inputs(path, Sizes())["flags"].tolist()) == {0, 1}
+    assert set(make_inputs(path, DynamicSizes())["flags"].tolist()) == {0, 1}
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_integers_of_which_nothing_is_known_are_zero_or_one(tmp_path):
 )
 def test_other_types(type_, dtype, tmp_path):
     path = save(tmp_path / "a.onnx", [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)], [("x", type_, [5, 4])])
-    x = make_inputs(path, Sizes())["x"]
+    x = make_inputs(path, DynamicSizes())["x"]
     assert x.dtype == dtype
     assert x.shape == (5, 4)
     assert x.all()
@@ -96,8 +96,8 @@ def test_other_types(type_, dtype, tmp_path):
 def test_dimensions_by_name_and_by_place(tmp_path):
     node = helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)
     path = save(tmp_path / "a.onnx", [node], [("x", TensorProto.FLOAT, ["n", 3, "height", "width"])])
-    assert make_inputs(path, Sizes(batch=2, tokens=8))["x"].shape == (2, 3, 8, 8)
-    assert make_inputs(path, Sizes(batch=2, dims={"height": 5, "width": 6}))["x"].shape == (2, 3, 5, 6)
+    assert make_inputs(path, DynamicSizes(batch=2, tokens=8))["x"].shape == (2, 3, 8, 8)
+    assert make_inputs(path, DynamicSizes(batch=2, dims={"height": 5, "width": 6}))["x"].shape == (2, 3, 5, 6)
 
 
 def test_inputs_are_the_same_again_and_weights_are_none(tmp_path):
@@ -105,7 +105,7 @@ def test_inputs_are_the_same_again_and_weights_are_none(tmp_path):
     model = onnx.load(path)
     model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [16, 16]))  # as old exporters do
     onnx.save(model, path)
-    first, again = (make_inputs(path, Sizes()) for _ in range(2))
+    first, again = (make_inputs(path, DynamicSizes()) for _ in range(2))
     assert list(first) == ["x"]
     assert np.array_equal(first["x"], again["x"])
     assert 0.8 < first["x"].std() < 1.2
@@ -114,11 +114,11 @@ def test_inputs_are_the_same_again_and_weights_are_none(tmp_path):
 def test_inputs_that_cannot_be_made_up(tmp_path):
     node = helper.make_node("Identity", ["x"], ["y"])
     with pytest.raises(ValueError, match="the input x is of the type object, which is not one of float, integer and bool"):
-        make_inputs(save(tmp_path / "text.onnx", [node], [("x", TensorProto.STRING, [1])]), Sizes())
+        make_inputs(save(tmp_path / "text.onnx", [node], [("x", TensorProto.STRING, [1])]), DynamicSizes())
     with pytest.raises(ValueError, match="the input x is no tensor of known rank"):
-        make_inputs(save(tmp_path / "rank.onnx", [node], [("x", TensorProto.FLOAT, None)]), Sizes())
+        make_inputs(save(tmp_path / "rank.onnx", [node], [("x", TensorProto.FLOAT, None)]), DynamicSizes())
     with pytest.raises(ValueError, match="height: 0 is not at least 1"):
-        Sizes(dims={"height": 0})
+        DynamicSizes(dims={"height": 0})
 
 
 # --- the command

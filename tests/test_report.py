@@ -324,6 +324,14 @@ def test_a_memory_as_earlier_runs_wrote_it_is_read():
     assert Results.from_json({**record, "memory": None}).beside == {}
 
 
+def test_what_a_table_does_not_tell_is_said_beside_the_verdict():
+    caution = "9 of the 137 networks that were measured on a phone had layers that fell back to the CPU"
+    results = dataclasses.replace(make_results(), cautions=(caution,))
+    assert caution in " ".join(printed(*summary(results, "runs/x")).split())
+    assert caution in page(results, [])
+    assert Results.from_json(json.loads(json.dumps(results.to_json()))) == results
+
+
 def test_what_ships_is_what_the_kept_stages_made_of_the_picked_network():
     results = make_results()
     before = StageFigures(error_percent=results.picked.error_percent, latency_ms=0.5, file_bytes=8, num_parameters=4)

@@ -21,7 +21,7 @@ from nas.rounding import TINY, round_input, round_weight
 
 
 @dataclass
-class Rounding:
+class RoundingErrors:
     """Sums up, over one call of the network, how far weights lie from what they are rounded to."""
 
     errors: list[Tensor] = field(default_factory=list)
@@ -44,9 +44,9 @@ def _embedding(layer: nn.Embedding, ids: Tensor) -> Tensor:
 
 
 @contextmanager
-def rounding(network: nn.Module) -> Iterator[Rounding]:
+def rounding(network: nn.Module) -> Iterator[RoundingErrors]:
     """Inside the block, the network's linear maps and embeddings round, but maps whose precision was chosen."""
-    state, changed = Rounding(), []
+    state, changed = RoundingErrors(), []
     for module in network.modules():
         if isinstance(module, Linear) and module.precision:
             continue

@@ -77,7 +77,7 @@ class Pools(Protocol):
 
 
 @dataclass
-class Recorded:
+class Seen:
     """Of the last call: the last normed stream [B, T, D], and q, k and v [B, T, C] of the last attention, which is empty if there
     is none. Of all: how many neighbours are one token."""
 
@@ -88,9 +88,9 @@ class Recorded:
 
 
 @contextmanager
-def recorded(network: nn.Module) -> Iterator[Recorded]:
+def recorded(network: nn.Module) -> Iterator[Seen]:
     """What the network's layers gave, after each call inside the block."""
-    seen, hooks = Recorded(pool=max((m.pool[0] for m in network.modules() if isinstance(m, Pools)), default=1)), []
+    seen, hooks = Seen(pool=max((m.pool[0] for m in network.modules() if isinstance(m, Pools)), default=1)), []
 
     def keep_hidden(_: nn.Module, __: object, output: Tensor) -> None:
         seen.hidden = output
@@ -112,7 +112,7 @@ def recorded(network: nn.Module) -> Iterator[Recorded]:
             hook.remove()
 
 
-def padding_mask(inputs: Sequence[Tensor], seen: Recorded) -> Tensor:
+def padding_mask(inputs: Sequence[Tensor], seen: Seen) -> Tensor:
     """[B, N] with 1 for what is no padding alone: by the network's second input where that is such a mask, else ones."""
     if len(inputs) > 1 and inputs[1].shape == inputs[0].shape[:2]:
         mask_BN = F.max_pool1d(F.pad(inputs[1].float(), (0, seen.pool - 1)), seen.pool)
@@ -121,15 +121,15 @@ def padding_mask(inputs: Sequence[Tensor], seen: Recorded) -> Tensor:
     return seen.hidden.new_ones(seen.hidden.shape[:2], dtype=torch.float32)
 
 
-def neighbours(seen: Recorded, mask_BT: Tensor, size: int) -> Recorded:
+def neighbours(seen: Seen, mask_BT: Tensor, size: int) -> Seen:
     """Means of each `size` tokens without padding."""
     bias_B11T = (1.0 - mask_BT)[:, None, None] * BLOCKED
     means = {name: merged(part.float(), bias_B11T, size)[0] for name, part in {**seen.qkv, "hidden": seen.hidden}.items()}
-    return Recorded(means.pop("hidden"), means, seen.heads, seen.pool * size)
+    return Seen(means.pop("hidden"), means, seen.heads, seen.pool * size)
 
 
 def matched(
-    names: Sequence[str], student: Recorded, teacher: Recorded, projection: nn.Module, inputs: Sequence[Tensor]
+    names: Sequence[str], student: Seen, teacher: Seen, projection: nn.Module, inputs: Sequence[Tensor]
 ) -> Tensor:  # fmt: skip
     """The sum of the named losses inside the network. A network without attention has no relations, and learns the rest.
 

@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 
 from nas.compute import Compute
 from nas.finish.exits import answers_of, early_loss
-from nas.finish.losses import MATCHES, Recorded, matched, recorded, soft_labels
+from nas.finish.losses import MATCHES, Seen, matched, recorded, soft_labels
 from nas.finish.precision import check
 from nas.finish.remembered import Remembered, Remembering, can_remember
 from nas.protocols import IGNORED, Batch, Task
@@ -206,7 +206,7 @@ def teach(
     inside = [name for name in lesson.match if name != "answers"] if lesson.needs_teacher else []
     total = train.steps * train.accumulate
     with ExitStack() as stack:
-        student = stack.enter_context(recorded(network)) if inside else Recorded()
+        student = stack.enter_context(recorded(network)) if inside else Seen()
         theirs = [stack.enter_context(recorded(t.eval())) for t in teachers] if inside else []
         projection = _projection(network, teachers, task, train, compute) if "hidden" in inside else nn.Identity()
         asked = teachers if inside else [_answering(teacher, task) for teacher in teachers]
