@@ -118,7 +118,8 @@ def test_calibrate_takes_recorded_tables(recorded, tmp_path):
 
 
 def test_a_space_is_searched_in_its_recorded_table(recorded, tmp_path):
-    words = [word.replace("=DIR", f"={recorded}") for word in line_of("search space=hat")]
+    said = line_of("search space=hat device=recorded device.table=hat_raspberrypi4")
+    words = [word.replace("=DIR", f"={recorded}") for word in said]
     done = command(*words, "searcher.evaluations=30", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "asked 5000 ms" in done.stdout
