@@ -111,7 +111,7 @@ class Results:
     directory. `memory` is None without such a budget, `elsewhere` are verdicts on further devices, `ties` says which
     networks the test split cannot tell apart, `refined` is what measurements during the search changed, `tuned` how networks were
     found to learn best, `alarms` say where the differentiable search collapsed and what was done, and `lost` what the file that
-    ships lost against its network, if it is much.
+    ships lost against its network, if it is much. `position` is what the workload counts: token, pixel or sample.
 
     Raises:
         ValueError: a repeated network, a picked network that is none of them, or a number that is not finite.
@@ -148,6 +148,7 @@ class Results:
     stages: tuple[StageReport, ...] = ()
     alarms: tuple[str, ...] = ()
     lost: str = ""
+    position: str = "token"
 
     def __post_init__(self) -> None:
         ids = [n.id for n in self.networks]
@@ -158,6 +159,10 @@ class Results:
             raise ValueError(f"picked_id: {self.picked_id!r} is not one of {', '.join(ids)}")
         for part in (self, self.verdict, self.predictor, self.parity):
             require_finite(part, type(part).__name__.lower())
+
+    @property
+    def workload_words(self) -> str:
+        return self.workload.counting(self.position)
 
     @property
     def picked(self) -> Network:
