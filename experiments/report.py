@@ -20,7 +20,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from experiments.formatting import format_ms, format_seconds
+from experiments.formatting import format_count, format_ms, format_seconds
 from experiments.layers import arch_in_short
 from experiments.networks import PLANE, Network
 from experiments.objectives import OBJECTIVES, column, objective
@@ -291,11 +291,14 @@ def cost_sentence(results: Results) -> str:
 
 
 def front_table(results: Results) -> Table:
-    """Every trained network for the terminal, the fastest first."""
-    title = Text(f"{results.title}: trained networks, latency in ms, errors are {results.error_means}")
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=0, show_edge=False)
+    """Every trained network for the terminal, the fastest first; where it is narrow, only who designed a network is cut."""
+    caption = Text(f"latency in ms; errors are {results.error_means}", style="dim")
+    table = Table(
+        title=Text(f"{results.title}: trained networks"), title_justify="left", title_style="bold", caption=caption,
+        caption_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False,
+    )  # fmt: skip
     table.add_column("network", no_wrap=True)
-    table.add_column("by", no_wrap=True)
+    table.add_column("by", min_width=len("random"))
     more = [name for name in results.further if name != "parameters"]
     extra = [column(name) for name in more]
     for name in ("error %", results.verdict.how, "predicted", "upper", "params", *extra):
@@ -306,10 +309,10 @@ def front_table(results: Results) -> Table:
         marks = ["front"] * (n.id in on_front) + ["ships"] * (n.id == results.picked_id)
         times = [format_ms(t) for t in (n.measured_ms, n.predicted_ms, n.predicted_upper_ms)]
         by = n.label if n.role == "hand" else n.role
-        cells = [n.id, by, f"{n.error_percent:.2f}", *times, f"{n.num_parameters:,}"]
+        cells = [f"{n.error_percent:.2f}", *times, format_count(n.num_parameters)]
         cells += [*(f"{n.value(name):.3g}" for name in more), ", ".join(marks)]
         style = "bold green" if n.id == results.picked_id else "" if n.id in on_front else "dim"
-        table.add_row(*(Text(cell) for cell in cells), style=style)
+        table.add_row(n.id, Text(by, no_wrap=True, overflow="ellipsis"), *(Text(cell) for cell in cells), style=style)
     return table
 
 
