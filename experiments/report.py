@@ -25,6 +25,7 @@ from experiments.layers import arch_in_short
 from experiments.networks import PLANE, Network
 from experiments.objectives import OBJECTIVES, column, objective
 from experiments.plots.architecture import architecture_figure
+from experiments.plots.gains import gains_figure
 from experiments.plots.ledger import ledger_figure
 from experiments.plots.pareto import pareto_figure
 from experiments.plots.predictor import predictor_figure
@@ -32,7 +33,7 @@ from experiments.plots.style import NARROW, WIDE, png, svg
 from experiments.results import PredictorReport, Results
 from experiments.roles import ROLES
 from experiments.run_directory import replacing
-from experiments.trust import evidence, sentences
+from experiments.trust import evidence, gained, sentences
 from nas.types import Candidate, Provenance
 
 FILES = ("report.html", "pareto.png", "pareto.csv", "results.json", "trust.json")
@@ -82,12 +83,16 @@ def page(results: Results, candidates: Sequence[Candidate]) -> str:
         loader=PackageLoader("experiments"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(ms=format_ms, short=arch_in_short, unbroken=_unbroken, after_stages=after_stages)
+    trust = evidence(results, candidates)
+    curves = trust["hypervolume"]
     pictures = {
         "pareto": _drawn(lambda width: pareto_figure(results, candidates, width=width)),
         "architecture": _drawn(lambda width: architecture_figure(results.picked, results.networks, width=width)),
         "ledger": _drawn(lambda width: ledger_figure(results.ledger, width=width)),
         "predictor": {"wide": _address(predictor_figure(results.predictor, how=results.verdict.how))},
     }
+    if gained(curves):
+        pictures["gains"] = _drawn(lambda width: gains_figure(curves, width=width))
     return environment.get_template("report.html.j2").render(
         r=results,
         who=ROLES,
@@ -104,7 +109,8 @@ def page(results: Results, candidates: Sequence[Candidate]) -> str:
         + [f"Differentiable search: {alarm}" for alarm in results.alarms],
         search_sentences=search_sentences(results),
         trust_sentence=trust_sentence(results.predictor, how=results.verdict.how),
-        evidence=sentences(evidence(results, candidates), results),
+        evidence=sentences(trust, results),
+        gained=gained(curves),
         cost_sentence=cost_sentence(results),
     )
 

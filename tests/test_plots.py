@@ -11,11 +11,13 @@ from experiments.layers import split_layers
 from experiments.networks import Network, front
 from experiments.plots.architecture import architecture_figure
 from experiments.plots.attainment import attainment_figure
+from experiments.plots.gains import gains_figure
 from experiments.plots.ledger import ledger_figure
 from experiments.plots.pareto import pareto_figure
 from experiments.plots.predictor import predictor_figure
 from experiments.plots.style import NARROW, WIDE, png, svg
 from experiments.results import LedgerEntry, PredictorReport
+from experiments.trust import hypervolumes_by_cost
 from nas.pareto import attainment_surface
 from nas.types import Candidate
 from tests.support.made_up_run import HELD_OUT, INHERITED, QUALITY, SPACE, make_candidates, make_results, with_memory
@@ -215,6 +217,27 @@ def test_attainment_picture_shows_the_median_of_each_strategy():
     for name, of_seeds in runs.items():
         assert drawn[name][0].get_xydata().tolist() == attainment_surface(of_seeds).tolist()
     assert len(figure.axes[0].lines) == 6
+    assert png(figure)
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_gains_picture_shows_each_curve_by_evaluations_and_by_seconds(width):
+    curves = hypervolumes_by_cost(make_results(), make_candidates(num=30))
+    figure = gains_figure(curves, width=width)
+    drawn = artists(figure)
+    volumes = {phase: curves[phase]["after_evaluations"] for phase in ("search", "random")}
+    best = max(*(of_phase[-1] for of_phase in volumes.values()), curves["hand"])
+    for phase, of_phase in volumes.items():
+        by_evaluations, by_seconds = (drawn[f"{phase} by {which}"][0] for which in ("evaluations", "seconds"))
+        assert list(by_evaluations.get_xdata()) == list(range(1, 31))
+        assert list(by_seconds.get_xdata()) == curves[phase]["seconds"]
+        for line in (by_evaluations, by_seconds):
+            assert np.allclose(line.get_ydata() * best, of_phase)
+    assert set(drawn["hand by seconds"][0].get_ydata()) == {curves["hand"] / best}
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "search", "random search", "designed by hand, all of them",
+    ]  # fmt: skip
+    assert all(axes.get_xlabel() for axes in figure.axes)
     assert png(figure)
 
 

@@ -29,6 +29,7 @@ from experiments.report import (
     write_report,
 )
 from experiments.results import Results, StageFigures, StageReport
+from experiments.trust import gained, hypervolumes_by_cost
 from experiments.verdicts import MemoryVerdict, Verdict
 from nas.pareto import non_dominated
 from tests.support.made_up_run import SPACE, make_candidates, make_results, network, with_memory
@@ -209,6 +210,16 @@ def test_page_says_what_matters():
     assert all(words in text for words in (results.command, *results.notes, *results.versions.values(), "7.31 %"))
     assert "BROKEN" not in text
     assert "Memory" not in text
+
+
+def test_page_shows_what_each_evaluation_gained():
+    results, candidates = make_results(), make_candidates()
+    html = page(results, candidates)
+    said = gained(hypervolumes_by_cost(results, candidates))
+    assert re.search(r"the search reaches [01]\.\d{3} with 120 evaluations in .* s, random search reaches .*; the networks", said)
+    assert said in Page(html).text
+    assert "Hypervolume after each evaluation and after each second" in html
+    assert "What each evaluation gained" not in page(results, [])
 
 
 def test_page_of_a_run_that_knows_less():
