@@ -14,7 +14,7 @@ from experiments.calibration import Calibration, Calibrator
 from experiments.finishing import Finisher
 from experiments.run_directory import RunDirectory
 from experiments.table_calibration import TableCalibrator
-from experiments.verdicts import Verdict, facts_of
+from experiments.verdicts import USER, Verdict, facts_of
 from hardware.recorded import RecordedDevice
 from nas.extremes import least
 from nas.projection import BudgetError
@@ -70,6 +70,6 @@ class Companion:
             except DeviceError as error:
                 facts = {"unmeasured": str(error)}
         return Verdict.of(
-            asked_ms=self.budget_ms, asked_origin="user", predicted_ms=float(prediction.mean_ms[0]),
+            asked_ms=self.budget_ms, asked_origin=USER, predicted_ms=float(prediction.mean_ms[0]),
             predicted_upper_ms=float(prediction.upper_ms[0]), **facts,
         )  # fmt: skip

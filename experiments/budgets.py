@@ -12,6 +12,7 @@ from experiments.formatting import format_figure, format_ms
 from experiments.layers import arch_in_short
 from experiments.objectives import OBJECTIVES, upper, upper_on_device
 from experiments.progress import Reporter
+from experiments.verdicts import USER, origin_in_words
 from nas.extremes import least
 from nas.projection import BudgetError
 from nas.space import Architecture, SearchSpace
@@ -104,9 +105,12 @@ class Ends:
                 f"{format_figure(self.largest.ms)} {unit}"
             )
         else:
-            budget = Budget(asked_ms, "user")
+            budget = Budget(asked_ms, USER)
         largest_ms = format_ms(self.largest.ms)
-        report.say(f"Budget: {format_ms(budget.ms)} {unit} ({budget.origin}); the largest network takes {largest_ms} {unit}")
+        origin = origin_in_words(budget.origin)
+        report.say(f"Budget: {format_ms(budget.ms)} {unit} ({origin}); the largest network takes {largest_ms} {unit}")
+        if budget.ms >= self.slowest.upper_ms:
+            report.say("Every network of the space keeps this budget: it excludes none")
         return budget
 
     def _default(self) -> Budget:

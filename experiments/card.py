@@ -55,7 +55,10 @@ def _network(contract: Mapping[str, Any], network: Mapping[str, Any]) -> str:
         *_on_its_own(network),
         (f"latency of {_timed(network)} on {contract['device']}", _latency(network)),
         *_expected(network),
-        ("budget, of the latency in quiet moments, as of `predict.py --within`", f"{network['asked_ms']:.3f} ms: {kept}"),
+        (
+            "budget, of the latency in quiet moments, as of `predict.py --within`",
+            f"{network['asked_ms']:.3f} ms, {network['asked_by']}: {kept}",
+        ),
         ("workload", contract["workload"]),
         ("parameters", f"{network['num_parameters']:,}"),
         ("trained", network["trained"]),

@@ -7,6 +7,7 @@ from typing import Any
 
 from experiments.contract import MAX_DROP, Limits, tolerance_of
 from experiments.costing import Costs, measured_energy
+from experiments.formatting import position_of
 from experiments.ledger import NAME as LEDGER
 from experiments.networks import Network, hypervolumes
 from experiments.objectives import further, upper
@@ -67,6 +68,7 @@ def assemble(
         task=pipeline.task.name,
         device=f"{pipeline.device.name}: {_describe(device_of(pipeline.device, outcome.choice.arch))}",
         workload=pipeline.workload,
+        position=position_of(pipeline.family),
         space=pipeline.family.space.name,
         seed=pipeline.settings.seed,
         networks=networks,

@@ -33,6 +33,7 @@ from experiments.progress import Reporter
 from experiments.results import Results
 from experiments.run_directory import CONFIG, RunError
 from experiments.shipping import Shipment, Terms, check_unchanged, folder_of, ship
+from experiments.verdicts import USER
 from hardware.runtimes import RUNTIMES
 from hardware.store import sentinel_reference
 from hardware.timing import Exported, measure
@@ -197,7 +198,7 @@ class Exporter:
             choice = Chosen(arch, None, str(error))
         asked_ms, origin = self.results.verdict.asked_ms, self.results.verdict.asked_origin
         if self.asked_ms is not None:
-            asked_ms, origin = self.asked_ms, "user"
+            asked_ms, origin = self.asked_ms, USER
         verdict = verdict_of(network, choice, asked_ms=asked_ms, asked_origin=origin)
         if self.variant:
             verdict = replace(verdict, sentence=f"{verdict.sentence} The prediction is that of the run's own device.")

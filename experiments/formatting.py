@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nas.protocols import Family
 
 DIGITS = 4  # significant ones of every figure of a benchmark
 
@@ -30,6 +34,19 @@ def format_seconds(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
+
+
+def format_count(count: int) -> str:
+    """A number of parameters in three digits: 264,876 is 265 k, 12,345,678 is 12.3 M."""
+    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= 0.9995 * size:
+            return f"{f'{count / size:#.3g}'.rstrip('.')} {unit}"
+    return str(count)
+
+
+def position_of(family: Family) -> str:
+    """What a workload of the family counts: tokens of a text, or what a family of other inputs says."""
+    return str(getattr(family, "position", "token"))
 
 
 def params_in_words(params: Mapping[str, float]) -> str:

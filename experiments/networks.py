@@ -96,7 +96,7 @@ def pick(networks: Sequence[Network], rule: str) -> Network:
     beginning of one.
 
     Raises:
-        ValueError: no such rule or id, an ambiguous id, a broken number, or a budget below the fastest network.
+        ValueError: no such rule or id, an ambiguous id, a broken number, or a budget that no network is sure to keep.
     """
     name, _, value = rule.partition(":")
     by_error = sorted(networks, key=lambda n: (n.error_percent, n.latency_ms))
@@ -112,10 +112,12 @@ def pick(networks: Sequence[Network], rule: str) -> Network:
         budget_ms = _number(rule, value, "ms")
         within = [n for n in by_error if n.safe_ms <= budget_ms]
         if not within:
-            fastest = min(networks, key=lambda n: n.safe_ms)
+            fastest, surest = (min(networks, key=key) for key in (lambda n: n.latency_ms, lambda n: n.safe_ms))
+            how = "takes" if fastest.measured_ms is not None else "is predicted to take"
+            other = "" if surest is fastest else f"; the lowest bound is {format_ms(surest.safe_ms)} ms, of {surest.id}"
             raise ValueError(
-                f"pick: {rule!r} is below the fastest network: {fastest.id} takes "
-                f"{format_ms(fastest.latency_ms)} ms (at most {format_ms(fastest.safe_ms)})"
+                f"pick: {rule!r} is below what any network is sure to keep: the fastest, {fastest.id}, {how} "
+                f"{format_ms(fastest.latency_ms)} ms (at most {format_ms(fastest.safe_ms)}){other}"
             )
         return within[0]
     exact = [n for n in networks if n.id == rule]

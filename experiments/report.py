@@ -19,11 +19,12 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from experiments.formatting import format_ms, format_seconds
+from experiments.formatting import format_count, format_ms, format_seconds
 from experiments.layers import arch_in_short
 from experiments.networks import PLANE, Network
 from experiments.objectives import OBJECTIVES, column, objective
 from experiments.plots.architecture import architecture_figure
+from experiments.plots.gains import gains_figure
 from experiments.plots.ledger import ledger_figure
 from experiments.plots.pareto import pareto_figure
 from experiments.plots.predictor import predictor_figure
@@ -31,7 +32,7 @@ from experiments.plots.style import NARROW, WIDE, png, svg
 from experiments.results import PredictorReport, Results
 from experiments.roles import ROLES
 from experiments.run_directory import replacing
-from experiments.trust import evidence, sentences
+from experiments.trust import evidence, gained, sentences
 from nas.types import Candidate, Provenance
 
 FILES = ("report.html", "pareto.png", "pareto.csv", "results.json", "trust.json")
@@ -81,12 +82,16 @@ def page(results: Results, candidates: Sequence[Candidate]) -> str:
         loader=PackageLoader("experiments"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(ms=format_ms, short=arch_in_short, unbroken=_unbroken, after_stages=after_stages)
+    trust = evidence(results, candidates)
+    curves = trust["hypervolume"]
     pictures = {
         "pareto": _drawn(lambda width: pareto_figure(results, candidates, width=width)),
         "architecture": _drawn(lambda width: architecture_figure(results.picked, results.networks, width=width)),
         "ledger": _drawn(lambda width: ledger_figure(results.ledger, width=width)),
         "predictor": {"wide": _address(predictor_figure(results.predictor, how=results.verdict.how))},
     }
+    if gained(curves):
+        pictures["gains"] = _drawn(lambda width: gains_figure(curves, width=width))
     return environment.get_template("report.html.j2").render(
         r=results,
         who=ROLES,
@@ -104,7 +109,8 @@ def page(results: Results, candidates: Sequence[Candidate]) -> str:
         + list(results.cautions),
         search_sentences=search_sentences(results),
         trust_sentence=trust_sentence(results.predictor, how=results.verdict.how),
-        evidence=sentences(evidence(results, candidates), results),
+        evidence=sentences(trust, results),
+        gained=gained(curves),
         cost_sentence=cost_sentence(results),
     )
 
@@ -291,11 +297,14 @@ def cost_sentence(results: Results) -> str:
 
 
 def front_table(results: Results) -> Table:
-    """Every trained network for the terminal, the fastest first."""
-    title = Text(f"{results.title}: trained networks, latency in ms, errors are {results.error_means}")
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=0, show_edge=False)
+    """Every trained network for the terminal, the fastest first; where it is narrow, only who designed a network is cut."""
+    caption = Text(f"latency in ms; errors are {results.error_means}", style="dim")
+    table = Table(
+        title=Text(f"{results.title}: trained networks"), title_justify="left", title_style="bold", caption=caption,
+        caption_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False,
+    )  # fmt: skip
     table.add_column("network", no_wrap=True)
-    table.add_column("by", no_wrap=True)
+    table.add_column("by", min_width=len("random"))
     more = [name for name in results.further if name != "parameters"]
     extra = [column(name) for name in more]
     for name in ("error %", results.verdict.how, "predicted", "upper", "params", *extra):
@@ -306,10 +315,10 @@ def front_table(results: Results) -> Table:
         marks = ["front"] * (n.id in on_front) + ["ships"] * (n.id == results.picked_id)
         times = [format_ms(t) for t in (n.measured_ms, n.predicted_ms, n.predicted_upper_ms)]
         by = n.label if n.role == "hand" else n.role
-        cells = [n.id, by, f"{n.error_percent:.2f}", *times, f"{n.num_parameters:,}"]
+        cells = [f"{n.error_percent:.2f}", *times, format_count(n.num_parameters)]
         cells += [*(f"{n.value(name):.3g}" for name in more), ", ".join(marks)]
         style = "bold green" if n.id == results.picked_id else "" if n.id in on_front else "dim"
-        table.add_row(*(Text(cell) for cell in cells), style=style)
+        table.add_row(n.id, Text(by, no_wrap=True, overflow="ellipsis"), *(Text(cell) for cell in cells), style=style)
     return table
 
 

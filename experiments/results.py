@@ -112,7 +112,7 @@ class Results:
     devices. `ties` says which networks the test split cannot tell apart, `refined` is what measurements during the search
     changed, `tuned` how networks were found to learn best, `alarms` say where the differentiable search collapsed and what was
     done, `cautions` what the device's table does not tell, and `lost` what the file that ships lost against its network, if it
-    is much.
+    is much. `position` is what the workload counts: token, pixel or sample.
 
     Raises:
         ValueError: a repeated network, a picked network that is none of them, or a number that is not finite.
@@ -150,6 +150,7 @@ class Results:
     alarms: tuple[str, ...] = ()
     cautions: tuple[str, ...] = ()
     lost: str = ""
+    position: str = "token"
 
     def __post_init__(self) -> None:
         ids = [n.id for n in self.networks]
@@ -160,6 +161,10 @@ class Results:
             raise ValueError(f"picked_id: {self.picked_id!r} is not one of {', '.join(ids)}")
         for part in (self, self.verdict, self.predictor, self.parity):
             require_finite(part, type(part).__name__.lower())
+
+    @property
+    def workload_words(self) -> str:
+        return self.workload.counting(self.position)
 
     @property
     def picked(self) -> Network:

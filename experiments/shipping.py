@@ -23,10 +23,11 @@ from experiments import predict
 from experiments.card import card
 from experiments.contract import JUDGED_BY, Files, Limits, beginning_of, checksum, files_of, input_of, promised, proven
 from experiments.finishing import Finisher
+from experiments.formatting import position_of
 from experiments.inheriting import TAG, in_words
 from experiments.run_directory import CONFIG, RunDirectory, RunError
 from experiments.ties import TIES
-from experiments.verdicts import Verdict
+from experiments.verdicts import Verdict, origin_in_words
 from experiments.versions import versions
 from nas.formats import FORMATS
 from nas.shared_weights import share_weights
@@ -261,6 +262,7 @@ def _facts(
         "answers": next((name for name in names if name.endswith("decode.onnx")), files.whole.name),
         "timed": files.timed.name,
         "asked_ms": verdict.asked_ms,
+        "asked_by": origin_in_words(verdict.asked_origin),
         "predicted_ms": verdict.predicted_ms,
         "predicted_upper_ms": verdict.predicted_upper_ms,
         "kept": verdict.kept,
@@ -301,7 +303,7 @@ def _contract(
         "space": finisher.family.space.name,
         "device": finisher.device.name,
         "device_environment": dict(finisher.device.environment),
-        "workload": finisher.workload.words,
+        "workload": finisher.workload.counting(position_of(finisher.family)),
         "seed": finisher.seed,
         "config": "config.yaml" if (folder / "config.yaml").is_file() else None,
         "command": terms.command,

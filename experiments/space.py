@@ -17,7 +17,7 @@ from experiments.arguments import parse
 from experiments.build import family_of_task
 from experiments.composing import stand_in_family
 from experiments.config import composed
-from experiments.formatting import aligned
+from experiments.formatting import aligned, position_of
 from experiments.layers import LAYER, in_all_layers
 from experiments.plots.space import space_figure
 from experiments.plots.style import png, svg
@@ -64,7 +64,7 @@ def main(words: Sequence[str]) -> int:
     family.example_input(workload)  # refuses a workload that the family cannot take
     report = Reporter()
     size = f"{family.space.name}: 10^{family.space.log10_size():.1f} architectures"
-    costs_of = f"costs of {workload.batch} x {workload.tokens} tokens of {of}"
+    costs_of = f"costs of {workload.batch} x {workload.tokens} {position_of(family)}s of {of}"
     report.say(f"{size}; {costs_of}")
     for rows in (choices(family.space), networks(family, workload), changes(family, workload)):
         report.say("")

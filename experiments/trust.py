@@ -154,6 +154,21 @@ def at_equal_seconds(curves: Mapping[str, Any]) -> tuple[float, float, float]:
     return end, ours, theirs
 
 
+def gained(curves: Mapping[str, Any]) -> str:
+    """What the curves say in a sentence; empty without the search's."""
+    if "search" not in curves:
+        return ""
+    names = {"search": "the search", "random": "random search", "parameters": "parameter count alone"}
+    known = {name: curves[phase] for phase, name in names.items() if phase in curves}
+    best = max(*(curve["after_evaluations"][-1] for curve in known.values()), curves["hand"]) or 1.0
+    reached = ", ".join(
+        f"{name} reaches {curve['after_evaluations'][-1] / best:.3f} with {len(curve['seconds'])} evaluations in "
+        f"{format_seconds(curve['seconds'][-1])}"
+        for name, curve in known.items()
+    )
+    return f"Of the largest hypervolume {reached}; the networks designed by hand have {curves['hand'] / best:.3f}."
+
+
 def sentences(trust: Mapping[str, Any], results: Results) -> list[str]:
     """What people should know of it, as it came out."""
     said = [_ranking(trust["rank_correlation"]), *(s for s in map(_rung, trust["rungs"]) if s)]

@@ -9,6 +9,13 @@ from experiments.formatting import format_figure, format_ms
 from experiments.objectives import OBJECTIVES
 from nas.types import Measurement
 
+USER = "user"  # whose a budget is that was asked for
+
+
+def origin_in_words(origin: str) -> str:
+    """Where a budget comes from, as people read it."""
+    return "asked by you" if origin == USER else f"derived: {origin}"
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -37,27 +44,27 @@ class Verdict:
         """Judges by the measured time and says so in a sentence.
 
         Args:
-            asked_origin: "user", or where the budget comes from in words ("half of the largest network").
+            asked_origin: `USER`, or where the budget comes from in words ("half of the largest network").
             unmeasured: why there is no measured time.
             estimated: whether the measured times were computed.
         """
         if measured_ms is None:
             asked, predicted, upper = (format_ms(value) for value in (asked_ms, predicted_ms, predicted_upper_ms))
             why = f" ({unmeasured})" if unmeasured else ""
-            sentence = f"PREDICTED, NOT MEASURED{why}: asked {asked} ms, predicted {predicted} ms (at most {upper})."
+            said = _asked(asked, asked_origin)
+            sentence = f"PREDICTED, NOT MEASURED{why}: {said}, predicted {predicted} ms (at most {upper})."
             return cls(asked_ms, asked_origin, predicted_ms, predicted_upper_ms, None, None, None, None, sentence)
         kept = measured_ms <= asked_ms
-        digits = 3  # more where asked and measured would read the same and are not
-        while (
-            digits < 9 and asked_ms != measured_ms and format_ms(asked_ms, digits=digits) == format_ms(measured_ms, digits=digits)
-        ):
-            digits += 1
+        digits = _digits(asked_ms, measured_ms)
         asked, measured = (format_ms(value, digits=digits) for value in (asked_ms, measured_ms))
         predicted, upper = format_ms(predicted_ms), format_ms(predicted_upper_ms)
         how, by = ("estimated", ", as estimated") if estimated else ("measured", "")
-        words = f"asked {asked} ms, predicted {predicted} ms (at most {upper}), {how} {measured} ms"
+        words = f"{_asked(asked, asked_origin)}, predicted {predicted} ms (at most {upper}), {how} {measured} ms"
         over = 100 * (measured_ms / asked_ms - 1)
         sentence = f"Kept{by}: {words}." if kept else f"BROKEN{by}: {words}, {over:.2g} % over the budget."
+        if measured_ms > predicted_upper_ms:
+            upper = format_ms(predicted_upper_ms, digits=_digits(predicted_upper_ms, measured_ms))
+            sentence += f" {how.capitalize()} above what was predicted (at most {upper} ms)."
         return cls(
             asked_ms,
             asked_origin,
@@ -75,6 +82,24 @@ class Verdict:
     def how(self) -> str:
         """Where the times of trained networks come from, in a word."""
         return "estimated" if self.estimated else "measured"
+
+    @property
+    def asked_words(self) -> str:
+        """The budget and whose it is, for a picture."""
+        asked = f"{format_ms(self.asked_ms)} ms"
+        return f"asked {asked}" if self.asked_origin == USER else f"budget {asked} (derived)"
+
+
+def _asked(asked: str, origin: str) -> str:
+    return f"asked {asked} ms" if origin == USER else f"budget {asked} ms ({origin_in_words(origin)})"
+
+
+def _digits(one_ms: float, other_ms: float) -> int:
+    """Three, or as many more as it takes to see that two times differ."""
+    digits = 3
+    while digits < 9 and one_ms != other_ms and format_ms(one_ms, digits=digits) == format_ms(other_ms, digits=digits):
+        digits += 1
+    return digits
 
 
 @dataclass(frozen=True)

@@ -57,8 +57,12 @@ class Workload:
 
     @property
     def words(self) -> str:
-        past = f" after {self.past} tokens" if self.mode == "decode" else ""
-        return f"batch {self.batch}, {self.tokens} token{'s' * (self.tokens != 1)}, {self.mode}{past}"
+        return self.counting("token")
+
+    def counting(self, position: str) -> str:
+        """In words, for inputs whose positions are called so: tokens of a text, pixels of an image, samples of a signal."""
+        past = f" after {self.past} {position}s" if self.mode == "decode" else ""
+        return f"batch {self.batch}, {self.tokens} {position}{'s' * (self.tokens != 1)}, {self.mode}{past}"
 
 
 @dataclass(frozen=True)

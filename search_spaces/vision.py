@@ -179,6 +179,11 @@ class VisionFamily:
         return {size: self.num_positions // size**dimensions + first for size in self._patch_sizes}
 
     @property
+    def position(self) -> str:
+        """What one of them is called."""
+        return "pixel" if len(self.input_shape) == 3 else "sample"
+
+    @property
     def num_positions(self) -> int:
         """Pixels of an image, samples of a signal: what a workload counts as tokens, whatever the patches."""
         return math.prod(self.input_shape[1:])

@@ -45,6 +45,16 @@ def test_ends_of_energies_are_said_in_their_unit():
         ends.budget(1.0, QUIET)
 
 
+def test_a_budget_says_whose_it_is_and_whether_it_binds(capsys):
+    SHARP.budget(None, Reporter())
+    assert "4.00 ms (derived: half of the largest network's latency); the largest" in capsys.readouterr().out
+    for asked_ms, binds in ((8.9, True), (9.0, False)):
+        SHARP.budget(asked_ms, Reporter())
+        said = capsys.readouterr().out
+        assert f"{asked_ms:.2f} ms (asked by you)" in said
+        assert ("excludes none" in said) is not binds
+
+
 def test_a_space_of_one_network_has_a_budget_that_it_keeps():
     only = End(SMALLEST, 1.0, 3.0)
     assert Ends(only, only, only).budget(None, QUIET).ms == 3.0

@@ -1,5 +1,7 @@
 """The pictures of a run: what is drawn, where labels stand, and that they are the same again."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from matplotlib.image import imread
@@ -9,11 +11,13 @@ from experiments.layers import split_layers
 from experiments.networks import Network, front
 from experiments.plots.architecture import architecture_figure
 from experiments.plots.attainment import attainment_figure
+from experiments.plots.gains import gains_figure
 from experiments.plots.ledger import ledger_figure
 from experiments.plots.pareto import pareto_figure
 from experiments.plots.predictor import predictor_figure
 from experiments.plots.style import NARROW, WIDE, png, svg
 from experiments.results import LedgerEntry, PredictorReport
+from experiments.trust import hypervolumes_by_cost
 from nas.pareto import attainment_surface
 from nas.types import Candidate
 from tests.support.made_up_run import HELD_OUT, INHERITED, QUALITY, SPACE, make_candidates, make_results, with_memory
@@ -50,7 +54,11 @@ def test_picture_shows_every_network():
         assert [list(bar.get_xdata()) for bar in drawn[f"interval {role}"]] == [
             [n.measured_low_ms, n.measured_high_ms] for n in of_role
         ]
-    assert list(drawn["front"][0].get_xdata()) == [n.measured_ms for n in front(results.of_role("search"))]
+    for name, networks in (("front", results.networks), ("front of the search", results.of_role("search"))):
+        assert list(drawn[name][0].get_xdata()) == [n.measured_ms for n in front(networks)]
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "front: no other network here is better in both" in words
+    assert "search, and its own front: trained, measured" in words
     assert drawn["picked"][0].get_xydata().tolist() == [[results.picked.measured_ms, results.picked.error_percent]]
     assert set(drawn["budget"][0].get_xdata()) == {0.95}
     assert set(drawn["trivial"][0].get_ydata()) == {9.9}
@@ -80,7 +88,7 @@ def test_a_far_baseline_is_named_and_not_drawn():
     figure = pareto_figure(make_results(trivial=60.0), [])
     drawn = artists(figure)
     assert "trivial" not in drawn
-    assert drawn["trivial label"][0].get_text().endswith("60.00\u00a0%, above this picture")
+    assert " ".join(drawn["trivial label"][0].get_text().split("\n")).endswith("60.00\u00a0%, above this picture")
     assert figure.axes[0].get_ylim()[1] < 30
 
 
@@ -106,6 +114,75 @@ def test_labels_are_inside_and_apart(width, trivial):
             assert frame.containsy(box.y1), name
             assert not box.count_overlaps(boxes), name
             boxes.append(box)
+
+
+def crowded(**changes):
+    """Seven networks designed by hand beside the one that ships."""
+    results = make_results(num=12, **changes)
+    at, rng = results.picked, np.random.default_rng(1)
+    names = ("BERT-tiny", "BERT-mini", "MiniLM-L6-H384", "DistilBERT", "TinyBERT-4", "BERT-small", "BERT-medium")
+    near = (
+        dataclasses.replace(
+            at, id=f"beside{i}", role="hand", label=name, measured_ms=at.latency_ms * (1 + 0.06 * rng.normal()),
+            measured_low_ms=None, measured_high_ms=None, error_percent=at.error_percent + 0.15 * rng.random(),
+        )
+        for i, name in enumerate(names)
+    )  # fmt: skip
+    return dataclasses.replace(results, networks=(*results.networks, *near))
+
+
+def test_labels_of_crowded_points_are_apart_with_lines_to_their_points():
+    results = crowded()
+    figure = pareto_figure(results, make_candidates())
+    figure.draw_without_rendering()
+    drawn, axes = artists(figure), figure.axes[0]
+    boxes, num_lines = [], 0
+    for label in (*drawn["ships"], *drawn["hand label"], *drawn["asked"], *drawn["trivial label"]):
+        box = Text.get_window_extent(label)
+        assert not box.count_overlaps(boxes), label.get_text()
+        boxes.append(box)
+    for label in drawn["hand label"]:
+        box, at = Text.get_window_extent(label), axes.transData.transform(label.xy)
+        far = np.hypot(*(np.clip(at, box.min, box.max) - at)) * 72 / figure.dpi > 11
+        assert label.arrow_patch.get_visible() or not far
+        num_lines += label.arrow_patch.get_visible()
+    assert num_lines >= 3
+    markers = axes.transData.transform([(n.latency_ms, n.error_percent) for n in results.of_role("search")])
+    assert not any(box.contains(x, y) for box in boxes for x, y in markers)
+
+
+def test_what_ships_is_drawn_over_all_networks():
+    drawn = artists(pareto_figure(crowded(), make_candidates()))
+    others = [line.get_zorder() for role in ("search", "random", "hand") for line in drawn[role]]
+    assert min(drawn["shipped"][0].get_zorder(), drawn["picked"][0].get_zorder()) > max(others)
+
+
+def test_errors_begin_at_zero():
+    low = make_results()
+    networks = tuple(dataclasses.replace(n, error_percent=max(0.0, n.error_percent - 7.4)) for n in low.networks)
+    figure = pareto_figure(make_results(networks=networks), [])
+    assert min(n.error_percent for n in networks) == 0.0
+    assert figure.axes[0].get_ylim()[0] == 0.0
+    assert not artists(figure)["hand"][0].get_clip_on()
+
+
+def test_a_budget_that_nobody_gave_is_not_called_asked():
+    results = make_results()
+    derived = dataclasses.replace(results, verdict=dataclasses.replace(results.verdict, asked_origin="half of the largest"))
+    assert artists(pareto_figure(derived, []))["asked"][0].get_text() == "budget 0.950 ms (derived)"
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_the_legend_is_whole_and_labels_are_off_it(width):
+    figure = pareto_figure(make_results(trivial=6.3), make_candidates(), width=width)
+    figure.draw_without_rendering()
+    [legend] = figure.legends
+    around = legend.get_window_extent()
+    assert around.x1 <= figure.bbox.x1
+    assert all(text.get_window_extent().x1 <= figure.bbox.x1 for text in legend.get_texts())
+    [label] = artists(figure)["trivial label"]
+    assert not Text.get_window_extent(label).count_overlaps([around])
+    assert label.get_bbox_patch().get_facecolor() == (1.0, 1.0, 1.0, 1.0)
 
 
 def test_predictor_picture_marks_a_broken_bound():
@@ -140,6 +217,27 @@ def test_attainment_picture_shows_the_median_of_each_strategy():
     for name, of_seeds in runs.items():
         assert drawn[name][0].get_xydata().tolist() == attainment_surface(of_seeds).tolist()
     assert len(figure.axes[0].lines) == 6
+    assert png(figure)
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_gains_picture_shows_each_curve_by_evaluations_and_by_seconds(width):
+    curves = hypervolumes_by_cost(make_results(), make_candidates(num=30))
+    figure = gains_figure(curves, width=width)
+    drawn = artists(figure)
+    volumes = {phase: curves[phase]["after_evaluations"] for phase in ("search", "random")}
+    best = max(*(of_phase[-1] for of_phase in volumes.values()), curves["hand"])
+    for phase, of_phase in volumes.items():
+        by_evaluations, by_seconds = (drawn[f"{phase} by {which}"][0] for which in ("evaluations", "seconds"))
+        assert list(by_evaluations.get_xdata()) == list(range(1, 31))
+        assert list(by_seconds.get_xdata()) == curves[phase]["seconds"]
+        for line in (by_evaluations, by_seconds):
+            assert np.allclose(line.get_ydata() * best, of_phase)
+    assert set(drawn["hand by seconds"][0].get_ydata()) == {curves["hand"] / best}
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "search", "random search", "designed by hand, all of them",
+    ]  # fmt: skip
+    assert all(axes.get_xlabel() for axes in figure.axes)
     assert png(figure)
 
 

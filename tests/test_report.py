@@ -29,6 +29,7 @@ from experiments.report import (
     write_report,
 )
 from experiments.results import Results, StageFigures, StageReport
+from experiments.trust import gained, hypervolumes_by_cost
 from experiments.verdicts import LimitVerdict, Verdict
 from nas.pareto import non_dominated
 from tests.support.made_up_run import SPACE, make_candidates, make_results, network, with_memory
@@ -211,6 +212,16 @@ def test_page_says_what_matters():
     assert "Memory" not in text
 
 
+def test_page_shows_what_each_evaluation_gained():
+    results, candidates = make_results(), make_candidates()
+    html = page(results, candidates)
+    said = gained(hypervolumes_by_cost(results, candidates))
+    assert re.search(r"the search reaches [01]\.\d{3} with 120 evaluations in .* s, random search reaches .*; the networks", said)
+    assert said in Page(html).text
+    assert "Hypervolume after each evaluation and after each second" in html
+    assert "What each evaluation gained" not in page(results, [])
+
+
 def test_page_of_a_run_that_knows_less():
     known = make_results()
     bare = tuple(dataclasses.replace(n, measured_low_ms=None, measured_high_ms=None) for n in known.networks)
@@ -291,12 +302,29 @@ def test_the_page_and_the_terminal_name_the_memory():
     assert again == results
 
 
-def test_the_table_fits_a_terminal_of_80_columns():
+@pytest.mark.parametrize("with_more", [False, True])
+def test_the_table_fits_a_terminal_of_80_columns(with_more):
+    """A network is a line, and no number or mark is cut, however long; a name that is too long ends in an ellipsis."""
+    made = with_memory() if with_more else make_results()
+    long = {"largest": "MiniLM-L12-H384-uncased", "2 layers": "2 layers"}
+    networks = tuple(
+        dataclasses.replace(n, label=long.get(n.label, n.label), num_parameters=12_345_678, measured_ms=n.measured_ms / 100)
+        for n in made.networks
+    )
+    results = dataclasses.replace(made, networks=networks, title="movie_snippets on openvino")
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(front_table(make_results()))
-    said = console.export_text()
-    for words in ("2 layers", "front, ships"):
-        assert words in said
+    console.print(front_table(results))
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert lines[0] == "movie_snippets on openvino: trained networks"
+    assert "errors are wrong answers" in lines[-1]
+    for n in results.listed:
+        [line] = [line for line in lines if n.id in line]
+        assert f" {n.error_percent:.2f} " in line
+        assert " 12.3 M" in line
+        assert line.endswith("ships") == (n.id == results.picked_id)
+    assert any(" 2 layers " in line for line in lines)
+    assert any("…" in line for line in lines)
 
 
 @pytest.mark.parametrize(("name", "word"), [("memory_mib", "Memory"), ("energy_mj", "Energy")])

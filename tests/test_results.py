@@ -9,7 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from experiments.formatting import format_ms, format_seconds
+from experiments.budgets import HALF
+from experiments.formatting import format_count, format_ms, format_seconds
 from experiments.layers import arch_in_short, split_layers
 from experiments.networks import front, hypervolumes, pick
 from experiments.results import PredictorReport, Results
@@ -91,7 +92,25 @@ def test_verdict_kept():
 def test_verdict_broken():
     verdict = Verdict.of(asked_ms=2, asked_origin="user", predicted_ms=1.81, predicted_upper_ms=1.95, measured_ms=2.1)
     assert not verdict.kept
-    assert verdict.sentence == "BROKEN: asked 2.00 ms, predicted 1.81 ms (at most 1.95), measured 2.10 ms, 5 % over the budget."
+    said = "BROKEN: asked 2.00 ms, predicted 1.81 ms (at most 1.95), measured 2.10 ms, 5 % over the budget."
+    assert verdict.sentence == f"{said} Measured above what was predicted (at most 1.95 ms)."
+
+
+def test_a_kept_verdict_says_that_the_prediction_did_not_hold():
+    facts = {"asked_ms": 2, "asked_origin": "user", "predicted_ms": 1.81, "predicted_upper_ms": 1.851}
+    above = Verdict.of(**facts, measured_ms=1.852)
+    assert above.kept
+    assert above.sentence.endswith("measured 1.85 ms. Measured above what was predicted (at most 1.851 ms).")
+    assert "above" not in Verdict.of(**facts, measured_ms=1.85).sentence
+
+
+def test_a_budget_that_nobody_gave_is_not_called_asked():
+    facts = {"asked_ms": 2, "asked_origin": HALF, "predicted_ms": 1.81, "predicted_upper_ms": 1.95}
+    words = "budget 2.00 ms (derived: half of the largest network's latency), predicted 1.81 ms"
+    for verdict in (Verdict.of(**facts), Verdict.of(**facts, measured_ms=1.9)):
+        assert words in verdict.sentence
+        assert "asked" not in verdict.sentence
+        assert verdict.asked_words == "budget 2.00 ms (derived)"
 
 
 def test_a_verdict_says_that_its_times_are_estimated():
@@ -185,7 +204,7 @@ def test_pick(rule, chosen):
 @pytest.mark.parametrize(
     ("rule", "complaint"),
     [
-        ("budget:1.1ms", "'budget:1.1ms' is below the fastest network: aa11 takes 1.00 ms (at most 1.20)"),
+        ("budget:1.1ms", "sure to keep: the fastest, aa11, takes 1.00 ms (at most 1.20)"),
         ("budget:soon", "'budget:soon' does not hold a number like budget:8ms"),
         ("budget:nanms", "does not hold a number like budget:8ms"),
         ("budget:8s", "does not hold a number like budget:8ms"),
@@ -200,6 +219,23 @@ def test_pick(rule, chosen):
 def test_pick_refuses(rule, complaint):
     with pytest.raises(ValueError, match=re.escape(complaint)):
         pick(FOUND, rule)
+
+
+def test_a_budget_that_is_too_small_names_the_fastest_and_the_surest():
+    """The fastest by its measured time, though another network's interval ends earlier."""
+    found = (network("quick", "search", 1.0, 9.0, high=1.9), network("sure", "search", 1.2, 8.0, high=1.3))
+    with pytest.raises(
+        ValueError, match=re.escape("the fastest, quick, takes 1.00 ms (at most 1.90); the lowest bound is 1.30 ms")
+    ):
+        pick(found, "budget:1.25ms")
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(0, "0"), (999, "999"), (12_000, "12.0 k"), (264_876, "265 k"), (999_600, "1.00 M"), (12_345_678, "12.3 M")],
+)
+def test_counts_are_said_in_three_digits(count, words):
+    assert format_count(count) == words
 
 
 def test_an_id_that_begins_another_is_meant():

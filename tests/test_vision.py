@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from experiments.formatting import position_of
 from latency_models.memory import memory_of
 from nas.compute import Compute
 from nas.encoding import Encoding
@@ -56,6 +57,12 @@ def trained(network):
 
 def one_hot(family, arch):
     return family.masks(Encoding(family.space, torch.as_tensor(family.space.encode([arch])[0])))
+
+
+@pytest.mark.parametrize(("name", "words"), [("image", "96 pixels"), ("signal", "24 samples")])
+def test_a_workload_counts_what_an_input_is_made_of(name, words):
+    family = FAMILIES[name]
+    assert Workload(tokens=family.num_positions).counting(position_of(family)) == f"batch 1, {words}, encode"
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -8,12 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.plots.labels import Labels
+from experiments.plots.labels import Labels, around
 from experiments.plots.style import BLUE, GREEN, GREY, INK, PALE, SKY, WIDE, drawing, head, log_ticks
-
-CORNERS = tuple(
-    (x, y, "left" if x > 0 else "right") for x, y in ((7, 5), (-7, 5), (7, -13), (-7, -13), (7, 15), (-7, 15), (7, -24))
-)
 
 CLOSE = 3.0  # percent
 
@@ -64,7 +60,7 @@ def _draw_networks(figure: Figure, axes: Axes, drawn: np.ndarray, named: Mapping
     labels.avoid(points[:, 0], points[:, 1], 6.0)
     labels.avoid(drawn[:, 0], drawn[:, 1], 0.02)
     for name, (mflops, thousand) in named.items():
-        labels.place(name, (mflops, thousand), CORNERS, color=INK)
+        labels.place(name, (mflops, thousand), around(nearest=6), leader=4, color=INK)
 
 
 def _labels(values: Mapping[str, float]) -> list[tuple[str, float]]:
