@@ -104,7 +104,7 @@ def page(results: Results, candidates: Sequence[Candidate]) -> str:
         trivial_sentence=trivial_sentence(results),
         warnings=[results.lost] * bool(results.lost)
         + [trivial_sentence(results)] * trivial_wins(results)
-        + [s for s in (beaten_sentence(results),) if s]
+        + [s for s in (beaten_sentence(results), tied_sentence(results)) if s]
         + [f"Differentiable search: {alarm}" for alarm in results.alarms]
         + list(results.cautions),
         search_sentences=search_sentences(results),
@@ -209,6 +209,18 @@ def beaten_sentence(results: Results) -> str:
         f"A network that the search did not find is better than the one that ships: {best.id} ({best.label}) has "
         f"{best.error_percent:.2f} % validation error in {format_ms(best.latency_ms)} ms, {ships.id} "
         f"{ships.error_percent:.2f} % in {format_ms(ships.latency_ms)} ms."
+    )
+
+
+def tied_sentence(results: Results) -> str:
+    """Says so if what ships is tied for best with a network that takes less time; empty otherwise."""
+    ships, tied = results.picked, [n for n in results.networks if n.id in results.tied_for_best]
+    fastest = min(tied, key=lambda n: n.latency_ms, default=ships)
+    if ships not in tied or fastest.latency_ms >= ships.latency_ms:
+        return ""
+    return (
+        f"The test split cannot tell {fastest.id} ({fastest.label}) from the best either, as they were trained, and it takes "
+        f"{fastest.latency_ms / ships.latency_ms:.2f} of the time: pick={fastest.id} exports it."
     )
 
 
@@ -336,7 +348,7 @@ def summary(results: Results, folder: Path | str) -> list[Table | Text]:
         *(Text(f"On {name}: {v.sentence}", style=f"bold {TONES[v.kept]}") for name, v in results.elsewhere.items()),
         *(Text(v.sentence, style=f"bold {TONES[v.kept]}") for v in results.beside.values()),
         Text(trivial_sentence(results), style="yellow" if trivial_wins(results) else ""),
-        *([Text(beaten, style="yellow")] if (beaten := beaten_sentence(results)) else []),
+        *(Text(said, style="yellow") for said in (beaten_sentence(results), tied_sentence(results)) if said),
         *(Text(f"Differentiable search: {alarm}", style="yellow") for alarm in results.alarms),
         *(Text(caution, style="yellow") for caution in results.cautions),
         Text(f"Written to {folder}: {', '.join((*FILES, *_folders(results.files)))}"),

@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from experiments.formatting import format_seconds
+from experiments.report import tied_sentence
 from experiments.ties import ties
 from experiments.trust import at_equal_seconds, evidence, predictor_on_picked, rank_correlation, sentences, tau_with_interval
 from nas.pareto import hypervolume
@@ -157,6 +158,13 @@ def test_what_ties_say():
     assert f"{ids[0]} is the most accurate; {ids[1]}, {ids[2]} cannot be told apart" in " ".join(
         sentences(evidence(tied, []), tied)
     )
+    fastest, ships, slowest = sorted(results.networks, key=lambda n: n.latency_ms)[:3]
+    groups = [[n.id for n in (fastest, ships, slowest)], []]
+    said = tied_sentence(replace(tied, picked_id=ships.id, ties={**tied.ties, "groups": groups}))
+    assert said.startswith(f"The test split cannot tell {fastest.id} ({fastest.label}) from the best either")
+    assert f"takes {fastest.latency_ms / ships.latency_ms:.2f} of the time: pick={fastest.id}" in said
+    assert tied_sentence(replace(tied, picked_id=fastest.id, ties={**tied.ties, "groups": groups})) == ""
+    assert tied_sentence(replace(tied, picked_id=ids[-1])) == ""
     alone = replace(tied, ties={**tied.ties, "groups": [[i] for i in ids]})
     assert alone.tied_for_best == ()
     assert "all others are worse beyond chance" in " ".join(sentences(evidence(alone, []), alone))
