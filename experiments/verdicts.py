@@ -86,8 +86,12 @@ class Verdict:
     @property
     def asked_words(self) -> str:
         """The budget and whose it is, for a picture."""
-        asked = f"{format_ms(self.asked_ms)} ms"
-        return f"asked {asked}" if self.asked_origin == USER else f"budget {asked} (derived)"
+        return budget_words(self.asked_ms, self.asked_origin)
+
+
+def budget_words(asked: float, origin: str, unit: str = "ms") -> str:
+    """A budget and whose it is, in short."""
+    return f"asked {format_ms(asked)} {unit}" if origin == USER else f"budget {format_ms(asked)} {unit} (derived)"
 
 
 def _asked(asked: str, origin: str) -> str:

@@ -92,6 +92,16 @@ def test_a_far_baseline_is_named_and_not_drawn():
     assert figure.axes[0].get_ylim()[1] < 30
 
 
+def test_a_budget_far_beyond_all_networks_is_named_and_not_drawn():
+    results = make_results(num=1)
+    far = dataclasses.replace(results, verdict=dataclasses.replace(results.verdict, asked_ms=20.0))
+    figure = pareto_figure(far, [])
+    drawn = artists(figure)
+    assert "budget" not in drawn
+    assert drawn["asked"][0].get_text() == "asked 20.0 ms, beyond this picture"
+    assert figure.axes[0].get_xlim()[1] < 2
+
+
 def test_a_wide_range_is_logarithmic():
     near = make_results(num=1)
     assert pareto_figure(near, []).axes[0].get_xscale() == "linear"

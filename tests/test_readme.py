@@ -75,7 +75,7 @@ def test_pareto_shows_a_finished_run(finished):
     (finished / "pareto.png").unlink()
     done = command("pareto", f"run={finished}")
     assert done.returncode == 0, done.stderr
-    assert "asked" in done.stdout
+    assert "(derived: half of the largest network's latency), predicted" in done.stdout
     assert (finished / "pareto.png").stat().st_size > 10_000
     assert (finished / "results.json").read_bytes() == before
 

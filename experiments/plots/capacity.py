@@ -7,10 +7,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.formatting import format_ms
 from experiments.objectives import OBJECTIVES
 from experiments.plots.style import BLUE, GREEN, GREY, INK, LOOKS, VERMILLION, WIDE, drawing, empty, head
 from experiments.roles import ROLES
+from experiments.verdicts import budget_words
 
 
 @drawing()
@@ -33,14 +33,14 @@ def capacity_figure(results: Mapping[str, Any], points: Mapping[str, Sequence[tu
     x, y = zip(*points["front"], strict=True)
     axes.plot(x, y, color=BLUE, lw=2.2, drawstyle="steps-post", zorder=4, label="front within the budget", gid="front")
     axes.plot(x[-1], y[-1], "o", ms=13, mfc="none", mec=INK, mew=1.6, zorder=8, ls="none", label="picked by the search")
-    asked, known = results["verdict"][f"asked_{unit.lower()}"], results["held_out"]
+    verdict, known = results["verdict"], results["held_out"]
+    asked = verdict[f"asked_{unit.lower()}"]
     if known["kept"] is not None:
         at = (known[f"measured_{unit.lower()}"], known["num_parameters"] / 1e6)
         axes.plot(*at, "D", ms=8, mfc=GREEN if known["kept"] else VERMILLION, mec="white", zorder=7, ls="none",
                   label=f"recorded network picked by its bound: {'kept' if known['kept'] else 'BROKEN'}")  # fmt: skip
-    axes.axvline(
-        asked, color=VERMILLION, lw=1.4, ls=(0, (5, 3)), zorder=2, label=f"asked {format_ms(asked)} {unit}", gid="budget"
-    )
+    words = budget_words(asked, verdict["asked_origin"], unit)
+    axes.axvline(asked, color=VERMILLION, lw=1.4, ls=(0, (5, 3)), zorder=2, label=words, gid="budget")
     head(figure, axes, results["title"], f"{results['device']['device']} · upper left is better")
     figure.legend(loc="outside lower left", ncols=2)
     return figure

@@ -58,10 +58,17 @@ class Labels:
         self.boxes.append(Bbox([(x, y), (x, y)]).padded(points * self.dots_a_point))
 
     def place(
-        self, text: str, point: tuple[float, float], offsets: Sequence[Offset], *, leader: float | None = None, **style: Any
+        self,
+        text: str,
+        point: tuple[float, float],
+        offsets: Sequence[Offset],
+        *,
+        leader: float | None = None,
+        far: float = 0.08,
+        **style: Any,
     ) -> None:
         """At the offset that covers least, inside the axes; of equals at the first. `leader`, where a line to the point may be
-        drawn: how many points before it the line ends."""
+        drawn: how many points before it the line ends; `far` is what each point away from it costs."""
         style = {"fontsize": 8.5, "bbox": BACKED, "zorder": 10, "multialignment": "left", **style}
         if leader is not None:
             colour = style.get("color", "black")
@@ -84,7 +91,13 @@ class Labels:
             x0, y0, x1, y1 = placed.extents
             left, bottom, right, top = self.axes.bbox.extents
             outside = max(left - x0, 0) + max(x1 - right, 0) + max(bottom - y0, 0) + max(y1 - top, 0)
-            total = self._covered(placed) + OVERLAP * placed.count_overlaps(self.boxes) + 2.0 * outside + 0.08 * away(placed)
+            total = (
+                self._covered(placed)
+                + OVERLAP * placed.count_overlaps(self.boxes)
+                + OVERLAP * (outside > 0)
+                + 2.0 * outside
+                + far * away(placed)
+            )
             if leader is not None and away(placed) > NEAR:
                 total += 0.5 + self._crossed(at, at + self._step(placed, at))
             return float(total)

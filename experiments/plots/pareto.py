@@ -40,6 +40,7 @@ from nas.types import Candidate, Provenance
 
 BAR: dict[str, Any] = {"lw": 1.6, "marker": "|", "ms": 6, "mew": 1.6}
 LINK: dict[str, Any] = {"lw": 0.9, "ls": (0, (1, 1.2))}
+FAR = 4.0  # a budget beyond so many times the slowest network is named and not drawn
 WHOLE: dict[str, Any] = {"clip_on": False, "in_layout": False}  # markers that lie on an axis
 HEIGHTS = (3, 15, 28, 42, 56, 72, 90)  # points between the line of the baseline and its label
 RING: dict[str, Any] = {"marker": "o", "ms": 11, "mfc": "none", "mec": PURPLE, "mew": 1.2}
@@ -50,12 +51,14 @@ DIAMOND: dict[str, Any] = {"marker": "D", "ms": 4.5, "mfc": "white", "mew": 1.0}
 
 @dataclass(frozen=True)
 class _Limits:
-    """What a Pareto picture shows: all trained networks and the budget; scored candidates as far as they do not squash those."""
+    """What a Pareto picture shows: all trained networks, a budget that is not far beyond them, and scored candidates as far as
+    they do not squash those."""
 
     x: tuple[float, float]
     y: tuple[float, float]
     log: bool
     shows_trivial: bool
+    shows_budget: bool
 
 
 @drawing()
@@ -91,8 +94,9 @@ def pareto_figure(results: Results, candidates: Sequence[Candidate], *, width: f
     )
     axes.plot(*_points([shipped]), "o", ms=15, mfc="none", mec=INK, mew=1.6, zorder=9, **WHOLE, gid="picked")
     asked_ms = results.verdict.asked_ms
-    axes.axvline(asked_ms, color=VERMILLION, lw=1.4, ls=(0, (5, 3)), zorder=2, gid="budget")
-    axes.axvspan(asked_ms, limits.x[1], color=VERMILLION, alpha=0.05, lw=0, zorder=0, gid="over the budget")
+    if limits.shows_budget:
+        axes.axvline(asked_ms, color=VERMILLION, lw=1.4, ls=(0, (5, 3)), zorder=2, gid="budget")
+        axes.axvspan(asked_ms, limits.x[1], color=VERMILLION, alpha=0.05, lw=0, zorder=0, gid="over the budget")
     if limits.shows_trivial and trivial:
         axes.axhline(trivial[1], color=PURPLE, lw=1.6, ls=":", zorder=2, gid="trivial")
     head(figure, axes, results.title, f"{results.device} · {results.workload_words} · lower left is better")
@@ -108,7 +112,9 @@ def pareto_figure(results: Results, candidates: Sequence[Candidate], *, width: f
 def _limits(results: Results, candidates: Sequence[Candidate]) -> _Limits:
     networks = (*results.networks, results.shipped)
     times = [t for n in networks for t in (n.predicted_ms, n.measured_ms, n.measured_low_ms, n.measured_high_ms) if t is not None]
-    fastest, slowest = min(*times, results.verdict.asked_ms), max(*times, results.verdict.asked_ms)
+    shows_budget = results.verdict.asked_ms <= FAR * max(times)
+    times += [results.verdict.asked_ms] * shows_budget
+    fastest, slowest = min(times), max(times)
     log = slowest > LOG_BEYOND * fastest
     if log:
         margin = (slowest / fastest) ** 0.06
@@ -126,7 +132,7 @@ def _limits(results: Results, candidates: Sequence[Candidate]) -> _Limits:
     # what was trained, and the baseline, keep at least six tenths of the height
     top = max(high, min(max((c.objectives["error"] for c in candidates), default=high), low + span / 0.6))
     pad = max(0.1 * (top - low), 0.5 * (span - (top - low)))
-    return _Limits(x, (max(low - pad, 0.0), top + pad), log, shows_trivial)
+    return _Limits(x, (max(low - pad, 0.0), top + pad), log, shows_trivial, shows_budget)
 
 
 def _draw_candidates(axes: Axes, candidates: Sequence[Candidate], limits: _Limits) -> int:
@@ -213,9 +219,10 @@ def _place_labels(figure: Figure, axes: Axes, results: Results, limits: _Limits,
         )
     for line in (front(results.of_role("search")), front(results.networks)):
         for n, after in itertools.pairwise(line):
-            labels.avoid(np.geomspace(n.latency_ms, after.latency_ms, 40), n.error_percent, 0.4)
-            labels.avoid(after.latency_ms, np.linspace(n.error_percent, after.error_percent, 40), 0.4)
-    labels.avoid(verdict.asked_ms, np.linspace(bottom, top, 80), 0.2)
+            labels.avoid(np.geomspace(n.latency_ms, after.latency_ms, 40), n.error_percent, 1.0)
+            labels.avoid(after.latency_ms, np.linspace(n.error_percent, after.error_percent, 40), 1.0)
+    if limits.shows_budget:
+        labels.avoid(verdict.asked_ms, np.linspace(bottom, top, 80), 0.2)
     if trivial and limits.shows_trivial:
         labels.avoid(np.geomspace(max(limits.x[0], 1e-6), right, 80), trivial[1], 0.1)
     stages = "".join(f", {stage.name}" for stage in results.kept_stages)
@@ -225,15 +232,18 @@ def _place_labels(figure: Figure, axes: Axes, results: Results, limits: _Limits,
     if trivial:
         _label_trivial(figure, labels, trivial, limits)
     rise = axes.bbox.height * 72 / figure.dpi
-    sides = ((5, "left"), (-5, "right"))
+    asked, at = verdict.asked_words, (verdict.asked_ms, bottom)
+    sides = [(5, "left"), (-5, "right")]
+    if not limits.shows_budget:
+        asked, at, sides = f"{asked}, beyond this picture", (right, bottom), [(-5, "right")]
     along: list[Offset] = [(dx, dy, side, "center") for dy in (12, *np.linspace(rise - 12, 26, 12)) for dx, side in sides]
-    labels.place(verdict.asked_words, (verdict.asked_ms, bottom), along, color=VERMILLION, fontweight="bold", gid="asked")
+    labels.place(asked, at, along, far=0.0, color=VERMILLION, fontweight="bold", gid="asked")
     for n in results.of_role("hand"):
         words = textwrap.shorten(n.label, 40, placeholder="…")
         at = (n.latency_ms, n.error_percent)
         labels.place(words, at, around(nearest=7), leader=4, color=DARK_GREEN, gid="hand label")
     if corner:
-        corners: list[Offset] = [(dx, dy, "right", "top") for dy in (-4, -16, -28, -40) for dx in (-3, -120)]
+        corners: list[Offset] = [(dx, dy, "right", "top") for dy in (-4, *range(-16, -100, -12)) for dx in (-3, -120)]
         labels.place(corner, (right, top), corners, color=GREY, fontsize=7.5, gid="hidden")
 
 
