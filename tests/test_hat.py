@@ -109,7 +109,7 @@ def test_without_a_budget_it_is_half_of_the_largest_networks(make):
 def test_a_table_of_energies_is_searched_in_mj(make, tmp_path, capsys):
     results = make("hat_gtx1080_energy", budget_mj=9000.0).search(command="")
     said = " ".join(capsys.readouterr().out.split())
-    assert "Budget: 9000 mJ (user); the largest network takes 1" in said
+    assert "Budget: 9000 mJ (asked by you); the largest network takes 1" in said
     assert "Energy PREDICTED, NOT MEASURED (nobody has run this network): asked 9000 mJ, predicted" in said
     assert "Energy kept: asked 9000 mJ" in said or "Energy BROKEN: asked 9000 mJ" in said
     assert " ms" not in said
