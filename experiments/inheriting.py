@@ -20,13 +20,13 @@ from experiments.checkpoints import TrainingCheckpoint
 from experiments.contract import checksum
 from experiments.finishing import Finisher
 from experiments.progress import Reporter
+from experiments.run_directory import SUPERNET
 from nas.costs import flops_of
 from nas.space import Architecture
 from nas.supernet import cut_out
 from nas.training import supernet_trainer
 
 TAG = "inherited"
-SUPERNET = "supernet.safetensors"
 
 
 def inheriting(
