@@ -26,12 +26,12 @@ from experiments.conclude import verdict_of
 from experiments.contract import TOLERANCE, Limits, tolerance_of
 from experiments.finished_run import config_of, existing_run, load
 from experiments.finishing import Finisher
-from experiments.inheriting import SUPERNET, TAG, inheriting
+from experiments.inheriting import TAG, inheriting
 from experiments.networks import Network, pick
 from experiments.outcome import Chosen
 from experiments.progress import Reporter
 from experiments.results import Results
-from experiments.run_directory import CONFIG, RunError
+from experiments.run_directory import CONFIG, SUPERNET, RunError
 from experiments.shipping import Shipment, Terms, check_unchanged, folder_of, ship
 from experiments.verdicts import USER
 from hardware.runtimes import RUNTIMES
