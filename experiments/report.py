@@ -37,6 +37,7 @@ from nas.types import Candidate, Provenance
 
 FILES = ("report.html", "pareto.png", "pareto.csv", "results.json", "trust.json")
 KINDS = ("predicted", "measured")
+COLUMNS_OF_TERMINAL, LEAST_OF_BY = 80, len("random")
 TONES = {True: "green", False: "red", None: "yellow"}
 COLUMNS = (
     "id", "role", "label", "error_percent", "error_provenance", "predicted_ms", "predicted_upper_ms", "measured_ms",
@@ -309,29 +310,51 @@ def cost_sentence(results: Results) -> str:
 
 
 def front_table(results: Results) -> Table:
-    """Every trained network for the terminal, the fastest first; where it is narrow, only who designed a network is cut."""
-    caption = Text(f"latency in ms; errors are {results.error_means}", style="dim")
+    """Every trained network for the terminal, the fastest first; where it is narrow, only who designed a network is cut. What is
+    predicted of latency gives way to objectives for which `COLUMNS_OF_TERMINAL` has no room."""
+    more = [name for name in results.further if name != "parameters"]
+    on_front = {n.id for n in results.front}
+    rows = []
+    for n in by_time(results.listed):
+        marks = ["front"] * (n.id in on_front) + ["ships"] * (n.id == results.picked_id)
+        times = {results.verdict.how: n.measured_ms, "predicted": n.predicted_ms, "upper": n.predicted_upper_ms}
+        cells = {"network": n.id, "by": n.label if n.role == "hand" else n.role, "error %": f"{n.error_percent:.2f}"}
+        cells |= {name: format_ms(time) for name, time in times.items()} | {"params": format_count(n.num_parameters)}
+        rows.append(cells | {_in_lines(column(name)): f"{n.value(name):.3g}" for name in more} | {"": ", ".join(marks)})
+    left_out = []
+    for name in ("upper", "predicted"):
+        if _width(rows) > COLUMNS_OF_TERMINAL:
+            left_out.append(name)
+            rows = [{head: cell for head, cell in cells.items() if head != name} for cells in rows]
+    elsewhere = f"; {' and '.join(left_out)} {'is' if len(left_out) == 1 else 'are'} in pareto.csv" if left_out else ""
+    caption = Text(f"latency in ms; errors are {results.error_means}{elsewhere}", style="dim")
     table = Table(
         title=Text(f"{results.title}: trained networks"), title_justify="left", title_style="bold", caption=caption,
         caption_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False,
     )  # fmt: skip
-    table.add_column("network", no_wrap=True)
-    table.add_column("by", min_width=len("random"))
-    more = [name for name in results.further if name != "parameters"]
-    extra = [column(name) for name in more]
-    for name in ("error %", results.verdict.how, "predicted", "upper", "params", *extra):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    on_front = {n.id for n in results.front}
-    for n in by_time(results.listed):
-        marks = ["front"] * (n.id in on_front) + ["ships"] * (n.id == results.picked_id)
-        times = [format_ms(t) for t in (n.measured_ms, n.predicted_ms, n.predicted_upper_ms)]
-        by = n.label if n.role == "hand" else n.role
-        cells = [f"{n.error_percent:.2f}", *times, format_count(n.num_parameters)]
-        cells += [*(f"{n.value(name):.3g}" for name in more), ", ".join(marks)]
-        style = "bold green" if n.id == results.picked_id else "" if n.id in on_front else "dim"
-        table.add_row(n.id, Text(by, no_wrap=True, overflow="ellipsis"), *(Text(cell) for cell in cells), style=style)
+    for head in rows[0]:
+        if head == "by":
+            table.add_column(head, min_width=LEAST_OF_BY)
+        else:
+            table.add_column(head, justify="left" if head in ("network", "") else "right", no_wrap=True)
+    for cells in rows:
+        style = "bold green" if cells["network"] == results.picked_id else "" if cells["network"] in on_front else "dim"
+        shown = (Text(cell, no_wrap=head == "by", overflow="ellipsis") for head, cell in cells.items())
+        table.add_row(*shown, style=style)
     return table
+
+
+def _in_lines(head: str) -> str:
+    """The parts of a name one under the other: a device's may be longer than its times."""
+    return re.sub(r"[ _-]", "\n", head)
+
+
+def _width(rows: Sequence[Mapping[str, str]]) -> int:
+    """Of a table of these cells, with as little as may be of who designed a network."""
+    widths = [
+        LEAST_OF_BY if head == "by" else max(map(len, (*head.split("\n"), *(cells[head] for cells in rows)))) for head in rows[0]
+    ]
+    return sum(widths) + len(widths) - 1
 
 
 def summary(results: Results, folder: Path | str) -> list[Table | Text]:

@@ -327,6 +327,28 @@ def test_the_table_fits_a_terminal_of_80_columns(with_more):
     assert any("…" in line for line in lines)
 
 
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_the_table_makes_room_for_further_devices(num_devices):
+    """Their names stand in lines, and predictions give way: no column of who found a network is lost, and no mark is cut."""
+    names = [f"latency_ms_{device}" for device in ("raspberry_pi4", "jetson_orin_nano")][:num_devices]
+    networks = tuple(dataclasses.replace(n, predicted=dict.fromkeys(names, 123.4)) for n in make_results().networks)
+    results = make_results(networks=networks)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(front_table(results))
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    assert max(map(len, lines)) <= 80
+    for n in results.listed:
+        [line] = [line for line in lines if n.id in line]
+        by = line.split()[1]
+        assert n.label.startswith(by.rstrip("…")) if n.role == "hand" else by == n.role
+        assert line.count(" 123") == num_devices
+        assert line.endswith("front, ships") == (n.id == results.picked_id)
+    heads = " ".join(lines[:6])
+    assert all(part in heads for name in names for part in name.removeprefix("latency_ms_").split("_"))
+    assert ("upper" in heads) == (num_devices == 1)
+    assert " ".join(lines[-2:]).endswith("upper and predicted are in pareto.csv") == (num_devices == 2)
+
+
 @pytest.mark.parametrize(("name", "word"), [("memory_mib", "Memory"), ("energy_mj", "Energy")])
 @pytest.mark.parametrize(("measured", "words"), [(39.0, "kept"), (44.0, "BROKEN"), (None, "PREDICTED, NOT MEASURED (lost)")])
 def test_a_budget_beside_latency_is_judged_and_said(name, word, measured, words):
