@@ -105,7 +105,7 @@ def test_a_kept_verdict_says_that_the_prediction_did_not_hold():
 
 
 def test_a_budget_that_nobody_gave_is_not_called_asked():
-    facts = {"asked_ms": 2, "asked_origin": HALF, "predicted_ms": 1.81, "predicted_upper_ms": 1.95}
+    facts = {"asked_ms": 2, "asked_origin": HALF.format(cost="latency"), "predicted_ms": 1.81, "predicted_upper_ms": 1.95}
     words = "budget 2.00 ms (derived: half of the largest network's latency), predicted 1.81 ms"
     for verdict in (Verdict.of(**facts), Verdict.of(**facts, measured_ms=1.9)):
         assert words in verdict.sentence
