@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +28,11 @@ def read_checkpoint(run: RunDirectory, name: str, compute: Compute) -> dict[str,
 def write_checkpoint(run: RunDirectory, name: str, state: Mapping[str, Any]) -> None:
     with run.replacing(name) as path:
         torch.save(dict(state), path)
+
+
+def identity_of(how: Any) -> str:
+    """Of something that is done so: another one is not what was done before."""
+    return hashlib.sha256(repr(how).encode()).hexdigest()[:12]
 
 
 @dataclass

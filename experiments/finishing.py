@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from experiments.calibration import CUT_SHORT, MEASUREMENTS, export_for_timing, left_by, read_measurements, sentinel_of
-from experiments.checkpoints import TrainingCheckpoint, loaded
+from experiments.checkpoints import TrainingCheckpoint, identity_of, loaded
 from experiments.early_exits import ExitFile, Way
 from experiments.onnx_inputs import read_graph
 from experiments.roles import SCORED_ON
@@ -163,8 +162,8 @@ class Finisher:
 
     def checkpoint(self, arch: Architecture, tag: str, how: Any) -> TrainingCheckpoint:
         """Of the training whose files have this tag; one that learned in another way than `how` is not gone on with."""
-        identity = hashlib.sha256(repr(how).encode()).hexdigest()[:12]
-        return TrainingCheckpoint(self.run, f"{self.name(arch, tag)}.ckpt", identity, self.compute, self.checkpoint_seconds)
+        name = f"{self.name(arch, tag)}.ckpt"
+        return TrainingCheckpoint(self.run, name, identity_of(how), self.compute, self.checkpoint_seconds)
 
     def error_after(self, arch: Architecture, supernet: nn.Module, *, share: float) -> float:
         """Error in percent of the split that scores candidates, after a training of that share of the steps; writes nothing."""

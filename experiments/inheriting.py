@@ -10,13 +10,12 @@ networks is read.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
-from experiments.checkpoints import TrainingCheckpoint
+from experiments.checkpoints import TrainingCheckpoint, identity_of
 from experiments.contract import checksum
 from experiments.finishing import Finisher
 from experiments.progress import Reporter
@@ -48,7 +47,7 @@ def inheriting(
     config = dataclasses.replace(finisher.settings.train, steps=steps) if steps else None
     how = [[arch.id for arch in archs], config, distillation, finisher.seed, finisher.device.fingerprint]
     how.append(checksum(finisher.run / SUPERNET))
-    identity = hashlib.sha256(repr(how).encode()).hexdigest()[:12]
+    identity = identity_of(how)
     inheriting = dataclasses.replace(finisher, ships=TAG)
     if all(_record(finisher, arch).get("identity") == identity for arch in archs):
         return inheriting

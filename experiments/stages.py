@@ -12,7 +12,6 @@ While it trains it writes `shortlist/<id>.<stage>.ckpt`, and goes on there when 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,7 @@ import torch
 
 from experiments.calibration import MEASUREMENTS
 from experiments.checkpoint_teacher import checkpoint_teacher
+from experiments.checkpoints import identity_of
 from experiments.early_exits import TimedWays, exit_facts, told
 from experiments.finishing import FOLDER, Finisher
 from experiments.formatting import format_ms
@@ -75,7 +75,7 @@ class Stages:
         reports: list[StageReport] = []
         ships = ""
         for name, stage in self.stages.items():
-            identity = hashlib.sha256(repr([stage, ships, [r.identity for r in reports]]).encode()).hexdigest()[:12]
+            identity = identity_of([stage, ships, [r.identity for r in reports]])
             known = f"{FOLDER}/{self.arch.id}.{name}.json"
             record = self._run.read_json(known) if self._run.has(known) else {}
             if record.get("identity") != identity:

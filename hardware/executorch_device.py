@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import re
 import tempfile
-from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 
 from hardware.local import OnThisMachine, describe, in_order, optional, refusals
+from hardware.operators import Ran
 from hardware.visit import wall
 from nas.executorch_file import opened, quietly
 
@@ -65,20 +65,13 @@ def operators(path: Path, inputs: Mapping[str, np.ndarray]) -> list[dict[str, An
         DeviceError: like `ExecuTorch.run`.
     """
     optional("executorch", extra="executorch")
-    counts: Counter[tuple[str, str]] = Counter()
-    spent: Counter[tuple[str, str]] = Counter()
+    ran = Ran()
     with refusals(path, "ExecuTorch"):
         for event in record(path, inputs):
             if event.is_delegated_op or event.name.startswith(KERNEL):
                 name = re.sub(r" #\d+$", "", event.name.removeprefix(KERNEL))
-                key = name, DELEGATE if event.is_delegated_op else PORTABLE
-                counts[key] += 1
-                spent[key] += sum(event.perf_data.raw)
-    whole = sum(spent.values()) or 1
-    return [
-        {"operator": name, "provider": provider, "count": counts[name, provider], "percent": round(100 * time / whole, 1)}
-        for (name, provider), time in spent.most_common()
-    ]
+                ran.add(name, DELEGATE if event.is_delegated_op else PORTABLE, sum(event.perf_data.raw))
+    return ran.table()
 
 
 def record(path: Path, inputs: Mapping[str, np.ndarray]) -> list[Any]:

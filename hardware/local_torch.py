@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 
 from hardware.local import OnThisMachine, describe, in_order, refusals
+from hardware.operators import Ran
 from hardware.visit import wall
 
 DELEGATE = "torch"
@@ -133,8 +133,7 @@ def operators(path: Path, inputs: Mapping[str, np.ndarray]) -> list[dict[str, An
     Raises:
         DeviceError: like `LocalTorch.run`.
     """
-    counts: Counter[str] = Counter()
-    spent: Counter[str] = Counter()
+    ran = Ran()
     with refusals(path, "torch"), torch.inference_mode(), num_threads(1):
         module, names = load(path)
         tensors = [torch.from_numpy(value) for value in in_order(inputs, names)]
@@ -144,10 +143,5 @@ def operators(path: Path, inputs: Mapping[str, np.ndarray]) -> list[dict[str, An
                 module(*tensors)
         for event in profile.key_averages():
             if event.key.startswith("aten::"):
-                counts[event.key.removeprefix("aten::")] += event.count
-                spent[event.key.removeprefix("aten::")] += event.self_cpu_time_total
-    whole = sum(spent.values()) or 1
-    return [
-        {"operator": name, "provider": DELEGATE, "count": counts[name] // RUNS, "percent": round(100 * time / whole, 1)}
-        for name, time in spent.most_common()
-    ]
+                ran.add(event.key.removeprefix("aten::"), DELEGATE, event.self_cpu_time_total, count=event.count)
+    return ran.table(runs=RUNS)

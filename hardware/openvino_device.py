@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Unpack
@@ -11,6 +10,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from hardware.local import OnThisMachine, check_option, describe, in_order, optional, refusals
+from hardware.operators import Ran
 from hardware.visit import VisitOptions, wall
 from nas.protocols import DeviceError
 
@@ -90,8 +90,7 @@ def operators(path: Path, inputs: Mapping[str, np.ndarray]) -> list[dict[str, An
         DeviceError: like `OpenVino.run`.
     """
     core = optional("openvino", extra="openvino").Core()
-    counts: Counter[tuple[str, str]] = Counter()
-    spent: Counter[tuple[str, str]] = Counter()
+    ran = Ran()
     with refusals(path, "OpenVINO"):
         model = core.read_model(path)
         model.reshape({name: list(value.shape) for name, value in inputs.items()})
@@ -101,11 +100,6 @@ def operators(path: Path, inputs: Mapping[str, np.ndarray]) -> list[dict[str, An
             request.infer(dict(inputs))
             for node in request.profiling_info:
                 if node.status.name == "EXECUTED":
-                    key = node.node_type, REFERENCE if node.exec_type.startswith("ref") else DELEGATE
-                    counts[key] += 1
-                    spent[key] += node.real_time.total_seconds()
-    whole = sum(spent.values()) or 1
-    return [
-        {"operator": name, "provider": provider, "count": counts[name, provider] // RUNS, "percent": round(100 * time / whole, 1)}
-        for (name, provider), time in spent.most_common()
-    ]
+                    provider = REFERENCE if node.exec_type.startswith("ref") else DELEGATE
+                    ran.add(node.node_type, provider, node.real_time.total_seconds())
+    return ran.table(runs=RUNS)

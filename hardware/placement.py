@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 import onnxruntime
 
 from hardware.environment import num_cores
+from hardware.operators import Ran
 from hardware.visit import Visit, wall
 
 CPU = "CPUExecutionProvider"
@@ -169,22 +169,10 @@ def operators(path: Path, inputs: Mapping[str, np.ndarray], placement: Placement
         events = json.loads(Path(session.end_profiling()).read_text())
     ran = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
     ran = [e for e in ran if e["args"]["op_name"] != "If"]  # its time is that of what it ran
-    counts: Counter[tuple[str, str]] = Counter()
-    micros: Counter[tuple[str, str]] = Counter()
+    found = Ran()
     for event in ran:
-        key = (event["args"]["op_name"], event["args"]["provider"])
-        counts[key] += 1
-        micros[key] += event["dur"]
-    whole = sum(micros.values()) or 1
-    return [
-        {
-            "operator": op,
-            "provider": provider,
-            "count": counts[op, provider] // runs,
-            "percent": round(100 * spent / whole, 1),
-        }
-        for (op, provider), spent in micros.most_common()
-    ]
+        found.add(event["args"]["op_name"], event["args"]["provider"], event["dur"])
+    return found.table(runs=runs)
 
 
 def peak_memory(path: Path, inputs: Mapping[str, np.ndarray], placement: Placement) -> dict[str, float] | None:

@@ -6,7 +6,6 @@ import contextlib
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -144,14 +143,7 @@ def added_by_layers(network: nn.Module, school: School) -> dict[int, float]:
     layers, stack = layers_of(network), cast(Any, network.stack)
     if len(set(layers)) < len(layers) or stack.keep.fewer:
         return {}
-    source = stream(school.task, "train", tokens_per_batch=2048, seed=school.seed)
-    batches = [batch.to(school.compute.device) for batch in islice(source, NUM_BATCHES)]
-    network.eval()
-
-    def loss() -> float:
-        with school.compute.autocast():
-            return sum(float(school.task.loss(network(*b.inputs), b.targets)) for b in batches) / NUM_BATCHES
-
+    loss = school.loss_on(network, "train", num_batches=NUM_BATCHES)
     first, added = loss(), {}
     for number, layer in enumerate(layers, start=1):
         with passing_by(layer):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from nas.finish.precision import check
 from nas.finish.shapes import factored, linear_layers, replace
 from nas.finish.stage import NothingToDoError
 from nas.finish.teaching import Lesson, School
-from nas.training import TrainConfig, stream
+from nas.training import TrainConfig
 
 BY = ("energy", "latency")
 SHARES = (0.25, 0.5, 0.75)  # of a map's FLOPs, that factors of the tried ranks need
@@ -128,14 +127,7 @@ def _ranks(C: int, D: int) -> list[int]:
 @torch.no_grad()
 def added_loss(network: nn.Module, school: School, ranks: Mapping[str, Sequence[int]]) -> dict[tuple[str, int], float]:
     """What the mean loss on the split "architecture" gains with a single map at a rank, and no training."""
-    source = stream(school.task, "architecture", tokens_per_batch=2048, seed=school.seed)
-    batches = [batch.to(school.compute.device) for batch in islice(source, NUM_BATCHES)]
-    network.eval()
-
-    def loss() -> float:
-        with school.compute.autocast():
-            return sum(float(school.task.loss(network(*b.inputs), b.targets)) for b in batches) / NUM_BATCHES
-
+    loss = school.loss_on(network, "architecture", num_batches=NUM_BATCHES)
     first, added = loss(), {}
     for name, few in ranks.items():
         weight = network.get_submodule(name).weight

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -171,6 +172,18 @@ class School:
         )  # fmt: skip
         if setbacks:
             self.facts["setbacks"] = setbacks
+
+    def loss_on(self, network: nn.Module, split: str, *, num_batches: int) -> Callable[[], float]:
+        """The mean loss of the network, in whatever state it is by then, over the same first batches of a split."""
+        source = stream(self.task, split, tokens_per_batch=2048, seed=self.seed)
+        batches = [batch.to(self.compute.device) for batch in islice(source, num_batches)]
+        network.eval()
+
+        def loss() -> float:
+            with self.compute.autocast():
+                return sum(float(self.task.loss(network(*b.inputs), b.targets)) for b in batches) / num_batches
+
+        return loss
 
 
 def teach(
