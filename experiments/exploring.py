@@ -68,11 +68,10 @@ class Explorer:
     def _explored(self, initial: Sequence[Architecture], calibrator: Calibrator) -> Explored:
         outer = self.settings.outer
         refined: Mapping[str, Any] | None = None
-        searcher = self._strategy(initial)
         if outer.measure:
             half = max(1, outer.evaluations // 2)
-            refined = self.refine(self._phase("search", searcher, half)[:half], calibrator)
-        by_phase = {"search": self._phase("search", searcher, outer.evaluations)}
+            refined = self.refine(self._phase("search", self._strategy(initial), half)[:half], calibrator)
+        by_phase = {"search": self._phase("search", self._strategy(initial), outer.evaluations)}
         if outer.baseline:
             num = max(1, min(outer.evaluations, len(by_phase["search"])))  # a strategy may have ended before
             by_phase["random"] = self._phase("random", self._random(), num)
@@ -87,20 +86,15 @@ class Explorer:
         return Scoring(scorer, weights=self.run / SUPERNET, processes=processes, threads=threads)
 
     def _strategy(self, initial: Sequence[Architecture]) -> Searcher:
-        searcher = self.settings.outer.searcher(
+        """That goes on from what the run has; opened again where costs are predicted anew, as by who continues the run then."""
+        return self.settings.outer.searcher(
             self.family.space, objectives=self.settings.objectives, seed=self.settings.seed, initial=initial,
-            limits=self.budget.limits, storage=open_study(self.run),
+            limits=self.budget.limits, costs=self.costing.columns, storage=open_study(self.run),
         )  # fmt: skip
-        if isinstance(searcher, Random):  # what it draws is known to be beyond a limit before it is scored
-            searcher.accept = self._is_within
-        return searcher
 
-    def _random(self) -> Searcher:
-        return Random(self.family.space, seed=self.settings.seed, accept=self._is_within)
-
-    def _is_within(self, arch: Architecture) -> bool:
-        [costs] = self.costing([arch])
-        return self.budget.allows(costs)
+    def _random(self, initial: Sequence[Architecture] = ()) -> Searcher:
+        limits, costs = self.budget.limits, self.costing.columns
+        return Random(self.family.space, seed=self.settings.seed, initial=initial, limits=limits, costs=costs)
 
     def _by_parameters(self) -> Searcher:
         """What who takes parameters for accuracy would score: of a pool of random networks, front by front those that no other
@@ -111,7 +105,7 @@ class Explorer:
         archs, latency_ms = [arch for arch, _ in within], np.array([costs["latency_ms"] for _, costs in within])
         costs = np.stack([latency_ms, -parameters_of(self.family, archs, self.costing.workload)], axis=1)
         best = fittest(costs, num, reference=(self.budget.ms, 0.0), first=1)
-        return Random(self.family.space, seed=self.settings.seed, initial=[archs[i] for i in best], accept=self._is_within)
+        return self._random([archs[i] for i in best])
 
     def _phase(self, phase: str, searcher: Searcher, num: int) -> tuple[Candidate, ...]:
         """At least `num` candidates of a phase: those that the run has, and new ones up to that number."""

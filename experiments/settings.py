@@ -17,6 +17,7 @@ from nas.darts import DartsConfig
 from nas.finish.stage import STAGES, Stage
 from nas.finish.teaching import Lesson
 from nas.protocols import Searcher
+from nas.searchers.costs import Costs, unknown
 from nas.searchers.surrogate_evolution import SurrogateEvolution
 from nas.space import Architecture, SearchSpace
 from nas.training import RULES, Rule, TrainConfig
@@ -97,12 +98,12 @@ class OuterSettings:
 
     def searcher(
         self, space: SearchSpace, *, objectives: Sequence[str], seed: int, initial: Sequence[Architecture],
-        limits: Mapping[str, float], storage: BaseStorage | None = None,
+        limits: Mapping[str, float], costs: Costs = unknown, storage: BaseStorage | None = None,
     ) -> Searcher:  # fmt: skip
         """The strategy for a space. Raises ValueError for what it refuses, in its own words."""
         try:
             return self.make_searcher(
-                space, objectives=objectives, seed=seed, initial=initial, limits=limits, storage=storage,
+                space, objectives=objectives, seed=seed, initial=initial, limits=limits, costs=costs, storage=storage,
                 population=self.population,
             )  # fmt: skip
         except (TypeError, ValueError) as error:

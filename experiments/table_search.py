@@ -201,22 +201,21 @@ class TableSearch:
     def _explore(self, role: str, model: Bounded, fastest: Architecture, asked: float) -> tuple[Candidate, ...]:
         """As many architectures for either role, the fastest first, which is within the budget."""
 
-        def evaluate(arch: Architecture) -> Candidate:
-            rows = hat.features([arch])
+        def costs(archs: Sequence[Architecture]) -> dict[str, np.ndarray]:
+            rows = hat.features(archs)
             prediction = model.predict(hat.costs(rows))
-            objectives = {
-                self.cost.name: float(prediction.mean_ms[0]),
-                self.bound: float(prediction.upper_ms[0]),
-                MISSING: self.most - float(hat.num_parameters(rows)[0]),
-            }
+            missing = self.most - hat.num_parameters(rows)
+            return {self.cost.name: prediction.mean_ms, self.bound: prediction.upper_ms, MISSING: missing}
+
+        def evaluate(arch: Architecture) -> Candidate:
+            objectives = {name: float(column[0]) for name, column in costs([arch]).items()}
             return Candidate(arch, objectives, dict.fromkeys(objectives, Provenance.PREDICTED), phase=role)
 
-        settings = self.settings.outer
-        searcher: Searcher = Random(self.space, seed=self.settings.seed)
+        settings, limits = self.settings.outer, {self.bound: asked}
+        searcher: Searcher = Random(self.space, seed=self.settings.seed, limits=limits, costs=costs)
         if role == "search":
-            limits = {self.bound: asked}
             searcher = settings.searcher(
-                self.space, objectives=self.objectives, seed=self.settings.seed, initial=[], limits=limits
+                self.space, objectives=self.objectives, seed=self.settings.seed, initial=[], limits=limits, costs=costs
             )  # fmt: skip
         first = evaluate(fastest)
         searcher.tell(first)

@@ -9,7 +9,7 @@ from nas.gaussian_process import GaussianProcesses, Views
 from nas.pareto import hypervolume
 from nas.protocols import Searcher
 from nas.search import search
-from nas.searchers.surrogate_evolution import BATCH, Known, SurrogateEvolution, SurrogateSampler, _adding_most
+from nas.searchers.surrogate_evolution import BATCH, Known, SurrogateEvolution, _adding_most
 from nas.searchers.tpe import Tpe
 from nas.types import Candidate, Provenance
 from search_spaces.encoder import encoder_space
@@ -33,6 +33,10 @@ def costs(arch):
 
 def candidate(arch):
     return Candidate(arch, dict(zip(OBJECTIVES, costs(arch), strict=True)), dict.fromkeys(OBJECTIVES, Provenance.PREDICTED))
+
+
+def complete(arch):
+    return SPACE.complete(arch, np.random.default_rng(0)).values()
 
 
 def make(**arguments):
@@ -94,7 +98,7 @@ def test_a_size_is_closer_to_its_neighbours_than_to_others():
 
 
 def test_encodings_are_those_of_the_space():
-    sampler = SurrogateSampler(SPACE, seed=0, population=10)
+    sampler = make()._sampler
     rng = np.random.default_rng(0)
     picks = rng.integers([len(choice.options) for choice in SPACE], size=(30, len(SPACE.choices)))
     archs = [SPACE.canonical({c.name: c.options[i] for c, i in zip(SPACE, row, strict=True)}) for row in picks.tolist()]
@@ -129,6 +133,33 @@ def test_proposals_keep_a_limit_that_most_architectures_break():
     assert sum(first) < 8
     assert sum(last) >= BATCH - 1
     assert len({c.arch.id for c in found}) == len(found)
+
+
+def times(archs):
+    return {"latency_ms": np.array([costs(arch)[1] for arch in archs])}
+
+
+def test_a_limit_that_is_known_is_kept_from_the_first_trial_on():
+    limit = float(np.quantile([costs(arch)[1] for arch in sampled(200)], 0.1))
+    searcher = make(limits={"latency_ms": limit}, costs=times)
+    found = search(searcher, candidate, num_evaluations=10 + 2 * BATCH).candidates
+    assert all(c.objectives["latency_ms"] <= limit for c in found[:10])
+    assert sum(c.objectives["latency_ms"] <= limit for c in found[10:]) == 2 * BATCH
+
+
+def test_what_is_known_is_not_taken_from_the_model():
+    told = [candidate(arch) for arch in sampled(12)]
+    sampler = make(costs=times)._sampler
+    picks = np.array([[choice.index(pick) for choice, pick in zip(SPACE, complete(c.arch), strict=True)] for c in told])
+    met = Known(picks, np.full((12, 2), 7.0), np.empty((12, 0)))
+    priced = sampler._priced(met)
+    assert priced.costs[:, 0].tolist() == [7.0] * 12
+    assert priced.costs[:, 1].tolist() == [c.objectives["latency_ms"] for c in told]
+
+
+def test_a_limit_that_nothing_is_known_to_keep_ends_the_draws():
+    searcher = make(limits={"latency_ms": 1e-9}, costs=times, population=2)
+    SPACE.validate(searcher.ask())
 
 
 @pytest.mark.parametrize("stop", [3, 10, 12, 15])

@@ -34,7 +34,6 @@ from nas.extremes import least
 from nas.pareto import hypervolume
 from nas.protocols import Batch, Family, Searcher, Task
 from nas.search import search
-from nas.searchers.random import Random
 from nas.space import Architecture
 from nas.supernet import evaluation_batches, inherited_error, state_of
 from nas.training import supernet_trainer
@@ -75,9 +74,13 @@ class Inherited:
     def evaluate(self, arch: Architecture) -> Candidate:
         if arch.id not in self.errors:
             self.errors[arch.id] = self._error(arch, self.batches[::PART])
-        prediction = self.model.predict([arch])
-        numbers = {"latency_ms": float(prediction.mean_ms[0]), "upper_ms": float(prediction.upper_ms[0])}
-        return Candidate(arch, {"error": self.errors[arch.id], **numbers}, PROVENANCE)
+        costs = {name: float(column[0]) for name, column in self.costs([arch]).items()}
+        return Candidate(arch, {"error": self.errors[arch.id], **costs}, PROVENANCE)
+
+    def costs(self, archs: Sequence[Architecture]) -> dict[str, np.ndarray]:
+        """What is known of candidates before they are scored, each [N]."""
+        prediction = self.model.predict(archs)
+        return {"latency_ms": prediction.mean_ms, "upper_ms": prediction.upper_ms}
 
     def seconds_of_complete(self, num: int) -> np.ndarray:
         """CPU and wall seconds of so many random networks' errors over the complete split, [N, 2]."""
@@ -97,11 +100,10 @@ class Inherited:
         """Error in percent and latency in ms, [N, 2], of what a strategy asks for within the budget, in its order; what is beyond
         it counts as an evaluation and is not a number."""
         space, limits = self.family.space, {"upper_ms": self.budget_ms}
-        if make is Random:
-            searcher: Searcher = Random(space, seed=seed, accept=self._is_within)
-        else:
-            population = self.settings.outer.population
-            searcher = make(space, objectives=OBJECTIVES, seed=seed, initial=initial, limits=limits, population=population)
+        searcher = make(
+            space, objectives=OBJECTIVES, seed=seed, initial=initial, limits=limits, costs=self.costs,
+            population=self.settings.outer.population,
+        )  # fmt: skip
         candidates = search(searcher, self.evaluate, num_evaluations=num).candidates
         points = [
             [c.objectives[n] if c.objectives["upper_ms"] <= self.budget_ms else np.nan for n in OBJECTIVES] for c in candidates
@@ -127,9 +129,6 @@ class Inherited:
 
     def _error(self, arch: Architecture, batches: Sequence[Batch]) -> float:
         return inherited_error(self.family, self.supernet, arch, batches, self.task, self.compute)
-
-    def _is_within(self, arch: Architecture) -> bool:
-        return float(self._upper_ms([arch])[0]) <= self.budget_ms
 
     def _upper_ms(self, archs: Sequence[Architecture]) -> np.ndarray:
         return self.model.predict(archs).upper_ms

@@ -39,6 +39,7 @@ from nas.compute import Compute
 from nas.costs import flops_of
 from nas.pareto import fittest, hypervolume, non_dominated
 from nas.search import search
+from nas.searchers.costs import within
 from nas.searchers.random import Random
 from nas.space import Architecture
 from nas.supernet import evaluation_batches, inherited_error
@@ -189,16 +190,17 @@ def inherited(pipeline: Pipeline, supernet: nn.Module, compute: Compute, num: in
     half = flops_of(family, [family.space.largest()], pipeline.workload)[0] / 2
     validation = [batch.to(compute.device) for batch in evaluation_batches(task, "validation")]
 
-    def flops(arch: Architecture) -> float:
-        return float(flops_of(family, [arch], pipeline.workload)[0] / half)
+    def costs(archs: Sequence[Architecture]) -> dict[str, np.ndarray]:
+        return {"flops": flops_of(family, archs, pipeline.workload) / half}
 
     def evaluate(arch: Architecture) -> Candidate:
         error = inherited_error(family, supernet, arch, validation, task, compute)
         provenance = {"error": Provenance.INHERITED, "flops": Provenance.PREDICTED}
-        return Candidate(arch, {"error": error, "flops": flops(arch)}, provenance)
+        return Candidate(arch, {"error": error, "flops": float(costs([arch])["flops"][0])}, provenance)
 
-    by_hand = [arch for arch in family.hand_designed().values() if flops(arch) <= 1]
-    searcher = Random(family.space, seed=pipeline.settings.seed, initial=by_hand, accept=lambda arch: flops(arch) <= 1)
+    limits = {"flops": 1.0}
+    by_hand = [arch for arch in family.hand_designed().values() if within([arch], limits, costs).all()]
+    searcher = Random(family.space, seed=pipeline.settings.seed, initial=by_hand, limits=limits, costs=costs)
     with pipeline.report.phase("Scoring with inherited weights", num):
         return list(search(searcher, evaluate, num_evaluations=num).candidates)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from optuna.storages import BaseStorage
 
 from nas.protocols import ExhaustedError
-from nas.searchers.study import NO_LIMITS
+from nas.searchers.costs import NO_LIMITS, Costs, unknown
 from nas.space import Architecture, SearchSpace
 from nas.types import Candidate
 
@@ -21,7 +21,7 @@ class Proposals:
 
     def __init__(
         self, space: SearchSpace, *, seed: int, initial: Iterable[Architecture] = (), objectives: Sequence[str] = (),
-        limits: Mapping[str, float] = NO_LIMITS, storage: BaseStorage | None = None, population: int = 0,
+        limits: Mapping[str, float] = NO_LIMITS, costs: Costs = unknown, storage: BaseStorage | None = None, population: int = 0,
     ) -> None:  # fmt: skip
         self.space, self.waiting = space, list(initial)
         if not self.waiting:

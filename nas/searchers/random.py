@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from optuna.storages import BaseStorage
 
 from nas.protocols import ExhaustedError
-from nas.searchers.study import NO_LIMITS
+from nas.searchers.costs import NO_LIMITS, Costs, unknown, within
 from nas.space import Architecture, SearchSpace
 from nas.types import Candidate
 
@@ -17,21 +17,20 @@ DRAWS = 10_000
 
 
 class Random:
-    """Random search over what `accept` lets through; the n-th draw follows from (seed, n).
+    """Random search over what is not known to be beyond a limit; the n-th draw follows from (seed, n).
 
-    It learns nothing and keeps nothing, so of what `StudySearcher` takes it has no use for objectives, limits, storage and
-    population: who goes on with it asks again, and is asked for the same. Limits are kept by `accept`, which may be set later:
-    unlike a strategy that learns, this one cannot be told afterwards what was beyond them.
+    It learns nothing and keeps nothing, so of what `StudySearcher` takes it has no use for objectives, storage and population:
+    who goes on with it asks again, and is asked for the same.
     """
 
     batch = sys.maxsize  # no draw depends on a score
 
     def __init__(
         self, space: SearchSpace, *, seed: int, initial: Iterable[Architecture] = (),
-        accept: Callable[[Architecture], bool] = lambda arch: True, objectives: Sequence[str] = (),
-        limits: Mapping[str, float] = NO_LIMITS, storage: BaseStorage | None = None, population: int = 0,
+        objectives: Sequence[str] = (), limits: Mapping[str, float] = NO_LIMITS, costs: Costs = unknown,
+        storage: BaseStorage | None = None, population: int = 0,
     ) -> None:  # fmt: skip
-        self.space, self.seed, self.accept = space, seed, accept
+        self.space, self.seed, self.limits, self.costs = space, seed, limits, costs
         self._initial = list(initial)
         self._seen: set[str] = set()
         self._drawn = 0
@@ -44,7 +43,7 @@ class Random:
         for _ in range(DRAWS):
             arch = self.space.sample(np.random.default_rng([self.seed, self._drawn]))
             self._drawn += 1
-            if arch.id not in self._seen and self.accept(arch):
+            if arch.id not in self._seen and within([arch], self.limits, self.costs).all():
                 self._seen.add(arch.id)
                 return arch
         raise ExhaustedError(f"the space {self.space.name} has no more architectures to draw after {len(self._seen)}")

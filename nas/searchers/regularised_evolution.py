@@ -16,7 +16,7 @@ from optuna.storages import BaseStorage
 
 from nas.pareto import crowding, ranks
 from nas.protocols import ExhaustedError
-from nas.searchers.study import NO_LIMITS
+from nas.searchers.costs import NO_LIMITS, Costs, unknown
 from nas.space import Architecture, SearchSpace
 from nas.types import Candidate
 
@@ -31,7 +31,7 @@ class RegularisedEvolution:
     Args:
         initial: architectures to begin with; random ones fill up the first population.
         limits: numbers of a candidate that should not be exceeded.
-        storage: not used.
+        costs, storage: not used.
         population: architectures that live.
         tournament: share of them that is drawn for one child (the paper has 25 of 100).
 
@@ -41,7 +41,7 @@ class RegularisedEvolution:
 
     def __init__(
         self, space: SearchSpace, *, objectives: Sequence[str], seed: int, initial: Iterable[Architecture] = (),
-        limits: Mapping[str, float] = NO_LIMITS, storage: BaseStorage | None = None, population: int = 20,
+        limits: Mapping[str, float] = NO_LIMITS, costs: Costs = unknown, storage: BaseStorage | None = None, population: int = 20,
         tournament: float = 0.25,
     ) -> None:  # fmt: skip
         if population < 2:

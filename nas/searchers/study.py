@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,13 +20,13 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from nas.searchers.costs import NO_LIMITS, Costs, unknown
 from nas.seeds import seed_of
 from nas.space import Architecture, Choice, Option, SearchSpace
 from nas.types import Candidate
 
 NAME = "search"
 SAME = 1e-6  # relative difference of limits that are the same
-NO_LIMITS: Mapping[str, float] = MappingProxyType({})
 
 
 class StudySearcher(ABC):
@@ -40,6 +39,7 @@ class StudySearcher(ABC):
         initial: architectures to begin with, such as the proposals of a differentiable search.
         limits: numbers of a candidate that must not be exceeded (Deb's constrained domination, through `Trial.set_constraint`);
             a violation counts by its share of the limit, so that ms and MiB can be added up.
+        costs: what of a candidate's numbers is known before it is scored; Optuna's own strategies learn of it afterwards.
         storage: an Optuna storage that keeps the study, or None; a study that it already holds is continued.
         population: trials before the strategy begins to learn, and those of one generation.
 
@@ -49,7 +49,7 @@ class StudySearcher(ABC):
 
     def __init__(
         self, space: SearchSpace, *, objectives: Sequence[str], seed: int, initial: Iterable[Architecture] = (),
-        limits: Mapping[str, float] = NO_LIMITS, storage: BaseStorage | None = None, population: int = 20,
+        limits: Mapping[str, float] = NO_LIMITS, costs: Costs = unknown, storage: BaseStorage | None = None, population: int = 20,
     ) -> None:  # fmt: skip
         if population < 2:
             raise ValueError(f"population: {population} is not at least 2")
@@ -57,7 +57,7 @@ class StudySearcher(ABC):
             if not limit > 0:
                 raise ValueError(f"limits: {limit} of {name} is not positive")
         self.space, self.objectives, self.seed, self.population = space, tuple(objectives), seed, population
-        self.limits = dict(limits)
+        self.limits, self.costs = dict(limits), costs
         self._distributions = {c.name: _distribution(c) for c in space}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         directions = [optuna.study.StudyDirection.MINIMIZE] * len(self.objectives)

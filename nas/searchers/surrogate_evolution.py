@@ -5,11 +5,15 @@ means for some generations, which costs no evaluation, and of all that it met, t
 hypervolume of the front, as the model sees it: batches like those of TSEMO (Bradford et al., 2018, J. Global Optimization 71), by
 evolution on a surrogate like that of NSGANetV2 (arXiv:2007.10396). Draws from the processes in place of their means explored more
 and found less.
+
+What is known of an architecture before it is scored, such as its predicted latency, needs no model: random trials keep the limits
+that are known, and what evolution met is judged by the known numbers in place of the model's.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,14 +27,17 @@ from threadpoolctl import threadpool_limits
 from nas.encoding import Encoding
 from nas.gaussian_process import GaussianProcesses, Views
 from nas.pareto import hypervolume, non_dominated, ranks
+from nas.searchers.costs import Costs, within
 from nas.searchers.study import StudySearcher
-from nas.space import SearchSpace
+from nas.space import Architecture, SearchSpace
 
 BATCH = 5  # trials that one fit of the model proposes
 GENERATIONS = 6
 CHILDREN = 200  # of a generation
 DRAWN = 2.0  # picks of a child that are drawn anew, on average
 MOST_TRIALS = 256  # that the model learns from: the best ones
+MOST_PRICED = 100  # of what evolution met: the best ones by the model
+MOST_DRAWS = 1000  # of a random trial, until one keeps the limits that are known
 
 
 class SurrogateEvolution(StudySearcher):
@@ -47,7 +54,10 @@ class SurrogateEvolution(StudySearcher):
 
     @functools.cached_property
     def _sampler(self) -> BaseSampler:
-        return SurrogateSampler(self.space, seed=self.seed, population=self.population)
+        return SurrogateSampler(
+            self.space, seed=self.seed, population=self.population, objectives=self.objectives, limits=self.limits,
+            costs=self.costs,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,17 +83,24 @@ class Known:
         """Indices of so many: those within the limits first, or else least beyond them, and of equals by fronts."""
         return np.lexsort((ranks(self.costs, enough=num), self.beyond))[:num]
 
+    def of(self, rows: np.ndarray) -> Known:
+        return Known(self.picks[rows], self.costs[rows], self.excess[rows])
+
     def within(self) -> Known:
         """Those that keep the limits, or all if none does."""
         kept = self.beyond <= 0
-        return Known(self.picks[kept], self.costs[kept], self.excess[kept]) if kept.any() else self
+        return self.of(kept) if kept.any() else self
 
 
 class SurrogateSampler(BaseSampler):
     """Proposals for the trials of a batch follow from the seed and from what was told before the batch began."""
 
-    def __init__(self, space: SearchSpace, *, seed: int, population: int) -> None:
+    def __init__(
+        self, space: SearchSpace, *, seed: int, population: int, objectives: Sequence[str], limits: Mapping[str, float],
+        costs: Costs,
+    ) -> None:  # fmt: skip
         self.space, self.seed, self.population = space, seed, population
+        self.objectives, self.limits, self.costs = objectives, limits, costs
         self._views = Views(space)
         self._sizes = np.array([len(choice.options) for choice in space])
         self._starts = np.array([space.offsets[choice.name].start for choice in space])
@@ -98,7 +115,7 @@ class SurrogateSampler(BaseSampler):
     ) -> dict[str, Any]:
         batch, place = divmod(trial.number - self.population, BATCH)
         if batch < 0:
-            picks = np.random.default_rng([self.seed, trial.number]).integers(self._sizes)
+            picks = self._drawn(np.random.default_rng([self.seed, trial.number]))
         else:
             if self._planned[0] != batch:
                 self._planned = batch, self._plan(study, batch)
@@ -110,18 +127,27 @@ class SurrogateSampler(BaseSampler):
     ) -> Any:
         raise NotImplementedError(f"{param_name}: every pick of a trial is drawn at once")
 
+    def _drawn(self, rng: np.random.Generator) -> np.ndarray:
+        """Uniformly random picks [C], drawn until they keep the limits that are known, or often enough."""
+        picks: np.ndarray = rng.integers(self._sizes)
+        for _ in range(MOST_DRAWS):
+            if within(self._archs(picks[None]), self.limits, self.costs).all():
+                break
+            picks = rng.integers(self._sizes)
+        return picks
+
     def _plan(self, study: optuna.Study, batch: int) -> np.ndarray:
         """Picks of the trials of a batch, [BATCH, C]."""
         rng = np.random.default_rng([self.seed, self.population, batch])
-        random = rng.integers(self._sizes, size=(BATCH, len(self._sizes)))
         known = self._known(study, until=self.population + batch * BATCH)
         if known is None:
-            return random
+            return np.stack([self._drawn(rng) for _ in range(BATCH)])
         with threadpool_limits(1):  # the matrices are small: threads would wait for each other, eight times as long
-            met = self._evolved(known, rng).within()
+            met = self._evolved(known, rng)
+        met = self._priced(met.of(met.best(MOST_PRICED))).within()
         chosen = _adding_most(met.costs, known.within().costs, BATCH)
-        found: np.ndarray = np.vstack([met.picks[chosen], random])[:BATCH]
-        return found
+        missing = [self._drawn(rng) for _ in range(BATCH - len(chosen))]
+        return np.stack([*met.picks[chosen], *missing])
 
     def _known(self, study: optuna.Study, *, until: int) -> Known | None:
         """The finished trials with numbers below `until`, if there are any."""
@@ -157,6 +183,23 @@ class SurrogateSampler(BaseSampler):
             met = Known(picks, values[:, :num_objectives], values[:, num_objectives:] - 1.0)
             parents = np.vstack([picks[met.best(self.population)], elders])
         return met
+
+    def _priced(self, met: Known) -> Known:
+        """With what is known of them in place of what the model says."""
+        prices = self.costs(self._archs(met.picks))
+        costs, excess = met.costs.copy(), met.excess.copy()
+        for column, name in enumerate(self.objectives):
+            costs[:, column] = prices.get(name, costs[:, column])
+        for column, (name, limit) in enumerate(self.limits.items()):
+            if name in prices:
+                excess[:, column] = prices[name] / limit - 1.0
+        return Known(met.picks, costs, excess)
+
+    def _archs(self, picks: np.ndarray) -> list[Architecture]:
+        """Of picks [N, C]."""
+        return [
+            self.space.canonical({c.name: c.options[i] for c, i in zip(self.space, row, strict=True)}) for row in picks.tolist()
+        ]
 
     def _children(self, parents: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """[CHILDREN, C]: half of them of one parent, half of two, each pick from either; in all, some picks are drawn anew."""
