@@ -316,7 +316,10 @@ def test_search_ends_with_its_figures_and_trains_once(capsys, tmp_path):
     for key in ("regret_ratio_to_random_23", "hypervolume_ratio_to_best_peer", "ask_tell_ms", "evaluations_per_minute"):
         assert figures[key] > 0
     assert all(figures[f"languages_epsilon_percent_{name}"] >= 0 for name in ("hybrid", *on_tasks.OTHERS))
+    assert figures["hypervolume_ratio_of_all_found_to_best_peer"] >= figures["hypervolume_ratio_to_best_peer"]
+    assert figures["tight_languages_hypervolume_ratio_to_random"] > 0
     assert (tmp_path / "attainment-languages.png").is_file()
+    assert (tmp_path / "tight" / "attainment-languages.png").is_file()
     report = Reporter(quiet=True)
     [kept] = tmp_path.glob("supernet-*.safetensors")
     before = kept.stat().st_mtime_ns

@@ -1,9 +1,10 @@
 """A search as a run does it, without a device: errors with a supernet's weights, and predicted latency.
 
 Task, space and settings are those of the main job with a few overrides. The device is the invented one of `bench darts`, so that
-the figures do not depend on how busy this machine is. As in a run, the budget is half of the largest network's latency, and
-random search draws only what is predicted to keep it. Searches score every third batch of the split that scores candidates, so
-that there is time for many; what an evaluation costs is said of the complete one.
+the figures do not depend on how busy this machine is. As in a run that is asked for none, the budget is half of the largest
+network's latency; or it is a tight one, which one of five random networks keeps. Random search draws only what is predicted to
+keep it. Searches score every third batch of the split that scores candidates, so that there is time for many; what an evaluation
+costs is said of the complete one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ from nas.training import supernet_trainer
 from nas.types import Candidate, Provenance, Workload
 
 OBJECTIVES = ("error", "latency_ms")
+SAMPLES, KEEP_A_TIGHT_BUDGET = 500, 0.2  # random networks, and the share of them that keeps a tight budget
 PART = 3  # one of so many batches is what searches see
 PROVENANCE = {"error": Provenance.INHERITED, **dict.fromkeys(("latency_ms", "upper_ms"), Provenance.PREDICTED)}
 
@@ -55,6 +57,7 @@ class Inherited:
     compute: Compute
     model: AdditiveLatency
     batches: Sequence[Batch]
+    budget_ms: float
     errors: dict[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -69,7 +72,14 @@ class Inherited:
         supernet = _supernet(family, task, settings.supernet, compute, folder, report)
         batches = list(evaluation_batches(task, SCORED_ON))
         model = invented_device(family, Workload(tokens=task.max_tokens))
-        return cls(family, task, settings, supernet, compute, model, batches)
+        budget_ms = float(model.predict([family.space.largest()]).mean_ms[0]) / 2
+        return cls(family, task, settings, supernet, compute, model, batches, budget_ms)
+
+    def tight(self) -> Inherited:
+        """The same with a budget that few networks keep."""
+        rng = np.random.default_rng(0)
+        upper_ms = self._upper_ms([self.family.space.sample(rng) for _ in range(SAMPLES)])
+        return replace(self, budget_ms=float(np.quantile(upper_ms, KEEP_A_TIGHT_BUDGET)))
 
     def evaluate(self, arch: Architecture) -> Candidate:
         if arch.id not in self.errors:
@@ -91,10 +101,6 @@ class Inherited:
             self._error(arch, self.batches)
             seconds.append((time.process_time() - start[0], time.perf_counter() - start[1]))
         return np.array(seconds)
-
-    @property
-    def budget_ms(self) -> float:
-        return float(self.model.predict([self.family.space.largest()]).mean_ms[0]) / 2
 
     def found(self, make: Callable[..., Searcher], num: int, *, seed: int, initial: Sequence[Architecture] = ()) -> np.ndarray:
         """Error in percent and latency in ms, [N, 2], of what a strategy asks for within the budget, in its order; what is beyond

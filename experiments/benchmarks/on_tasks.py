@@ -4,6 +4,8 @@ For each task and seed the differentiable search proposes and the default strate
 evaluations and, as *equal time*, for as many more as the proposals would have bought in CPU time, though for no more than three
 times as many in all: where an evaluation takes a few ms, asking takes longer. Hypervolumes are up to the budget and the error of
 the smallest network.
+
+What all searches of all seeds found together says how much there is to gain: no ratio can be larger than that of its front.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from experiments.progress import Reporter
 from nas.pareto import epsilon, non_dominated
 
 OTHERS = {"without_proposals": OURS, **{name: name for name in PEERS}}  # what the default is compared with
+ALL = "all_found"  # what any search of any seed found, at equal time
 EQUAL = ("", "_equal_time")
 MOST = 3  # times the evaluations, at equal time
 
@@ -55,6 +58,12 @@ class Found:
         self.volumes.setdefault(f"{name}_equal_time", []).append(problem.volume(points))
         self.fronts.setdefault(name, []).append(points[~np.isnan(points[:, 0])][:, ::-1])
 
+    def together(self, problem: Inherited) -> dict[str, np.ndarray]:
+        """The volume of what all found, for each seed the same."""
+        points = np.concatenate([front[:, ::-1] for of_seeds in self.fronts.values() for front in of_seeds])
+        volume = np.full(len(self.bought), problem.volume(points))
+        return {ALL + words: volume for words in EQUAL}
+
 
 def compare(effort: Effort, problems: Mapping[str, Inherited], folder: Path, report: Reporter) -> dict[str, float]:
     """Hypervolume ratios of each task and over all, epsilon, and how many evaluations a minute holds on the first; draws the
@@ -70,18 +79,16 @@ def compare(effort: Effort, problems: Mapping[str, Inherited], folder: Path, rep
     volumes: dict[str, Volumes] = {}
     for task, problem in problems.items():
         found = _searched(problem, effort, task, report, cpu_seconds=float(seconds[task][0]))
-        volumes[task] = {name: np.array(of_seeds) for name, of_seeds in found.volumes.items()}
+        volumes[task] = {name: np.array(of_seeds) for name, of_seeds in found.volumes.items()} | found.together(problem)
         figures |= {f"{task}_{key}": value for key, value in ratios([volumes[task]]).items()}
         figures |= {f"{task}_{key}": value for key, value in epsilons(found.fronts).items()}
         figures[f"{task}_evaluations_for_proposals"] = float(np.median(found.bought))
-        title, words = (
-            f"{task}: inherited weights, at equal time",
-            ("predicted latency (ms)", "error on the split of the search (%)"),
-        )
+        title = f"{task}: inherited weights, budget {problem.budget_ms:.3g} ms, at equal time"
+        words = ("predicted latency (ms)", "error on the split of the search (%)")
         figure = attainment_figure(found.fronts, title=title, axes_words=words)
         (folder / f"attainment-{task}.png").write_bytes(png(figure))
     figures |= ratios(list(volumes.values()))
-    _show(figures, effort, list(problems), report)
+    _show(figures, effort, problems, report)
     return figures
 
 
@@ -109,6 +116,8 @@ def ratios(of_tasks: Sequence[Volumes]) -> dict[str, float]:
         best = [max((of[name + words] for name in PEERS), key=np.median) for of in of_tasks]
         ours = [of["hybrid"] for of in of_tasks]
         figures |= ratio_with_interval(f"hypervolume_ratio_to_best_peer{words}", list(zip(ours, best, strict=True)))
+        most = [of[ALL + words] for of in of_tasks]
+        figures |= ratio_with_interval(f"hypervolume_ratio_of_{ALL}_to_best_peer{words}", list(zip(most, best, strict=True)))
         for name in OTHERS:
             theirs = [of[name + words] for of in of_tasks]
             figures |= ratio_with_interval(f"hypervolume_ratio_to_{name}{words}", list(zip(ours, theirs, strict=True)))
@@ -126,12 +135,15 @@ def epsilons(fronts: Mapping[str, Sequence[np.ndarray]]) -> dict[str, float]:
     }
 
 
-def _show(figures: Mapping[str, float], effort: Effort, tasks: Sequence[str], report: Reporter) -> None:
+def _show(figures: Mapping[str, float], effort: Effort, problems: Mapping[str, Inherited], report: Reporter) -> None:
+    tasks = list(problems)
+    budgets = ", ".join(f"{problem.budget_ms:.3g} ms for {task}" for task, problem in problems.items())
+    report.say(f"With budgets of {budgets}:")
     for words, said in zip(EQUAL, (f"{effort.evaluations} evaluations", "equal time"), strict=True):
         title = f"Hypervolume of the default over each peer's at {said}, {effort.seeds} seeds (aim: 1.05)"
         table = Table("peer", *tasks, *(["all"] if len(tasks) > 1 else []), title=title, box=SIMPLE_HEAD)
-        for name in ("best_peer", *OTHERS):
-            key = f"hypervolume_ratio_to_{name}{words}"
+        rows = {name: f"hypervolume_ratio_to_{name}{words}" for name in ("best_peer", *OTHERS)}
+        for name, key in {**rows, "most there is": f"hypervolume_ratio_of_{ALL}_to_best_peer{words}"}.items():
             cells = [cell(figures, f"{task}_{key}") for task in tasks] + ([cell(figures, key)] if len(tasks) > 1 else [])
             table.add_row(name.replace("_", " "), *cells)
         report.console.print(table)

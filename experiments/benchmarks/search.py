@@ -9,7 +9,8 @@
   takes about a second a trial, so it joins for few on the law. Searches of other packages join where these are installed
   (`experiments.benchmarks.peers`).
 - *Real tasks* (`experiments.benchmarks.on_tasks`): hypervolume of the default, differentiable proposals and then that strategy,
-  over the best peer's and over its own without them, with inherited weights. Supernets are trained once; with `directory=` they
+  over the best peer's and over its own without them, with inherited weights, within half of the largest network's time and, as
+  `tight`, within a budget that one of five random networks keeps. Supernets are trained once; with `directory=` they
   stay there for the next call, and a picture of each task shows what the fronts of all seeds attain.
 - *Overhead*: CPU time of asking and telling, mean of the trials of a long search of the law; what evaluates is not in it.
 - *Budgets*: the share of them that the differentiable search hits, as `bench darts` counts it.
@@ -106,6 +107,9 @@ def run(words: Words, report: Reporter) -> dict[str, float]:
         figures |= _overhead(law, preset.trials, report)
         problems = {name: Inherited.of(of, folder, report) for name, of in preset.on_tasks.tasks.items()}
         figures |= compare(preset.on_tasks, problems, folder, report)
+        (folder / "tight").mkdir(exist_ok=True)
+        tight = {name: problem.tight() for name, problem in problems.items()}
+        figures |= {f"tight_{key}": value for key, value in compare(preset.on_tasks, tight, folder / "tight", report).items()}
         first = next(iter(problems.values()))
         figures |= darts.budgets_hit(
             first.family, first.supernet, first.model, first.task, darts.PRESETS[words.preset], first.compute, report
