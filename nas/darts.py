@@ -15,9 +15,7 @@ expected latency is multilinear, so that this is its mean over draws.
 - `beta_decay` adds the log-sum-exp of each choice's logits to their loss (beta-DARTS, arXiv:2203.01665, eq. 15), more and more of
   it, which holds logits together;
 - `discretisation="perturbation"` ranks options not by logits but by the loss of the relaxed network with the option alone in its
-  choice, on parts of several batches. DARTS-PT (arXiv:2108.04392, algorithm 1) measures the accuracy that an option's absence
-  costs, which says little where sizes share weights, and decides edge by edge, with training in between; here the choices are
-  ranked all at once, with the others relaxed, and the projection decides.
+  choice (`nas.perturbation`).
 
 Two options of others have nothing to add here. An auxiliary skip with decay (DARTS-, arXiv:2009.01027): the residual stream is a
 skip of weight one beside every branch. Operation-level early stopping (OLES, NeurIPS 2023), which freezes an operation when the
@@ -33,8 +31,8 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,76 +42,22 @@ from torch.func import functional_call
 from nas import guards
 from nas.compute import Compute
 from nas.constraints import Constraint, within_ms
+from nas.darts_config import DartsConfig
 from nas.encoding import Encoding
 from nas.guards import Health
+from nas.perturbation import RANKERS, option_losses, part
 from nas.projection import discretise
 from nas.proposals import Proposal
 from nas.protocols import Batch, DifferentiableLatencyModel, Family, Task
-from nas.ranges import check_not_negative, check_positive, check_whole
-from nas.relaxations import RELAXATIONS, Relaxation, cooled, relax
+from nas.relaxations import cooled, relax
 from nas.space import Architecture
 from nas.supernet import fixed
 from nas.training import MOST_SETBACKS, TrainingError, cosine, is_sound, stream
 
-Discretisation = Literal["probability", "perturbation"]
-Remedy = Literal["none", "beta_decay", "perturbation"]
-Schedule = Literal["constant", "cosine"]
 BETA_DECAY = 1.0  # weight of the remedy of that name
 SMALLER = 4  # what sharpness is measured on: this part of a batch
 JUDGES = 12  # batches that tell whether a remedy helped; of texts of one length each, so that a few would not do
-RANKERS = 8  # batches, such a part of each, that rank options: the best of a choice as by 16 whole others in 74 %, by one in 64 %
 SETTLING = 2  # the look at a budget from which an alarm counts: a smaller one than before overshoots at first
-
-
-@dataclass(frozen=True)
-class DartsConfig:
-    """Steps of one search and how fast things move.
-
-    `steps` are for the first budget, `steps_more` for each further one, which starts from the logits and weights of the one
-    before. The temperature falls geometrically from `temperature[0]` to `temperature[1]` in every search. The guards look every
-    `check_every` steps and at the end of a budget; a look costs about as much as two steps. Their alarm trips at a budget's
-    second look or later, as a budget that is smaller than the one before overshoots at first; where a shorter budget looks like
-    a collapse, it gets the steps to a second look. Then the search for that budget begins again with even logits and the
-    `remedy`, for the steps that are left: `beta_decay`, or `perturbation`, which trains the weights under even probabilities and
-    then ranks the options by perturbation, once for all budgets. The alarm is false where a small network is as good as any: a
-    remedy stays only if what it finds has less loss on the architecture split than what was found before.
-
-    With the `schedule` "cosine", the weights' rate falls from `weight_rate` towards zero within each budget, as half a cosine;
-    the logits' rate is constant.
-
-    Raises:
-        ValueError: a value outside its range.
-    """
-
-    steps: int = 12
-    steps_more: int = 6
-    tokens_per_batch: int = 2048
-    logit_rate: float = 0.1
-    weight_rate: float = 5e-4
-    schedule: Schedule = "constant"
-    temperature: tuple[float, float] = (1.0, 0.4)
-    penalty: float = 5.0
-    relaxation: Relaxation = "gumbel"
-    unroll_rate: float = 0.0
-    beta_decay: float = 0.0
-    discretisation: Discretisation = "probability"
-    remedy: Remedy = "perturbation"
-    check_every: int = 6
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "temperature", tuple(self.temperature))
-        check_whole(self, "steps", "steps_more", "tokens_per_batch", "check_every")
-        check_positive(self, "logit_rate", "weight_rate", "penalty")
-        check_not_negative(self, "unroll_rate", "beta_decay")
-        if len(self.temperature) != 2 or not all(isinstance(t, int | float) and 0 < t < math.inf for t in self.temperature):
-            raise ValueError(f"temperature: {self.temperature} is not a pair of positive numbers")
-        allowed = {
-            "relaxation": RELAXATIONS, "discretisation": get_args(Discretisation), "remedy": get_args(Remedy),
-            "schedule": get_args(Schedule),
-        }  # fmt: skip
-        for name, options in allowed.items():
-            if getattr(self, name) not in options:
-                raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {options}")
 
 
 class Darts:
@@ -326,7 +270,7 @@ class Darts:
         skipped = guards.skip_share(encoding)
         used = max(constraint.expected_use(_exact(encoding)).item() for constraint in constraints)
         loss = self._loss(
-            _part(self._batch, SMALLER), relax(self.space, self.logits, temperature=temperature, kind=self.config.relaxation)
+            part(self._batch, SMALLER), relax(self.space, self.logits, temperature=temperature, kind=self.config.relaxation)
         )
         _number(float(loss.detach()) if is_sound(self.supernet) else math.nan, "the loss", step)
         return Health(
@@ -393,23 +337,11 @@ class Darts:
 
     @torch.no_grad()
     def _option_losses(self, encoding: Encoding) -> np.ndarray:
-        """Loss of the relaxed architecture with each option alone in its choice, [E]: the mean over parts of several batches,
-        other ones than those that judge a remedy."""
-        parts, losses = [_part(batch, RANKERS) for batch in self._judges(RANKERS, start=JUDGES)], []
-        for choice in self.space.offsets.values():
-            for index in range(choice.start, choice.stop):
-                values = encoding.values.clone()
-                values[choice] = 0.0
-                values[index] = 1.0
-                loss = float(np.mean([float(self._loss(part, Encoding(self.space, values))) for part in parts]))
-                losses.append(_number(loss, "the loss of an option alone", self.num_steps))
-        return np.array(losses)
-
-
-def _part(batch: Batch, num: int) -> Batch:
-    """The first of so many equal parts."""
-    size = -(-len(batch.targets) // num)
-    return Batch(tuple(x[:size] for x in batch.inputs), batch.targets[:size])
+        """Of each option alone in its choice, [E], on other batches than those that judge a remedy."""
+        parts = [part(batch, RANKERS) for batch in self._judges(RANKERS, start=JUDGES)]
+        losses = option_losses(encoding, lambda number, alone: float(self._loss(parts[number], alone)), len(parts))
+        _number(float(losses.sum()), "the loss of an option alone", self.num_steps)
+        return losses
 
 
 def _number(value: float, what: str, step: int) -> float:

@@ -13,8 +13,10 @@ from latency_models.additive import AdditiveLatency
 from nas import guards
 from nas.compute import Compute
 from nas.constraints import within_ms
-from nas.darts import JUDGES, RANKERS, Darts, DartsConfig
+from nas.darts import JUDGES, Darts
+from nas.darts_config import DartsConfig
 from nas.encoding import Encoding
+from nas.perturbation import RANKERS
 from nas.projection import USED, BudgetError, discretise
 from nas.proposals import Proposal
 from nas.protocols import Batch

@@ -37,7 +37,8 @@ from hardware.local_torch import num_threads
 from latency_models.additive import AdditiveLatency
 from nas.compute import Compute, choose_compute
 from nas.constraints import within_ms
-from nas.darts import Darts, DartsConfig
+from nas.darts import Darts
+from nas.darts_config import DartsConfig
 from nas.encoding import Encoding
 from nas.projection import USED, discretise
 from nas.protocols import Family, Task
