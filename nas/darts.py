@@ -12,17 +12,19 @@ expected latency is multilinear, so that this is its mean over draws.
 
 `nas.guards` looks after the search. Its options against collapse:
 
+- `auxiliary_skip` puts a skip of its own, whose weight falls to 0 within each budget, beside the options of every choice that has
+  a skip among them (DARTS-, arXiv:2009.01027, see `nas.skips`), so that a skip is not picked for what it does for training;
 - `beta_decay` adds the log-sum-exp of each choice's logits to their loss (beta-DARTS, arXiv:2203.01665, eq. 15), more and more of
   it, which holds logits together;
 - `discretisation="perturbation"` ranks options not by logits but by the loss of the relaxed network with the option alone in its
   choice (`nas.perturbation`).
 
-Two options of others have nothing to add here. An auxiliary skip with decay (DARTS-, arXiv:2009.01027): the residual stream is a
-skip of weight one beside every branch. Operation-level early stopping (OLES, NeurIPS 2023), which freezes an operation when the
-cosine of its gradients on the two splits, the mean over 20 steps, is below 0.4: options share their weights by prefixes, kinds
-share theirs, so that a branch could only be frozen for all its options alike; and a search is over before anything overfits. In a
-default search (languages, 6 budgets, 60 steps after 400 of the supernet) that cosine is 0.13 to 0.27 for attention and 0.19 to
-0.23 for feed-forwards in the first 20 steps, below 0.4 everywhere, and no less later: 0.19 and 0.24 in the first layer after 40.
+One option of others has nothing to add here: operation-level early stopping (OLES, NeurIPS 2023), which freezes an operation
+when the cosine of its gradients on the two splits, the mean over 20 steps, is below 0.4: options share their weights by
+prefixes, kinds share theirs, so that a branch could only be frozen for all its options alike; and a search is over before
+anything overfits. In a default search (languages, 6 budgets, 60 steps after 400 of the supernet) that cosine is 0.13 to 0.27 for
+attention and 0.19 to 0.23 for feed-forwards in the first 20 steps, below 0.4 everywhere, and no less later: 0.19 and 0.24 in the
+first layer after 40.
 """
 
 from __future__ import annotations
@@ -50,11 +52,12 @@ from nas.projection import discretise
 from nas.proposals import Proposal
 from nas.protocols import Batch, DifferentiableLatencyModel, Family, Task
 from nas.relaxations import cooled, relax
+from nas.skips import skip_share, with_auxiliary_skip
 from nas.space import Architecture
 from nas.supernet import fixed
 from nas.training import MOST_SETBACKS, TrainingError, cosine, is_sound, stream
 
-BETA_DECAY = 1.0  # weight of the remedy of that name
+STRENGTHS = {"auxiliary_skip": 1.0, "beta_decay": 1.0}  # of the remedies of these names, as in their papers
 SMALLER = 4  # what sharpness is measured on: this part of a batch
 JUDGES = 12  # batches that tell whether a remedy helped; of texts of one length each, so that a few would not do
 SETTLING = 2  # the look at a budget from which an alarm counts: a smaller one than before overshoots at first
@@ -80,6 +83,7 @@ class Darts:
         self.logit_optimizer: torch.optim.Optimizer
         self.option_losses = np.empty(0)
         self.num_steps, self.halvings, self.seed = 0, 0, seed
+        self.auxiliary_skip = 0.0  # weight of now
         self._even_logits()
         self._open_streams()
 
@@ -215,6 +219,9 @@ class Darts:
             log_p = np.log(np.clip(encoding.values.double().cpu().numpy(), 1e-9, 1.0))
         return discretise(self.space, log_p, constraints)
 
+    def _strength(self, option: str) -> float:
+        return STRENGTHS[option] if self.remedy == option else float(getattr(self.config, option))
+
     def _even_logits(self) -> None:
         self.logits.data.zero_()
         self.logit_optimizer = torch.optim.Adam([self.logits], lr=self.config.logit_rate, betas=(0.5, 0.999))
@@ -239,6 +246,7 @@ class Darts:
             done = min(1.0, step / max(1, steps - 1))
             temperature = cooled(self.config.temperature, done)
             self._set_rates(step / last)
+            self.auxiliary_skip = self._strength("auxiliary_skip") * (1.0 - done)
             train, self._batch = (next(batches).to(self.compute.device) for batches in (self._train, self._architecture))
             losses.append(_number(self._logit_step(train, self._batch, temperature, constraints, done), "the loss", step))
             _number(float(self.logits.detach().abs().max()), "a logit", step)
@@ -267,7 +275,7 @@ class Darts:
     def _check(self, constraints: Sequence[Constraint], temperature: float, gap: float, step: int) -> Health:
         """Raises TrainingError where the last step left weights that are no numbers, or that give no loss."""
         encoding = self._encoding(temperature)
-        skipped = guards.skip_share(encoding)
+        skipped = skip_share(encoding)
         used = max(constraint.expected_use(_exact(encoding)).item() for constraint in constraints)
         loss = self._loss(
             part(self._batch, SMALLER), relax(self.space, self.logits, temperature=temperature, kind=self.config.relaxation)
@@ -291,7 +299,8 @@ class Darts:
     def _drawn(self, logits_E: Tensor, temperature: float, number: int) -> Encoding:
         """What the networks of this step see; each draw of a step has a number."""
         seed = (self.seed, self.num_steps, number)
-        return relax(self.space, logits_E, temperature=temperature, kind=self.config.relaxation, seed=seed)
+        drawn = relax(self.space, logits_E, temperature=temperature, kind=self.config.relaxation, seed=seed)
+        return with_auxiliary_skip(drawn, self.auxiliary_skip)
 
     def _loss(self, batch: Batch, encoding: Encoding, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         with self.compute.autocast():
@@ -321,7 +330,7 @@ class Darts:
         for constraint, multiplier in zip(constraints, self.multipliers, strict=True):
             pulls.append(torch.clamp(multiplier + penalty * (constraint.expected_use(mean) - 1.0), min=0.0))
             total = total + (pulls[-1].square() - multiplier**2) / (2 * penalty)
-        if beta := BETA_DECAY if self.remedy == "beta_decay" else self.config.beta_decay:
+        if beta := self._strength("beta_decay"):
             total = total + beta * done * torch.stack([self.logits[s].logsumexp(0) for s in self.space.offsets.values()]).mean()
         (self.logits.grad,) = torch.autograd.grad(total, [self.logits])
         self.logit_optimizer.step()

@@ -10,7 +10,7 @@ from nas.ranges import check_not_negative, check_positive, check_whole
 from nas.relaxations import RELAXATIONS, Relaxation
 
 Discretisation = Literal["probability", "perturbation"]
-Remedy = Literal["none", "beta_decay", "perturbation"]
+Remedy = Literal["none", "auxiliary_skip", "beta_decay", "perturbation"]
 Schedule = Literal["constant", "cosine"]
 
 
@@ -23,12 +23,14 @@ class DartsConfig:
     `check_every` steps and at the end of a budget; a look costs about as much as two steps. Their alarm trips at a budget's
     second look or later, as a budget that is smaller than the one before overshoots at first; where a shorter budget looks like
     a collapse, it gets the steps to a second look. Then the search for that budget begins again with even logits and the
-    `remedy`, for the steps that are left: `beta_decay`, or `perturbation`, which trains the weights under even probabilities and
-    then ranks the options by perturbation, once for all budgets. The alarm is false where a small network is as good as any: a
-    remedy stays only if what it finds has less loss on the architecture split than what was found before.
+    `remedy`, for the steps that are left: `auxiliary_skip` or `beta_decay`, of weight 1, or `perturbation`, which trains the
+    weights under even probabilities and then ranks the options by perturbation, once for all budgets. The alarm is false where a
+    small network is as good as any: a remedy stays only if what it finds has less loss on the architecture split than what was
+    found before.
 
-    With the `schedule` "cosine", the weights' rate falls from `weight_rate` towards zero within each budget, as half a cosine;
-    the logits' rate is constant.
+    The weight of the auxiliary skips falls linearly from `auxiliary_skip` (1 in their paper) at a budget's first step to 0 at its
+    last. With the `schedule` "cosine", the weights' rate falls from `weight_rate` towards zero within each budget, as half a
+    cosine; the logits' rate is constant.
 
     Raises:
         ValueError: a value outside its range.
@@ -44,6 +46,7 @@ class DartsConfig:
     penalty: float = 5.0
     relaxation: Relaxation = "gumbel"
     unroll_rate: float = 0.0
+    auxiliary_skip: float = 0.0
     beta_decay: float = 0.0
     discretisation: Discretisation = "probability"
     remedy: Remedy = "perturbation"
@@ -53,7 +56,7 @@ class DartsConfig:
         object.__setattr__(self, "temperature", tuple(self.temperature))
         check_whole(self, "steps", "steps_more", "tokens_per_batch", "check_every")
         check_positive(self, "logit_rate", "weight_rate", "penalty")
-        check_not_negative(self, "unroll_rate", "beta_decay")
+        check_not_negative(self, "unroll_rate", "auxiliary_skip", "beta_decay")
         if len(self.temperature) != 2 or not all(isinstance(t, int | float) and 0 < t < math.inf for t in self.temperature):
             raise ValueError(f"temperature: {self.temperature} is not a pair of positive numbers")
         allowed = {

@@ -21,6 +21,7 @@ from nas.projection import USED, BudgetError, discretise
 from nas.proposals import Proposal
 from nas.protocols import Batch
 from nas.relaxations import RELAXATIONS, cooled, relax
+from nas.skips import skip_share, skips
 from nas.supernet import call, skeleton
 from nas.training import stream
 from nas.types import Measurement, Workload
@@ -142,6 +143,7 @@ def test_a_smaller_budget_gives_a_faster_network(latency):
 
 def test_the_unrolled_gradient_is_that_of_the_loss_after_a_step(latency):
     search = darts(latency, unroll_rate=0.5, relaxation="softmax")
+    search.auxiliary_skip = 0.5
     search.supernet.double()
     train, held_out = list(Task().batches("train", tokens_per_batch=1, seed=0))[:2]
     direction = torch.randn(FAMILY.space.encoding_size, dtype=torch.float64)
@@ -192,12 +194,12 @@ def test_options_alone_are_ranked_by_the_mean_over_parts_of_several_batches(late
 
 
 def test_skips_are_the_options_that_leave_least():
-    skipped = guards.skips(FAMILY.space)
-    assert skipped["depth"] == (1,)
-    assert skipped["layer3.attention"] == ("none",)
+    skipped = skips(FAMILY.space)
+    assert skipped["depth"] == 1
+    assert skipped["layer3.attention"] == "none"
     assert set(skipped) == {"depth", *(f"layer{layer}.attention" for layer in (1, 2, 3))}
     for arch, share in ((FAMILY.space.largest(), 0.0), (FAMILY.space.smallest(), 1.0)):
-        assert guards.skip_share(Encoding(FAMILY.space, FAMILY.space.encode([arch])[0])) == pytest.approx(share)
+        assert skip_share(Encoding(FAMILY.space, FAMILY.space.encode([arch])[0])) == pytest.approx(share)
 
 
 def test_an_alarm_wants_skips_and_an_unused_budget():
@@ -315,7 +317,7 @@ def test_the_planted_case_does_not_collapse_by_default():
     assert sound.arch["layer1.attention"] == "full"
 
 
-@pytest.mark.parametrize("remedy", ["beta_decay", "perturbation"])
+@pytest.mark.parametrize("remedy", ["auxiliary_skip", "beta_decay", "perturbation"])
 def test_a_false_alarm_leaves_the_search_where_it_was(latency, monkeypatch, remedy):
     monkeypatch.setattr(guards, "alarm", lambda **_: "all is skipped")
     search = darts(latency, check_every=2, remedy=remedy)
@@ -357,7 +359,12 @@ def test_it_leaves_the_supernet_alone(latency):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"relaxation": "softmax"}, {"relaxation": "dirichlet", "discretisation": "perturbation"}]
+    "changes",
+    [
+        {},
+        {"relaxation": "softmax", "auxiliary_skip": 1.0},
+        {"relaxation": "dirichlet", "discretisation": "perturbation"},
+    ],
 )
 def test_a_search_that_goes_on_equals_one_that_was_not_stopped(latency, changes):
     whole = darts(latency, **changes)
@@ -390,6 +397,7 @@ def test_the_rate_of_the_weights_follows_its_schedule_in_each_budget(latency, sc
         ({"unroll_rate": -1.0}, "unroll_rate: -1.0 is negative"),
         ({"logit_rate": math.nan}, "logit_rate: nan is not a finite number"),
         ({"logit_rate": ".nan"}, r"logit_rate: '\.nan' is not a finite number"),
+        ({"auxiliary_skip": -0.1}, "auxiliary_skip: -0.1 is negative"),
         ({"weight_rate": 0.0}, "weight_rate: 0.0 is not positive"),
         ({"penalty": math.inf}, "penalty: inf is not a finite number"),
         ({"steps_more": 1.5}, "steps_more: 1.5 is not a whole number"),
@@ -397,7 +405,7 @@ def test_the_rate_of_the_weights_follows_its_schedule_in_each_budget(latency, sc
         ({"temperature": (1.0, "cold")}, "is not a pair of positive numbers"),
         ({"relaxation": "hard"}, r"relaxation: 'hard' is not one of \('softmax', 'gumbel', 'dirichlet'\)"),
         ({"schedule": "linear"}, r"schedule: 'linear' is not one of \('constant', 'cosine'\)"),
-        ({"remedy": "hope"}, r"remedy: 'hope' is not one of \('none', 'beta_decay', 'perturbation'\)"),
+        ({"remedy": "hope"}, r"remedy: 'hope' is not one of \('none', 'auxiliary_skip', 'beta_decay', 'perturbation'\)"),
     ],
 )
 def test_bad_configs(arguments, message):
