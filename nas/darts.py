@@ -17,14 +17,12 @@ expected latency is multilinear, so that this is its mean over draws.
 - `beta_decay` adds the log-sum-exp of each choice's logits to their loss (beta-DARTS, arXiv:2203.01665, eq. 15), more and more of
   it, which holds logits together;
 - `discretisation="perturbation"` ranks options not by logits but by the loss of the relaxed network with the option alone in its
-  choice (`nas.perturbation`).
-
-One option of others has nothing to add here: operation-level early stopping (OLES, NeurIPS 2023), which freezes an operation
-when the cosine of its gradients on the two splits, the mean over 20 steps, is below 0.4: options share their weights by
-prefixes, kinds share theirs, so that a branch could only be frozen for all its options alike; and a search is over before
-anything overfits. In a default search (languages, 6 budgets, 60 steps after 400 of the supernet) that cosine is 0.13 to 0.27 for
-attention and 0.19 to 0.23 for feed-forwards in the first 20 steps, below 0.4 everywhere, and no less later: 0.19 and 0.24 in the
-first layer after 40.
+  choice (`nas.perturbation`);
+- `operation_early_stopping` freezes the weights of branches that learn the training split by heart: those whose gradients on the
+  two splits have a cosine below it, in the mean over `early_stopping_steps` (OLES, NeurIPS 2023, see `nas.early_stopping`). In a
+  default search (languages, 6 budgets, 60 steps after 400 of the supernet) that cosine is 0.13 to 0.27 for attention and 0.19 to
+  0.23 for feed-forwards in the first 20 steps, and no less later (0.19 and 0.24 in the first layer after 40): the paper's 0.4
+  freezes everything at the first look there.
 """
 
 from __future__ import annotations
@@ -45,6 +43,7 @@ from nas import guards
 from nas.compute import Compute
 from nas.constraints import Constraint, within_ms
 from nas.darts_config import DartsConfig
+from nas.early_stopping import EarlyStopping
 from nas.encoding import Encoding
 from nas.guards import Health
 from nas.perturbation import RANKERS, option_losses, part
@@ -57,7 +56,7 @@ from nas.space import Architecture
 from nas.supernet import fixed
 from nas.training import MOST_SETBACKS, TrainingError, cosine, is_sound, stream
 
-STRENGTHS = {"auxiliary_skip": 1.0, "beta_decay": 1.0}  # of the remedies of these names, as in their papers
+STRENGTHS = {"auxiliary_skip": 1.0, "beta_decay": 1.0, "operation_early_stopping": 0.4}  # of remedies, as in their papers
 SMALLER = 4  # what sharpness is measured on: this part of a batch
 JUDGES = 12  # batches that tell whether a remedy helped; of texts of one length each, so that a few would not do
 SETTLING = 2  # the look at a budget from which an alarm counts: a smaller one than before overshoots at first
@@ -84,6 +83,8 @@ class Darts:
         self.option_losses = np.empty(0)
         self.num_steps, self.halvings, self.seed = 0, 0, seed
         self.auxiliary_skip = 0.0  # weight of now
+        stops = config.operation_early_stopping > -1 or config.remedy == "operation_early_stopping"
+        self.stopping = EarlyStopping(self.supernet, steps=config.early_stopping_steps) if stops else None
         self._even_logits()
         self._open_streams()
 
@@ -143,6 +144,7 @@ class Darts:
             relaxed_ms=self.latency_model.expected_ms(_exact(encoding)).item(),
             entropy=guards.mean(guards.entropies(self.space, encoding.values.double().cpu().numpy())),
             loss=float(np.mean(losses[-10:])),
+            frozen=self._frozen,
             alarm=alarm,
             remedy=self.config.remedy if remedy_losses else "",
             remedy_losses=remedy_losses,
@@ -161,6 +163,7 @@ class Darts:
             "option_losses": torch.from_numpy(self.option_losses),
             "num_steps": self.num_steps,
             "halvings": self.halvings,
+            "early_stopping": self.stopping.state_dict() if self.stopping else {},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -171,6 +174,8 @@ class Darts:
         self.multipliers, self.remedy, self.num_steps = list(state["multipliers"]), state["remedy"], state["num_steps"]
         self.was_helped, self.option_losses = state["was_helped"], state["option_losses"].numpy()
         self.halvings = int(state.get("halvings", 0))
+        if self.stopping:
+            self.stopping.load_state_dict(state["early_stopping"])
         self._open_streams()
 
     def _help(
@@ -183,6 +188,7 @@ class Darts:
         Returns the better architecture, the losses of the steps that led to it, and both architectures' losses.
         """
         before = self.logits.detach().clone(), self.logit_optimizer, self.multipliers
+        frozen = self.stopping.state_dict() if self.stopping else {}
         self.remedy, self.was_helped = self.config.remedy, True
         self._even_logits()
         helped_losses, _ = self._search(constraints, steps, on_step, on_check, until_alarm=False)
@@ -193,6 +199,8 @@ class Darts:
         logits, self.logit_optimizer, self.multipliers = before
         self.logits.data.copy_(logits)
         self.remedy, self.option_losses = "", np.empty(0)
+        if self.stopping:
+            self.stopping.load_state_dict(frozen)
         return arch, losses, judged
 
     def _judges(self, num: int, *, start: int = 0) -> list[Batch]:
@@ -218,6 +226,10 @@ class Darts:
         else:
             log_p = np.log(np.clip(encoding.values.double().cpu().numpy(), 1e-9, 1.0))
         return discretise(self.space, log_p, constraints)
+
+    @property
+    def _frozen(self) -> int:
+        return len(self.stopping.frozen) if self.stopping else 0
 
     def _strength(self, option: str) -> float:
         return STRENGTHS[option] if self.remedy == option else float(getattr(self.config, option))
@@ -289,6 +301,7 @@ class Darts:
             used=used,
             gap=gap,
             sharpness=guards.sharpness(loss, self.logits, seed=(self.seed, self.num_steps)),
+            frozen=self._frozen,
             alarm=guards.alarm(skip_share=skipped, used=used),
         )
 
@@ -310,8 +323,11 @@ class Darts:
 
     def _weight_step(self, batch: Batch, temperature: float, step: int) -> float:
         self.weight_optimizer.zero_grad(set_to_none=True)
-        loss = self._loss(batch, self._drawn(self.logits.detach(), temperature, 0))
+        drawn = self._drawn(self.logits.detach(), temperature, 0)
+        loss = self._loss(batch, drawn)
         loss.backward()
+        if self.stopping and (threshold := self._strength("operation_early_stopping")) > -1:
+            self.stopping.look(lambda: self._loss(self._batch, drawn), threshold)
         norm = nn.utils.clip_grad_norm_(self.supernet.parameters(), 1.0)
         _number(float(norm), "the norm of the weights' gradient", step)
         self.weight_optimizer.step()
@@ -338,11 +354,13 @@ class Darts:
         return float(loss.detach())
 
     def _unrolled(self, train: Batch, temperature: float) -> dict[str, Tensor]:
-        """The weights after one step of gradient descent, as a function of the logits."""
+        """The weights after one step of gradient descent, as a function of the logits; those that stand still as they are."""
+        held = self.stopping.held() if self.stopping else set()
         weights = dict(self.supernet.named_parameters())
+        learning = {n: w for n, w in weights.items() if n not in held}
         loss = self._loss(train, self._drawn(self.logits, temperature, 0))
-        gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
-        return {n: w - self.config.unroll_rate * g for (n, w), g in zip(weights.items(), gradients, strict=True)}
+        gradients = torch.autograd.grad(loss, list(learning.values()), create_graph=True)
+        return weights | {n: w - self.config.unroll_rate * g for (n, w), g in zip(learning.items(), gradients, strict=True)}
 
     @torch.no_grad()
     def _option_losses(self, encoding: Encoding) -> np.ndarray:

@@ -30,8 +30,8 @@ class Health:
 
     `entropy` is that of each choice, 0 (decided) to 1 (uniform), `skip_share` the expected share of what can be skipped and is,
     `used` the expected share of the limit that is used most, `gap` the loss on the architecture split minus that on the training
-    split, `sharpness` the Hessian's eigenvalue of largest magnitude of the architecture split's loss in the logits. `alarm` says
-    in words what is wrong, or nothing.
+    split, `sharpness` the Hessian's eigenvalue of largest magnitude of the architecture split's loss in the logits. `frozen`
+    counts branches whose weights stand still, `alarm` says in words what is wrong, or nothing.
     """
 
     step: int
@@ -41,6 +41,7 @@ class Health:
     used: float
     gap: float
     sharpness: float
+    frozen: int = 0
     alarm: str = ""
 
     def to_json(self) -> dict[str, Any]:

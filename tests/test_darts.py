@@ -317,7 +317,7 @@ def test_the_planted_case_does_not_collapse_by_default():
     assert sound.arch["layer1.attention"] == "full"
 
 
-@pytest.mark.parametrize("remedy", ["auxiliary_skip", "beta_decay", "perturbation"])
+@pytest.mark.parametrize("remedy", ["auxiliary_skip", "beta_decay", "operation_early_stopping", "perturbation"])
 def test_a_false_alarm_leaves_the_search_where_it_was(latency, monkeypatch, remedy):
     monkeypatch.setattr(guards, "alarm", lambda **_: "all is skipped")
     search = darts(latency, check_every=2, remedy=remedy)
@@ -363,6 +363,8 @@ def test_it_leaves_the_supernet_alone(latency):
     [
         {},
         {"relaxation": "softmax", "auxiliary_skip": 1.0},
+        {"operation_early_stopping": 0.3, "early_stopping_steps": 4},
+        {"operation_early_stopping": 0.3, "early_stopping_steps": 4, "auxiliary_skip": 1.0, "unroll_rate": 0.1},
         {"relaxation": "dirichlet", "discretisation": "perturbation"},
     ],
 )
@@ -398,6 +400,9 @@ def test_the_rate_of_the_weights_follows_its_schedule_in_each_budget(latency, sc
         ({"logit_rate": math.nan}, "logit_rate: nan is not a finite number"),
         ({"logit_rate": ".nan"}, r"logit_rate: '\.nan' is not a finite number"),
         ({"auxiliary_skip": -0.1}, "auxiliary_skip: -0.1 is negative"),
+        ({"operation_early_stopping": 1.5}, r"operation_early_stopping: 1.5 is not in \[-1, 1\], as cosines are"),
+        ({"operation_early_stopping": math.nan}, "operation_early_stopping: nan is not a finite number"),
+        ({"early_stopping_steps": 0}, "early_stopping_steps: 0 is not positive"),
         ({"weight_rate": 0.0}, "weight_rate: 0.0 is not positive"),
         ({"penalty": math.inf}, "penalty: inf is not a finite number"),
         ({"steps_more": 1.5}, "steps_more: 1.5 is not a whole number"),
@@ -405,7 +410,10 @@ def test_the_rate_of_the_weights_follows_its_schedule_in_each_budget(latency, sc
         ({"temperature": (1.0, "cold")}, "is not a pair of positive numbers"),
         ({"relaxation": "hard"}, r"relaxation: 'hard' is not one of \('softmax', 'gumbel', 'dirichlet'\)"),
         ({"schedule": "linear"}, r"schedule: 'linear' is not one of \('constant', 'cosine'\)"),
-        ({"remedy": "hope"}, r"remedy: 'hope' is not one of \('none', 'auxiliary_skip', 'beta_decay', 'perturbation'\)"),
+        (
+            {"remedy": "hope"},
+            r"remedy: 'hope' is not one of \('none', 'auxiliary_skip', 'beta_decay', 'operation_early_stopping', ",
+        ),
     ],
 )
 def test_bad_configs(arguments, message):

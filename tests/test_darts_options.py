@@ -1,16 +1,22 @@
-"""Options of the differentiable search against collapse: an auxiliary skip that decays."""
+"""Options of the differentiable search against collapse: an auxiliary skip that decays, early stopping of operations."""
 
+import copy
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from nas.compute import Compute
+from nas.darts import Darts
+from nas.darts_config import DartsConfig
+from nas.early_stopping import EarlyStopping
 from nas.encoding import Encoding
 from nas.relaxations import relax
 from nas.skips import skip_share, skips, with_auxiliary_skip
 from search_spaces.encoder import EncoderFamily, encoder_space
-from tests.support.tiny_search import FAMILY, darts, latency_model
+from tests.support.tiny_search import FAMILY, Task, darts, latency_model
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +104,119 @@ def test_the_auxiliary_skip_is_no_part_of_what_is_found(latency):
     relaxed = Encoding(FAMILY.space, plain.values.double())
     assert proposal.relaxed_ms == pytest.approx(latency.expected_ms(relaxed).item())
     assert np.isfinite(proposal.loss)
+
+
+def gradients(supernet: nn.Module, sign_of: dict[str, float]) -> torch.Tensor:
+    """A loss whose gradient is, for all weights of a part, the sign that is given for its name, else 1."""
+    return sum(
+        next((sign for part, sign in sign_of.items() if name.startswith(part)), 1.0) * parameter.sum()
+        for name, parameter in supernet.named_parameters()
+    )
+
+
+def test_a_branch_whose_gradients_disagree_stands_still_while_others_learn():
+    torch.manual_seed(0)
+    supernet = FAMILY.supernet()
+    first = {name: p.detach().clone() for name, p in supernet.named_parameters()}
+    stopping = EarlyStopping(supernet, steps=3)
+    assert set(stopping.branches) == {f"stack.blocks.{n}.{branch}" for n in range(3) for branch in ("attention", "ffn")}
+    optimizer = torch.optim.AdamW(supernet.parameters(), lr=0.1, weight_decay=0.1, fused=True)
+    apart, after = "stack.blocks.1.ffn.", {}
+    for step in range(5):
+        optimizer.zero_grad()
+        gradients(supernet, {}).backward()
+        stopping.look(lambda: gradients(supernet, {apart: -1.0}), 0.4)
+        assert stopping.frozen == ({"stack.blocks.1.ffn"} if step >= 2 else set())
+        optimizer.step()
+        after[step] = {name: p.detach().clone() for name, p in supernet.named_parameters()}
+    assert stopping.held() == {name for name in first if name.startswith(apart)}
+    for name in first:
+        assert not torch.equal(after[1][name], first[name])
+        assert torch.equal(after[4][name], after[1][name]) == name.startswith(apart), name
+
+
+@pytest.mark.parametrize(("threshold", "frozen"), [(-1.0, 0), (0.0, 1), (1.0, 5)])
+def test_what_is_below_the_threshold_is_frozen_and_what_has_no_gradient_is_not(threshold, frozen):
+    """One branch disagrees, one has no gradient, and the others agree, but not to the full."""
+    supernet = FAMILY.supernet()
+    stopping = EarlyStopping(supernet, steps=2)
+    parts = {f"{name}.": 0.0 if name.endswith("2.ffn") else 1.0 for name in stopping.branches}
+    disagrees, *others = [name for name, sign in parts.items() if sign]
+
+    def held_out() -> torch.Tensor:
+        agreeing = gradients(supernet, parts | {disagrees: -0.5} | dict.fromkeys(others[1:], 0.1))
+        return agreeing + sum((torch.linspace(-1, 1, p.numel()) @ p.flatten()) for p in supernet.parameters())
+
+    for _ in range(2):
+        supernet.zero_grad()
+        gradients(supernet, parts).backward()
+        stopping.look(held_out, threshold)
+    assert len(stopping.frozen) == frozen
+
+
+def test_a_search_freezes_what_is_below_and_says_how_much(latency):
+    checks = []
+    none = darts(latency, check_every=2, operation_early_stopping=-1.0)
+    some = darts(latency, check_every=2, operation_early_stopping=1.0, early_stopping_steps=4)
+    for search in (none, some):
+        proposal = search.propose(0.8, steps=3, on_check=checks.append)
+        assert proposal.frozen == 0
+    torch.testing.assert_close(some.logits, none.logits, rtol=0, atol=0, msg="it looks and changes nothing else")
+    proposal = some.propose(0.8, steps=12, on_check=checks.append)
+    assert proposal.frozen == checks[-1].frozen == len(some.stopping.frozen) > 0
+    assert proposal.frozen_sentence == (
+        f"After 0.800 ms the weights of {proposal.frozen} branches stand still, whose gradients on the two splits disagree."
+    )
+    before = {name: p.detach().clone() for name, p in some.supernet.named_parameters()}
+    held = some.stopping.held()
+    some.propose(0.7, steps=2)
+    for name, parameter in some.supernet.named_parameters():
+        assert not torch.equal(parameter, before[name]) or name in some.stopping.held(), name
+        assert torch.equal(parameter, before[name]) or name not in held, name
+
+
+def test_frozen_weights_take_no_virtual_step(latency):
+    search = darts(latency, unroll_rate=0.5, relaxation="softmax", operation_early_stopping=0.4)
+    weights = dict(search.supernet.named_parameters())
+    batch = next(Task().batches("train", tokens_per_batch=1, seed=0))
+
+    def moved() -> set[str]:
+        return {name for name, weight in search._unrolled(batch, 1.0).items() if not torch.equal(weight, weights[name])}
+
+    everything = moved()
+    search.stopping.frozen = {"stack.blocks.0.ffn"}
+    assert everything - moved() == {name for name in weights if name.startswith("stack.blocks.0.ffn.")}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"operation_early_stopping": 1.0, "early_stopping_steps": 4},
+        {"operation_early_stopping": 1.0, "early_stopping_steps": 4, "auxiliary_skip": 1.0, "unroll_rate": 0.1},
+    ],
+)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_search_with_them_that_goes_on_equals_one_that_was_not_stopped(latency, options, precision):
+    def search() -> Darts:
+        torch.manual_seed(0)
+        config = DartsConfig(logit_rate=0.3, **options)
+        return Darts(FAMILY, FAMILY.supernet(), latency, Task(), config, compute=Compute(precision=precision), seed=0)
+
+    whole = search()
+    whole.propose(0.9, steps=6)
+    state, kept = copy.deepcopy(whole.state_dict()), dict(whole.stopping.cosines)
+    assert whole.stopping.frozen, "something is frozen"
+    assert kept, "a mean is half done"
+    second = whole.propose(0.5, steps=5)
+    again = search()
+    again.load_state_dict(state)
+    assert again.propose(0.5, steps=5) == second
+    assert again.stopping.state_dict() == whole.stopping.state_dict()
+    for mine, other in zip(again.supernet.parameters(), whole.supernet.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=0)
+
+
+def test_a_supernet_without_branches_to_freeze_is_refused(latency):
+    config = DartsConfig(operation_early_stopping=0.4)
+    with pytest.raises(ValueError, match="operation_early_stopping: Linear has no attention and no feed-forward"):
+        Darts(FAMILY, nn.Linear(2, 2), latency, Task(), config, compute=Compute(), seed=0)
