@@ -53,7 +53,7 @@ from nas.protocols import Batch, DifferentiableLatencyModel, Family, Task
 from nas.relaxations import cooled, relax
 from nas.skips import skip_share, with_auxiliary_skip
 from nas.space import Architecture
-from nas.supernet import fixed
+from nas.supernet import call, fixed, skeleton
 from nas.training import MOST_SETBACKS, TrainingError, cosine, is_sound, stream
 
 STRENGTHS = {"auxiliary_skip": 1.0, "beta_decay": 1.0, "operation_early_stopping": 0.4}  # of remedies, as in their papers
@@ -212,8 +212,10 @@ class Darts:
     @torch.no_grad()
     def _loss_of(self, arch: Architecture) -> float:
         """Of a discrete architecture on the first batches of the architecture split."""
-        values = torch.as_tensor(self.space.encode([arch])[0], dtype=self.logits.dtype, device=self.logits.device)
-        losses = [float(self._loss(batch, Encoding(self.space, values))) for batch in self._judges(JUDGES)]
+        network, losses = skeleton(self.family, arch, self.compute), []
+        for batch in self._judges(JUDGES):
+            with self.compute.autocast():
+                losses.append(float(self.task.loss(call(self.supernet, network, batch.inputs), batch.targets)))
         return _number(float(np.mean(losses)), "the loss of what was found", self.num_steps)
 
     def _discrete(self, constraints: Sequence[Constraint]) -> Architecture:
@@ -362,11 +364,11 @@ class Darts:
         gradients = torch.autograd.grad(loss, list(learning.values()), create_graph=True)
         return weights | {n: w - self.config.unroll_rate * g for (n, w), g in zip(learning.items(), gradients, strict=True)}
 
-    @torch.no_grad()
     def _option_losses(self, encoding: Encoding) -> np.ndarray:
         """Of each option alone in its choice, [E], on other batches than those that judge a remedy."""
         parts = [part(batch, RANKERS) for batch in self._judges(RANKERS, start=JUDGES)]
-        losses = option_losses(encoding, lambda number, alone: float(self._loss(parts[number], alone)), len(parts))
+        weights = fixed(self.supernet)
+        losses = option_losses(encoding, lambda number, alone: self._loss(parts[number], alone, weights), len(parts))
         _number(float(losses.sum()), "the loss of an option alone", self.num_steps)
         return losses
 

@@ -42,7 +42,8 @@ class Proposal:
     def frozen_sentence(self) -> str:
         """How much no longer learns at the end of the search for this budget."""
         branches = "1 branch" if self.frozen == 1 else f"{self.frozen} branches"
-        return f"After {self.budget_ms:.3f} ms the weights of {branches} stand still, whose gradients on the two splits disagree."
+        since = f"After the search for {self.budget_ms:.3f} ms the weights of {branches} stand still"
+        return f"{since}: the gradients on the two splits disagree."
 
     def to_json(self) -> dict[str, Any]:
         return {**self.__dict__, "arch": self.arch.to_json()}

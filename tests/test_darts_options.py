@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from nas.compute import Compute
-from nas.darts import Darts
+from nas.darts import JUDGES, Darts
 from nas.darts_config import DartsConfig
 from nas.early_stopping import EarlyStopping
 from nas.encoding import Encoding
+from nas.perturbation import option_losses
 from nas.relaxations import relax
 from nas.skips import skip_share, skips, with_auxiliary_skip
 from search_spaces.encoder import EncoderFamily, encoder_space
@@ -106,6 +107,43 @@ def test_the_auxiliary_skip_is_no_part_of_what_is_found(latency):
     assert np.isfinite(proposal.loss)
 
 
+def perturbed(most_passes: int, bend: float) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Estimates and the true means over 8 parts of losses that are linear in the probabilities but for `bend`, and the parts of
+    the passes that had no gradient."""
+    space, passes = FAMILY.space, []
+    rng = np.random.default_rng(0)
+    weights, bends = (torch.as_tensor(rng.normal(size=(8, space.encoding_size))) for _ in range(2))
+    bends[:] = bends[0]
+
+    def loss(part: int, encoding: Encoding) -> torch.Tensor:
+        passes.extend([part] * (not torch.is_grad_enabled()))
+        return weights[part] @ encoding.values + bend * bends[part] @ encoding.values**2
+
+    encoding = random_encoding(space)
+    estimates = option_losses(encoding, loss, 8, most_passes=most_passes)
+    return estimates, option_losses(encoding, loss, 8, most_passes=10_000), passes[: -8 * space.encoding_size]
+
+
+@pytest.mark.parametrize(("share", "each"), [(8, 8), (3.5, 3), (1, 1), (0.1, 1)])
+def test_few_passes_for_each_option_rank_them_as_many_do(share, each):
+    """What bends in all parts alike is known from any of them, and what is linear from the gradients."""
+    size = FAMILY.space.encoding_size
+    estimates, means, passes = perturbed(int(share * size), bend=1.0)
+    np.testing.assert_allclose(estimates, means, atol=1e-12)
+    assert len(passes) == each * size
+    assert set(passes) == set(range(8)), "choices have their passes on different parts"
+    assert not np.allclose(means, perturbed(8 * size, bend=0.0)[1]), "the bend matters"
+
+
+def test_a_remedy_is_judged_by_the_loss_of_the_network_alone(latency):
+    search = darts(latency)
+    for seed in range(3):
+        arch = FAMILY.space.sample(np.random.default_rng(seed))
+        encoding = Encoding(FAMILY.space, torch.as_tensor(FAMILY.space.encode([arch])[0], dtype=torch.float32))
+        losses = [search._loss(batch, encoding).item() for batch in search._judges(JUDGES)]
+        assert search._loss_of(arch) == pytest.approx(np.mean(losses), rel=1e-5)
+
+
 def gradients(supernet: nn.Module, sign_of: dict[str, float]) -> torch.Tensor:
     """A loss whose gradient is, for all weights of a part, the sign that is given for its name, else 1."""
     return sum(
@@ -165,7 +203,8 @@ def test_a_search_freezes_what_is_below_and_says_how_much(latency):
     proposal = some.propose(0.8, steps=12, on_check=checks.append)
     assert proposal.frozen == checks[-1].frozen == len(some.stopping.frozen) > 0
     assert proposal.frozen_sentence == (
-        f"After 0.800 ms the weights of {proposal.frozen} branches stand still, whose gradients on the two splits disagree."
+        f"After the search for 0.800 ms the weights of {proposal.frozen} branches stand still: "
+        "the gradients on the two splits disagree."
     )
     before = {name: p.detach().clone() for name, p in some.supernet.named_parameters()}
     held = some.stopping.held()
