@@ -56,7 +56,7 @@ from nas.space import Architecture
 from nas.supernet import call, fixed, skeleton
 from nas.training import MOST_SETBACKS, TrainingError, cosine, is_sound, stream
 
-STRENGTHS = {"auxiliary_skip": 1.0, "beta_decay": 1.0, "operation_early_stopping": 0.4}  # of remedies, as in their papers
+STRENGTHS = {"auxiliary_skip": 1.0, "beta_decay": 1.0, "operation_early_stopping": 0.4}  # of the remedies
 SMALLER = 4  # what sharpness is measured on: this part of a batch
 JUDGES = 12  # batches that tell whether a remedy helped; of texts of one length each, so that a few would not do
 SETTLING = 2  # the look at a budget from which an alarm counts: a smaller one than before overshoots at first

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from nas import guards
 from nas.compute import Compute
 from nas.darts import JUDGES, Darts
 from nas.darts_config import DartsConfig
@@ -253,6 +254,32 @@ def test_a_search_with_them_that_goes_on_equals_one_that_was_not_stopped(latency
     assert again.stopping.state_dict() == whole.stopping.state_dict()
     for mine, other in zip(again.supernet.parameters(), whole.supernet.parameters(), strict=True):
         torch.testing.assert_close(mine, other, rtol=0, atol=0)
+
+
+def test_a_setback_and_a_false_alarm_thaw_what_was_frozen_since(latency, monkeypatch):
+    search, said = darts(latency, operation_early_stopping=1.0, early_stopping_steps=3), []
+    search.propose(0.9, steps=2)
+    before, at_step = copy.deepcopy(search.stopping.state_dict()), {}
+    load = search.stopping.load_state_dict
+    monkeypatch.setattr(search.stopping, "load_state_dict", lambda state: (at_step.update(state), load(state)))
+
+    def breaks(step: int, _: float) -> None:
+        if step == 6 and not said:
+            assert search.stopping.frozen
+            search.logits.data.fill_(float("nan"))
+
+    search.propose(0.8, steps=7, on_step=breaks, on_setback=said.append)
+    assert len(said) == 1
+    assert at_step == before
+
+    monkeypatch.setattr(guards, "alarm", lambda **_: "all is skipped")
+    search = darts(latency, check_every=6, remedy="operation_early_stopping", early_stopping_steps=3)
+    frozen = []
+    monkeypatch.setattr(search, "_loss_of", lambda arch: 1.0)
+    proposal = search.propose(0.8, steps=12, on_check=lambda health: frozen.append(health.frozen))
+    assert frozen[:2] == [0, 0]
+    assert frozen[-1] > 0
+    assert proposal.frozen == 0, "the remedy did not help"
 
 
 def test_a_supernet_without_branches_to_freeze_is_refused(latency):
