@@ -13,15 +13,12 @@ from latency_models.additive import AdditiveLatency
 from nas import guards
 from nas.compute import Compute
 from nas.constraints import within_ms
-from nas.darts import JUDGES, Darts
+from nas.darts import Darts
 from nas.darts_config import DartsConfig
-from nas.encoding import Encoding
-from nas.perturbation import RANKERS
 from nas.projection import USED, BudgetError, discretise
 from nas.proposals import Proposal
 from nas.protocols import Batch
 from nas.relaxations import RELAXATIONS, cooled, relax
-from nas.skips import skip_share, skips
 from nas.supernet import call, skeleton
 from nas.training import stream
 from nas.types import Measurement, Workload
@@ -174,32 +171,6 @@ def test_sharpness_is_the_largest_eigenvalue():
     hessian = basis @ torch.diag(torch.tensor([1.0, -8.0, 2.0, 0.5, 0.0, -1.0], dtype=torch.float64)) @ basis.T
     logits = torch.randn(6, dtype=torch.float64, requires_grad=True)
     assert guards.sharpness(logits @ hessian @ logits / 2, logits, seed=(0,)) == pytest.approx(-8.0, rel=0.02)
-
-
-def test_options_alone_are_ranked_by_the_mean_over_parts_of_several_batches(latency):
-    search, space = darts(latency, discretisation="perturbation"), FAMILY.space
-    encoding = search._encoding(1.0)
-    losses = search._option_losses(encoding)
-    expected = np.zeros(space.encoding_size)
-    batches = itertools.islice(stream(Task(), "architecture", tokens_per_batch=2048, seed=0), JUDGES, JUDGES + RANKERS)
-    for batch in batches:
-        size = math.ceil(len(batch.targets) / RANKERS)
-        for part in space.offsets.values():
-            for index in range(part.start, part.stop):
-                values = encoding.values.clone()
-                values[part] = torch.eye(part.stop - part.start)[index - part.start]
-                outputs = search.supernet(*(x[:size] for x in batch.inputs), masks=FAMILY.masks(Encoding(space, values)))
-                expected[index] += Task.loss(outputs, batch.targets[:size]).item() / RANKERS
-    np.testing.assert_allclose(losses, expected, rtol=1e-5)
-
-
-def test_skips_are_the_options_that_leave_least():
-    skipped = skips(FAMILY.space)
-    assert skipped["depth"] == 1
-    assert skipped["layer3.attention"] == "none"
-    assert set(skipped) == {"depth", *(f"layer{layer}.attention" for layer in (1, 2, 3))}
-    for arch, share in ((FAMILY.space.largest(), 0.0), (FAMILY.space.smallest(), 1.0)):
-        assert skip_share(Encoding(FAMILY.space, FAMILY.space.encode([arch])[0])) == pytest.approx(share)
 
 
 def test_an_alarm_wants_skips_and_an_unused_budget():

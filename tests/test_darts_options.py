@@ -1,7 +1,9 @@
-"""Options of the differentiable search against collapse: an auxiliary skip that decays, early stopping of operations."""
+"""Options of the differentiable search against collapse: auxiliary skips, early stopping of operations, perturbation."""
 
 import copy
 import dataclasses
+import itertools
+import math
 
 import numpy as np
 import pytest
@@ -14,9 +16,10 @@ from nas.darts import JUDGES, Darts
 from nas.darts_config import DartsConfig
 from nas.early_stopping import EarlyStopping
 from nas.encoding import Encoding
-from nas.perturbation import option_losses
+from nas.perturbation import RANKERS, option_losses
 from nas.relaxations import relax
 from nas.skips import skip_share, skips, with_auxiliary_skip
+from nas.training import stream
 from search_spaces.encoder import EncoderFamily, encoder_space
 from tests.support.tiny_search import FAMILY, Task, darts, latency_model
 
@@ -29,6 +32,15 @@ def latency():
 def random_encoding(space, dtype=torch.float64) -> Encoding:
     logits = torch.randn(space.encoding_size, generator=torch.Generator().manual_seed(0), dtype=dtype)
     return relax(space, logits)
+
+
+def test_skips_are_the_options_that_leave_least():
+    skipped = skips(FAMILY.space)
+    assert skipped["depth"] == 1
+    assert skipped["layer3.attention"] == "none"
+    assert set(skipped) == {"depth", *(f"layer{layer}.attention" for layer in (1, 2, 3))}
+    for arch, share in ((FAMILY.space.largest(), 0.0), (FAMILY.space.smallest(), 1.0)):
+        assert skip_share(Encoding(FAMILY.space, FAMILY.space.encode([arch])[0])) == pytest.approx(share)
 
 
 def test_a_choice_of_sharing_or_of_heads_has_no_skip():
@@ -106,6 +118,23 @@ def test_the_auxiliary_skip_is_no_part_of_what_is_found(latency):
     relaxed = Encoding(FAMILY.space, plain.values.double())
     assert proposal.relaxed_ms == pytest.approx(latency.expected_ms(relaxed).item())
     assert np.isfinite(proposal.loss)
+
+
+def test_options_alone_are_ranked_by_the_mean_over_parts_of_several_batches(latency):
+    search, space = darts(latency, discretisation="perturbation"), FAMILY.space
+    encoding = search._encoding(1.0)
+    losses = search._option_losses(encoding)
+    expected = np.zeros(space.encoding_size)
+    batches = itertools.islice(stream(Task(), "architecture", tokens_per_batch=2048, seed=0), JUDGES, JUDGES + RANKERS)
+    for batch in batches:
+        size = math.ceil(len(batch.targets) / RANKERS)
+        for part in space.offsets.values():
+            for index in range(part.start, part.stop):
+                values = encoding.values.clone()
+                values[part] = torch.eye(part.stop - part.start)[index - part.start]
+                outputs = search.supernet(*(x[:size] for x in batch.inputs), masks=FAMILY.masks(Encoding(space, values)))
+                expected[index] += Task.loss(outputs, batch.targets[:size]).item() / RANKERS
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
 def perturbed(most_passes: int, bend: float) -> tuple[np.ndarray, np.ndarray, list[int]]:
