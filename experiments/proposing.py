@@ -87,6 +87,8 @@ class Proposer:
                 )  # fmt: skip
                 if proposal.alarm:
                     self.report.say(f"{title}: {proposal.alarm_sentence}")
+                if proposal.frozen > (proposals[-1].frozen if proposals else 0):
+                    self.report.say(f"{title}: {proposal.frozen_sentence}")
                 proposals.append(proposal)
                 records = json.dumps([p.to_json() for p in proposals])
                 write_checkpoint(self.run, CHECKPOINT, {**darts.state_dict(), "proposals": records})

@@ -288,12 +288,14 @@ def health_sentence(checks: Sequence[Mapping[str, Any]]) -> str:
     first, last = checks[0], checks[-1]
     entropy = [fmean(check["entropy"].values()) for check in (first, last)]
     alarms = sum(bool(check["alarm"]) for check in checks)
+    frozen = f"; the weights of {last['frozen']} of its branches stand still in the end" if last.get("frozen") else ""
     return (
         f"The differentiable search was looked at {len(checks)} times. Mean entropy of its choices {entropy[0]:.2f} at first and "
         f"{entropy[1]:.2f} in the end, share of what can be skipped and is {first['skip_share']:.2f} and "
         f"{last['skip_share']:.2f}, largest eigenvalue of the loss's Hessian in the logits {first['sharpness']:.2g} and "
         f"{last['sharpness']:.2g}; loss on the architecture split at most "
-        f"{max(check['gap'] for check in checks):.3f} above that on the training split; its alarm tripped {alarms} times."
+        f"{max(check['gap'] for check in checks):.3f} above that on the training split; its alarm tripped {alarms} times"
+        f"{frozen}."
     )
 
 

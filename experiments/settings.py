@@ -13,7 +13,7 @@ from optuna.storages import BaseStorage
 
 from experiments.objectives import BESIDE, OBJECTIVES, check_objectives
 from nas.compute import AUTO, WAYS
-from nas.darts import DartsConfig
+from nas.darts_config import DartsConfig
 from nas.finish.stage import STAGES, Stage
 from nas.finish.teaching import Lesson
 from nas.protocols import Searcher

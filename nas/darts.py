@@ -12,19 +12,17 @@ expected latency is multilinear, so that this is its mean over draws.
 
 `nas.guards` looks after the search. Its options against collapse:
 
+- `auxiliary_skip` puts a skip of its own, whose weight falls to 0 within each budget, beside the options of every choice that has
+  a skip among them (DARTS-, arXiv:2009.01027, see `nas.skips`), so that a skip is not picked for what it does for training;
 - `beta_decay` adds the log-sum-exp of each choice's logits to their loss (beta-DARTS, arXiv:2203.01665, eq. 15), more and more of
   it, which holds logits together;
 - `discretisation="perturbation"` ranks options not by logits but by the loss of the relaxed network with the option alone in its
-  choice, on parts of several batches. DARTS-PT (arXiv:2108.04392, algorithm 1) measures the accuracy that an option's absence
-  costs, which says little where sizes share weights, and decides edge by edge, with training in between; here the choices are
-  ranked all at once, with the others relaxed, and the projection decides.
-
-Two options of others have nothing to add here. An auxiliary skip with decay (DARTS-, arXiv:2009.01027): the residual stream is a
-skip of weight one beside every branch. Operation-level early stopping (OLES, NeurIPS 2023), which freezes an operation when the
-cosine of its gradients on the two splits, the mean over 20 steps, is below 0.4: options share their weights by prefixes, kinds
-share theirs, so that a branch could only be frozen for all its options alike; and a search is over before anything overfits. In a
-default search (languages, 6 budgets, 60 steps after 400 of the supernet) that cosine is 0.13 to 0.27 for attention and 0.19 to
-0.23 for feed-forwards in the first 20 steps, below 0.4 everywhere, and no less later: 0.19 and 0.24 in the first layer after 40.
+  choice (`nas.perturbation`);
+- `operation_early_stopping` freezes the weights of branches that learn the training split by heart: those whose gradients on the
+  two splits have a cosine below it, in the mean over `early_stopping_steps` (OLES, NeurIPS 2023, see `nas.early_stopping`). In a
+  default search (languages, 6 budgets, 60 steps after 400 of the supernet) that cosine is 0.13 to 0.27 for attention and 0.19 to
+  0.23 for feed-forwards in the first 20 steps, and no less later (0.19 and 0.24 in the first layer after 40): the paper's 0.4
+  freezes everything at the first look there.
 """
 
 from __future__ import annotations
@@ -33,8 +31,8 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,76 +42,24 @@ from torch.func import functional_call
 from nas import guards
 from nas.compute import Compute
 from nas.constraints import Constraint, within_ms
+from nas.darts_config import DartsConfig
+from nas.early_stopping import EarlyStopping
 from nas.encoding import Encoding
 from nas.guards import Health
+from nas.perturbation import RANKERS, option_losses, part
 from nas.projection import discretise
 from nas.proposals import Proposal
 from nas.protocols import Batch, DifferentiableLatencyModel, Family, Task
-from nas.ranges import check_not_negative, check_positive, check_whole
-from nas.relaxations import RELAXATIONS, Relaxation, cooled, relax
+from nas.relaxations import cooled, relax
+from nas.skips import skip_share, with_auxiliary_skip
 from nas.space import Architecture
-from nas.supernet import fixed
+from nas.supernet import call, fixed, skeleton
 from nas.training import MOST_SETBACKS, TrainingError, cosine, is_sound, stream
 
-Discretisation = Literal["probability", "perturbation"]
-Remedy = Literal["none", "beta_decay", "perturbation"]
-Schedule = Literal["constant", "cosine"]
-BETA_DECAY = 1.0  # weight of the remedy of that name
+STRENGTHS = {"auxiliary_skip": 1.0, "beta_decay": 1.0, "operation_early_stopping": 0.4}  # of the remedies
 SMALLER = 4  # what sharpness is measured on: this part of a batch
 JUDGES = 12  # batches that tell whether a remedy helped; of texts of one length each, so that a few would not do
-RANKERS = 8  # batches, such a part of each, that rank options: the best of a choice as by 16 whole others in 74 %, by one in 64 %
 SETTLING = 2  # the look at a budget from which an alarm counts: a smaller one than before overshoots at first
-
-
-@dataclass(frozen=True)
-class DartsConfig:
-    """Steps of one search and how fast things move.
-
-    `steps` are for the first budget, `steps_more` for each further one, which starts from the logits and weights of the one
-    before. The temperature falls geometrically from `temperature[0]` to `temperature[1]` in every search. The guards look every
-    `check_every` steps and at the end of a budget; a look costs about as much as two steps. Their alarm trips at a budget's
-    second look or later, as a budget that is smaller than the one before overshoots at first; where a shorter budget looks like
-    a collapse, it gets the steps to a second look. Then the search for that budget begins again with even logits and the
-    `remedy`, for the steps that are left: `beta_decay`, or `perturbation`, which trains the weights under even probabilities and
-    then ranks the options by perturbation, once for all budgets. The alarm is false where a small network is as good as any: a
-    remedy stays only if what it finds has less loss on the architecture split than what was found before.
-
-    With the `schedule` "cosine", the weights' rate falls from `weight_rate` towards zero within each budget, as half a cosine;
-    the logits' rate is constant.
-
-    Raises:
-        ValueError: a value outside its range.
-    """
-
-    steps: int = 12
-    steps_more: int = 6
-    tokens_per_batch: int = 2048
-    logit_rate: float = 0.1
-    weight_rate: float = 5e-4
-    schedule: Schedule = "constant"
-    temperature: tuple[float, float] = (1.0, 0.4)
-    penalty: float = 5.0
-    relaxation: Relaxation = "gumbel"
-    unroll_rate: float = 0.0
-    beta_decay: float = 0.0
-    discretisation: Discretisation = "probability"
-    remedy: Remedy = "perturbation"
-    check_every: int = 6
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "temperature", tuple(self.temperature))
-        check_whole(self, "steps", "steps_more", "tokens_per_batch", "check_every")
-        check_positive(self, "logit_rate", "weight_rate", "penalty")
-        check_not_negative(self, "unroll_rate", "beta_decay")
-        if len(self.temperature) != 2 or not all(isinstance(t, int | float) and 0 < t < math.inf for t in self.temperature):
-            raise ValueError(f"temperature: {self.temperature} is not a pair of positive numbers")
-        allowed = {
-            "relaxation": RELAXATIONS, "discretisation": get_args(Discretisation), "remedy": get_args(Remedy),
-            "schedule": get_args(Schedule),
-        }  # fmt: skip
-        for name, options in allowed.items():
-            if getattr(self, name) not in options:
-                raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {options}")
 
 
 class Darts:
@@ -136,6 +82,9 @@ class Darts:
         self.logit_optimizer: torch.optim.Optimizer
         self.option_losses = np.empty(0)
         self.num_steps, self.halvings, self.seed = 0, 0, seed
+        self.auxiliary_skip = 0.0  # weight of now
+        stops = config.operation_early_stopping > -1 or config.remedy == "operation_early_stopping"
+        self.stopping = EarlyStopping(self.supernet, steps=config.early_stopping_steps) if stops else None
         self._even_logits()
         self._open_streams()
 
@@ -195,6 +144,7 @@ class Darts:
             relaxed_ms=self.latency_model.expected_ms(_exact(encoding)).item(),
             entropy=guards.mean(guards.entropies(self.space, encoding.values.double().cpu().numpy())),
             loss=float(np.mean(losses[-10:])),
+            frozen=self._frozen,
             alarm=alarm,
             remedy=self.config.remedy if remedy_losses else "",
             remedy_losses=remedy_losses,
@@ -213,6 +163,7 @@ class Darts:
             "option_losses": torch.from_numpy(self.option_losses),
             "num_steps": self.num_steps,
             "halvings": self.halvings,
+            "early_stopping": self.stopping.state_dict() if self.stopping else {},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -223,6 +174,8 @@ class Darts:
         self.multipliers, self.remedy, self.num_steps = list(state["multipliers"]), state["remedy"], state["num_steps"]
         self.was_helped, self.option_losses = state["was_helped"], state["option_losses"].numpy()
         self.halvings = int(state.get("halvings", 0))
+        if self.stopping:
+            self.stopping.load_state_dict(state["early_stopping"])
         self._open_streams()
 
     def _help(
@@ -235,6 +188,7 @@ class Darts:
         Returns the better architecture, the losses of the steps that led to it, and both architectures' losses.
         """
         before = self.logits.detach().clone(), self.logit_optimizer, self.multipliers
+        frozen = self.stopping.state_dict() if self.stopping else {}
         self.remedy, self.was_helped = self.config.remedy, True
         self._even_logits()
         helped_losses, _ = self._search(constraints, steps, on_step, on_check, until_alarm=False)
@@ -245,6 +199,8 @@ class Darts:
         logits, self.logit_optimizer, self.multipliers = before
         self.logits.data.copy_(logits)
         self.remedy, self.option_losses = "", np.empty(0)
+        if self.stopping:
+            self.stopping.load_state_dict(frozen)
         return arch, losses, judged
 
     def _judges(self, num: int, *, start: int = 0) -> list[Batch]:
@@ -256,8 +212,10 @@ class Darts:
     @torch.no_grad()
     def _loss_of(self, arch: Architecture) -> float:
         """Of a discrete architecture on the first batches of the architecture split."""
-        values = torch.as_tensor(self.space.encode([arch])[0], dtype=self.logits.dtype, device=self.logits.device)
-        losses = [float(self._loss(batch, Encoding(self.space, values))) for batch in self._judges(JUDGES)]
+        network, losses = skeleton(self.family, arch, self.compute), []
+        for batch in self._judges(JUDGES):
+            with self.compute.autocast():
+                losses.append(float(self.task.loss(call(self.supernet, network, batch.inputs), batch.targets)))
         return _number(float(np.mean(losses)), "the loss of what was found", self.num_steps)
 
     def _discrete(self, constraints: Sequence[Constraint]) -> Architecture:
@@ -270,6 +228,13 @@ class Darts:
         else:
             log_p = np.log(np.clip(encoding.values.double().cpu().numpy(), 1e-9, 1.0))
         return discretise(self.space, log_p, constraints)
+
+    @property
+    def _frozen(self) -> int:
+        return len(self.stopping.frozen) if self.stopping else 0
+
+    def _strength(self, option: str) -> float:
+        return STRENGTHS[option] if self.remedy == option else float(getattr(self.config, option))
 
     def _even_logits(self) -> None:
         self.logits.data.zero_()
@@ -295,6 +260,7 @@ class Darts:
             done = min(1.0, step / max(1, steps - 1))
             temperature = cooled(self.config.temperature, done)
             self._set_rates(step / last)
+            self.auxiliary_skip = self._strength("auxiliary_skip") * (1.0 - done)
             train, self._batch = (next(batches).to(self.compute.device) for batches in (self._train, self._architecture))
             losses.append(_number(self._logit_step(train, self._batch, temperature, constraints, done), "the loss", step))
             _number(float(self.logits.detach().abs().max()), "a logit", step)
@@ -323,10 +289,10 @@ class Darts:
     def _check(self, constraints: Sequence[Constraint], temperature: float, gap: float, step: int) -> Health:
         """Raises TrainingError where the last step left weights that are no numbers, or that give no loss."""
         encoding = self._encoding(temperature)
-        skipped = guards.skip_share(encoding)
+        skipped = skip_share(encoding)
         used = max(constraint.expected_use(_exact(encoding)).item() for constraint in constraints)
         loss = self._loss(
-            _part(self._batch, SMALLER), relax(self.space, self.logits, temperature=temperature, kind=self.config.relaxation)
+            part(self._batch, SMALLER), relax(self.space, self.logits, temperature=temperature, kind=self.config.relaxation)
         )
         _number(float(loss.detach()) if is_sound(self.supernet) else math.nan, "the loss", step)
         return Health(
@@ -337,6 +303,7 @@ class Darts:
             used=used,
             gap=gap,
             sharpness=guards.sharpness(loss, self.logits, seed=(self.seed, self.num_steps)),
+            frozen=self._frozen,
             alarm=guards.alarm(skip_share=skipped, used=used),
         )
 
@@ -347,7 +314,8 @@ class Darts:
     def _drawn(self, logits_E: Tensor, temperature: float, number: int) -> Encoding:
         """What the networks of this step see; each draw of a step has a number."""
         seed = (self.seed, self.num_steps, number)
-        return relax(self.space, logits_E, temperature=temperature, kind=self.config.relaxation, seed=seed)
+        drawn = relax(self.space, logits_E, temperature=temperature, kind=self.config.relaxation, seed=seed)
+        return with_auxiliary_skip(drawn, self.auxiliary_skip)
 
     def _loss(self, batch: Batch, encoding: Encoding, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         with self.compute.autocast():
@@ -357,8 +325,11 @@ class Darts:
 
     def _weight_step(self, batch: Batch, temperature: float, step: int) -> float:
         self.weight_optimizer.zero_grad(set_to_none=True)
-        loss = self._loss(batch, self._drawn(self.logits.detach(), temperature, 0))
+        drawn = self._drawn(self.logits.detach(), temperature, 0)
+        loss = self._loss(batch, drawn)
         loss.backward()
+        if self.stopping and (threshold := self._strength("operation_early_stopping")) > -1:
+            self.stopping.look(lambda: self._loss(self._batch, drawn), threshold)
         norm = nn.utils.clip_grad_norm_(self.supernet.parameters(), 1.0)
         _number(float(norm), "the norm of the weights' gradient", step)
         self.weight_optimizer.step()
@@ -377,7 +348,7 @@ class Darts:
         for constraint, multiplier in zip(constraints, self.multipliers, strict=True):
             pulls.append(torch.clamp(multiplier + penalty * (constraint.expected_use(mean) - 1.0), min=0.0))
             total = total + (pulls[-1].square() - multiplier**2) / (2 * penalty)
-        if beta := BETA_DECAY if self.remedy == "beta_decay" else self.config.beta_decay:
+        if beta := self._strength("beta_decay"):
             total = total + beta * done * torch.stack([self.logits[s].logsumexp(0) for s in self.space.offsets.values()]).mean()
         (self.logits.grad,) = torch.autograd.grad(total, [self.logits])
         self.logit_optimizer.step()
@@ -385,31 +356,21 @@ class Darts:
         return float(loss.detach())
 
     def _unrolled(self, train: Batch, temperature: float) -> dict[str, Tensor]:
-        """The weights after one step of gradient descent, as a function of the logits."""
+        """The weights after one step of gradient descent, as a function of the logits; those that stand still as they are."""
+        held = self.stopping.held() if self.stopping else set()
         weights = dict(self.supernet.named_parameters())
+        learning = {n: w for n, w in weights.items() if n not in held}
         loss = self._loss(train, self._drawn(self.logits, temperature, 0))
-        gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
-        return {n: w - self.config.unroll_rate * g for (n, w), g in zip(weights.items(), gradients, strict=True)}
+        gradients = torch.autograd.grad(loss, list(learning.values()), create_graph=True)
+        return weights | {n: w - self.config.unroll_rate * g for (n, w), g in zip(learning.items(), gradients, strict=True)}
 
-    @torch.no_grad()
     def _option_losses(self, encoding: Encoding) -> np.ndarray:
-        """Loss of the relaxed architecture with each option alone in its choice, [E]: the mean over parts of several batches,
-        other ones than those that judge a remedy."""
-        parts, losses = [_part(batch, RANKERS) for batch in self._judges(RANKERS, start=JUDGES)], []
-        for choice in self.space.offsets.values():
-            for index in range(choice.start, choice.stop):
-                values = encoding.values.clone()
-                values[choice] = 0.0
-                values[index] = 1.0
-                loss = float(np.mean([float(self._loss(part, Encoding(self.space, values))) for part in parts]))
-                losses.append(_number(loss, "the loss of an option alone", self.num_steps))
-        return np.array(losses)
-
-
-def _part(batch: Batch, num: int) -> Batch:
-    """The first of so many equal parts."""
-    size = -(-len(batch.targets) // num)
-    return Batch(tuple(x[:size] for x in batch.inputs), batch.targets[:size])
+        """Of each option alone in its choice, [E], on other batches than those that judge a remedy."""
+        parts = [part(batch, RANKERS) for batch in self._judges(RANKERS, start=JUDGES)]
+        weights = fixed(self.supernet)
+        losses = option_losses(encoding, lambda number, alone: self._loss(parts[number], alone, weights), len(parts))
+        _number(float(losses.sum()), "the loss of an option alone", self.num_steps)
+        return losses
 
 
 def _number(value: float, what: str, step: int) -> float:

@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nas.encoding import Encoding
-from nas.space import Option, SearchSpace
+from nas.space import SearchSpace
 
 SKIPPED = 0.8  # share of skips from which a search has collapsed …
 UNUSED = 0.7  # … if it expects to use at most this share of its budget
@@ -31,8 +30,8 @@ class Health:
 
     `entropy` is that of each choice, 0 (decided) to 1 (uniform), `skip_share` the expected share of what can be skipped and is,
     `used` the expected share of the limit that is used most, `gap` the loss on the architecture split minus that on the training
-    split, `sharpness` the Hessian's eigenvalue of largest magnitude of the architecture split's loss in the logits. `alarm` says
-    in words what is wrong, or nothing.
+    split, `sharpness` the Hessian's eigenvalue of largest magnitude of the architecture split's loss in the logits. `frozen`
+    counts branches whose weights stand still, `alarm` says in words what is wrong, or nothing.
     """
 
     step: int
@@ -42,6 +41,7 @@ class Health:
     used: float
     gap: float
     sharpness: float
+    frozen: int = 0
     alarm: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -60,26 +60,6 @@ def entropies(space: SearchSpace, probabilities_E: np.ndarray) -> dict[str, floa
         p = probabilities_E[space.offsets[choice.name]]
         found[choice.name] = float(-np.sum(p * np.log(np.clip(p, 1e-12, 1.0))) / math.log(len(p)))
     return found
-
-
-def skips(space: SearchSpace) -> dict[str, tuple[Option, ...]]:
-    """The options with which the fewest other choices exist, where options differ in that: "none", the smallest depth."""
-    found = {}
-    for choice in space:
-        wanted = [set(c.options) for other in space for c in other.requires if c.choice == choice.name]
-        served = {option: sum(option in options for options in wanted) for option in choice.options}
-        if min(served.values()) < max(served.values()):
-            found[choice.name] = tuple(option for option, count in served.items() if count == min(served.values()))
-    return found
-
-
-def skip_share(encoding: Encoding) -> float:
-    """Mean over what can be skipped of P(it is skipped, or does not exist at all); 0 where a space has no skips."""
-    kept = [
-        float(encoding.exists(name)) * (1.0 - sum(float(encoding.probability(name, option)) for option in options))
-        for name, options in skips(encoding.space).items()
-    ]
-    return 1.0 - float(np.mean(kept)) if kept else 0.0
 
 
 def alarm(*, skip_share: float, used: float) -> str:

@@ -20,6 +20,7 @@ class Proposal:
     relaxed_ms: float  # expected latency of the relaxed architecture at the end
     entropy: float  # mean over choices, 0 (decided) to 1 (uniform)
     loss: float  # of the relaxed architecture on the architecture split, mean of the last ten batches
+    frozen: int = 0  # branches whose weights stood still at the end
     alarm: str = ""  # what the guards found wrong at first, in words
     remedy: str = ""  # what was tried against it
     remedy_losses: tuple[float, ...] = ()  # of the discrete architectures with it and without, on the architecture split
@@ -36,6 +37,13 @@ class Proposal:
             verdict = "which helps" if with_it < without else "which does not help, so that it went on as before: a false alarm"
             done = f"it began again with the remedy {self.remedy!r}, {verdict} (loss {with_it:.3f}, without it {without:.3f})"
         return f"For {self.budget_ms:.3f} ms it seemed to collapse: {self.alarm}; {done}."
+
+    @property
+    def frozen_sentence(self) -> str:
+        """How much no longer learns at the end of the search for this budget."""
+        branches = "1 branch" if self.frozen == 1 else f"{self.frozen} branches"
+        since = f"After the search for {self.budget_ms:.3f} ms the weights of {branches} stand still"
+        return f"{since}: the gradients on the two splits disagree."
 
     def to_json(self) -> dict[str, Any]:
         return {**self.__dict__, "arch": self.arch.to_json()}

@@ -5,6 +5,12 @@ from __future__ import annotations
 import math
 
 
+def check_finite(owner: object, *names: str) -> None:
+    """Raises ValueError for the first of the attributes that is not a finite number."""
+    for name in names:
+        _finite(owner, name)
+
+
 def check_positive(owner: object, *names: str) -> None:
     """Raises ValueError for the first of the attributes that is not a finite number above 0."""
     for name in names:

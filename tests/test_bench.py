@@ -249,6 +249,8 @@ def test_the_full_comparison_of_options_has_them_with_gumbel_noise_too():
     assert {config.relaxation for config in gumbel.values()} == {"gumbel"}
     assert gumbel["gumbel_second_order"].unroll_rate > 0
     assert gumbel["gumbel_beta_decay"].beta_decay > 0
+    assert gumbel["gumbel_auxiliary_skip"].auxiliary_skip > 0
+    assert gumbel["gumbel_early_stopping"].operation_early_stopping > 0
     assert gumbel["gumbel_perturbation"].discretisation == "perturbation"
 
 

@@ -13,7 +13,8 @@ from latency_models.additive import AdditiveLatency
 from latency_models.memory import MemoryCost, expected_memory, memory_of
 from nas.compute import Compute
 from nas.constraints import Constraint, Predicted, within_ms
-from nas.darts import Darts, DartsConfig
+from nas.darts import Darts
+from nas.darts_config import DartsConfig
 from nas.encoding import Encoding
 from nas.projection import USED, BudgetError, discretise
 from nas.relaxations import draws, relax

@@ -13,8 +13,8 @@ from latency_models.additive import AdditiveLatency
 from nas import guards
 from nas.compute import Compute
 from nas.constraints import within_ms
-from nas.darts import JUDGES, RANKERS, Darts, DartsConfig
-from nas.encoding import Encoding
+from nas.darts import Darts
+from nas.darts_config import DartsConfig
 from nas.projection import USED, BudgetError, discretise
 from nas.proposals import Proposal
 from nas.protocols import Batch
@@ -140,6 +140,7 @@ def test_a_smaller_budget_gives_a_faster_network(latency):
 
 def test_the_unrolled_gradient_is_that_of_the_loss_after_a_step(latency):
     search = darts(latency, unroll_rate=0.5, relaxation="softmax")
+    search.auxiliary_skip = 0.5
     search.supernet.double()
     train, held_out = list(Task().batches("train", tokens_per_batch=1, seed=0))[:2]
     direction = torch.randn(FAMILY.space.encoding_size, dtype=torch.float64)
@@ -170,32 +171,6 @@ def test_sharpness_is_the_largest_eigenvalue():
     hessian = basis @ torch.diag(torch.tensor([1.0, -8.0, 2.0, 0.5, 0.0, -1.0], dtype=torch.float64)) @ basis.T
     logits = torch.randn(6, dtype=torch.float64, requires_grad=True)
     assert guards.sharpness(logits @ hessian @ logits / 2, logits, seed=(0,)) == pytest.approx(-8.0, rel=0.02)
-
-
-def test_options_alone_are_ranked_by_the_mean_over_parts_of_several_batches(latency):
-    search, space = darts(latency, discretisation="perturbation"), FAMILY.space
-    encoding = search._encoding(1.0)
-    losses = search._option_losses(encoding)
-    expected = np.zeros(space.encoding_size)
-    batches = itertools.islice(stream(Task(), "architecture", tokens_per_batch=2048, seed=0), JUDGES, JUDGES + RANKERS)
-    for batch in batches:
-        size = math.ceil(len(batch.targets) / RANKERS)
-        for part in space.offsets.values():
-            for index in range(part.start, part.stop):
-                values = encoding.values.clone()
-                values[part] = torch.eye(part.stop - part.start)[index - part.start]
-                outputs = search.supernet(*(x[:size] for x in batch.inputs), masks=FAMILY.masks(Encoding(space, values)))
-                expected[index] += Task.loss(outputs, batch.targets[:size]).item() / RANKERS
-    np.testing.assert_allclose(losses, expected, rtol=1e-5)
-
-
-def test_skips_are_the_options_that_leave_least():
-    skipped = guards.skips(FAMILY.space)
-    assert skipped["depth"] == (1,)
-    assert skipped["layer3.attention"] == ("none",)
-    assert set(skipped) == {"depth", *(f"layer{layer}.attention" for layer in (1, 2, 3))}
-    for arch, share in ((FAMILY.space.largest(), 0.0), (FAMILY.space.smallest(), 1.0)):
-        assert guards.skip_share(Encoding(FAMILY.space, FAMILY.space.encode([arch])[0])) == pytest.approx(share)
 
 
 def test_an_alarm_wants_skips_and_an_unused_budget():
@@ -313,7 +288,7 @@ def test_the_planted_case_does_not_collapse_by_default():
     assert sound.arch["layer1.attention"] == "full"
 
 
-@pytest.mark.parametrize("remedy", ["beta_decay", "perturbation"])
+@pytest.mark.parametrize("remedy", ["auxiliary_skip", "beta_decay", "operation_early_stopping", "perturbation"])
 def test_a_false_alarm_leaves_the_search_where_it_was(latency, monkeypatch, remedy):
     monkeypatch.setattr(guards, "alarm", lambda **_: "all is skipped")
     search = darts(latency, check_every=2, remedy=remedy)
@@ -355,7 +330,14 @@ def test_it_leaves_the_supernet_alone(latency):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"relaxation": "softmax"}, {"relaxation": "dirichlet", "discretisation": "perturbation"}]
+    "changes",
+    [
+        {},
+        {"relaxation": "softmax", "auxiliary_skip": 1.0},
+        {"operation_early_stopping": 0.3, "early_stopping_steps": 4},
+        {"operation_early_stopping": 0.3, "early_stopping_steps": 4, "auxiliary_skip": 1.0, "unroll_rate": 0.1},
+        {"relaxation": "dirichlet", "discretisation": "perturbation"},
+    ],
 )
 def test_a_search_that_goes_on_equals_one_that_was_not_stopped(latency, changes):
     whole = darts(latency, **changes)
@@ -388,6 +370,10 @@ def test_the_rate_of_the_weights_follows_its_schedule_in_each_budget(latency, sc
         ({"unroll_rate": -1.0}, "unroll_rate: -1.0 is negative"),
         ({"logit_rate": math.nan}, "logit_rate: nan is not a finite number"),
         ({"logit_rate": ".nan"}, r"logit_rate: '\.nan' is not a finite number"),
+        ({"auxiliary_skip": -0.1}, "auxiliary_skip: -0.1 is negative"),
+        ({"operation_early_stopping": 1.5}, r"operation_early_stopping: 1.5 is not in \[-1, 1\], as cosines are"),
+        ({"operation_early_stopping": math.nan}, "operation_early_stopping: nan is not a finite number"),
+        ({"early_stopping_steps": 0}, "early_stopping_steps: 0 is not positive"),
         ({"weight_rate": 0.0}, "weight_rate: 0.0 is not positive"),
         ({"penalty": math.inf}, "penalty: inf is not a finite number"),
         ({"steps_more": 1.5}, "steps_more: 1.5 is not a whole number"),
@@ -395,7 +381,10 @@ def test_the_rate_of_the_weights_follows_its_schedule_in_each_budget(latency, sc
         ({"temperature": (1.0, "cold")}, "is not a pair of positive numbers"),
         ({"relaxation": "hard"}, r"relaxation: 'hard' is not one of \('softmax', 'gumbel', 'dirichlet'\)"),
         ({"schedule": "linear"}, r"schedule: 'linear' is not one of \('constant', 'cosine'\)"),
-        ({"remedy": "hope"}, r"remedy: 'hope' is not one of \('none', 'beta_decay', 'perturbation'\)"),
+        (
+            {"remedy": "hope"},
+            r"remedy: 'hope' is not one of \('none', 'auxiliary_skip', 'beta_decay', 'operation_early_stopping', ",
+        ),
     ],
 )
 def test_bad_configs(arguments, message):

@@ -140,6 +140,8 @@ def test_the_guards_record_in_a_sentence():
     words = health_sentence(checks)
     for part in ("2 times", "0.75 at first and 0.25", "0.50 and 0.90", "0.1 and 2.5", "0.020 above", "tripped 1 times"):
         assert part in words
+    assert "stand still" not in words
+    assert health_sentence([check, {**check, "frozen": 3}]).endswith("the weights of 3 of its branches stand still in the end.")
     assert health_sentence([]) == ""
 
 

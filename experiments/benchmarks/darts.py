@@ -9,9 +9,10 @@ latency model is fitted to 44 such times, as a calibration would be. The network
   mean: that is as many times below the bound as the bound is wide, and lies in that range where the bound is narrow.
 - *Cost*: CPU time of ten proposals over that of the first.
 - *Options*: validation error in percent, with the weights of one supernet that all share, of the proposals for three budgets,
-  after equal steps; the mean over seeds. Second order, beta decay and perturbation stand on softmax, as in their papers; the full
-  preset has them with gumbel noise, the default, too. Beside them stand projections of random probabilities, the mean of many and
-  the best of as many as a search proposes, and the projection of even ones, which spends the budget in the order of the space.
+  after equal steps; the mean over seeds. Second order, beta decay, auxiliary skips, early stopping (at the paper's threshold and
+  at half of it) and perturbation stand on softmax, as in their papers; the full preset has them with gumbel noise, the default,
+  too. Beside them stand projections of random probabilities, the mean of many and the best of as many as a search proposes, and
+  the projection of even ones, which spends the budget in the order of the space.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ from hardware.local_torch import num_threads
 from latency_models.additive import AdditiveLatency
 from nas.compute import Compute, choose_compute
 from nas.constraints import within_ms
-from nas.darts import Darts, DartsConfig
+from nas.darts import Darts
+from nas.darts_config import DartsConfig
 from nas.encoding import Encoding
 from nas.projection import USED, discretise
 from nas.protocols import Family, Task
@@ -59,12 +61,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dirichlet": {"relaxation": "dirichlet"},
     "second_order": {**SOFTMAX, "unroll_rate": 0.05},
     "beta_decay": {**SOFTMAX, "beta_decay": 1.0},
+    "auxiliary_skip": {**SOFTMAX, "auxiliary_skip": 1.0},
+    "early_stopping": {**SOFTMAX, "operation_early_stopping": 0.4},
+    "early_stopping_less": {**SOFTMAX, "operation_early_stopping": 0.2},
     "perturbation": {**SOFTMAX, "discretisation": "perturbation"},
     "even_perturbation": {**SOFTMAX, "discretisation": "perturbation", "logit_rate": 1e-9},
 }
 WITH_GUMBEL: dict[str, dict[str, Any]] = {
     "gumbel_second_order": {"unroll_rate": 0.05},
     "gumbel_beta_decay": {"beta_decay": 1.0},
+    "gumbel_auxiliary_skip": {"auxiliary_skip": 1.0},
+    "gumbel_early_stopping": {"operation_early_stopping": 0.4},
     "gumbel_perturbation": {"discretisation": "perturbation"},
     "gumbel_cosine": {"schedule": "cosine"},
 }
@@ -90,7 +97,7 @@ class Preset:
     max_examples: int | None = 10_000
 
 
-TINY = DartsConfig(steps=2, steps_more=1, tokens_per_batch=128, remedy="none")
+TINY = DartsConfig(steps=2, steps_more=1, tokens_per_batch=128, remedy="none", early_stopping_steps=1)
 PRESETS = {
     "tiny": Preset(
         budgets=3, brief=1, seeds=1, supernet_steps=2, tokens_per_batch=256, cost=TINY, options=TINY, max_examples=3000

@@ -7,7 +7,8 @@ import torch
 
 from latency_models.additive import AdditiveLatency
 from nas.compute import Compute
-from nas.darts import Darts, DartsConfig
+from nas.darts import Darts
+from nas.darts_config import DartsConfig
 from nas.protocols import Batch
 from nas.types import Measurement, Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
