@@ -291,10 +291,12 @@ class Darts:
         encoding = self._encoding(temperature)
         skipped = skip_share(encoding)
         used = max(constraint.expected_use(_exact(encoding)).item() for constraint in constraints)
-        loss = self._loss(
-            part(self._batch, SMALLER), relax(self.space, self.logits, temperature=temperature, kind=self.config.relaxation)
-        )
-        _number(float(loss.detach()) if is_sound(self.supernet) else math.nan, "the loss", step)
+        some = part(self._batch, SMALLER)
+
+        def loss(logits_E: Tensor) -> Tensor:
+            return self._loss(some, relax(self.space, logits_E, temperature=temperature, kind=self.config.relaxation))
+
+        _number(loss(self.logits).item() if is_sound(self.supernet) else math.nan, "the loss", step)
         return Health(
             step=self.num_steps,
             budget_ms=constraints[0].limit,
