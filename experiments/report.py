@@ -47,12 +47,13 @@ COLUMNS = (
 
 def write_report(results: Results, candidates: Sequence[Candidate], folder: Path | str) -> tuple[Path, ...]:
     """Writes pareto.csv, pareto.png, results.json, trust.json and report.html, each whole or not at all; returns their paths."""
+    trust = evidence(results, candidates)
     contents = {
         "pareto.csv": pareto_csv(results).encode(),
         "pareto.png": png(pareto_figure(results, candidates)),
         "results.json": (json.dumps(results.to_json(), indent=1, allow_nan=False) + "\n").encode(),
-        "trust.json": (json.dumps(evidence(results, candidates), indent=1, allow_nan=False) + "\n").encode(),
-        "report.html": page(results, candidates).encode(),
+        "trust.json": (json.dumps(trust, indent=1, allow_nan=False) + "\n").encode(),
+        "report.html": page(results, candidates, trust).encode(),
     }
     for name, content in contents.items():
         with replacing(Path(folder) / name) as path:
@@ -77,13 +78,12 @@ def pareto_csv(results: Results) -> str:
     return text.getvalue()
 
 
-def page(results: Results, candidates: Sequence[Candidate]) -> str:
-    """The report as one HTML page that needs nothing else."""
+def page(results: Results, candidates: Sequence[Candidate], trust: Mapping[str, Any]) -> str:
+    """The report as one HTML page that needs nothing else; `trust` is their `evidence`."""
     environment = Environment(
         loader=PackageLoader("experiments"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(ms=format_ms, short=arch_in_short, unbroken=_unbroken, after_stages=after_stages)
-    trust = evidence(results, candidates)
     curves = trust["hypervolume"]
     pictures = {
         "pareto": _drawn(lambda width: pareto_figure(results, candidates, width=width)),
@@ -327,7 +327,10 @@ def front_table(results: Results) -> Table:
             left_out.append(name)
             rows = [{head: cell for head, cell in cells.items() if head != name} for cells in rows]
     elsewhere = f"; {' and '.join(left_out)} {'is' if len(left_out) == 1 else 'are'} in pareto.csv" if left_out else ""
-    caption = Text(f"latency in ms; errors are {results.error_means}{elsewhere}", style="dim")
+    staged = (
+        f"\n{results.picked_id} as it ships, after its stages; all others as they were trained" if results.kept_stages else ""
+    )
+    caption = Text(f"latency in ms; errors are {results.error_means}{elsewhere}{staged}", style="dim")
     table = Table(
         title=Text(f"{results.title}: trained networks"), title_justify="left", title_style="bold", caption=caption,
         caption_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False,
