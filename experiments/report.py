@@ -37,6 +37,7 @@ from nas.types import Candidate, Provenance
 
 FILES = ("report.html", "pareto.png", "pareto.csv", "results.json", "trust.json")
 KINDS = ("predicted", "measured")
+FEW_EXAMPLES = 100  # of a split, below which one more wrong answer is more than a point of error
 COLUMNS_OF_TERMINAL, LEAST_OF_BY = 80, len("random")
 TONES = {True: "green", False: "red", None: "yellow"}
 COLUMNS = (
@@ -105,7 +106,7 @@ def page(results: Results, candidates: Sequence[Candidate], trust: Mapping[str, 
         trivial_sentence=trivial_sentence(results),
         warnings=[results.lost] * bool(results.lost)
         + [trivial_sentence(results)] * trivial_wins(results)
-        + [s for s in (beaten_sentence(results), tied_sentence(results)) if s]
+        + [s for s in (few_sentence(results), beaten_sentence(results), tied_sentence(results)) if s]
         + [f"Differentiable search: {alarm}" for alarm in results.alarms]
         + list(results.cautions),
         search_sentences=search_sentences(results),
@@ -223,6 +224,14 @@ def tied_sentence(results: Results) -> str:
         f"The test split cannot tell {fastest.id} ({fastest.label}) from the best either, as they were trained, and it takes "
         f"{fastest.latency_ms / ships.latency_ms:.2f} of the time: pick={fastest.id} exports it."
     )
+
+
+def few_sentence(results: Results) -> str:
+    """Says so if the splits that errors are read from are small; empty otherwise."""
+    num = results.ties["num_test"] if results.ties else FEW_EXAMPLES
+    if num >= FEW_EXAMPLES:
+        return ""
+    return f"Errors are rough: the test split has only {num} examples, one of which is {100 / num:.1f} % of it."
 
 
 def objective_words(objectives: Sequence[str]) -> str:
@@ -374,7 +383,11 @@ def summary(results: Results, folder: Path | str) -> list[Table | Text]:
         *(Text(f"On {name}: {v.sentence}", style=f"bold {TONES[v.kept]}") for name, v in results.elsewhere.items()),
         *(Text(v.sentence, style=f"bold {TONES[v.kept]}") for v in results.beside.values()),
         Text(trivial_sentence(results), style="yellow" if trivial_wins(results) else ""),
-        *(Text(said, style="yellow") for said in (beaten_sentence(results), tied_sentence(results)) if said),
+        *(
+            Text(said, style="yellow")
+            for said in (few_sentence(results), beaten_sentence(results), tied_sentence(results))
+            if said
+        ),
         *(Text(f"Differentiable search: {alarm}", style="yellow") for alarm in results.alarms),
         *(Text(caution, style="yellow") for caution in results.cautions),
         Text(f"Written to {folder}: {', '.join((*FILES, *_folders(results.files)))}"),

@@ -18,6 +18,7 @@ from experiments.report import (
     COLUMNS,
     beaten_sentence,
     compare_at_equal_time,
+    few_sentence,
     front_table,
     health_sentence,
     page,
@@ -384,6 +385,14 @@ def test_what_a_table_does_not_tell_is_said_beside_the_verdict():
     assert caution in " ".join(printed(*summary(results, "runs/x")).split())
     assert caution in page_of(results, [])
     assert Results.from_json(json.loads(json.dumps(results.to_json()))) == results
+
+
+def test_few_examples_are_said_to_be_few():
+    few, enough = (make_results(ties={"num_test": num, "groups": [["a"]], "test_error_percent": {}}) for num in (40, 100))
+    said = "Errors are rough: the test split has only 40 examples, one of which is 2.5 % of it."
+    assert few_sentence(few) == said
+    assert few_sentence(enough) == few_sentence(make_results()) == ""
+    assert said in " ".join(printed(*summary(few, "runs/x")).split())
 
 
 def test_what_ships_is_what_the_kept_stages_made_of_the_picked_network():
