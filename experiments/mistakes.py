@@ -74,7 +74,9 @@ def _options_with(group: str, name: str) -> list[str]:
     nodes: dict[str, Any] = {option: OmegaConf.to_container(OmegaConf.create(text)) for option, text in texts.items()}
 
     def has(option: str) -> bool:
-        return name in nodes[option] or any(has(base) for base in nodes[option].get("defaults", ()) if base in nodes)
+        return name in nodes[option] or any(
+            has(base) for base in nodes[option].get("defaults", ()) if isinstance(base, str) and base in nodes
+        )
 
     return list(filter(has, nodes))
 
