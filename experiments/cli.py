@@ -61,6 +61,8 @@ def guarded(module: str, words: Sequence[str]) -> int:
             return STOPPED
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             return complain(f"no space left on the disk ({error.filename or 'while writing'}); what was written is whole")
+        if isinstance(error, OSError) and error.filename is not None:
+            return complain(f"{error.filename}: {error.strerror}")
         if type(error) is RuntimeError:  # not one of ours: a bug
             raise
         return complain(str(error))

@@ -128,6 +128,12 @@ def test_a_word_s_value_is_of_its_kind(command, word, message, capsys):
     assert capsys.readouterr().err == f"paretoformer: {message}\n"
 
 
+def test_a_run_where_a_file_is(tmp_path):
+    path = tmp_path / "file"
+    path.touch()
+    refused(*SMOKE, f"run={path}", message=f"paretoformer: {path}: File exists\n")
+
+
 def test_a_csv_without_the_column(tmp_path):
     path = tmp_path / "mine.csv"
     path.write_text("sentence,stars\nhello,1\nworld,2\n")
