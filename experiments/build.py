@@ -169,7 +169,9 @@ def make(config: DictConfig, group: str) -> Any:
     check_values(node, group)
     missing = sorted(OmegaConf.missing_keys(node))
     if missing:
-        raise ValueError(f"{missing[0]}: has no value; give one as {missing[0]}=…")
+        have, them = ("has", "one") if len(missing) == 1 else ("have", "them")
+        words = " ".join(f"{name}=…" for name in missing)
+        raise ValueError(f"{', '.join(missing)}: {have} no value; give {them} as {words}")
     try:
         return hydra.utils.instantiate(node, _convert_="all")
     except InstantiationException as error:

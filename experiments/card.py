@@ -207,4 +207,13 @@ def _use(contract: Mapping[str, Any]) -> str:
 
 
 def _environment(network: Mapping[str, Any]) -> str:
-    return "\n".join(f"- {name}: {value}" for name, value in network["environment"].items())
+    return "\n".join(f"- {name}: {_plain(value)}" for name, value in network["environment"].items())
+
+
+def _plain(value: Any) -> str:
+    """Facts within facts, without the brackets of a program."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_plain(fact)}" for name, fact in value.items())
+    if isinstance(value, list | tuple):
+        return "; ".join(map(_plain, value)) or "none"
+    return "not known" if value is None else str(value)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from experiments.usage import HELP, described
+from experiments.versions import versions
 
 COMMANDS = {
     "search": ("experiments.search", "search a network for a task, a device and a budget"),
@@ -37,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not words or words[0] in HELP:
         print(usage())
         return 0 if words else USER_ERROR
+    if words[0] == "--version":
+        print(" ".join(f"{name} {number}" for name, number in versions(["paretoformer"]).items()))
+        return 0
     if words[0] not in COMMANDS:
         return complain(f"{words[0]!r} is not one of {tuple(COMMANDS)}")
     module = COMMANDS[words[0]][0]
@@ -57,6 +61,8 @@ def guarded(module: str, words: Sequence[str]) -> int:
             return STOPPED
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             return complain(f"no space left on the disk ({error.filename or 'while writing'}); what was written is whole")
+        if isinstance(error, OSError) and error.filename is not None:
+            return complain(f"{error.filename}: {error.strerror}")
         if type(error) is RuntimeError:  # not one of ours: a bug
             raise
         return complain(str(error))
@@ -85,7 +91,13 @@ def complain(text: str) -> int:
 def usage() -> str:
     lines = [f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join(
-        ["usage: paretoformer COMMAND [NAME=VALUE …]", "", *lines, "", "paretoformer COMMAND --help says what a command takes."]
+        [
+            "usage: paretoformer COMMAND [NAME=VALUE …]",
+            "",
+            *lines,
+            "",
+            "paretoformer COMMAND --help says what a command takes, --version which one this is.",
+        ]
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.contract import MAX_DROP, Limits, tolerance_of
-from experiments.costing import Costs, measured_energy
+from experiments.costing import Costs, measured_costs
 from experiments.formatting import position_of
 from experiments.ledger import NAME as LEDGER
 from experiments.networks import Network, hypervolumes
@@ -109,9 +109,8 @@ def _networks(outcome: Outcome) -> tuple[Network, ...]:
 def _network(finalist: Finalist, outcome: Outcome, costs: Costs, names: Sequence[str]) -> Network:
     record = outcome.finisher.record(finalist.arch)
     id_, measurement = finalist.arch.id, _measurement(finalist.arch, outcome)
-    measured = {"memory_mib": outcome.measured_mib.get(id_), "parameters": record["export"]["num_parameters"] / 1e6}
-    if "energy_mj" in names and measurement is not None:
-        measured["energy_mj"] = measured_energy(measurement)
+    num_parameters = record["export"]["num_parameters"]
+    measured = {**measured_costs(measurement, outcome.measured_mib.get(id_)), "parameters": num_parameters / 1e6}
     return Network(
         id=id_,
         arch=finalist.arch.to_json(),
@@ -120,10 +119,10 @@ def _network(finalist: Finalist, outcome: Outcome, costs: Costs, names: Sequence
         error_percent=record["error_percent"],
         predicted_ms=costs["latency_ms"],
         predicted_upper_ms=costs["upper_ms"],
-        num_parameters=record["export"]["num_parameters"],
+        num_parameters=num_parameters,
         train_seconds=record["train_seconds"],
         predicted={name: costs[name] for name in names},
-        measured={name: value for name in names if (value := measured.get(name)) is not None},
+        measured={name: measured[name] for name in names if name in measured},
         **times_of(measurement),
     )
 
@@ -139,9 +138,7 @@ def _beside(outcome: Outcome) -> dict[str, LimitVerdict]:
     """On what has a budget beside latency; energy as the last measurement of what ships has it."""
     choice = outcome.choice
     [costs] = outcome.costing([choice.arch])
-    measured = {"memory_mib": outcome.measured_mib.get(choice.arch.id)}
-    if "energy_mj" in outcome.budget.beside and choice.measurement is not None:
-        measured["energy_mj"] = measured_energy(choice.measurement)
+    measured = measured_costs(choice.measurement, outcome.measured_mib.get(choice.arch.id))
     return {
         name: LimitVerdict.of(
             name, asked=asked, predicted=costs[name], predicted_upper=costs[upper(name)], measured=measured.get(name),

@@ -80,6 +80,15 @@ def composed(*overrides: str) -> DictConfig:
     return config
 
 
+def check_dashes(words: Sequence[str]) -> None:
+    """Raises ValueError for a value that is given like a flag; `--run` alone is one of Hydra's."""
+    names = {known.name for known in fields(SearchConfig)}
+    for word in words:
+        name = word.removeprefix("--").partition("=")[0].replace("-", "_")
+        if word.startswith("--") and word != "--run" and name.split(".")[0] in names:
+            raise ValueError(f"{word}: values are given without dashes, as {name}=VALUE")
+
+
 def check_names(config: DictConfig, words: Sequence[str]) -> None:
     """Raises ValueError for a value that the schema does not have, which came by +NAME=VALUE."""
     for name in config.keys() - {known.name for known in fields(SearchConfig)}:

@@ -149,6 +149,16 @@ def measured_energy(measurement: Measurement) -> float:
     return float(np.median(energies["energy_mj"]))
 
 
+def measured_costs(measurement: Measurement | None, memory_mib: float | None) -> dict[str, float]:
+    """What was measured of one network, by the names of objectives; what was not is missing."""
+    found = {} if memory_mib is None else {"memory_mib": memory_mib}
+    if measurement is None:
+        return found
+    if "energy_mj" in measurement.environment:
+        found["energy_mj"] = measured_energy(measurement)
+    return {**found, "latency_ms": measurement.latency_ms}
+
+
 def _as_energies(measurements: Iterable[Measurement]) -> list[Measurement]:
     """With mJ in the place of ms, for a latency model that learns what a network takes, whatever the unit."""
     return [

@@ -74,14 +74,8 @@ def main(words: Sequence[str]) -> int:
     report = Reporter()
     if not report.console.is_terminal:
         report.console.width = WIDTH
-    run, picked, workload = None, None, Workload(batch=BATCH, tokens=TOKENS)
-    if given.run is not None:
-        run = existing_run(given.run)
-        results, _ = load(run)
-        workload = results.workload
-        if given.pick is not None:
-            picked = pick(results.networks, given.pick)
-    workload = replace(workload, **{name: size for name in SIZES if (size := getattr(given, name)) is not None})
+    run = None if given.run is None else existing_run(given.run)
+    workload, picked = of_run(run, given)
     config = compose_config(given, device_words, run)
     device = make_device(config)
     check_device(device, files)
@@ -92,8 +86,8 @@ def main(words: Sequence[str]) -> int:
         if arch is not None:
             family = family_of(config, workload, given)
             chosen = architecture(arch, family, run)
-            of_run, sentinel = export_for_timing(family, [chosen, sentinel_of(family)], workload, Path(folder), device=device)
-            networks.append(of_run)
+            made, sentinel = export_for_timing(family, [chosen, sentinel_of(family)], workload, Path(folder), device=device)
+            networks.append(made)
         else:
             sentinel = networks[0]
         lost: CutShortError | None = None
@@ -104,14 +98,18 @@ def main(words: Sequence[str]) -> int:
             )  # fmt: skip
         except CutShortError as error:
             measured, lost = error.measured, error
-        timed = [Timed(label(n), n, m) for n, m in zip(networks, measured, strict=True)]
-    for line in said(timed):
-        report.console.print(line, markup=False, highlight=False)
-    if given.out is not None:
-        write(Path(given.out), timed)
+    show([Timed(label(n), n, m) for n, m in zip(networks, measured, strict=True)], given, report.console)
     if lost is not None:
         raise DeviceError(f"{lost}; shown are the {lost.rounds} of {given.rounds} rounds that were complete") from lost
     return 0
+
+
+def show(timed: Sequence[Timed], given: Words, console: Console) -> None:
+    """Prints the table, and writes the samples to `out` if that is given."""
+    for line in said(timed):
+        console.print(line, markup=False, highlight=False)
+    if given.out is not None:
+        write(Path(given.out), timed)
 
 
 def read_words(words: Sequence[str]) -> tuple[Words, list[Path], str | None, list[str]]:
@@ -142,6 +140,15 @@ def read_words(words: Sequence[str]) -> tuple[Words, list[Path], str | None, lis
     if given.threads is not None:
         of_device.append(f"device.threads={given.threads}")
     return given, files, archs[-1] if archs else None, of_device
+
+
+def of_run(run: RunDirectory | None, given: Words) -> tuple[Workload, Network | None]:
+    """The run's workload in the sizes that are asked for, and its network that is picked."""
+    asked = {name: size for name in SIZES if (size := getattr(given, name)) is not None}
+    if run is None:
+        return replace(Workload(batch=BATCH, tokens=TOKENS), **asked), None
+    results, _ = load(run)
+    return replace(results.workload, **asked), None if given.pick is None else pick(results.networks, given.pick)
 
 
 def compose_config(given: Words, device_words: list[str], run: RunDirectory | None) -> DictConfig:
@@ -195,9 +202,9 @@ def shipped(
         raise RunError(f"run: {run.path} was made from Python; name its files, {run / FOLDER}/*.onnx, instead of pick")
     task, family = family_of_task(config)
     finisher = Finisher(family, task, device, workload, chosen_compute(run), make(config, "finish"), config.seed, run)
-    of_run = finisher.exported(family.space.canonical(network.arch), folder)
-    surroundings = [(name, pick) for name, pick in of_run.arch.picks if name.startswith(PREFIX)]
-    return replace(of_run, arch=Architecture((("file", str(of_run.path)), *surroundings)))
+    exported = finisher.exported(family.space.canonical(network.arch), folder)
+    surroundings = [(name, pick) for name, pick in exported.arch.picks if name.startswith(PREFIX)]
+    return replace(exported, arch=Architecture((("file", str(exported.path)), *surroundings)))
 
 
 def family_of(config: DictConfig, workload: Workload, given: Words) -> Family:

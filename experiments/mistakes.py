@@ -47,7 +47,10 @@ def unknown(key: str, words: Sequence[str], compose: Compose) -> str:
     if above and tuple(above) not in known:
         return unknown(".".join(above), words, compose)
     here = {path[-1]: ".".join(path) for path in known if path[:-1] == tuple(above)}
-    near = [here[match] for match in get_close_matches(name, here, n=3)] or [".".join(path) for path in known if path[-1] == name]
+    near = [here[match] for match in get_close_matches(name, here, n=3)]
+    if not near and len(above) == 1 and (options := _options_with(above[0], name)):
+        return f"there is no value {key!r} of what is chosen; {above[0]} is to be one of {', '.join(options)}, which have it"
+    near = near or [".".join(path) for path in known if path[-1] == name]
     said = _near(near) or (f"; there are {', '.join(here.values())}" if here else "")
     return f"there is no value {key!r}{said}"
 
@@ -62,6 +65,20 @@ def _paths(node: Any) -> Iterator[tuple[str, ...]]:
         for name, child in node.items():
             yield (str(name),)
             yield from ((str(name), *path) for path in _paths(child))
+
+
+def _options_with(group: str, name: str) -> list[str]:
+    """What can be chosen in a group and has a value of this name."""
+    folder = importlib.resources.files("conf").joinpath(group)
+    texts = {option: folder.joinpath(f"{option}.yaml").read_text(encoding="utf-8") for option in _options(group)}
+    nodes: dict[str, Any] = {option: OmegaConf.to_container(OmegaConf.create(text)) for option, text in texts.items()}
+
+    def has(option: str) -> bool:
+        return name in nodes[option] or any(
+            has(base) for base in nodes[option].get("defaults", ()) if isinstance(base, str) and base in nodes
+        )
+
+    return list(filter(has, nodes))
 
 
 def _options(group: str) -> Iterator[str]:

@@ -18,7 +18,6 @@ import json
 import os
 import sys
 import threading
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +59,9 @@ def main(words: Sequence[str] | None = None) -> int:
     code = 0
     try:
         for number, given in enumerate(map(os.fsencode, options.inputs) if options.inputs else lines(sys.stdin.buffer), 1):
+            if options.inputs and answers.input["kind"] in ("text", "language model") and os.path.isfile(given):
+                name = os.fsdecode(given)
+                print(f"predict.py: {name} is read as a text, though it is a file's name; its lines: < {name}", file=sys.stderr)
             try:
                 for answer in answers(given):
                     print(json.dumps(answer, ensure_ascii=False), flush=True)
@@ -336,12 +338,9 @@ def array_of(given: bytes) -> np.ndarray:
         if text.lstrip().startswith("["):
             return np.asarray(json.loads(text))
         with open(text, "rb") as file:
-            values = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, RecursionError, MemoryError, zipfile.BadZipFile) as error:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError, RecursionError, MemoryError) as error:
         raise Refused(f"is neither a JSON array nor an .npy file ({said(error)})") from None
-    if not isinstance(values, np.ndarray):
-        raise Refused("holds several arrays; an .npy file holds one")
-    return values
 
 
 def picture(path: Path, shape: tuple[int, ...]) -> np.ndarray:

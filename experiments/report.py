@@ -37,6 +37,7 @@ from nas.types import Candidate, Provenance
 
 FILES = ("report.html", "pareto.png", "pareto.csv", "results.json", "trust.json")
 KINDS = ("predicted", "measured")
+FEW_EXAMPLES = 100  # of a split, below which one more wrong answer is more than a point of error
 COLUMNS_OF_TERMINAL, LEAST_OF_BY = 80, len("random")
 TONES = {True: "green", False: "red", None: "yellow"}
 COLUMNS = (
@@ -47,12 +48,13 @@ COLUMNS = (
 
 def write_report(results: Results, candidates: Sequence[Candidate], folder: Path | str) -> tuple[Path, ...]:
     """Writes pareto.csv, pareto.png, results.json, trust.json and report.html, each whole or not at all; returns their paths."""
+    trust = evidence(results, candidates)
     contents = {
         "pareto.csv": pareto_csv(results).encode(),
         "pareto.png": png(pareto_figure(results, candidates)),
         "results.json": (json.dumps(results.to_json(), indent=1, allow_nan=False) + "\n").encode(),
-        "trust.json": (json.dumps(evidence(results, candidates), indent=1, allow_nan=False) + "\n").encode(),
-        "report.html": page(results, candidates).encode(),
+        "trust.json": (json.dumps(trust, indent=1, allow_nan=False) + "\n").encode(),
+        "report.html": page(results, candidates, trust).encode(),
     }
     for name, content in contents.items():
         with replacing(Path(folder) / name) as path:
@@ -77,13 +79,12 @@ def pareto_csv(results: Results) -> str:
     return text.getvalue()
 
 
-def page(results: Results, candidates: Sequence[Candidate]) -> str:
-    """The report as one HTML page that needs nothing else."""
+def page(results: Results, candidates: Sequence[Candidate], trust: Mapping[str, Any]) -> str:
+    """The report as one HTML page that needs nothing else; `trust` is their `evidence`."""
     environment = Environment(
         loader=PackageLoader("experiments"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(ms=format_ms, short=arch_in_short, unbroken=_unbroken, after_stages=after_stages)
-    trust = evidence(results, candidates)
     curves = trust["hypervolume"]
     pictures = {
         "pareto": _drawn(lambda width: pareto_figure(results, candidates, width=width)),
@@ -105,7 +106,7 @@ def page(results: Results, candidates: Sequence[Candidate]) -> str:
         trivial_sentence=trivial_sentence(results),
         warnings=[results.lost] * bool(results.lost)
         + [trivial_sentence(results)] * trivial_wins(results)
-        + [s for s in (beaten_sentence(results), tied_sentence(results)) if s]
+        + [s for s in (few_sentence(results), beaten_sentence(results), tied_sentence(results)) if s]
         + [f"Differentiable search: {alarm}" for alarm in results.alarms]
         + list(results.cautions),
         search_sentences=search_sentences(results),
@@ -225,6 +226,14 @@ def tied_sentence(results: Results) -> str:
     )
 
 
+def few_sentence(results: Results) -> str:
+    """Says so if the splits that errors are read from are small; empty otherwise."""
+    num = results.ties["num_test"] if results.ties else FEW_EXAMPLES
+    if num >= FEW_EXAMPLES:
+        return ""
+    return f"Errors are rough: the test split has only {num} examples, one of which is {100 / num:.1f} % of it."
+
+
 def objective_words(objectives: Sequence[str]) -> str:
     """`both latency and error`, or `all of latency, error and memory`."""
     words = [objective(name).words for name in sorted(objectives, key=_rank)]
@@ -329,7 +338,10 @@ def front_table(results: Results) -> Table:
             left_out.append(name)
             rows = [{head: cell for head, cell in cells.items() if head != name} for cells in rows]
     elsewhere = f"; {' and '.join(left_out)} {'is' if len(left_out) == 1 else 'are'} in pareto.csv" if left_out else ""
-    caption = Text(f"latency in ms; errors are {results.error_means}{elsewhere}", style="dim")
+    staged = (
+        f"\n{results.picked_id} as it ships, after its stages; all others as they were trained" if results.kept_stages else ""
+    )
+    caption = Text(f"latency in ms; errors are {results.error_means}{elsewhere}{staged}", style="dim")
     table = Table(
         title=Text(f"{results.title}: trained networks"), title_justify="left", title_style="bold", caption=caption,
         caption_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False,
@@ -373,7 +385,11 @@ def summary(results: Results, folder: Path | str) -> list[Table | Text]:
         *(Text(f"On {name}: {v.sentence}", style=f"bold {TONES[v.kept]}") for name, v in results.elsewhere.items()),
         *(Text(v.sentence, style=f"bold {TONES[v.kept]}") for v in results.beside.values()),
         Text(trivial_sentence(results), style="yellow" if trivial_wins(results) else ""),
-        *(Text(said, style="yellow") for said in (beaten_sentence(results), tied_sentence(results)) if said),
+        *(
+            Text(said, style="yellow")
+            for said in (few_sentence(results), beaten_sentence(results), tied_sentence(results))
+            if said
+        ),
         *(Text(f"Differentiable search: {alarm}", style="yellow") for alarm in results.alarms),
         *(Text(caution, style="yellow") for caution in results.cautions),
         Text(f"Written to {folder}: {', '.join((*FILES, *_folders(results.files)))}"),

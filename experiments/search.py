@@ -19,11 +19,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.cli import guarded
-from experiments.config import check_names, composed, register
+from experiments.config import check_dashes, check_names, composed, register
 from experiments.mistakes import in_words
 
 JOB = "experiments.main_job.run"
-MULTIRUN = ("--multirun", "-m")
 
 
 def main(words: Sequence[str]) -> int:
@@ -32,12 +31,10 @@ def main(words: Sequence[str]) -> int:
     Raises:
         ValueError: an override that does not fit the configuration, in one line; whatever the job raises.
     """
+    check_dashes(words)
     register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, and we say them in one line
-    sys.argv = [
-        "paretoformer search",
-        *sorted(words, key=lambda word: word not in MULTIRUN),
-    ]  # which argparse takes in front only
+    sys.argv = ["paretoformer search", *sorted(words, key=_is_override)]  # flags in front, where alone argparse takes them
     start = time.time()
     failed: list[BaseException] = []
 
@@ -68,6 +65,10 @@ def main(words: Sequence[str]) -> int:
     if failed:  # not raised above: what it came from, such as Ctrl-C, would be forgotten for the SystemExit
         raise failed[0]
     return code
+
+
+def _is_override(word: str) -> bool:
+    return word.startswith("~") or ("=" in word and not word.startswith("-"))
 
 
 if __name__ == "__main__":

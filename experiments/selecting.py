@@ -12,7 +12,7 @@ from experiments.baseline_teachers import BaselineTeachers
 from experiments.budgets import Budget
 from experiments.calibration import Calibration, read_measurements
 from experiments.checkpoint_teacher import checkpoint_teacher
-from experiments.costing import Costing, Costs, measured_energy
+from experiments.costing import Costing, Costs, measured_costs
 from experiments.finishing import Finisher
 from experiments.ledger import spent
 from experiments.objectives import upper
@@ -127,7 +127,7 @@ class Selection:
         is broken. What could not be measured of a network is its predicted upper bound, and so is each on further devices.
         """
         archs = [f.arch for f in finalists]
-        measured = ({**_measured(measurements.get(a.id)), **_of_memory(measured_mib.get(a.id))} for a in archs)
+        measured = (_bounds(measured_costs(measurements.get(a.id), measured_mib.get(a.id))) for a in archs)
         most = {a.id: {**c, **known} for a, c, known in zip(archs, self.costing(archs), measured, strict=True)}
         small = sorted(archs, key=lambda a: (self.finisher.record(a)["error_percent"], most[a.id]["upper_ms"]))
         limits = {"upper_ms": self.budget.ms}  # and those that some network keeps
@@ -142,7 +142,7 @@ class Selection:
                 verdict = self._verdict(arch, tag="")
             except DeviceError as error:
                 return Chosen(arch, None, str(error))
-            now = {**most[arch.id], **_measured(verdict)}
+            now = {**most[arch.id], **_bounds(measured_costs(verdict, None))}
             if all(now[name] <= limit for name, limit in limits.items()):
                 break
         return Chosen(arch, verdict)
@@ -200,13 +200,6 @@ class Selection:
         return [c.arch for c in pareto_front(finished, "latency_ms", "error")]
 
 
-def _measured(measurement: Measurement | None) -> Costs:
-    """What a measurement puts in the place of predicted bounds."""
-    if measurement is None:
-        return {}
-    energy = {upper("energy_mj"): measured_energy(measurement)} if "energy_mj" in measurement.environment else {}
-    return {upper("latency_ms"): measurement.latency_ms, **energy}
-
-
-def _of_memory(mib: float | None) -> Costs:
-    return {} if mib is None else {upper("memory_mib"): mib}
+def _bounds(measured: Costs) -> Costs:
+    """What is measured in the place of predicted bounds."""
+    return {upper(name): value for name, value in measured.items()}

@@ -213,9 +213,11 @@ def judged(
         return False, f"does not ship, it loses {points:.2f} points and {most_points_lost:g} are allowed: {words}"
     if speedup >= margin(error_of_ratio):
         return True, f"ships, it is faster: {words}"
-    if speedup > 1 / margin(error_of_ratio) and points < 0:
-        return True, f"ships, it is more accurate, and NOT FASTER: {words}"
-    return False, f"does not ship, it is NOT FASTER: {words}"
+    if speedup <= 1 / margin(error_of_ratio):
+        return False, f"does not ship, it is SLOWER: {words}"
+    if points < 0:
+        return True, f"ships, it is more accurate in as much time: {words}"
+    return False, f"does not ship, it is NEITHER FASTER NOR MORE ACCURATE: {words}"
 
 
 def check_stages(stages: Mapping[str, Stage], *, task: Task, family: Family, device: Device) -> None:

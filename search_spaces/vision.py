@@ -157,7 +157,10 @@ class VisionFamily:
             if common % size:
                 allowed = [n for n in range(1, common + 1) if common % n == 0]
                 sides = " x ".join(map(str, self.input_shape[1:]))
-                raise ValueError(f"patch: {size} does not divide the input of {sides}; allowed are {allowed} (space.patch=[…])")
+                channels = f"{self.input_shape[0]} channels, which come first"
+                raise ValueError(
+                    f"patch: {size} does not divide the input of {sides} ({channels}); allowed are {allowed} (space.patch=[…])"
+                )
         fewer = self.trunk.reduction.largest.fewer
         if fewer and self.pooling == "token":
             raise ValueError("keep: a first token that the classifier reads might not be kept; pooling=mean, or space.keep=[]")

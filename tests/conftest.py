@@ -5,7 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.build import build
+from experiments.config import composed
+from experiments.progress import Reporter
 from tests.support.commands import RECORDED, command
+from tests.support.exploring import calibration_of
 
 torch.set_num_threads(1)
 
@@ -33,3 +37,16 @@ def recorded() -> Path:
     if not RECORDED.is_dir():
         pytest.skip(f"no recorded measurements at {RECORDED} (PARETOFORMER_RECORDED names another folder)")
     return RECORDED
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """Of a brief search, which measures on its way."""
+    words = ["experiment=smoke", f"run={tmp_path_factory.mktemp('parts') / 'run'}", "searcher.measure=4"]
+    return build(composed(*words), report=Reporter(quiet=True))
+
+
+@pytest.fixture
+def calibrated(pipeline):
+    """Its calibration on a device whose times are known."""
+    return calibration_of(pipeline)

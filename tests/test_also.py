@@ -17,7 +17,7 @@ from experiments.results import Results
 from nas.constraints import within_ms
 from nas.projection import discretise
 from tests.support.commands import command
-from tests.test_exploring import calibrated, explorer, pipeline, scored  # noqa: F401
+from tests.support.exploring import explorer, lines, scored
 
 BUDGET_MS = 0.5  # which all keep, however wide the bound of so brief a calibration is
 
@@ -35,10 +35,6 @@ def searched(finished, tmp_path_factory):
     return run, words
 
 
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def test_a_further_device_is_an_objective_with_a_budget(searched):
     run, _ = searched
     candidates = lines(run / "candidates.jsonl")
@@ -53,7 +49,7 @@ def test_a_further_device_is_an_objective_with_a_budget(searched):
     assert {m["environment"]["threads"] for m in measured} == {2}
 
 
-def test_its_budget_is_kept_by_what_is_scored(pipeline, calibrated):  # noqa: F811
+def test_its_budget_is_kept_by_what_is_scored(pipeline, calibrated):
     model = calibrated.model
     upper = model.predict([c.arch for c in scored(pipeline, calibrated)]).upper_ms
     limit = float(np.median(upper))

@@ -74,7 +74,17 @@ SMOKE = ("search", "experiment=smoke")
         ((*SMOKE, "darts.steps=0"), "steps: 0 is not positive"),
         ((*SMOKE, "darts.logit_rate=.nan"), "darts.logit_rate: '.nan' is not a number"),
         ((*SMOKE, "task._target_=os.system"), "task._target_: os.system is not a part of experiments, hardware"),
-        ((*SMOKE, "task=csv"), "task.label: has no value"),
+        (
+            (*SMOKE, "task=csv", "task.text=a"),
+            "task.label, task.path: have no value; give them as task.label=… task.path=…",
+        ),
+        ((*SMOKE, "task.label=a"), "task is to be one of csv, text_table, which have it"),
+        ((*SMOKE, "--budget_ms=3"), "--budget_ms=3: values are given without dashes, as budget_ms=VALUE"),
+        ((*SMOKE, "--budget-ms", "3"), "--budget-ms: values are given without dashes, as budget_ms=VALUE"),
+        (
+            (*SMOKE, "task=arrays", "space=vision_tiny", f"task.path={__file__}"),
+            "test_bad_input.py is not an .npz file; numpy.savez(",
+        ),
         (("search", "task=csv", "task.path=/nowhere.csv", "task.text=a", "task.label=b"), "/nowhere.csv"),
         (("pareto", "run=/nowhere"), "run: /nowhere is not the directory of a run"),
         (("pareto",), "run=… is missing"),
@@ -116,6 +126,12 @@ def test_a_folder_that_was_there_stays(tmp_path):
 def test_a_word_s_value_is_of_its_kind(command, word, message, capsys):
     assert cli.main([command, word]) == 2
     assert capsys.readouterr().err == f"paretoformer: {message}\n"
+
+
+def test_a_run_where_a_file_is(tmp_path):
+    path = tmp_path / "file"
+    path.touch()
+    refused(*SMOKE, f"run={path}", message=f"paretoformer: {path}: File exists\n")
 
 
 def test_a_csv_without_the_column(tmp_path):

@@ -23,7 +23,7 @@ from hardware.store import MeasurementStore
 from latency_models.additive import AdditiveLatency
 from nas import compute as ways
 from nas.compute import Compute, choose_compute
-from tests.test_exploring import law_ms, measurement
+from tests.support.exploring import law_ms, measurement
 
 QUIET = Reporter(quiet=True)
 BRIEF = ("init.train.steps=3", "darts.steps=2", "darts.steps_more=1", "searcher.evaluations=4", "searcher.proposals=2")

@@ -9,23 +9,20 @@ import pytest
 
 from experiments import scoring
 from experiments.budgets import Budget
-from experiments.build import build
-from experiments.calibration import CALIBRATION, LATER, Calibration
-from experiments.config import composed
+from experiments.calibration import CALIBRATION, LATER
 from experiments.costing import Costing, measured_energy
-from experiments.exploring import Explorer
 from experiments.progress import Reporter
 from experiments.proposing import Proposer
 from experiments.run_directory import RunDirectory
 from hardware.arena import activations_mib
-from latency_models.additive import AdditiveLatency
 from latency_models.memory import memory_of
 from nas.compute import Compute
 from nas.costs import parameters_of
 from nas.protocols import DeviceError, ExhaustedError
 from nas.searchers import random
-from nas.types import Candidate, Measurement, Provenance, Workload
+from nas.types import Candidate, Provenance
 from tests.support.commands import command
+from tests.support.exploring import explorer, law_ms, lines, measurement, scored, splits_read
 
 BUDGET_MIB = 0.3
 
@@ -51,10 +48,6 @@ def searched(finished, tmp_path_factory):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Memory kept: asked 0.3 MiB" in done.stdout or "Memory BROKEN: asked 0.3 MiB" in done.stdout
     return run
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_memory_is_an_objective_and_a_budget(searched):
@@ -95,41 +88,6 @@ def test_what_is_measured_on_the_way_is_known_and_said(searched):
 # --- parts
 
 
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory):
-    words = ["experiment=smoke", f"run={tmp_path_factory.mktemp('parts') / 'run'}", "searcher.measure=4"]
-    return build(composed(*words), report=Reporter(quiet=True))
-
-
-def measurement(arch, milliseconds, **environment):
-    return Measurement(arch, "simulated", Workload(tokens=32), ((milliseconds,),), ((1.0,),), 1.0, environment)
-
-
-def law_ms(pipeline, archs, *, factor=1.0):
-    """What the simulated device takes: all operators cost by their FLOPs, those of the widest networks `factor` times as much."""
-    flops = np.array([memory_of(pipeline.family, [a], pipeline.workload)[0].weights_mib for a in archs])
-    return [float(f * (factor if a.size("width") == 64 else 1.0)) for f, a in zip(flops, archs, strict=True)]
-
-
-@pytest.fixture
-def calibrated(pipeline):
-    rng = np.random.default_rng(0)
-    archs = list({a.id: a for a in (pipeline.family.space.sample(rng) for _ in range(40))}.values())[:12]
-    times = law_ms(pipeline, archs)
-    known = {a.id: measurement(a, t, energy_mj=[3 * t] * 3) for a, t in zip(archs, times, strict=True)}
-    model = AdditiveLatency().fit(pipeline.family, list(known.values()))
-    return Calibration(model, known, 1.0, {}, [])
-
-
-def explorer(pipeline, calibration):
-    costing = Costing.of(pipeline.settings, pipeline.family, pipeline.workload, calibration)
-    supernet = pipeline.family.supernet()
-    return Explorer(
-        pipeline.family, pipeline.task, supernet, Compute("cpu", "float32", "matmul"), calibration, costing, Budget(10.0, "user"),
-        pipeline.settings, pipeline.run, Reporter(quiet=True),
-    )  # fmt: skip
-
-
 class Twice:
     """Measures that the widest networks take twice what everybody thought."""
 
@@ -145,31 +103,6 @@ class Twice:
 class Lost:
     def more(self, archs, calibration):
         raise DeviceError("simulated: no answer")
-
-
-def scored(pipeline, calibration):
-    rng = np.random.default_rng(1)
-    archs = list({a.id: a for a in (pipeline.family.space.sample(rng) for _ in range(60))}.values())
-    predicted = calibration.model.predict(archs)
-    return [
-        Candidate(
-            a, {"error": 50 / (1 + m), "latency_ms": m, "upper_ms": u},
-            {"error": Provenance.INHERITED, "latency_ms": Provenance.PREDICTED, "upper_ms": Provenance.PREDICTED}, "search",
-        )
-        for a, m, u in zip(archs, predicted.mean_ms.tolist(), predicted.upper_ms.tolist(), strict=True)
-    ]  # fmt: skip
-
-
-def splits_read(monkeypatch, task):
-    """The splits of a task that are read from now on."""
-    read, batches = set(), type(task).batches
-
-    def spy(self, split, **how):
-        read.add(split)
-        return batches(self, split, **how)
-
-    monkeypatch.setattr(type(task), "batches", spy)
-    return read
 
 
 def test_candidates_are_not_scored_on_the_split_that_chooses(pipeline, calibrated, monkeypatch):

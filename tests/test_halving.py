@@ -15,8 +15,8 @@ from experiments.run_directory import RunDirectory
 from experiments.settings import FinishSettings, Settings
 from nas.types import Candidate, Provenance
 from search_spaces.encoder import EncoderFamily, encoder_space
+from tests.support.exploring import splits_read
 from tests.support.stages import finisher_of
-from tests.test_exploring import splits_read
 
 SPACE = encoder_space()
 NOTHING = nn.Identity()  # in place of a supernet that is not looked at

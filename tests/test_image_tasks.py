@@ -103,7 +103,10 @@ def test_spaces_of_another_kind_are_refused(tmp_path):
         ValueError, match="the space vision; it gives vocab_size, num_classes, max_tokens and needs space=encoder or"
     ):
         pipeline(tmp_path, "space=vision", "task.max_examples=3000")
-    with pytest.raises(ValueError, match=r"patch: 7 does not divide the input of 8 x 8; allowed are \[1, 2, 4, 8\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"patch: 7 does not divide the input of 8 x 8 \(1 channels, which come first\); allowed are \[1, 2, 4, 8\]",
+    ):
         pipeline(tmp_path, "task=digits", "space=vision")
     with pytest.raises(ValueError, match="tokens: 5 of the workload are not the 64 positions of 8 x 8"):
         pipeline(tmp_path, "experiment=digits", "tokens=5")
@@ -170,7 +173,7 @@ def test_bad_array_files_are_refused(tmp_path):
     (tmp_path / "text.npz").write_text("hello")
     np.save(tmp_path / "one.npy", np.zeros(3))
     for name in ("text.npz", "one.npy"):
-        with pytest.raises(ValueError, match=r"is not an \.npz file of plain arrays"):
+        with pytest.raises(ValueError, match=r"is not an \.npz file; numpy\.savez\(FILE, x=…, y=…\) writes one"):
             Arrays(tmp_path / name)
     with pytest.raises(ValueError, match=r"is not an \.npz file of plain arrays \(Object arrays"):
         Arrays(save(tmp_path / "objects.npz", x=np.array([{}]), y=np.arange(1)))

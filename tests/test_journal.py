@@ -4,8 +4,9 @@ import pytest
 
 from experiments.journal import check_journal, open_study
 from experiments.run_directory import RunDirectory, RunError
+from nas.search import search
 from nas.searchers.tpe import Tpe
-from tests.test_search import SPACE, evaluate, search
+from tests.support.known_law import SPACE, evaluate
 
 MEANT = {"objectives": ("error", "latency_ms"), "limits": {"latency_ms": 5.0}}
 

@@ -18,6 +18,7 @@ from experiments.report import (
     COLUMNS,
     beaten_sentence,
     compare_at_equal_time,
+    few_sentence,
     front_table,
     health_sentence,
     page,
@@ -29,7 +30,7 @@ from experiments.report import (
     write_report,
 )
 from experiments.results import Results, StageFigures, StageReport
-from experiments.trust import gained, hypervolumes_by_cost
+from experiments.trust import evidence, gained, hypervolumes_by_cost
 from experiments.verdicts import LimitVerdict, Verdict
 from nas.pareto import non_dominated
 from tests.support.made_up_run import SPACE, make_candidates, make_results, network, with_memory
@@ -40,6 +41,10 @@ def printed(*lines):
     for line in lines:
         console.print(line)
     return console.file.getvalue()
+
+
+def page_of(results, candidates):
+    return page(results, candidates, evidence(results, candidates))
 
 
 class Page(HTMLParser):
@@ -88,7 +93,7 @@ def test_a_better_network_that_the_search_did_not_find_is_said_so():
     better = network("beef", "hand", 0.1, 1.0)
     results = make_results(networks=(*make_results().networks, better))
     assert "beef (hand) has 1.00 % validation error in 0.100 ms" in beaten_sentence(results)
-    assert beaten_sentence(results) in Page(page(results, [])).text
+    assert beaten_sentence(results) in Page(page_of(results, [])).text
 
 
 @pytest.mark.parametrize(
@@ -119,7 +124,7 @@ def test_a_collapse_of_the_differentiable_search_is_said_so():
     results = make_results(alarms=(alarm,))
     said = f"Differentiable search: {alarm}"
     assert said in " ".join(printed(*summary(results, "runs/x")).split())
-    assert said in " ".join(Page(page(results, [])).text.replace("\u00a0", " ").split())
+    assert said in " ".join(Page(page_of(results, [])).text.replace("\u00a0", " ").split())
 
 
 def test_a_file_that_is_worse_than_its_network_is_said_so():
@@ -130,7 +135,7 @@ def test_a_file_that_is_worse_than_its_network_is_said_so():
     assert "90.00 % validation error instead of 11.00 % in torch, where export allows 1 point" in lost
     results = make_results(lost=lost)
     assert lost in " ".join(printed(*summary(results, "runs/x")).split())
-    assert lost in " ".join(Page(page(results, [])).text.replace("\u00a0", " ").split())
+    assert lost in " ".join(Page(page_of(results, [])).text.replace("\u00a0", " ").split())
     assert Results.from_json(json.loads(json.dumps(results.to_json()))) == results
 
 
@@ -191,7 +196,7 @@ def test_report_is_written_whole_and_again(tmp_path):
 
 
 def test_page_needs_nothing_else():
-    html = page(make_results(), make_candidates(num=400))
+    html = page_of(make_results(), make_candidates(num=400))
     assert len(html.encode()) < 1.5e6
     seen = Page(html)
     assert seen.addresses
@@ -202,7 +207,7 @@ def test_page_needs_nothing_else():
 
 def test_page_says_what_matters():
     results = make_results()
-    text = Page(page(results, make_candidates())).text
+    text = Page(page_of(results, make_candidates())).text
     assert results.verdict.sentence in text
     assert "by you" in text
     assert trivial_sentence(results) in text
@@ -216,19 +221,19 @@ def test_page_says_what_matters():
 
 def test_page_shows_what_each_evaluation_gained():
     results, candidates = make_results(), make_candidates()
-    html = page(results, candidates)
+    html = page_of(results, candidates)
     said = gained(hypervolumes_by_cost(results, candidates))
     assert re.search(r"the search reaches [01]\.\d{3} with 120 evaluations in .* s, random search reaches .*; the networks", said)
     assert said in Page(html).text
     assert "Hypervolume after each evaluation and after each second" in html
-    assert "What each evaluation gained" not in page(results, [])
+    assert "What each evaluation gained" not in page_of(results, [])
 
 
 def test_page_of_a_run_that_knows_less():
     known = make_results()
     bare = tuple(dataclasses.replace(n, measured_low_ms=None, measured_high_ms=None) for n in known.networks)
     predictor = dataclasses.replace(known.predictor, spearman=None)
-    html = page(make_results(networks=bare, predictor=predictor, notes=(), trivial_baselines={}), [])
+    html = page_of(make_results(networks=bare, predictor=predictor, notes=(), trivial_baselines={}), [])
     assert "too few to rank" in Page(html).text
 
 
@@ -236,7 +241,7 @@ def test_page_and_table_call_estimated_times_so():
     estimated = Verdict.of(
         asked_ms=0.95, asked_origin="user", predicted_ms=0.9, predicted_upper_ms=0.94, measured_ms=0.91, estimated=True
     )
-    text = Page(page(make_results(verdict=estimated), make_candidates())).text
+    text = Page(page_of(make_results(verdict=estimated), make_candidates())).text
     assert "Kept, as estimated: asked 0.950 ms" in text
     assert "estimated ms" in text
     assert "estimated by a model of the device" in text
@@ -245,7 +250,7 @@ def test_page_and_table_call_estimated_times_so():
 
 
 def test_page_shows_a_broken_verdict():
-    html = page(make_results(picked_ms=1.2), make_candidates())
+    html = page_of(make_results(picked_ms=1.2), make_candidates())
     assert '<section class="panel verdict broken"' in html
     text = Page(html).text
     assert "BROKEN: asked 0.950 ms" in text
@@ -253,7 +258,7 @@ def test_page_shows_a_broken_verdict():
 
 
 def test_page_says_when_the_linear_baseline_wins():
-    wins, loses = (Page(page(make_results(trivial=error), [])).text for error in (5.0, 9.9))
+    wins, loses = (Page(page_of(make_results(trivial=error), [])).text for error in (5.0, 9.9))
     assert "A baseline without a network is better than every network here" in wins
     assert "better than every network" not in loses
 
@@ -262,7 +267,7 @@ def test_hostile_words_stay_words():
     hostile = '<script>alert("x")</script>$\\frac{'
     networks = tuple(dataclasses.replace(n, label=hostile) for n in make_results().networks)
     changes = {"title": hostile, "device": hostile, "notes": (hostile,), "command": hostile, "interval": hostile}
-    html = page(make_results(networks=networks, trivial_baselines={hostile: 9.0}, **changes), make_candidates())
+    html = page_of(make_results(networks=networks, trivial_baselines={hostile: 9.0}, **changes), make_candidates())
     seen = Page(html)
     assert "script" not in seen.tags
     assert hostile in seen.text
@@ -270,7 +275,7 @@ def test_hostile_words_stay_words():
 
 
 def test_a_script_without_glyphs_does_not_stop_a_report():
-    assert page(make_results(title="语言 on local_cpu"), [])
+    assert page_of(make_results(title="语言 on local_cpu"), [])
 
 
 # --- more objectives than two
@@ -291,7 +296,7 @@ def test_the_front_is_over_all_objectives():
 
 def test_the_page_and_the_terminal_name_the_memory():
     results = with_memory()
-    html = page(results, make_candidates())
+    html = page_of(results, make_candidates())
     for words in ("Memory kept: asked 40", "memory (MiB)", "all of\nlatency, error and memory", "predicted"):
         assert words.replace("\n", " ") in " ".join(html.replace("\u00a0", " ").split())
     console = Console(width=160, record=True, file=io.StringIO())
@@ -361,7 +366,7 @@ def test_a_budget_beside_latency_is_judged_and_said(name, word, measured, words)
     networks = tuple(dataclasses.replace(n, predicted={name: 38.0}) for n in make_results().networks)
     results = dataclasses.replace(make_results(), networks=networks, beside={name: verdict})
     assert results.kept is (None if measured is None else measured <= 40.0)
-    assert verdict.sentence in page(results, []).replace("\u00a0", " ")
+    assert verdict.sentence in page_of(results, []).replace("\u00a0", " ")
     assert verdict.sentence in " ".join(printed(*summary(results, "runs/x")).split())
     again = Results.from_json(json.loads(json.dumps(results.to_json())))
     assert again.beside == results.beside
@@ -380,8 +385,16 @@ def test_what_a_table_does_not_tell_is_said_beside_the_verdict():
     caution = "9 of the 137 networks that were measured on a phone had layers that fell back to the CPU"
     results = dataclasses.replace(make_results(), cautions=(caution,))
     assert caution in " ".join(printed(*summary(results, "runs/x")).split())
-    assert caution in page(results, [])
+    assert caution in page_of(results, [])
     assert Results.from_json(json.loads(json.dumps(results.to_json()))) == results
+
+
+def test_few_examples_are_said_to_be_few():
+    few, enough = (make_results(ties={"num_test": num, "groups": [["a"]], "test_error_percent": {}}) for num in (40, 100))
+    said = "Errors are rough: the test split has only 40 examples, one of which is 2.5 % of it."
+    assert few_sentence(few) == said
+    assert few_sentence(enough) == few_sentence(make_results()) == ""
+    assert said in " ".join(printed(*summary(few, "runs/x")).split())
 
 
 def test_what_ships_is_what_the_kept_stages_made_of_the_picked_network():
@@ -396,5 +409,8 @@ def test_what_ships_is_what_the_kept_stages_made_of_the_picked_network():
     said = " ".join(printed(*summary(longer, "runs/x")).split())
     assert f"after longer ({before.error_percent:.2f} % before): validation error 3.00 %" in said
     assert f"{results.picked_id} search 3.00 0.390 " in said
+    caption = f"{results.picked_id} as it ships, after its stages; all others as they were trained"
+    assert caption in said
+    assert caption not in " ".join(printed(*summary(results, "runs/x")).split())
     drawn = {line.get_gid(): line.get_xydata().tolist() for line in pareto_figure(longer, []).axes[0].lines}
     assert drawn["picked"] == drawn["shipped"] == [[0.39, 3.0]]

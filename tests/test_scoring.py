@@ -19,7 +19,7 @@ from experiments.settings import OuterSettings
 from nas.searchers.random import Random
 from nas.supernet import state_of
 from tests.support.commands import refused
-from tests.test_exploring import calibrated, explorer, lines  # noqa: F401
+from tests.support.exploring import explorer, lines
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def workers():
     return [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
 
 
-def test_two_processes_find_what_one_finds_and_leave_what_they_scored(pipeline, calibrated):  # noqa: F811
+def test_two_processes_find_what_one_finds_and_leave_what_they_scored(pipeline, calibrated):
     space = pipeline.family.space
     alone, together = (in_processes(pipeline, calibrated, processes) for processes in (1, 2))
     found = alone._phase("search", Random(space, seed=0), 6)
@@ -81,7 +81,7 @@ def test_two_processes_find_what_one_finds_and_leave_what_they_scored(pipeline, 
     assert {c.arch.id for c in whole} > set(kept)
 
 
-def test_processes_that_end_at_once_when_the_first_one_is_killed(pipeline, calibrated):  # noqa: F811
+def test_processes_that_end_at_once_when_the_first_one_is_killed(pipeline, calibrated):
     """By a kill that nobody can catch, in the middle of the work."""
     one = in_processes(pipeline, calibrated, 2)
     process = multiprocessing.get_context("fork").Process(target=_begin_and_sleep, args=(one,))

@@ -1,5 +1,6 @@
 """`--help` of every command and benchmark: what it is for and what it takes, before anything heavy is imported."""
 
+import re
 import subprocess
 import sys
 
@@ -17,6 +18,11 @@ from experiments.usage import described
 def test_every_command(name, flag, capsys):
     assert cli.main([name, flag]) == 0
     assert f"`paretoformer {name}" in capsys.readouterr().out
+
+
+def test_which_version_it_is(capsys):
+    assert cli.main(["--version"]) == 0
+    assert re.fullmatch(r"python \d+\.\d+\.\d+ paretoformer \S.*\n", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -178,6 +178,8 @@ def read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """`x` and `y` of an .npz file, checked."""
     if not path.is_file():
         raise ValueError(f"path: {str(path)!r} is not a file")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"path: {path} is not an .npz file; numpy.savez(FILE, x=…, y=…) writes one")
     try:
         file = np.load(path, allow_pickle=False)
         arrays = {name: file[name] for name in file.files}
