@@ -36,8 +36,8 @@ def conclude(pipeline: Pipeline, outcome: Outcome, *, command: str, report: Repo
     choice, budget = outcome.choice, outcome.budget
     picked = next(n for n in networks if n.id == choice.arch.id)
     verdict = verdict_of(picked, choice, asked_ms=budget.ms, asked_origin=budget.origin)
-    outcome.finisher.check(choice.arch)
-    files = outcome.finisher.files(choice.arch)
+    outcome.finisher.files.check(choice.arch)
+    files = outcome.finisher.files.shipped(choice.arch)
     shipment, limits = (
         Shipment(choice.arch, files, choice.measurement, verdict),
         Limits(tolerance=tolerance_of(files["model.onnx"])),
@@ -107,7 +107,7 @@ def _networks(outcome: Outcome) -> tuple[Network, ...]:
 
 
 def _network(finalist: Finalist, outcome: Outcome, costs: Costs, names: Sequence[str]) -> Network:
-    record = outcome.finisher.record(finalist.arch)
+    record = outcome.finisher.files.record(finalist.arch)
     id_, measurement = finalist.arch.id, _measurement(finalist.arch, outcome)
     measured = {"memory_mib": outcome.measured_mib.get(id_), "parameters": record["export"]["num_parameters"] / 1e6}
     if "energy_mj" in names and measurement is not None:
@@ -189,7 +189,7 @@ def _describe(device: Device) -> str:
 def _notes(pipeline: Pipeline, outcome: Outcome, shipped: Shipped) -> tuple[str, ...]:
     """What a reader should know to judge the numbers."""
     notes = [f"Networks were trained on {outcome.compute}."]
-    records = [outcome.finisher.record(f.arch) for f in outcome.finalists]
+    records = [outcome.finisher.files.record(f.arch) for f in outcome.finalists]
     if teachers := dict.fromkeys(name for record in records for name in record.get("taught_by", ())):
         notes.append(f"Trained networks learned from the targets and from answers of {' and '.join(teachers)}.")
     for finalist, record in zip(outcome.finalists, records, strict=True):

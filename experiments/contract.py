@@ -107,7 +107,7 @@ def proven(
     finisher: Finisher, arch: Architecture, files: Files, measurement: Measurement | None, *, kind: str, limits: Limits
 ) -> dict[str, Any]:
     """The facts of an exported network, all but the test split's. Raises BrokenPromiseError."""
-    network = finisher.network(arch)
+    network = finisher.files.network(arch)
     parity = parity_of(finisher, arch, files, kind=kind)
     steps = {f"{arch.id}, token by token,": parity["token_by_token"]} if "token_by_token" in parity else {}
     for name, found in {arch.id: parity, **steps}.items():
@@ -115,8 +115,8 @@ def proven(
             raise BrokenPromiseError(f"tolerance: {name} {NOT_FINITE}; nothing was written")
         limits.check(name, tolerance=found["max_abs_difference"])
     answer = FORMATS[kind].open(files.whole)
-    error = finisher.scored(answer, "validation")["error_percent"]
-    torch_error = finisher.scored(lambda inputs: [network(*inputs.values()).numpy()], "validation")["error_percent"]
+    error = finisher.scores.of_answers(answer, "validation")["error_percent"]
+    torch_error = finisher.scores.of_answers(lambda inputs: [network(*inputs.values()).numpy()], "validation")["error_percent"]
     limits.check(arch.id, max_drop=error - torch_error)
     latency = latency_of(measurement)
     limits.check(arch.id, budget_ms=latency[JUDGED_BY] if latency else None)
@@ -136,7 +136,7 @@ def proven(
 def parity_of(finisher: Finisher, arch: Architecture, files: Files, *, kind: str) -> dict[str, Any]:
     """How the answers of a network's files agree with its own on real inputs, and which runtime gave them: ONNX Runtime on this
     machine's CPU for all ONNX files, whatever the device is. A decoder's are compared token by token, too."""
-    network, inputs = finisher.network(arch), finisher.real_inputs(PARITY_EXAMPLES)
+    network, inputs = finisher.files.network(arch), finisher.scores.real_inputs(PARITY_EXAMPLES)
     difference, equal, total = compare(network, files.whole, inputs, kind=kind)
     runtime = f"onnxruntime {onnxruntime.__version__}" if kind == "onnx" else f"{RUNTIMES[kind]} {version(RUNTIMES[kind])}"
     facts = {
@@ -160,7 +160,7 @@ def placed(finisher: Finisher, arch: Architecture, path: Path) -> dict[str, Any]
     `run` is the fastest way to open it, `measured_with` the one of `latency_ms`, None of a device that is not this machine's CPU
     under ONNX Runtime; `run_ms` and `measured_with_ms` are their times side by side, as in `tried`.
     """
-    inputs = finisher.inputs(arch)
+    inputs = finisher.times.inputs(arch)
     device = device_of(finisher.device, arch)
     facts = device.environment
     provider = device.provider if isinstance(device, LocalCpu) else CPU
@@ -191,14 +191,14 @@ def written_out(finisher: Finisher, arch: Architecture, path: Path, folder: Path
     kinds = {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
     if not kinds & set(ATTENTION) or tolerance_of(path) == math.inf:
         return {}
-    form, example = form_of(finisher.family, finisher.network(arch), finisher.workload)
+    form, example = form_of(finisher.family, finisher.files.network(arch), finisher.workload)
     export_onnx(form, example, folder / "model.onnx", kind="onnx")
     return {"attention written out": folder / "model.onnx"}
 
 
 def delegated(finisher: Finisher, arch: Architecture, path: Path, kind: str) -> dict[str, Any]:
     """What the fast part of a runtime runs of a file, what it leaves to others, and the memory, on this machine's CPU."""
-    runtime, inputs = DELEGATING[kind], finisher.inputs(arch)
+    runtime, inputs = DELEGATING[kind], finisher.times.inputs(arch)
     ran = runtime.operators(path, inputs)
     return {
         "delegate": runtime.DELEGATE,

@@ -244,7 +244,7 @@ def _test_scores(finisher: Finisher, shipment: Shipment, files: Files, terms: Te
     key = ".".join([shipment.arch.id, *([terms.variant] if terms.variant else [])])
     source = checksum(next(iter(shipment.files.values())))
     if tests.get(key, {}).get("sha256") != source:
-        found = finisher.scored(FORMATS[terms.kind].open(files.whole), "test")
+        found = finisher.scores.of_answers(FORMATS[terms.kind].open(files.whole), "test")
         tests[key] = {**{name: found[name] for name in SCORES}, "sha256": source}
         run.write_json(TEST, tests)
     return {name: value for name, value in tests[key].items() if name != "sha256"}
@@ -267,7 +267,7 @@ def _facts(
         "predicted_upper_ms": verdict.predicted_upper_ms,
         "kept": verdict.kept,
         "verdict": verdict.sentence,
-        "stages": finisher.stages(shipment.arch)["stages"],
+        "stages": finisher.files.stages(shipment.arch)["stages"],
         "trained": _training_of(finisher, shipment.arch),
         "test": dict(test),
         **_inherited(finisher, shipment.arch),
@@ -277,17 +277,17 @@ def _facts(
 
 def _inherited(finisher: Finisher, arch: Architecture) -> dict[str, Any]:
     """What a network that ships with inherited weights learned with, and the error of the file that it has on its own."""
-    return {"inherited": finisher.run.read_json(f"{finisher.name(arch)}.json")} if finisher.ships == TAG else {}
+    return {"inherited": finisher.run.read_json(f"{finisher.files.name(arch)}.json")} if finisher.ships == TAG else {}
 
 
 def _training_of(finisher: Finisher, arch: Architecture) -> str:
     """For how long, in words: networks that a run did not ship were trained to be compared, and no further."""
     if finisher.ships == TAG:
         return in_words(_inherited(finisher, arch)["inherited"], arch.id)
-    if not finisher.is_finished(arch):
+    if not finisher.files.is_finished(arch):
         return "elsewhere"
-    steps = f"{finisher.record(arch)['train_steps']:,} steps for the short-list"
-    if kept := [stage["name"] for stage in finisher.stages(arch)["stages"] if stage["kept"]]:
+    steps = f"{finisher.files.record(arch)['train_steps']:,} steps for the short-list"
+    if kept := [stage["name"] for stage in finisher.files.stages(arch)["stages"] if stage["kept"]]:
         return f"{steps}, then by {', '.join(kept)}"
     return f"{steps}, and no further: stages go to what a search ships"
 

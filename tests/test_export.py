@@ -505,7 +505,7 @@ def test_a_family_that_learns_together_stays_one(run, exporter, tmp_path):
         if stop is not None:
             supernet.load_state_dict(begun)
             job = inheriting(job, archs, supernet, steps=5, distillation=0.5, report=Reporter(quiet=True))
-            assert job.stages(archs[0]) == {"ships": "inherited", "stages": []}
+            assert job.files.stages(archs[0]) == {"ships": "inherited", "stages": []}
         learned.append([load_file(run / f"shortlist/{arch.id}.inherited.safetensors") for arch in archs])
     assert not (run / "inherited.ckpt").exists()
     for whole, again in zip(*learned, strict=True):

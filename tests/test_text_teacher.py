@@ -126,7 +126,7 @@ def test_a_stage_learns_from_it(tmp_path):
     [batch] = task.batches("validation", tokens_per_batch=1000, seed=None)
     with torch.no_grad():
         wanted = teacher(*batch.inputs).argmax(-1)
-        assert (finisher.network(space.largest(), tag="distil")(*batch.inputs).argmax(-1) == wanted).all()
+        assert (finisher.files.network(space.largest(), tag="distil")(*batch.inputs).argmax(-1) == wanted).all()
 
 
 def without(name):

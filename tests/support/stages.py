@@ -81,13 +81,13 @@ def finisher_of(family, tmp_path, device=None, **settings):
 
 def through(finisher, stages, arch=None, teachers=None, predict_ms=lambda arch: 1.0) -> list[StageReport]:
     arch = arch or finisher.family.space.largest()
-    if not finisher.is_finished(arch):
+    if not finisher.files.is_finished(arch):
         finisher.finish(arch, finisher.family.supernet())
     school = School(
         finisher.task, finisher.compute, 0, finisher.family.space, arch,
-        lambda name: [finisher.to_train(arch, tag="")] if teachers is None else teachers,
+        lambda name: [finisher.files.to_train(arch, tag="")] if teachers is None else teachers,
         lambda archs: [predict_ms(arch) for arch in archs],
-        lambda network, others: finisher.saved(arch, network, others, reference_ms=None),
+        lambda network, others: finisher.times.saved(arch, network, others, reference_ms=None),
         finisher.settings.most_points_lost,
     )  # fmt: skip
     return Stages(finisher, stages, school, None, BUDGET_MS, Reporter(quiet=True)).run()
