@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.card import device_sentence
 from experiments.contract import MAX_DROP, Limits, tolerance_of
 from experiments.costing import Costs, measured_energy
 from experiments.formatting import position_of
@@ -166,7 +167,8 @@ def verdict_of(picked: Network, choice: Chosen, *, asked_ms: float, asked_origin
 def lost_sentence(facts: Mapping[str, Any]) -> str:
     """Where the file that ships errs far more than the network that was trained; a search ships it all the same, `export` would
     refuse it. Empty if it does not."""
-    error, trained = facts["validation_error_percent"], facts["torch_validation_error_percent"]
+    trained, on_device = facts["torch_validation_error_percent"], facts.get("on_device", {})
+    error = max(facts["validation_error_percent"], on_device.get("validation_error_percent", 0.0))
     if error - trained <= MAX_DROP:
         return ""
     return (
@@ -208,6 +210,8 @@ def _notes(pipeline: Pipeline, outcome: Outcome, shipped: Shipped) -> tuple[str,
         'The search scored candidates on the split "architecture". Validation errors chose the network, so they flatter it; the '
         "test split was read after the choice: by the exported file, and by each trained network, once, to tell ties."
     )
+    if on_device := shipped.networks[0].get("on_device"):
+        notes.append(f"The device that was timed: {device_sentence(on_device)}.")
     if metrics := shipped.networks[0]["test"]["metrics"]:
         said = ", ".join(f"{value:.3f} {name}" for name, value in metrics.items())
         notes.append(f"The exported file on the test split: {said}.")

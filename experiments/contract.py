@@ -20,6 +20,7 @@ import onnxruntime
 
 from experiments.finishing import Finisher
 from experiments.formatting import format_ms
+from experiments.on_device import LEAST_EQUAL, answers_elsewhere, equal_to_here, facts_of, is_this_cpu, opened
 from experiments.stepwise import compare_steps
 from hardware import executorch_device, litert, local_torch, openvino_device, runtimes
 from hardware.file_memory import ATTENTION, memory_of_file
@@ -29,7 +30,7 @@ from hardware.surroundings import device_of
 from nas.export import NOT_FINITE, compare, export_onnx, form_of
 from nas.fixed_sizes import FixedSizes
 from nas.formats import FORMATS
-from nas.protocols import GenerativeFamily
+from nas.protocols import DeviceError, GenerativeFamily
 from nas.space import Architecture
 from nas.types import MODES, Measurement
 
@@ -118,12 +119,16 @@ def proven(
     error = finisher.scores.of_answers(answer, "validation")["error_percent"]
     torch_error = finisher.scores.of_answers(lambda inputs: [network(*inputs.values()).numpy()], "validation")["error_percent"]
     limits.check(arch.id, max_drop=error - torch_error)
+    on_device = {}
+    if kind == "onnx" and answers_elsewhere(device_of(finisher.device, arch)):
+        on_device = {"on_device": proven_on_device(finisher, arch, limits, torch_error=torch_error)}
     latency = latency_of(measurement)
     limits.check(arch.id, budget_ms=latency[JUDGED_BY] if latency else None)
     return {
         "parity": parity,
         "validation_error_percent": error,
         "torch_validation_error_percent": torch_error,
+        **on_device,
         "latency_ms": latency,
         "environment": dict(measurement.environment) if measurement else {},
         **(fixed(answer) if isinstance(answer, FixedSizes) else {}),
@@ -145,12 +150,38 @@ def parity_of(finisher: Finisher, arch: Architecture, files: Files, *, kind: str
         "equal_decisions": equal / total,
         "inputs": "test split",
         "runtime": f"{runtime} on this machine's CPU",
-        "runtime_is_timed": kind != "onnx" or isinstance(device_of(finisher.device, arch), LocalCpu),
+        "runtime_is_timed": kind != "onnx" or is_this_cpu(device_of(finisher.device, arch)),
     }
     steps = {mode: files.whole.with_name(n) for mode in MODES for n in files.names if n.endswith(f"{mode}.onnx")}
     if "decode" in steps:
         facts["token_by_token"] = compare_steps(network, steps["prefill"], steps["decode"], inputs[0])
     return facts
+
+
+def proven_on_device(finisher: Finisher, arch: Architecture, limits: Limits, *, torch_error: float) -> dict[str, Any]:
+    """How the device that was timed answers, and the validation error of its file if that runs here; or why it is `unknown`. In
+    another precision than fp32 its outputs may differ: there its error counts, and a board's decisions. Raises
+    BrokenPromiseError, and ExportError for logits of another shape."""
+    try:
+        with opened(finisher, arch, PARITY_EXAMPLES) as file:
+            facts, board = facts_of(file), equal_to_here(file)
+            error = finisher.scores.of_answers(file.answer, "validation")["error_percent"] if file.is_scored else None
+    except DeviceError as lost:
+        return {"device": finisher.device.name, "unknown": str(lost)}
+    name = f"{arch.id} on the device {facts['device']} ({facts['runtime']})"
+    if facts["max_abs_difference"] == math.inf:
+        raise BrokenPromiseError(f"tolerance: {name} {NOT_FINITE}; nothing was written")
+    if facts["precision"] == "fp32":
+        limits.check(name, tolerance=facts["max_abs_difference"])
+    if board is not None and board < LEAST_EQUAL:
+        raise BrokenPromiseError(
+            f"{name}: {100 * board:.0f} % of its decisions are those of the same file on this machine, allowed are "
+            f"{100 * LEAST_EQUAL:.0f} %; nothing was written"
+        )
+    if error is None:
+        return facts
+    limits.check(name, max_drop=error - torch_error)
+    return {**facts, "validation_error_percent": error}
 
 
 def placed(finisher: Finisher, arch: Architecture, path: Path) -> dict[str, Any]:

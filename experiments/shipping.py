@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,11 +25,12 @@ from experiments.contract import JUDGED_BY, Files, Limits, beginning_of, checksu
 from experiments.finishing import Finisher
 from experiments.formatting import position_of
 from experiments.inheriting import TAG, in_words
+from experiments.on_device import opened
 from experiments.run_directory import CONFIG, RunDirectory, RunError
 from experiments.ties import TIES
 from experiments.verdicts import Verdict, origin_in_words
 from experiments.versions import versions
-from nas.formats import FORMATS
+from nas.formats import FORMATS, Answer
 from nas.shared_weights import share_weights
 from nas.space import Architecture
 from nas.types import Measurement
@@ -120,7 +121,7 @@ def ship(finisher: Finisher, shipments: Sequence[Shipment], terms: Terms) -> Shi
             for s, f in zip(shipments, files, strict=True)
         ]
         networks = [
-            _facts(finisher, s, f, proof, _test_scores(finisher, s, f, terms))
+            _facts(finisher, s, f, {**proof, **_on_device(finisher, s, proof, terms)}, _test_scores(finisher, s, f, terms))
             for s, f, proof in zip(shipments, files, proofs, strict=True)
         ]
         contract = _contract(finisher, networks, shared, terms, part)
@@ -239,12 +240,28 @@ def _write(
 
 def _test_scores(finisher: Finisher, shipment: Shipment, files: Files, terms: Terms) -> dict[str, Any]:
     """Of the file itself, from the first time that these weights in this form shipped."""
+    return _tested_once(finisher, shipment, terms, "", lambda: FORMATS[terms.kind].open(files.whole))
+
+
+def _on_device(finisher: Finisher, shipment: Shipment, proof: Mapping[str, Any], terms: Terms) -> dict[str, Any]:
+    """What is proven of the device that was timed, with the `test` scores of its own file where that was scored."""
+    facts = proof.get("on_device", {})
+    if "validation_error_percent" not in facts:
+        return {}
+    with opened(finisher, shipment.arch, 0) as file:
+        test = _tested_once(finisher, shipment, terms, f" on {facts['device']}", lambda: file.answer)
+    return {"on_device": {**facts, "test": test}}
+
+
+def _tested_once(
+    finisher: Finisher, shipment: Shipment, terms: Terms, where: str, answer: Callable[[], Answer]
+) -> dict[str, Any]:
     run = finisher.run
     tests: dict[str, Any] = run.read_json(TEST) if run.has(TEST) else {}
-    key = ".".join([shipment.arch.id, *([terms.variant] if terms.variant else [])])
+    key = ".".join([shipment.arch.id, *([terms.variant] if terms.variant else [])]) + where
     source = checksum(next(iter(shipment.files.values())))
     if tests.get(key, {}).get("sha256") != source:
-        found = finisher.scores.of_answers(FORMATS[terms.kind].open(files.whole), "test")
+        found = finisher.scores.of_answers(answer(), "test")
         tests[key] = {**{name: found[name] for name in SCORES}, "sha256": source}
         run.write_json(TEST, tests)
     return {name: value for name, value in tests[key].items() if name != "sha256"}
