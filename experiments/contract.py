@@ -18,6 +18,7 @@ from typing import Any
 import onnx
 import onnxruntime
 
+from experiments.checkpoints import checksum
 from experiments.finishing import Finisher
 from experiments.formatting import format_ms
 from experiments.on_device import LEAST_EQUAL, answers_elsewhere, equal_to_here, facts_of, is_this_cpu, opened
@@ -245,12 +246,6 @@ def latency_of(measurement: Measurement | None) -> dict[str, float] | None:
         return None
     percentiles = {f"p{p}": measurement.percentile_ms(p) for p in (50, 90, 99)}
     return {"quiet": measurement.latency_ms, **percentiles, "num_calls": len(measurement.wall_ms)}
-
-
-def checksum(path: Path) -> str:
-    """SHA-256, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def beginning_of(path: Path, num_bytes: int) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from nas.training import shrink_and_perturb
 from nas.types import Workload
 
 
+
 @dataclass(frozen=True)
 class Finisher:
     """Trains stand-alone networks of one run; what is finished is read from its `files`, which its `scores` and `times` judge."""
@@ -42,7 +43,7 @@ class Finisher:
     settings: FinishSettings
     seed: int
     run: RunDirectory
-    baseline: Callable[[], nn.Module] | None = None  # that may teach the short-list, where one is better
+    outsider: Callable[[], nn.Module] | None = None  # that teaches: a checkpoint, or a baseline if one is better
     teaching: Architecture | None = None  # a finished network that teaches in the place of the largest
     teachers: dict[str, nn.Module] = field(default_factory=dict)  # networks that have taught, by their ids
     checkpoint_seconds: float = 10.0  # how much of a training a kill may cost
@@ -63,10 +64,10 @@ class Finisher:
     def steps(self, arch: Architecture) -> int:
         """Steps that cost as many FLOPs as `train.steps` of the largest network, at most `most_steps`. A step is three times a
         forward pass, and one of a network that teaches, each example once for all of a short-list (see `nas.finish.remembered`);
-        what a baseline answers is known."""
+        what a baseline, or a checkpoint, answers is known."""
         largest, own, teaching = flops_of(self.family, [self.family.space.largest(), arch, self._teacher], self.workload)
         lesson, steps = self.lesson(arch), self.settings.train.steps
-        if not lesson.needs_teacher or lesson.is_of_baseline:
+        if not lesson.needs_teacher or lesson.is_of_outsider:
             return min(self.settings.most_steps, int(steps * largest / own))
         remembers = self._remembers(lesson)
         asking = teaching / 3 / (self.settings.shortlist if remembers else 1)
@@ -89,7 +90,7 @@ class Finisher:
     def lesson(self, arch: Architecture) -> Lesson:
         """Without a teacher for whom there is none: a network does not teach itself."""
         lesson = self.settings.lesson
-        alone = self.baseline is None if lesson.is_of_baseline else network_of(arch) == network_of(self._teacher)
+        alone = self.outsider is None if lesson.is_of_outsider else network_of(arch) == network_of(self._teacher)
         return dataclasses.replace(lesson, beta=(0.0, 0.0)) if alone else lesson
 
     def finish(
@@ -140,7 +141,7 @@ class Finisher:
     def to_finish(self, arch: Architecture) -> tuple[Architecture, ...]:
         """What `finish` trains, in its order: the network, and its teacher before it where that is not finished."""
         lesson = self.lesson(arch)
-        first = lesson.needs_teacher and not lesson.is_of_baseline and not self.files.is_finished(self._teacher)
+        first = lesson.needs_teacher and not lesson.is_of_outsider and not self.files.is_finished(self._teacher)
         return (self._teacher, arch) if first else (arch,)
 
     def _teachers(
@@ -150,8 +151,8 @@ class Finisher:
         lesson = self.lesson(arch)
         if not lesson.needs_teacher:
             return []
-        if lesson.is_of_baseline and self.baseline is not None:
-            return [self.baseline().to(self.compute.device)]
+        if lesson.is_of_outsider and self.outsider is not None:
+            return [self.outsider().to(self.compute.device)]
         if not self.files.is_finished(self._teacher):
             self.finish(self._teacher, supernet, on_step=on_step)
         if self._teacher.id not in self.teachers:

@@ -15,8 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from experiments.checkpoints import TrainingCheckpoint, identity_of
-from experiments.contract import checksum
+from experiments.checkpoints import TrainingCheckpoint, checksum, identity_of
 from experiments.finishing import Finisher
 from experiments.progress import Reporter
 from experiments.run_directory import SUPERNET

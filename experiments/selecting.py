@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from torch import nn
 
 from experiments.baseline_teachers import BaselineTeachers
 from experiments.budgets import Budget
 from experiments.calibration import Calibration, read_measurements
-from experiments.checkpoint_teacher import checkpoint_teacher
+from experiments.checkpoint_teacher import CheckpointTeachers
 from experiments.costing import Costing, Costs, measured_energy
 from experiments.finishing import Finisher
 from experiments.ledger import spent
@@ -43,6 +42,7 @@ class Selection:
     costing: Costing
     budget: Budget
     baselines: BaselineTeachers
+    checkpoints: CheckpointTeachers
     settings: Settings
     report: Reporter
 
@@ -159,7 +159,7 @@ class Selection:
 
         def teachers(name: str) -> list[nn.Module]:
             if name not in TEACHERS:
-                return [checkpoint_teacher(Path(name), self.finisher.task).to(self.finisher.compute.device)]
+                return [self.checkpoints.teacher(name).to(self.finisher.compute.device)]
             if name == "baseline":
                 best = self.baselines.better_than(self.finisher.files.record(choice.arch)["error_percent"])
                 return [self.baselines.teacher(best).to(self.finisher.compute.device)] if best else []

@@ -21,7 +21,8 @@ from typing import Any
 
 from experiments import predict
 from experiments.card import card
-from experiments.contract import JUDGED_BY, Files, Limits, beginning_of, checksum, files_of, input_of, promised, proven
+from experiments.checkpoints import checksum
+from experiments.contract import JUDGED_BY, Files, Limits, beginning_of, files_of, input_of, promised, proven
 from experiments.finishing import Finisher
 from experiments.formatting import position_of
 from experiments.inheriting import TAG, in_words

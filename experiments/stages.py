@@ -23,7 +23,7 @@ import onnx
 import torch
 
 from experiments.calibration import MEASUREMENTS
-from experiments.checkpoint_teacher import checkpoint_teacher
+from experiments.checkpoint_teacher import check_teacher
 from experiments.checkpoints import identity_of
 from experiments.early_exits import TimedWays, exit_facts, told
 from experiments.finishing import Finisher
@@ -51,7 +51,6 @@ from nas.space import Architecture, SearchSpace
 from nas.types import Measurement
 from search_spaces.pooling import pool_sizes
 from search_spaces.reduction import KEEP
-from search_spaces.text_teacher import TextTeacher
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ class Stages:
 
         def teachers(wanted: str) -> Sequence[Any]:
             found = [finisher.files.to_train(arch, tag=before)] if wanted == "itself" else self.school.teachers(wanted)
-            if baselines := [teacher.name for teacher in found if isinstance(teacher, Remembered | TextTeacher)]:
+            if baselines := [teacher.name for teacher in found if isinstance(teacher, Remembered)]:
                 facts["taught_by"] = baselines
             return found
 
@@ -255,11 +254,7 @@ def check_stages(stages: Mapping[str, Stage], *, task: Task, family: Family, dev
         raise ValueError(f"stages.cut: the space {family.space.name} has the choice {uncut[0]}, whose layers cannot be cut")
     for name, stage in stages.items():
         check_match(f"stages.{name}.lesson", stage.lesson, family.space)
-        if stage.lesson.needs_teacher and stage.lesson.is_of_checkpoint:
-            try:
-                checkpoint_teacher(Path(stage.lesson.teacher), task)
-            except ValueError as error:
-                raise ValueError(f"stages.{name}.lesson.teacher: {error}") from error
+        check_teacher(f"stages.{name}.lesson", stage.lesson, task)
     if classes < 2 and any(stage.lesson.class_weights for stage in stages.values()):
         raise ValueError(f"class_weights: the task {task.name} has no classes")
 

@@ -23,9 +23,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from experiments import shipping
 from experiments.build import build
 from experiments.card import card
+from experiments.checkpoints import checksum
 from experiments.cli import main
 from experiments.conclude import lost_sentence
-from experiments.contract import BrokenPromiseError, Limits, checksum, tolerance_of
+from experiments.contract import BrokenPromiseError, Limits, tolerance_of
 from experiments.export import Exporter, Words, limits_of, picks
 from experiments.inheriting import inheriting
 from experiments.networks import pick

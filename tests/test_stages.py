@@ -6,7 +6,6 @@ import json
 import math
 import re
 import time
-from collections import Counter
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, cast
@@ -40,7 +39,7 @@ from nas.types import Workload
 from search_spaces.decoder import DecoderFamily, decoder_space
 from search_spaces.encoder import EncoderFamily, encoder_space
 from search_spaces.vision import vision_space
-from tests.support.stages import FAST, Scale, Sum, finisher_of, operators, through
+from tests.support.stages import FAST, Scale, Sum, finisher_of, operators, stopped_and_done, through
 
 
 @pytest.fixture
@@ -175,26 +174,6 @@ def test_a_killed_stage_is_done_again(family, tmp_path, monkeypatch):
     _, quantise = through(finisher, stages)
     assert operators(finisher.files.onnx_path(family.space.largest(), tag="quantise"))["MatMulInteger"]
     assert quantise.kept
-
-
-def stopped_and_done(work, monkeypatch, *, after, steps) -> None:
-    """Stops a training of so many steps after some of them, and does it again from another random state."""
-    calls, step, seen = itertools.count(), torch.optim.AdamW.step, Counter()
-
-    def stopped(optimizer, *arguments):
-        if next(calls) == after:
-            raise KeyboardInterrupt
-        seen["steps"] += 1
-        return step(optimizer, *arguments)
-
-    torch.manual_seed(99)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.AdamW, "step", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            work()
-        assert seen["steps"] == after
-        work()
-        assert seen["steps"] == steps, "no step is taken again"
 
 
 @pytest.mark.parametrize(
@@ -427,7 +406,7 @@ def test_stages_that_cannot_work_are_refused_before_any_work(family):
         check_stages({"prune": Prune(lesson=Lesson(class_weights=True))}, task=task, family=family, device=device)
     with pytest.raises(ValueError, match=r"aware: training rounds as int8 does, and the kind is 'fp16'"):
         Quantise(kind="fp16")
-    with pytest.raises(ValueError, match=r"lesson.teacher: 'front' is not one of \('largest', 'baseline'\)"):
+    with pytest.raises(ValueError, match=r"lesson.teacher: 'front' is not one of \('largest', 'baseline'\), nor a folder"):
         FinishSettings(lesson=Lesson(teacher="front"))
 
 

@@ -243,7 +243,7 @@ def _taught(pipeline: Pipeline, folder: Path, alone: Finisher, best: Architectur
     report.say(f"The teacher is {name or f'the best network, {best.id}'}")
     if name is not None:
         finisher = finisher_of(pipeline, folder, lesson=dataclasses.replace(lesson, teacher="baseline"))
-        return dataclasses.replace(finisher, baseline=functools.partial(baselines.teacher, name))
+        return dataclasses.replace(finisher, outsider=functools.partial(baselines.teacher, name))
     finisher = finisher_of(pipeline, folder, lesson=dataclasses.replace(lesson, teacher="largest"))
     for path in (alone.run / FOLDER).glob(f"{best.id}.*"):
         shutil.copy(path, finisher.run / FOLDER)

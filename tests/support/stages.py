@@ -1,9 +1,11 @@
 """A small task, a device that weighs files, and the way of a network through stages."""
 
+import itertools
 from collections import Counter
 from typing import Any, ClassVar, cast
 
 import onnx
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -95,3 +97,23 @@ def through(finisher, stages, arch=None, teachers=None, predict_ms=lambda arch: 
 
 def operators(path) -> Counter:
     return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+def stopped_and_done(work, monkeypatch, *, after, steps) -> None:
+    """Stops a training of so many steps after some of them, and does it again from another random state."""
+    calls, step, seen = itertools.count(), torch.optim.AdamW.step, Counter()
+
+    def stopped(optimizer, *arguments):
+        if next(calls) == after:
+            raise KeyboardInterrupt
+        seen["steps"] += 1
+        return step(optimizer, *arguments)
+
+    torch.manual_seed(99)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            work()
+        assert seen["steps"] == after
+        work()
+        assert seen["steps"] == steps, "no step is taken again"
