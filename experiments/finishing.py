@@ -26,9 +26,10 @@ from nas.protocols import Device, Family, Task
 from nas.space import Architecture
 from nas.supernet import cut_out, error_percent, evaluation_batches, in_precision
 from nas.surroundings import everywhere, network_of
-from nas.training import shrink_and_perturb
+from nas.training import TrainingError, shrink_and_perturb
 from nas.types import Workload
 
+TRIED = "tried"  # the tag of trainings that tell an error and leave no network
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Finisher:
         """
         teachers = self._teachers(arch, supernet, on_step)
         steps = self.steps(arch)
-        checkpoint = self.checkpoint(arch, "", [self.settings.train, self.lesson(arch), self.settings.inherit, steps])
+        checkpoint = self._checkpoint(arch, "", steps)
         twin = next((a for a in everywhere(self.family.space, [arch]) if self.files.is_finished(a)), None)
         setbacks: list[str] = []
         network = self.files.to_train(twin, tag="") if twin else self._trained(
@@ -131,12 +132,23 @@ class Finisher:
         name = f"{self.files.name(arch, tag)}.ckpt"
         return TrainingCheckpoint(self.run, name, identity_of(how), self.compute, self.checkpoint_seconds)
 
+    def _checkpoint(self, arch: Architecture, tag: str, steps: int) -> TrainingCheckpoint:
+        return self.checkpoint(arch, tag, [self.settings.train, self.lesson(arch), self.settings.inherit, steps])
+
     def error_after(self, arch: Architecture, supernet: nn.Module, *, share: float) -> float:
-        """Error in percent of the split that scores candidates, after a training of that share of the steps; writes nothing."""
+        """Error in percent of the split that scores candidates, after a training of that share of the steps. Nothing is left of
+        it; one that was stopped goes on from `shortlist/<id>.tried.ckpt`. Raises TrainingError, and RunError like `finish`."""
         steps = max(1, round(share * self.steps(arch)))
-        network = self._trained(arch, supernet, self._teachers(arch, supernet), [], steps=steps)
-        with in_precision(network, arch):
-            return self._error_percent(network, SCORED_ON)
+        teachers, checkpoint = self._teachers(arch, supernet), self._checkpoint(arch, TRIED, steps)
+        try:
+            network = self._trained(arch, supernet, teachers, [], steps=steps, checkpoint=checkpoint)
+            with in_precision(network, arch):
+                error = self._error_percent(network, SCORED_ON)
+        except TrainingError:
+            checkpoint.remove()
+            raise
+        checkpoint.remove()
+        return error
 
     def to_finish(self, arch: Architecture) -> tuple[Architecture, ...]:
         """What `finish` trains, in its order: the network, and its teacher before it where that is not finished."""
