@@ -196,7 +196,7 @@ def _file(facts: Mapping[str, Any]) -> str:
 
 def _reads(contract: Mapping[str, Any]) -> list[str]:
     reads = contract["num_test_reads"]
-    return [] if reads == 1 else [f"The test split has been read for {reads} networks of this run."]
+    return [] if reads == 1 else [f"The test split has been read for {reads} files of networks of this run."]
 
 
 def stages_of(network: Mapping[str, Any]) -> str:

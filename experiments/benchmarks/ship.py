@@ -13,8 +13,10 @@ all (see `beside_hand`). int8 is faster
 where products take the time, so it is also timed on wider encoders (see `int8_widths`).
 
 `quick` is two tasks and one seed, `full` four tasks and three seeds: of texts, images, tags, and a decoder of code, whose times
-are those of one more byte and whose answers are compared byte by byte, too. What differs most between them is also said of each
-task. With `directory=`, everything trained and measured stays there, and a benchmark that was stopped goes on.
+are those of one more byte and whose answers are compared byte by byte, too. The decoder is not in `quick`, which is to end within
+20 minutes: with a fifth of its steps, 86 s of a busy CPU were enough for one of its four networks, before teachers and stages.
+What differs most between tasks is also said of each. With `directory=`, everything trained and measured stays there, and a
+benchmark that was stopped goes on.
 """
 
 from __future__ import annotations
