@@ -62,11 +62,11 @@ class Companion:
         prediction = calibration.model.predict([arch])
         facts: dict[str, Any] = {"unmeasured": f"{self.device.name} is a table"}
         if not isinstance(self.device, RecordedDevice):
-            phase, rounds = f"{self.name}: {finisher.label(arch)}", 2 * finisher.settings.rounds
+            phase, rounds = f"{self.name}: {finisher.files.label(arch)}", 2 * finisher.settings.rounds
             try:
                 there = replace(finisher, device=self.device)
                 reference_ms = calibration.sentinel_reference_ms
-                facts = facts_of(there.measure([arch], reference_ms=reference_ms, phase=phase, rounds=rounds)[arch.id])
+                facts = facts_of(there.times.measure([arch], reference_ms=reference_ms, phase=phase, rounds=rounds)[arch.id])
             except DeviceError as error:
                 facts = {"unmeasured": str(error)}
         return Verdict.of(

@@ -72,7 +72,8 @@ def _network(contract: Mapping[str, Any], network: Mapping[str, Any]) -> str:
         ),
         ("largest difference of a logit", f"{parity['max_abs_difference']:.1e}"),
         *_token_by_token(parity),
-        ("who answered, for errors and differences", _answered(parity)),
+        ("who answered, for errors and differences", _answered(network)),
+        *_on_device(network),
     ]
     table = ["| what | value |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)]
     architecture = json.dumps(network["architecture"])
@@ -95,9 +96,32 @@ def _token_by_token(parity: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [("the same token by token, by `prefill.onnx` and `decode.onnx`", f"{equal}, {steps['max_abs_difference']:.1e}")]
 
 
-def _answered(parity: Mapping[str, Any]) -> str:
-    timed_alone = "" if parity["runtime_is_timed"] else "; the device was timed, its own answers were not compared"
-    return f"{parity['runtime']}{timed_alone}"
+def _answered(network: Mapping[str, Any]) -> str:
+    parity = network["parity"]
+    known = parity["runtime_is_timed"] or "on_device" in network
+    return f"{parity['runtime']}{'' if known else '; the device was timed, its own answers were not compared'}"
+
+
+def _on_device(network: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [("the device that was timed", device_sentence(network["on_device"]))] if "on_device" in network else []
+
+
+def device_sentence(facts: Mapping[str, Any]) -> str:
+    """How the file that was timed answers under its own runtime, in words."""
+    if "unknown" in facts:
+        return f"{facts['device']} did not answer, so its answers are NOT COMPARED with torch's: {facts['unknown']}"
+    said = (
+        f"{facts['device']} ({facts['runtime']}, {facts['precision']}), which was timed with a file in the format "
+        f"`{facts['format']}`, decides {100 * facts['equal_decisions']:.2f} % of {facts['num_decisions']:,} cases as torch does "
+        f"({facts['inputs']}); "
+        f"a logit differs by at most {facts['max_abs_difference']:.1e}"
+    )
+    if "test" not in facts:
+        return said
+    return (
+        f"{said}; that file has {facts['validation_error_percent']:.2f} % error on the validation split and "
+        f"{facts['test']['error_percent']:.2f} % on the test split"
+    )
 
 
 def _timed(network: Mapping[str, Any]) -> str:
@@ -172,7 +196,7 @@ def _file(facts: Mapping[str, Any]) -> str:
 
 def _reads(contract: Mapping[str, Any]) -> list[str]:
     reads = contract["num_test_reads"]
-    return [] if reads == 1 else [f"The test split has been read for {reads} networks of this run."]
+    return [] if reads == 1 else [f"The test split has been read for {reads} files of networks of this run."]
 
 
 def stages_of(network: Mapping[str, Any]) -> str:

@@ -35,6 +35,12 @@ def identity_of(how: Any) -> str:
     return hashlib.sha256(repr(how).encode()).hexdigest()[:12]
 
 
+def checksum(path: Path) -> str:
+    """SHA-256, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @dataclass
 class TrainingCheckpoint:
     """Of one training of a run, written at most every so many seconds; what another one has left there is not read.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.card import device_sentence
 from experiments.contract import MAX_DROP, Limits, tolerance_of
 from experiments.costing import Costs, measured_costs
 from experiments.formatting import position_of
@@ -36,8 +37,8 @@ def conclude(pipeline: Pipeline, outcome: Outcome, *, command: str, report: Repo
     choice, budget = outcome.choice, outcome.budget
     picked = next(n for n in networks if n.id == choice.arch.id)
     verdict = verdict_of(picked, choice, asked_ms=budget.ms, asked_origin=budget.origin)
-    outcome.finisher.check(choice.arch)
-    files = outcome.finisher.files(choice.arch)
+    outcome.finisher.files.check(choice.arch)
+    files = outcome.finisher.files.shipped(choice.arch)
     shipment, limits = (
         Shipment(choice.arch, files, choice.measurement, verdict),
         Limits(tolerance=tolerance_of(files["model.onnx"])),
@@ -107,7 +108,7 @@ def _networks(outcome: Outcome) -> tuple[Network, ...]:
 
 
 def _network(finalist: Finalist, outcome: Outcome, costs: Costs, names: Sequence[str]) -> Network:
-    record = outcome.finisher.record(finalist.arch)
+    record = outcome.finisher.files.record(finalist.arch)
     id_, measurement = finalist.arch.id, _measurement(finalist.arch, outcome)
     num_parameters = record["export"]["num_parameters"]
     measured = {**measured_costs(measurement, outcome.measured_mib.get(id_)), "parameters": num_parameters / 1e6}
@@ -163,7 +164,8 @@ def verdict_of(picked: Network, choice: Chosen, *, asked_ms: float, asked_origin
 def lost_sentence(facts: Mapping[str, Any]) -> str:
     """Where the file that ships errs far more than the network that was trained; a search ships it all the same, `export` would
     refuse it. Empty if it does not."""
-    error, trained = facts["validation_error_percent"], facts["torch_validation_error_percent"]
+    trained, on_device = facts["torch_validation_error_percent"], facts.get("on_device", {})
+    error = max(facts["validation_error_percent"], on_device.get("validation_error_percent", 0.0))
     if error - trained <= MAX_DROP:
         return ""
     return (
@@ -186,7 +188,7 @@ def _describe(device: Device) -> str:
 def _notes(pipeline: Pipeline, outcome: Outcome, shipped: Shipped) -> tuple[str, ...]:
     """What a reader should know to judge the numbers."""
     notes = [f"Networks were trained on {outcome.compute}."]
-    records = [outcome.finisher.record(f.arch) for f in outcome.finalists]
+    records = [outcome.finisher.files.record(f.arch) for f in outcome.finalists]
     if teachers := dict.fromkeys(name for record in records for name in record.get("taught_by", ())):
         notes.append(f"Trained networks learned from the targets and from answers of {' and '.join(teachers)}.")
     for finalist, record in zip(outcome.finalists, records, strict=True):
@@ -205,6 +207,8 @@ def _notes(pipeline: Pipeline, outcome: Outcome, shipped: Shipped) -> tuple[str,
         'The search scored candidates on the split "architecture". Validation errors chose the network, so they flatter it; the '
         "test split was read after the choice: by the exported file, and by each trained network, once, to tell ties."
     )
+    if on_device := shipped.networks[0].get("on_device"):
+        notes.append(f"The device that was timed: {device_sentence(on_device)}.")
     if metrics := shipped.networks[0]["test"]["metrics"]:
         said = ", ".join(f"{value:.3f} {name}" for name, value in metrics.items())
         notes.append(f"The exported file on the test split: {said}.")

@@ -45,7 +45,7 @@ class SearchConfig:
     train_on: str = "auto"  # a torch device; auto: CUDA where there is one
     train_precision: str = "auto"  # float32, bfloat16; auto: what a short trial on this machine found fastest, remembered
     train_attention: str = "auto"  # matmul, fused
-    checkpoint_seconds: float = 10.0  # how much training of the supernet, of the short-list, or of a stage, a kill may cost
+    checkpoint_seconds: float = 10.0  # how much of any training a kill may cost
     run: str = "runs/unnamed"  # the run's directory, new or to be continued
     store: str | None = None  # folder of measurements kept between runs; null: the user's cache folder
     task: Any = field(default_factory=dict)

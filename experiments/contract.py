@@ -18,8 +18,10 @@ from typing import Any
 import onnx
 import onnxruntime
 
+from experiments.checkpoints import checksum
 from experiments.finishing import Finisher
 from experiments.formatting import format_ms
+from experiments.on_device import LEAST_EQUAL, answers_elsewhere, equal_to_here, facts_of, is_this_cpu, opened
 from experiments.stepwise import compare_steps
 from hardware import executorch_device, litert, local_torch, openvino_device, runtimes
 from hardware.file_memory import ATTENTION, memory_of_file
@@ -29,7 +31,7 @@ from hardware.surroundings import device_of
 from nas.export import NOT_FINITE, compare, export_onnx, form_of
 from nas.fixed_sizes import FixedSizes
 from nas.formats import FORMATS
-from nas.protocols import GenerativeFamily
+from nas.protocols import DeviceError, GenerativeFamily
 from nas.space import Architecture
 from nas.types import MODES, Measurement
 
@@ -107,7 +109,7 @@ def proven(
     finisher: Finisher, arch: Architecture, files: Files, measurement: Measurement | None, *, kind: str, limits: Limits
 ) -> dict[str, Any]:
     """The facts of an exported network, all but the test split's. Raises BrokenPromiseError."""
-    network = finisher.network(arch)
+    network = finisher.files.network(arch)
     parity = parity_of(finisher, arch, files, kind=kind)
     steps = {f"{arch.id}, token by token,": parity["token_by_token"]} if "token_by_token" in parity else {}
     for name, found in {arch.id: parity, **steps}.items():
@@ -115,15 +117,19 @@ def proven(
             raise BrokenPromiseError(f"tolerance: {name} {NOT_FINITE}; nothing was written")
         limits.check(name, tolerance=found["max_abs_difference"])
     answer = FORMATS[kind].open(files.whole)
-    error = finisher.scored(answer, "validation")["error_percent"]
-    torch_error = finisher.scored(lambda inputs: [network(*inputs.values()).numpy()], "validation")["error_percent"]
+    error = finisher.scores.of_answers(answer, "validation")["error_percent"]
+    torch_error = finisher.scores.of_answers(lambda inputs: [network(*inputs.values()).numpy()], "validation")["error_percent"]
     limits.check(arch.id, max_drop=error - torch_error)
+    on_device = {}
+    if kind == "onnx" and answers_elsewhere(device_of(finisher.device, arch)):
+        on_device = {"on_device": proven_on_device(finisher, arch, limits, torch_error=torch_error)}
     latency = latency_of(measurement)
     limits.check(arch.id, budget_ms=latency[JUDGED_BY] if latency else None)
     return {
         "parity": parity,
         "validation_error_percent": error,
         "torch_validation_error_percent": torch_error,
+        **on_device,
         "latency_ms": latency,
         "environment": dict(measurement.environment) if measurement else {},
         **(fixed(answer) if isinstance(answer, FixedSizes) else {}),
@@ -136,7 +142,7 @@ def proven(
 def parity_of(finisher: Finisher, arch: Architecture, files: Files, *, kind: str) -> dict[str, Any]:
     """How the answers of a network's files agree with its own on real inputs, and which runtime gave them: ONNX Runtime on this
     machine's CPU for all ONNX files, whatever the device is. A decoder's are compared token by token, too."""
-    network, inputs = finisher.network(arch), finisher.real_inputs(PARITY_EXAMPLES)
+    network, inputs = finisher.files.network(arch), finisher.scores.real_inputs(PARITY_EXAMPLES)
     difference, equal, total = compare(network, files.whole, inputs, kind=kind)
     runtime = f"onnxruntime {onnxruntime.__version__}" if kind == "onnx" else f"{RUNTIMES[kind]} {version(RUNTIMES[kind])}"
     facts = {
@@ -145,12 +151,38 @@ def parity_of(finisher: Finisher, arch: Architecture, files: Files, *, kind: str
         "equal_decisions": equal / total,
         "inputs": "test split",
         "runtime": f"{runtime} on this machine's CPU",
-        "runtime_is_timed": kind != "onnx" or isinstance(device_of(finisher.device, arch), LocalCpu),
+        "runtime_is_timed": kind != "onnx" or is_this_cpu(device_of(finisher.device, arch)),
     }
     steps = {mode: files.whole.with_name(n) for mode in MODES for n in files.names if n.endswith(f"{mode}.onnx")}
     if "decode" in steps:
         facts["token_by_token"] = compare_steps(network, steps["prefill"], steps["decode"], inputs[0])
     return facts
+
+
+def proven_on_device(finisher: Finisher, arch: Architecture, limits: Limits, *, torch_error: float) -> dict[str, Any]:
+    """How the device that was timed answers, and the validation error of its file if that runs here; or why it is `unknown`. In
+    another precision than fp32 its outputs may differ: there its error counts, and a board's decisions. Raises
+    BrokenPromiseError, and ExportError for logits of another shape."""
+    try:
+        with opened(finisher, arch, PARITY_EXAMPLES) as file:
+            facts, board = facts_of(file), equal_to_here(file)
+            error = finisher.scores.of_answers(file.answer, "validation")["error_percent"] if file.is_scored else None
+    except DeviceError as lost:
+        return {"device": finisher.device.name, "unknown": str(lost)}
+    name = f"{arch.id} on the device {facts['device']} ({facts['runtime']})"
+    if facts["max_abs_difference"] == math.inf:
+        raise BrokenPromiseError(f"tolerance: {name} {NOT_FINITE}; nothing was written")
+    if facts["precision"] == "fp32":
+        limits.check(name, tolerance=facts["max_abs_difference"])
+    if board is not None and board < LEAST_EQUAL:
+        raise BrokenPromiseError(
+            f"{name}: {100 * board:.0f} % of its decisions are those of the same file on this machine, allowed are "
+            f"{100 * LEAST_EQUAL:.0f} %; nothing was written"
+        )
+    if error is None:
+        return facts
+    limits.check(name, max_drop=error - torch_error)
+    return {**facts, "validation_error_percent": error}
 
 
 def placed(finisher: Finisher, arch: Architecture, path: Path) -> dict[str, Any]:
@@ -160,7 +192,7 @@ def placed(finisher: Finisher, arch: Architecture, path: Path) -> dict[str, Any]
     `run` is the fastest way to open it, `measured_with` the one of `latency_ms`, None of a device that is not this machine's CPU
     under ONNX Runtime; `run_ms` and `measured_with_ms` are their times side by side, as in `tried`.
     """
-    inputs = finisher.inputs(arch)
+    inputs = finisher.times.inputs(arch)
     device = device_of(finisher.device, arch)
     facts = device.environment
     provider = device.provider if isinstance(device, LocalCpu) else CPU
@@ -191,14 +223,14 @@ def written_out(finisher: Finisher, arch: Architecture, path: Path, folder: Path
     kinds = {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
     if not kinds & set(ATTENTION) or tolerance_of(path) == math.inf:
         return {}
-    form, example = form_of(finisher.family, finisher.network(arch), finisher.workload)
+    form, example = form_of(finisher.family, finisher.files.network(arch), finisher.workload)
     export_onnx(form, example, folder / "model.onnx", kind="onnx")
     return {"attention written out": folder / "model.onnx"}
 
 
 def delegated(finisher: Finisher, arch: Architecture, path: Path, kind: str) -> dict[str, Any]:
     """What the fast part of a runtime runs of a file, what it leaves to others, and the memory, on this machine's CPU."""
-    runtime, inputs = DELEGATING[kind], finisher.inputs(arch)
+    runtime, inputs = DELEGATING[kind], finisher.times.inputs(arch)
     ran = runtime.operators(path, inputs)
     return {
         "delegate": runtime.DELEGATE,
@@ -214,12 +246,6 @@ def latency_of(measurement: Measurement | None) -> dict[str, float] | None:
         return None
     percentiles = {f"p{p}": measurement.percentile_ms(p) for p in (50, 90, 99)}
     return {"quiet": measurement.latency_ms, **percentiles, "num_calls": len(measurement.wall_ms)}
-
-
-def checksum(path: Path) -> str:
-    """SHA-256, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def beginning_of(path: Path, num_bytes: int) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def main(words: Sequence[str]) -> int:
         exporter = Exporter(finisher, results, given.format, variant, Path(folder), report, asked_ms)
         shipments = [exporter.shipment(network, names) for network, names in picked]
         if given.tolerance is None:
-            files = [finisher.files(s.arch)["model.onnx"] for s in shipments]
+            files = [finisher.files.shipped(s.arch)["model.onnx"] for s in shipments]
             limits = replace(limits, tolerance=max(map(tolerance_of, files)))
         command = shlex.join(["paretoformer", "export", *words])
         with report.phase("Exporting what ships"):
@@ -189,8 +189,8 @@ class Exporter:
     def shipment(self, network: Network, names: Sequence[str]) -> Shipment:
         """Raises RunError: a file of the network is damaged."""
         arch = self.finisher.family.space.canonical(network.arch)
-        self.finisher.check(arch)
-        files = self.finisher.files(arch) if self.kind == "onnx" else self.converted(arch)
+        self.finisher.files.check(arch)
+        files = self.finisher.files.shipped(arch) if self.kind == "onnx" else self.converted(arch)
         try:
             with self.report.phase(f"Measuring {arch.id}", 2 * self.finisher.settings.rounds) as advance:
                 choice = Chosen(arch, self.measured(arch, files, lambda done, total: advance(done, total=total)))
@@ -210,7 +210,7 @@ class Exporter:
         folder.mkdir()
         path = folder / f"model{FORMATS[self.kind].suffix}"
         example = self.finisher.family.example_input(self.finisher.workload.encoded)
-        write_as(self.kind, self.finisher.network(arch), [example], path, tolerance=TOLERANCE)
+        write_as(self.kind, self.finisher.files.network(arch), [example], path, tolerance=TOLERANCE)
         return {p.name: p for p in sorted(folder.iterdir(), key=lambda p: (p != path, p.name))}
 
     def measured(self, arch: Architecture, files: Mapping[str, Path], on_visit: Callable[[int, int], None]) -> Measurement:
@@ -219,8 +219,8 @@ class Exporter:
         family, workload, device = finisher.family, finisher.workload, finisher.device
         if not self.variant:
             known = read_measurements(family, finisher.run, phase="calibration")
-            return finisher.verdict(arch, reference_ms=sentinel_reference(known.values()), on_visit=on_visit)
+            return finisher.times.verdict(arch, reference_ms=sentinel_reference(known.values()), on_visit=on_visit)
         [sentinel] = export_for_timing(family, [sentinel_of(family)], workload, self.folder, device=device)
-        path = finisher.onnx_path(arch, workload.mode) if self.kind == "onnx" else next(iter(files.values()))
-        exported, rounds = Exported(arch, path, finisher.inputs(arch)), 2 * finisher.settings.rounds
+        path = finisher.files.onnx_path(arch, workload.mode) if self.kind == "onnx" else next(iter(files.values()))
+        exported, rounds = Exported(arch, path, finisher.times.inputs(arch)), 2 * finisher.settings.rounds
         return measure(device, [exported], sentinel=sentinel, workload=workload, rounds=rounds, on_visit=on_visit)[0]

@@ -15,8 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from experiments.checkpoints import TrainingCheckpoint, identity_of
-from experiments.contract import checksum
+from experiments.checkpoints import TrainingCheckpoint, checksum, identity_of
 from experiments.finishing import Finisher
 from experiments.progress import Reporter
 from experiments.run_directory import SUPERNET
@@ -52,7 +51,7 @@ def inheriting(
     if all(_record(finisher, arch).get("identity") == identity for arch in archs):
         return inheriting
     for arch in archs:
-        finisher.check(arch)
+        finisher.files.check(arch)
     checkpoint = TrainingCheckpoint(finisher.run, f"{TAG}.ckpt", identity, finisher.compute, finisher.checkpoint_seconds)
     if config is not None:
         trainer = supernet_trainer(
@@ -67,12 +66,12 @@ def inheriting(
 
             trainer.run(on_step=on_step, on_setback=report.say)
     for arch in archs:
-        inheriting.export(arch, cut_out(finisher.family, supernet, arch, finisher.compute), tag=TAG)
-        for mode in finisher.modes[1:]:  # of another time
-            (finisher.run / f"{finisher.name(arch, TAG)}.{mode}.onnx").unlink(missing_ok=True)
-        own = finisher.file_scores(arch, "validation")["error_percent"]
+        inheriting.files.export(arch, cut_out(finisher.family, supernet, arch, finisher.compute), tag=TAG)
+        for mode in finisher.files.modes[1:]:  # of another time
+            (finisher.run / f"{finisher.files.name(arch, TAG)}.{mode}.onnx").unlink(missing_ok=True)
+        own = finisher.scores.of(arch, "validation")["error_percent"]
         facts = {"together": [a.id for a in archs], "steps": steps, "own_validation_error_percent": own, "identity": identity}
-        finisher.run.write_json(f"{finisher.name(arch, TAG)}.json", facts)
+        finisher.run.write_json(f"{finisher.files.name(arch, TAG)}.json", facts)
     checkpoint.remove()
     return inheriting
 
@@ -86,6 +85,6 @@ def in_words(facts: dict[str, Any], own: str) -> str:
 
 
 def _record(finisher: Finisher, arch: Architecture) -> dict[str, Any]:
-    name = f"{finisher.name(arch, TAG)}.json"
+    name = f"{finisher.files.name(arch, TAG)}.json"
     facts: dict[str, Any] = finisher.run.read_json(name) if finisher.run.has(name) else {}
     return facts

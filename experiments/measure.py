@@ -28,8 +28,9 @@ from experiments.composing import VOCABULARY, stand_in_family
 from experiments.compute import chosen_compute
 from experiments.config import composed
 from experiments.finished_run import config_of, existing_run, load
-from experiments.finishing import FOLDER, Finisher
+from experiments.finishing import Finisher
 from experiments.measured import Timed, said, write
+from experiments.network_files import FOLDER
 from experiments.networks import Network, pick
 from experiments.onnx_inputs import DynamicSizes, dynamic_dimensions, make_inputs
 from experiments.progress import Reporter
@@ -202,9 +203,9 @@ def shipped(
         raise RunError(f"run: {run.path} was made from Python; name its files, {run / FOLDER}/*.onnx, instead of pick")
     task, family = family_of_task(config)
     finisher = Finisher(family, task, device, workload, chosen_compute(run), make(config, "finish"), config.seed, run)
-    exported = finisher.exported(family.space.canonical(network.arch), folder)
-    surroundings = [(name, pick) for name, pick in exported.arch.picks if name.startswith(PREFIX)]
-    return replace(exported, arch=Architecture((("file", str(exported.path)), *surroundings)))
+    of_run = finisher.times.exported(family.space.canonical(network.arch), folder)
+    surroundings = [(name, pick) for name, pick in of_run.arch.picks if name.startswith(PREFIX)]
+    return replace(of_run, arch=Architecture((("file", str(of_run.path)), *surroundings)))
 
 
 def family_of(config: DictConfig, workload: Workload, given: Words) -> Family:

@@ -7,6 +7,7 @@ any moment goes on where it was: same seed and same measurements, same weights, 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from experiments.also import Companion
 from experiments.baseline_teachers import BaselineTeachers
 from experiments.budgets import Ends, check_reachable, fastest_within
 from experiments.calibration import Calibration, Calibrator
+from experiments.checkpoint_teacher import CheckpointTeachers, check_teacher
 from experiments.checkpoints import loaded, read_checkpoint, write_checkpoint
 from experiments.compute import COMPUTE, chosen_compute, tried_once
 from experiments.costing import Costing, check_device, check_precisions, check_real, check_times, memory_costs
@@ -93,6 +95,7 @@ class Pipeline:
                 raise ValueError(f"also.{companion.name}: {kind} is not differentiable, the search needs expected_ms")
         self._check_memory()
         check_match("finish.lesson", settings.finish.lesson, family.space)
+        check_teacher("finish.lesson", settings.finish.lesson, task)
         check_stages(settings.stages, task=task, family=family, device=device)
         self.pretrained = self._pretrained()
         self.run = RunDirectory(directory)
@@ -182,12 +185,17 @@ class Pipeline:
         )
         explored = explorer.explore([p.arch for p in proposals], self.calibrator())
         baselines = BaselineTeachers(self.task, trivial)
-        baseline = baselines.of_short_list(explored, self.settings.finish.lesson, self.report)
-        finisher = dataclasses.replace(self.finisher(compute), baseline=baseline)
+        finisher = self.finisher(compute)
+        if baseline := baselines.of_short_list(explored, self.settings.finish.lesson, self.report):
+            finisher = dataclasses.replace(finisher, outsider=baseline)
+        elif finisher.outsider is not None:
+            with spent(self.run, "teacher"):
+                finisher.outsider()
         settings, tuned = Tuner(finisher, budget, self.settings, self.report).tuned(explored, supernet)
         finisher = dataclasses.replace(finisher, settings=settings.finish)
         climbed = Halving(finisher, budget, settings, self.report).climb(explored, supernet)
-        selection = Selection(finisher, calibration, costing, budget, baselines, settings, self.report)
+        checkpoints = CheckpointTeachers(self.task, compute, self.run, self.report)
+        selection = Selection(finisher, calibration, costing, budget, baselines, checkpoints, settings, self.report)
         finalists = selection.finalists(climbed.shortlists)
         selection.train(finalists, supernet)
         measurements, lost = selection.measure(finalists)
@@ -214,8 +222,11 @@ class Pipeline:
         )
 
     def finisher(self, compute: Compute) -> Finisher:
+        lesson, checkpoints = self.settings.finish.lesson, CheckpointTeachers(self.task, compute, self.run, self.report)
+        of_checkpoint = lesson.is_of_outsider and lesson.is_of_checkpoint
         return Finisher(
             self.family, self.task, self.device, self.workload, compute, self.settings.finish, self.settings.seed, self.run,
+            outsider=functools.partial(checkpoints.teacher, lesson.teacher) if of_checkpoint else None,
             checkpoint_seconds=self.settings.checkpoint_seconds,
         )  # fmt: skip
 

@@ -36,19 +36,19 @@ class Quantising:
         with tempfile.TemporaryDirectory() as folder:
             keep: list[str] = []
             if stage.mixed and stage.kind != "fp16":
-                limit = self._error(finisher.onnx_path(self.arch, tag=before)) + finisher.settings.most_points_lost
+                limit = self._error(finisher.files.onnx_path(self.arch, tag=before)) + finisher.settings.most_points_lost
                 if self._error(self._write(name, "encode", Path(folder) / "all.onnx", [])) > limit:
                     keep = self._kept_blocks(name, Path(folder), limit)
-            finished = {mode: self._write(name, mode, Path(folder) / f"{mode}.onnx", keep) for mode in finisher.modes}
+            finished = {mode: self._write(name, mode, Path(folder) / f"{mode}.onnx", keep) for mode in finisher.files.modes}
             for mode, path in finished.items():
-                target = finisher.onnx_path(self.arch, mode, tag=name).relative_to(finisher.run.path)
+                target = finisher.files.onnx_path(self.arch, mode, tag=name).relative_to(finisher.run.path)
                 with finisher.run.replacing(str(target)) as unfinished:
                     unfinished.write_bytes(path.read_bytes())
         return {"kind": stage.kind, "aware": stage.aware, "kept_blocks": keep}
 
     def _write(self, name: str, mode: str, path: Path, keep: Sequence[str]) -> Path:
         """A form of the stage's network in fewer bits, but for the blocks in `keep` and those that the search has chosen."""
-        model, stage = onnx.load(self.finisher.onnx_path(self.arch, mode, tag=name)), self.stage
+        model, stage = onnx.load(self.finisher.files.onnx_path(self.arch, mode, tag=name)), self.stage
         keep = [*keep, *self._chosen_blocks(model)]
         onnx.save(quantised(model, stage.kind, calibration=stage.calibration, feeds=self._feeds, keep=keep), path)
         return path
@@ -56,16 +56,16 @@ class Quantising:
     def _kept_blocks(self, name: str, folder: Path, limit: float) -> list[str]:
         """Mixed precision: the blocks with the least loss added for each ms saved are quantised, as many as the limit of the
         error on the split "architecture" allows. Each block's ms is measured with it alone quantised."""
-        whole = self.finisher.onnx_path(self.arch, tag=name)
+        whole = self.finisher.files.onnx_path(self.arch, tag=name)
         model = onnx.load(whole)
         chosen = self._chosen_blocks(model)
         names = [block for block in blocks(model, self.stage.kind) if block not in chosen]
         alone = [
             self._write(name, "encode", folder / f"{i}.onnx", [b for b in names if b != block]) for i, block in enumerate(names)
         ]
-        inputs = self.finisher.exported(self.arch, folder, tag=name).inputs
+        inputs = self.finisher.times.exported(self.arch, folder, tag=name).inputs
         first_ms, *ms = [m.latency_ms for m in self.measured([Exported(self.arch, path, inputs) for path in (whole, *alone)])]
-        first, *losses = [self.finisher.scores_of(path, "architecture")["loss"] for path in (whole, *alone)]
+        first, *losses = [self.finisher.scores.of_file(path, "architecture")["loss"] for path in (whole, *alone)]
         added = {block: loss - first for block, loss in zip(names, losses, strict=True)}
         saved_ms = {block: first_ms - own for block, own in zip(names, ms, strict=True)}
         paying = order(names, added, saved_ms)
@@ -81,7 +81,7 @@ class Quantising:
         return [block for block in blocks(model, self.stage.kind) if chosen and "/stack/" in f"{block}/"]
 
     def _error(self, path: Path) -> float:
-        return float(self.finisher.scores_of(path, "architecture")["error_percent"])
+        return float(self.finisher.scores.of_file(path, "architecture")["error_percent"])
 
     @functools.cached_property
     def _feeds(self) -> list[dict[str, np.ndarray]]:
@@ -91,7 +91,7 @@ class Quantising:
             return feeds
         total = 0
         for batch in self.finisher.task.batches("train", tokens_per_batch=512, seed=self.finisher.seed):
-            feeds.append(self.finisher.feed(batch))
+            feeds.append(self.finisher.scores.feed(batch))
             total += len(batch.targets)
             if total >= self.stage.calibration_examples:
                 break

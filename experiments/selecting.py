@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from torch import nn
 
 from experiments.baseline_teachers import BaselineTeachers
 from experiments.budgets import Budget
 from experiments.calibration import Calibration, read_measurements
-from experiments.checkpoint_teacher import checkpoint_teacher
+from experiments.checkpoint_teacher import CheckpointTeachers
 from experiments.costing import Costing, Costs, measured_costs
 from experiments.finishing import Finisher
 from experiments.ledger import spent
@@ -43,6 +42,7 @@ class Selection:
     costing: Costing
     budget: Budget
     baselines: BaselineTeachers
+    checkpoints: CheckpointTeachers
     settings: Settings
     report: Reporter
 
@@ -58,10 +58,10 @@ class Selection:
 
     def train(self, finalists: Sequence[Finalist], supernet: nn.Module) -> None:
         """Cuts out, trains and exports those that are not finished yet."""
-        missing = [f for f in finalists if not self.finisher.is_finished(f.arch)]
+        missing = [f for f in finalists if not self.finisher.files.is_finished(f.arch)]
         if not missing:
             return
-        begun = {f.arch: self.finisher.steps(f.arch) for f in finalists if self.finisher.is_finished(f.arch)}
+        begun = {f.arch: self.finisher.steps(f.arch) for f in finalists if self.finisher.files.is_finished(f.arch)}
         archs = dict.fromkeys([*begun, *(arch for f in missing for arch in self.finisher.to_finish(f.arch))])
         total, last = sum(self.finisher.steps(arch) for arch in archs), ""
         with self.report.phase("Training the short-list", total, done=sum(begun.values())) as advance:
@@ -71,10 +71,10 @@ class Selection:
                 advance(sum(begun.values()), f"{len(begun)} of {len(archs)}{last}")
 
             for finalist in missing:
-                if not self.finisher.is_finished(finalist.arch):  # the largest may have been, to teach
+                if not self.finisher.files.is_finished(finalist.arch):  # the largest may have been, to teach
                     with spent(self.finisher.run, SHORT_LIST, networks_trained=1):
                         self.finisher.finish(finalist.arch, supernet, on_step=on_step)
-                error = self.finisher.record(finalist.arch)["error_percent"]
+                error = self.finisher.files.record(finalist.arch)["error_percent"]
                 last = f", {finalist.label} {finalist.arch.id}: error {error:.1f} %"
                 on_step(finalist.arch, self.finisher.steps(finalist.arch))
 
@@ -85,7 +85,7 @@ class Selection:
             "Measuring the short-list", len(archs) * rounds
         ) as advance:  # fmt: skip
             try:
-                return self.finisher.measure(
+                return self.finisher.times.measure(
                     archs, reference_ms=self.calibration.sentinel_reference_ms, phase=SHORT_LIST, rounds=rounds, tag="",
                     on_visit=lambda done, total: advance(done, total=total),
                 ), None  # fmt: skip
@@ -112,8 +112,9 @@ class Selection:
 
     def _memory_mib(self, arch: Architecture) -> float:
         workload = self.finisher.workload
-        _, example = form_of(self.finisher.family, self.finisher.network(arch, tag=""), workload)
-        path, inputs = self.finisher.shipped_path(arch, workload.mode, tag=""), {name: v.numpy() for name, v in example.items()}
+        _, example = form_of(self.finisher.family, self.finisher.files.network(arch, tag=""), workload)
+        path = self.finisher.files.shipped_path(arch, workload.mode, tag="")
+        inputs = {name: v.numpy() for name, v in example.items()}
         return memory_of_file(path, inputs).weights_mib + activations_mib(path, inputs)
 
     def choose(
@@ -129,7 +130,7 @@ class Selection:
         archs = [f.arch for f in finalists]
         measured = (_bounds(measured_costs(measurements.get(a.id), measured_mib.get(a.id))) for a in archs)
         most = {a.id: {**c, **known} for a, c, known in zip(archs, self.costing(archs), measured, strict=True)}
-        small = sorted(archs, key=lambda a: (self.finisher.record(a)["error_percent"], most[a.id]["upper_ms"]))
+        small = sorted(archs, key=lambda a: (self.finisher.files.record(a)["error_percent"], most[a.id]["upper_ms"]))
         limits = {"upper_ms": self.budget.ms}  # and those that some network keeps
         for name, limit in self.budget.limits.items():
             if name != "upper_ms" and (within := [a for a in small if most[a.id][name] <= limit]):
@@ -158,18 +159,18 @@ class Selection:
 
         def teachers(name: str) -> list[nn.Module]:
             if name not in TEACHERS:
-                return [checkpoint_teacher(Path(name), self.finisher.task).to(self.finisher.compute.device)]
+                return [self.checkpoints.teacher(name).to(self.finisher.compute.device)]
             if name == "baseline":
-                best = self.baselines.better_than(self.finisher.record(choice.arch)["error_percent"])
+                best = self.baselines.better_than(self.finisher.files.record(choice.arch)["error_percent"])
                 return [self.baselines.teacher(best).to(self.finisher.compute.device)] if best else []
             archs = self._front(finalists, measurements) if name == "front" else [self.finisher.family.space.largest()]
-            return [self.finisher.to_train(arch, tag="") for arch in archs]
+            return [self.finisher.files.to_train(arch, tag="") for arch in archs]
 
         reference_ms = self.calibration.sentinel_reference_ms
         school = School(
             self.finisher.task, self.finisher.compute, self.settings.seed, self.finisher.family.space, choice.arch, teachers,
             lambda archs: self.calibration.model.predict(archs).mean_ms.tolist(),
-            lambda network, others: self.finisher.saved(choice.arch, network, others, reference_ms=reference_ms),
+            lambda network, others: self.finisher.times.saved(choice.arch, network, others, reference_ms=reference_ms),
             self.settings.finish.most_points_lost,
         )  # fmt: skip
         reports = Stages(self.finisher, stages, school, reference_ms, self.budget.ms, self.report).run()
@@ -179,7 +180,7 @@ class Selection:
 
     def _verdict(self, arch: Architecture, *, tag: str | None = None) -> Measurement:
         with self.report.phase("Measuring what ships", 2 * self.settings.finish.rounds) as advance:
-            return self.finisher.verdict(
+            return self.finisher.times.verdict(
                 arch, reference_ms=self.calibration.sentinel_reference_ms, tag=tag,
                 on_visit=lambda done, total: advance(done, total=total),
             )  # fmt: skip
@@ -190,7 +191,7 @@ class Selection:
             Candidate(
                 arch,
                 objectives={
-                    "error": self.finisher.record(arch)["error_percent"], "latency_ms": measurements[arch.id].latency_ms,
+                    "error": self.finisher.files.record(arch)["error_percent"], "latency_ms": measurements[arch.id].latency_ms,
                 },
                 provenance={"error": Provenance.RETRAINED, "latency_ms": Provenance.MEASURED},
             )

@@ -128,7 +128,7 @@ class FinishSettings:
         inherit: share of the inherited weights in those that `most_steps` begin with; the rest is fresh. A shorter training could
             not win back what it gave away, and keeps more, up to all.
         rounds: visits to each network.
-        lesson: what they learn; a teacher can only be the largest network, or a baseline.
+        lesson: what they learn; a teacher can only be the largest network, a baseline, or a checkpoint.
         most_points_lost: of validation error, that a stage may cost what ships.
     """
 
@@ -147,8 +147,8 @@ class FinishSettings:
         object.__setattr__(self, "rungs", tuple(self.rungs))
         if list(self.rungs) != sorted(set(self.rungs)) or not all(0 < share < 1 for share in self.rungs):
             raise ValueError(f"rungs: {list(self.rungs)} are not ascending shares between 0 and 1")
-        if self.lesson.teacher not in ("largest", "baseline"):
-            known = "is not one of ('largest', 'baseline'); the others come after the short-list"
+        if self.lesson.teacher in ("front", "itself"):
+            known = "is not one of ('largest', 'baseline'), nor a folder; the others come after the short-list"
             raise ValueError(f"lesson.teacher: {self.lesson.teacher!r} {known}")
         if self.trials < 0:
             raise ValueError(f"trials: {self.trials} is negative")
@@ -176,7 +176,7 @@ class Settings:
         torch_threads: threads that training uses.
         train_on: a torch device, or "auto" for CUDA where there is one.
         train_precision, train_attention: how networks are trained, of `TRAINED`; "auto" for what is fastest in a short trial.
-        checkpoint_seconds: how much training of the supernet, of the short-list, or of a stage, a kill may cost.
+        checkpoint_seconds: how much of any training a kill may cost.
         stages: what the network that ships goes through, by the names of `STAGES` and in their order.
 
     Raises:

@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,15 +21,17 @@ from typing import Any
 
 from experiments import predict
 from experiments.card import card
-from experiments.contract import JUDGED_BY, Files, Limits, beginning_of, checksum, files_of, input_of, promised, proven
+from experiments.checkpoints import checksum
+from experiments.contract import JUDGED_BY, Files, Limits, beginning_of, files_of, input_of, promised, proven
 from experiments.finishing import Finisher
 from experiments.formatting import position_of
 from experiments.inheriting import TAG, in_words
+from experiments.on_device import opened
 from experiments.run_directory import CONFIG, RunDirectory, RunError
 from experiments.ties import TIES
 from experiments.verdicts import Verdict, origin_in_words
 from experiments.versions import versions
-from nas.formats import FORMATS
+from nas.formats import FORMATS, Answer
 from nas.shared_weights import share_weights
 from nas.space import Architecture
 from nas.types import Measurement
@@ -120,7 +122,7 @@ def ship(finisher: Finisher, shipments: Sequence[Shipment], terms: Terms) -> Shi
             for s, f in zip(shipments, files, strict=True)
         ]
         networks = [
-            _facts(finisher, s, f, proof, _test_scores(finisher, s, f, terms))
+            _facts(finisher, s, f, {**proof, **_on_device(finisher, s, proof, terms)}, _test_scores(finisher, s, f, terms))
             for s, f, proof in zip(shipments, files, proofs, strict=True)
         ]
         contract = _contract(finisher, networks, shared, terms, part)
@@ -239,12 +241,28 @@ def _write(
 
 def _test_scores(finisher: Finisher, shipment: Shipment, files: Files, terms: Terms) -> dict[str, Any]:
     """Of the file itself, from the first time that these weights in this form shipped."""
+    return _tested_once(finisher, shipment, terms, "", lambda: FORMATS[terms.kind].open(files.whole))
+
+
+def _on_device(finisher: Finisher, shipment: Shipment, proof: Mapping[str, Any], terms: Terms) -> dict[str, Any]:
+    """What is proven of the device that was timed, with the `test` scores of its own file where that was scored."""
+    facts = proof.get("on_device", {})
+    if "validation_error_percent" not in facts:
+        return {}
+    with opened(finisher, shipment.arch, 0) as file:
+        test = _tested_once(finisher, shipment, terms, f" on {facts['device']}", lambda: file.answer)
+    return {"on_device": {**facts, "test": test}}
+
+
+def _tested_once(
+    finisher: Finisher, shipment: Shipment, terms: Terms, where: str, answer: Callable[[], Answer]
+) -> dict[str, Any]:
     run = finisher.run
     tests: dict[str, Any] = run.read_json(TEST) if run.has(TEST) else {}
-    key = ".".join([shipment.arch.id, *([terms.variant] if terms.variant else [])])
+    key = ".".join([shipment.arch.id, *([terms.variant] if terms.variant else [])]) + where
     source = checksum(next(iter(shipment.files.values())))
     if tests.get(key, {}).get("sha256") != source:
-        found = finisher.scored(FORMATS[terms.kind].open(files.whole), "test")
+        found = finisher.scores.of_answers(answer(), "test")
         tests[key] = {**{name: found[name] for name in SCORES}, "sha256": source}
         run.write_json(TEST, tests)
     return {name: value for name, value in tests[key].items() if name != "sha256"}
@@ -267,7 +285,7 @@ def _facts(
         "predicted_upper_ms": verdict.predicted_upper_ms,
         "kept": verdict.kept,
         "verdict": verdict.sentence,
-        "stages": finisher.stages(shipment.arch)["stages"],
+        "stages": finisher.files.stages(shipment.arch)["stages"],
         "trained": _training_of(finisher, shipment.arch),
         "test": dict(test),
         **_inherited(finisher, shipment.arch),
@@ -277,17 +295,17 @@ def _facts(
 
 def _inherited(finisher: Finisher, arch: Architecture) -> dict[str, Any]:
     """What a network that ships with inherited weights learned with, and the error of the file that it has on its own."""
-    return {"inherited": finisher.run.read_json(f"{finisher.name(arch)}.json")} if finisher.ships == TAG else {}
+    return {"inherited": finisher.run.read_json(f"{finisher.files.name(arch)}.json")} if finisher.ships == TAG else {}
 
 
 def _training_of(finisher: Finisher, arch: Architecture) -> str:
     """For how long, in words: networks that a run did not ship were trained to be compared, and no further."""
     if finisher.ships == TAG:
         return in_words(_inherited(finisher, arch)["inherited"], arch.id)
-    if not finisher.is_finished(arch):
+    if not finisher.files.is_finished(arch):
         return "elsewhere"
-    steps = f"{finisher.record(arch)['train_steps']:,} steps for the short-list"
-    if kept := [stage["name"] for stage in finisher.stages(arch)["stages"] if stage["kept"]]:
+    steps = f"{finisher.files.record(arch)['train_steps']:,} steps for the short-list"
+    if kept := [stage["name"] for stage in finisher.files.stages(arch)["stages"] if stage["kept"]]:
         return f"{steps}, then by {', '.join(kept)}"
     return f"{steps}, and no further: stages go to what a search ships"
 

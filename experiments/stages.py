@@ -23,12 +23,13 @@ import onnx
 import torch
 
 from experiments.calibration import MEASUREMENTS
-from experiments.checkpoint_teacher import checkpoint_teacher
+from experiments.checkpoint_teacher import check_teacher
 from experiments.checkpoints import identity_of
 from experiments.early_exits import TimedWays, exit_facts, told
-from experiments.finishing import FOLDER, Finisher
+from experiments.finishing import Finisher
 from experiments.formatting import format_ms
 from experiments.ledger import spent
+from experiments.network_files import FOLDER
 from experiments.progress import Advance, Reporter
 from experiments.quantising import Quantising
 from experiments.results import StageFigures, StageReport
@@ -50,7 +51,6 @@ from nas.space import Architecture, SearchSpace
 from nas.types import Measurement
 from search_spaces.pooling import pool_sizes
 from search_spaces.reduction import KEEP
-from search_spaces.text_teacher import TextTeacher
 
 
 @dataclass(frozen=True)
@@ -119,22 +119,22 @@ class Stages:
         finisher, arch, facts = self.finisher, self.arch, dict[str, Any]()
 
         def teachers(wanted: str) -> Sequence[Any]:
-            found = [finisher.to_train(arch, tag=before)] if wanted == "itself" else self.school.teachers(wanted)
-            if baselines := [teacher.name for teacher in found if isinstance(teacher, Remembered | TextTeacher)]:
+            found = [finisher.files.to_train(arch, tag=before)] if wanted == "itself" else self.school.teachers(wanted)
+            if baselines := [teacher.name for teacher in found if isinstance(teacher, Remembered)]:
                 facts["taught_by"] = baselines
             return found
 
         checkpoint = finisher.checkpoint(arch, name, identity)
         school = dataclasses.replace(self.school, teachers=teachers, facts=facts, checkpoint=checkpoint, on_step=advance)
         torch.manual_seed(finisher.seed)  # what a stage adds to a network begins alike in a run that was stopped before it
-        network = stage.apply(finisher.to_train(arch, tag=before), school)
-        for mode in finisher.modes:  # of an earlier try with other settings
-            (self._run / f"{finisher.name(arch, name)}.{mode}.onnx").unlink(missing_ok=True)
-        finisher.export(arch, network, tag=name)
+        network = stage.apply(finisher.files.to_train(arch, tag=before), school)
+        for mode in finisher.files.modes:  # of an earlier try with other settings
+            (self._run / f"{finisher.files.name(arch, name)}.{mode}.onnx").unlink(missing_ok=True)
+        finisher.files.export(arch, network, tag=name)
         if isinstance(stage, Quantise):
             facts |= Quantising(finisher, arch, stage, self._measured).replace_files(before, name)
         if isinstance(stage, ReadsFile):
-            facts |= stage.facts_of(onnx.load(finisher.onnx_path(arch, tag=name)))
+            facts |= stage.facts_of(onnx.load(finisher.files.onnx_path(arch, tag=name)))
         return facts
 
     def _judge(
@@ -145,7 +145,7 @@ class Stages:
         error_of_ratio, lost = math.nan, ""
         try:
             with tempfile.TemporaryDirectory() as folder:
-                ways = {when: self.finisher.ways(self.arch, Path(folder), tag=tag) for when, tag in tags.items()}
+                ways = {when: self.finisher.times.ways(self.arch, Path(folder), tag=tag) for when, tag in tags.items()}
                 measured = iter(self._measured([way.exported for both in ways.values() for way in both], on_visit))
             for when, both in ways.items():
                 timed[when] = TimedWays([way.share for way in both], [next(measured) for _ in both])
@@ -156,10 +156,10 @@ class Stages:
             lost = str(error)
         figures = {
             when: StageFigures(
-                error_percent=self.finisher.file_scores(self.arch, "validation", tag=tag)["error_percent"],
+                error_percent=self.finisher.scores.of(self.arch, "validation", tag=tag)["error_percent"],
                 latency_ms=timed[when].expected_ms if when in timed else None,
-                file_bytes=self.finisher.shipped_path(self.arch, tag=tag).stat().st_size,
-                num_parameters=sum(p.numel() for p in self.finisher.network(self.arch, tag=tag).parameters()),
+                file_bytes=self.finisher.files.shipped_path(self.arch, tag=tag).stat().st_size,
+                num_parameters=sum(p.numel() for p in self.finisher.files.network(self.arch, tag=tag).parameters()),
             )
             for when, tag in tags.items()
         }
@@ -177,7 +177,7 @@ class Stages:
             sentence = f"{sentence}; it learned from {' and '.join(taught_by)}, too"
         for words in facts.get("setbacks", ()):
             sentence = f"{sentence}; in its training {words}"
-        network = self.finisher.network(self.arch, tag=after)
+        network = self.finisher.files.network(self.arch, tag=after)
         if isinstance(network, Exits | Skips) and timed:
             facts = {**facts, **exit_facts(network, timed["after"])}
             sentence = f"{sentence}; {told(facts)}"
@@ -190,7 +190,7 @@ class Stages:
         self, files: Sequence[Exported], on_visit: Callable[[int, int], None] = lambda done, total: None
     ) -> list[Measurement]:
         rounds = 2 * self.finisher.settings.rounds
-        return self.finisher.measure_files(files, reference_ms=self.reference_ms, rounds=rounds, on_visit=on_visit)
+        return self.finisher.times.measure_files(files, reference_ms=self.reference_ms, rounds=rounds, on_visit=on_visit)
 
 
 def judged(
@@ -256,11 +256,7 @@ def check_stages(stages: Mapping[str, Stage], *, task: Task, family: Family, dev
         raise ValueError(f"stages.cut: the space {family.space.name} has the choice {uncut[0]}, whose layers cannot be cut")
     for name, stage in stages.items():
         check_match(f"stages.{name}.lesson", stage.lesson, family.space)
-        if stage.lesson.needs_teacher and stage.lesson.is_of_checkpoint:
-            try:
-                checkpoint_teacher(Path(stage.lesson.teacher), task)
-            except ValueError as error:
-                raise ValueError(f"stages.{name}.lesson.teacher: {error}") from error
+        check_teacher(f"stages.{name}.lesson", stage.lesson, task)
     if classes < 2 and any(stage.lesson.class_weights for stage in stages.values()):
         raise ValueError(f"class_weights: the task {task.name} has no classes")
 

@@ -34,7 +34,7 @@ def told_apart(finisher: Finisher, archs: Sequence[Architecture], report: Report
         errors = {}
         with spent(run, "telling ties"), report.phase("Comparing on the test split", len(archs)) as advance:
             for number, arch in enumerate(archs, 1):
-                errors[arch.id] = finisher.errors_by_example(arch, "test", tag="")
+                errors[arch.id] = finisher.scores.errors_by_example(arch, "test", tag="")
                 advance(number, f"{arch.id}: error {errors[arch.id].mean():.1f} %")
             run.write_json(TIES, ties(errors, seed=finisher.seed))
     known: dict[str, Any] = run.read_json(TIES)

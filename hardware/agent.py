@@ -3,8 +3,8 @@
 It reads requests from standard input, one line of JSON each, and answers each with one line on standard output, until the input
 ends:
 
-    {"version": 1, "nonce": "8f3a", "action": "run", "model": "<SHA-256>.onnx", "inputs": "<SHA-256>.npz", ...}
-    @paretoformer 1 8f3a {"samples_ms": [...], "environment": {...}, "conditions": {...}}
+    {"version": 2, "nonce": "8f3a", "action": "run", "model": "<SHA-256>.onnx", "inputs": "<SHA-256>.npz", ...}
+    @paretoformer 2 8f3a {"samples_ms": [...], "environment": {...}, "conditions": {...}}
 
 What else comes out, a login banner for example, is no answer: it lacks the mark and the request's nonce. The agent listens on
 nothing, opens no connection, starts no program, and opens only files of its own folder that hold what their name says.
@@ -12,6 +12,7 @@ nothing, opens no connection, starts no program, and opens only files of its own
 
 from __future__ import annotations
 
+import base64
 import gc
 import hashlib
 import json
@@ -26,11 +27,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-VERSION = 1
+VERSION = 2
 MARK = "@paretoformer"
 MAX_REQUEST = 65536  # bytes
+MAX_NUMBERS = 2**17  # of a network's answer
 WINDOW = 5  # runs of which a median is taken
 LEAST_SECONDS = 0.01  # of warm-up, unless the bound is lower
 STABLE = 0.05  # share by which the medians of two windows may differ in a network that is warm
@@ -85,7 +87,24 @@ def environment(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
-    """One visit to a network, or the names of the files that it needs and that are `missing` here."""
+    """One visit to a network."""
+    return with_files(request, lambda *paths: {"samples_ms": visit(request, *paths)})
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """The `shape` of a network's first output, and the first of its `numbers`, float32 in base64, at most `MAX_NUMBERS`."""
+
+    def first(model: str, inputs: str) -> dict[str, Any]:
+        session, feed = opened(request, model, inputs)
+        output = session.run(None, feed)[0]
+        numbers = output.reshape(-1)[:MAX_NUMBERS].astype("<f4").tobytes()
+        return {"shape": list(output.shape), "numbers": base64.b64encode(numbers).decode()}
+
+    return with_files(request, first)
+
+
+def with_files(request: dict[str, Any], work: Callable[[str, str], Mapping[str, Any]]) -> dict[str, Any]:
+    """What comes of a network and its inputs, or the names of those files that are `missing` here."""
     names = (request["model"], request["inputs"])
     missing = [name for name in names if not is_whole(name)]
     if missing:
@@ -93,15 +112,15 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     facts, before, start = stable_facts(request), state(), spent()
     signal.alarm(math.ceil(request["limit_seconds"]))  # ends the agent if a network does not come to its end
     try:
-        samples_ms = visit(request, *(os.path.join(FOLDER, name) for name in names))
+        found = work(*(os.path.join(FOLDER, name) for name in names))
     finally:
         signal.alarm(0)
     after = {**state(), **other_load(start)}
     forget(request["cache_mib"] * 2**20, keep=names)
-    return {"samples_ms": samples_ms, "environment": facts, "conditions": {"before": before, "after": after}}
+    return {**found, "environment": facts, "conditions": {"before": before, "after": after}}
 
 
-ACTIONS = {"environment": environment, "run": run}
+ACTIONS = {"answer": answer, "environment": environment, "run": run}
 
 
 # --- one visit
@@ -109,6 +128,25 @@ ACTIONS = {"environment": environment, "run": run}
 
 def visit(request: dict[str, Any], model: str, inputs: str) -> list[float]:
     """Loads the network, warms up and times: raw wall times in ms, in the order in which they were taken."""
+    session, feed = opened(request, model, inputs)
+    gc.disable()
+    try:
+        warm_up(lambda: session.run(None, feed), request["warmup_seconds"])
+        samples: list[int] = []
+        now = time.perf_counter_ns()
+        end = now + round(1e9 * request["visit_seconds"])
+        while len(samples) < request["max_samples"] and (now < end or len(samples) < request["min_samples"]):
+            start = time.perf_counter_ns()
+            session.run(None, feed)
+            now = time.perf_counter_ns()
+            samples.append(now - start)
+    finally:
+        gc.enable()
+    return [sample / 1e6 for sample in samples]
+
+
+def opened(request: dict[str, Any], model: str, inputs: str) -> tuple[Any, dict[str, Any]]:
+    """The network as ONNX Runtime has loaded it, and its inputs by their names."""
     import numpy
     import onnxruntime
 
@@ -126,22 +164,7 @@ def visit(request: dict[str, Any], model: str, inputs: str) -> list[float]:
     }[request["graph_optimization"]]
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(model, options, providers=[PROVIDER])
-
-    gc.disable()
-    try:
-        warm_up(lambda: session.run(None, feed), request["warmup_seconds"])
-        samples: list[int] = []
-        now = time.perf_counter_ns()
-        end = now + round(1e9 * request["visit_seconds"])
-        while len(samples) < request["max_samples"] and (now < end or len(samples) < request["min_samples"]):
-            start = time.perf_counter_ns()
-            session.run(None, feed)
-            now = time.perf_counter_ns()
-            samples.append(now - start)
-    finally:
-        gc.enable()
-    return [sample / 1e6 for sample in samples]
+    return onnxruntime.InferenceSession(model, options, providers=[PROVIDER]), feed
 
 
 def warm_up(network: Callable[[], object], seconds: float) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from hardware.agent import MAX_LOADS
+import numpy as np
+
+from hardware.agent import MAX_LOADS, MAX_NUMBERS
 from nas.protocols import DeviceError
 
 MAX_NAME = 100  # characters of a program's
@@ -24,6 +28,24 @@ def samples_of(answer: Mapping[str, Any], *, least: int, most: int) -> tuple[flo
     if bad:
         raise DeviceError(f"an answer with {shown(bad[0])} as a time in ms")
     return tuple(samples)
+
+
+def logits_of(answer: Mapping[str, Any]) -> np.ndarray:
+    """The first rows [N, C] of a network's logits, float32, all or as many as the agent sends. Raises DeviceError unless there
+    is one at least, and the numbers are those of their shape."""
+    shape, text = answer.get("shape"), answer.get("numbers")
+    if not (isinstance(shape, list) and shape and all(type(size) is int and size > 0 for size in shape)):
+        raise DeviceError(f"an answer without the shape of its logits: {shown(shape)}")
+    try:
+        numbers = np.frombuffer(base64.b64decode(text if isinstance(text, str) else "", validate=True), dtype="<f4")
+    except (binascii.Error, ValueError) as error:
+        raise DeviceError(f"an answer without logits: {shown(text)}") from error
+    if len(numbers) != min(math.prod(shape), MAX_NUMBERS):
+        raise DeviceError(f"an answer of {len(numbers)} numbers, its logits are {shape}")
+    rows = len(numbers) // shape[-1]
+    if not rows:
+        raise DeviceError(f"logits of {shape[-1]} numbers, an answer has at most {MAX_NUMBERS}")
+    return numbers[: rows * shape[-1]].reshape(rows, shape[-1])
 
 
 def environment_of(answer: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -17,6 +17,7 @@ from hardware.local import OnThisMachine, describe, in_order, optional, refusals
 from hardware.operators import Ran
 from hardware.visit import wall
 from nas.executorch_file import opened, quietly
+from nas.formats import FORMATS, Answer
 
 DELEGATE = "XnnpackBackend"
 KERNEL = "native_call_"  # before an operator's name in ExecuTorch's record
@@ -48,6 +49,12 @@ class ExecuTorch(OnThisMachine):
             tensors = [torch.from_numpy(value) for value in in_order(inputs, names)]
             method = program.load_method("forward")
             return self.visit.times(wall(lambda: method.execute(tensors)))
+
+    def opened(self, path: Path) -> Answer:
+        """A file for its answers. Raises DeviceError like `run`."""
+        optional("executorch", extra="executorch")
+        with refusals(path, "ExecuTorch"):
+            return FORMATS[self.format].open(path)
 
 
 def set_threads(threads: int) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from hardware.local import OnThisMachine, describe, in_order, optional, refusals
 from hardware.visit import wall
+from nas.formats import FORMATS, Answer
 
 DELEGATE = "XNNPACK"
 BUILTIN = "LiteRT's own kernels"  # which run what the delegate does not take
@@ -42,6 +43,12 @@ class LiteRt(OnThisMachine):
             interpreter.allocate_tensors()
             set_inputs(interpreter, inputs)
             return self.visit.times(wall(interpreter.invoke))
+
+    def opened(self, path: Path) -> Answer:
+        """A file for its answers. Raises DeviceError like `run`."""
+        optional("ai_edge_litert.interpreter", extra="litert")
+        with refusals(path, "LiteRT"):
+            return FORMATS[self.format].open(path)
 
 
 def set_inputs(interpreter: Any, inputs: Mapping[str, np.ndarray]) -> None:

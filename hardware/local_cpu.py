@@ -14,6 +14,7 @@ from hardware.int8 import Int8Files
 from hardware.local import OnThisMachine, check_option, describe, refusals
 from hardware.placement import LEVELS, Placement, offered
 from hardware.visit import VisitOptions, wall
+from nas.formats import Answer
 
 PRECISIONS = ("fp32", "int8")
 
@@ -63,6 +64,12 @@ class LocalCpu(OnThisMachine):
             placement = Placement(self.provider, self.threads, self.graph_optimization)
             session, feed = placement.open(self.deployed(onnx_path)), dict(inputs)
             return self.visit.times(wall(lambda: session.run(None, feed)))
+
+    def opened(self, path: Path) -> Answer:
+        """A file for its answers. Raises DeviceError like `run`."""
+        with refusals(path, "ONNX Runtime"):
+            session = Placement(self.provider, self.threads, self.graph_optimization).open(self.deployed(path))
+        return lambda inputs: list(session.run(None, {name: value.numpy() for name, value in inputs.items()}))
 
     def deployed(self, onnx_path: Path) -> Path:
         """The file that really runs: the given one, or its quantisation."""

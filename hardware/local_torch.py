@@ -16,6 +16,7 @@ import torch
 from hardware.local import OnThisMachine, describe, in_order, refusals
 from hardware.operators import Ran
 from hardware.visit import wall
+from nas.formats import FORMATS, Answer
 
 DELEGATE = "torch"
 RUNS = 5
@@ -47,6 +48,11 @@ class LocalTorch(OnThisMachine):
             tensors = [torch.from_numpy(value) for value in in_order(inputs, names)]
             warm_up(module, tensors)
             return self.visit.times(wall(lambda: module(*tensors)))
+
+    def opened(self, path: Path) -> Answer:
+        """A file for its answers. Raises DeviceError like `run`."""
+        with refusals(path, "torch"):
+            return FORMATS["pt2" if path.suffix == FORMATS["pt2"].suffix else self.format].open(path)
 
 
 def load(path: Path, *, to: str = "cpu") -> tuple[Any, list[str]]:

@@ -12,6 +12,7 @@ import numpy as np
 from hardware.local import OnThisMachine, check_option, describe, in_order, optional, refusals
 from hardware.operators import Ran
 from hardware.visit import VisitOptions, wall
+from nas.formats import Answer
 from nas.protocols import DeviceError
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -67,6 +68,13 @@ class OpenVino(OnThisMachine):
             request = core.compile_model(model, self.plugin, self._config()).create_infer_request()
             request.infer(dict(inputs))  # the inputs stay set
             return self.visit.times(wall(request.infer))
+
+    def opened(self, path: Path) -> Answer:
+        """A file for its answers, compiled for inputs of any size. Raises DeviceError like `run`."""
+        core = self._core
+        with refusals(path, "OpenVINO"):
+            model = core.compile_model(path, self.plugin, self._config())
+        return lambda inputs: list(model({name: value.numpy() for name, value in inputs.items()}).to_tuple())
 
     def _config(self) -> dict[str, Any]:
         config = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": PRECISIONS[self.precision]}

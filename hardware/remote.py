@@ -14,15 +14,16 @@ import shlex
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from hardware import agent
-from hardware.answers import environment_of, samples_of, shown
+from hardware.answers import environment_of, logits_of, samples_of, shown
 from hardware.environment import fingerprint
 from hardware.int8 import Int8Files
 from hardware.local import check_option, refusals
@@ -30,7 +31,10 @@ from hardware.local_cpu import PRECISIONS
 from hardware.placement import LEVELS
 from hardware.talk import MAX_OUTPUT, Ended, Talk
 from hardware.visit import Visit
+from nas.formats import Answer
 from nas.protocols import DeviceError
+
+T = TypeVar("T")
 
 AGENT = Path(agent.__file__)
 PATIENCE = {  # options that no fact of a board depends on
@@ -185,15 +189,32 @@ class Remote(ABC):
             DeviceError: there is no such file, the board refuses the file or the inputs, cannot be reached after all tries, or
                 answers something else than times.
         """
+        return self._with_file(
+            "run", onnx_path, inputs, lambda answer: samples_of(answer, least=self.min_samples, most=self.max_samples)
+        )
+
+    def opened(self, onnx_path: Path) -> Answer:
+        """A file for its logits alone, as the board gives them: the first rows [N, C], at most so many as fit into one line of
+        an answer. It raises DeviceError like `run`, also for an answer that is no logits."""
+
+        def answer(inputs: Mapping[str, Tensor]) -> list[np.ndarray]:
+            named = {name: value.numpy() for name, value in inputs.items()}
+            return [self._with_file("answer", onnx_path, named, logits_of)]
+
+        return answer
+
+    def _with_file(
+        self, action: str, onnx_path: Path, inputs: Mapping[str, np.ndarray], read: Callable[[Mapping[str, Any]], T]
+    ) -> T:
+        """What the board's answer says of a network and its inputs. Raises DeviceError."""
         with refusals(onnx_path, self._board), tempfile.TemporaryDirectory() as folder:
             network = self.deployed(onnx_path)
             packed = Path(folder) / "inputs.npz"
             np.savez(packed, *inputs.values())
             model, data = f"{_sha256(network)}.onnx", f"{_sha256(packed)}.npz"
-            request = {"action": "run", "model": model, "inputs": data, "names": list(inputs)}
+            request = {"action": action, "model": model, "inputs": data, "names": list(inputs)}
             try:
-                answer = self._request(request, {model: network, data: packed})
-                return samples_of(answer, least=self.min_samples, most=self.max_samples)
+                return read(self._request(request, {model: network, data: packed}))
             except ConnectionLostError:
                 raise  # whatever the file
             except DeviceError as error:
@@ -266,7 +287,7 @@ class Remote(ABC):
         answer = self._read(talk, line, f"{agent.MARK} {agent.VERSION} {nonce} ")
         if "error" in answer:
             raise DeviceError(shown(answer["error"]))
-        if ("missing" if request["action"] == "run" else "absent") not in answer:
+        if ("absent" if request["action"] == "environment" else "missing") not in answer:
             facts, conditions = environment_of(answer)
             self._meet(facts)
             if self._facts is None:

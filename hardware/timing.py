@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from hardware.surroundings import device_of
+from nas.formats import Answer
 from nas.protocols import Device, DeviceError
 from nas.space import Architecture
 from nas.types import Measurement, Workload
@@ -79,6 +80,16 @@ class HasDeployment(Protocol):
     """A device that runs another file than the one it is given, such as its quantisation; that one ships."""
 
     def deployed(self, onnx_path: Path) -> Path: ...
+
+
+@runtime_checkable
+class HasAnswers(Protocol):
+    """A device that also opens a file for its answers, which it gives as it does when it is timed.
+
+    It raises DeviceError where the device or its runtime is not there, or refuses the file.
+    """
+
+    def opened(self, path: Path) -> Answer: ...
 
 
 def measure(

@@ -42,7 +42,6 @@ class TextTeacher(nn.Module):
 
     def __init__(self, folder: Path, *, labels: Sequence[str], vocab_size: int, max_tokens: int) -> None:
         super().__init__()
-        self.name = str(folder)
         config, layout = read_config(folder, tuple(HEADS))
         check_fixed(folder, config, layout)
         tensors = read_tensors(folder, layout)

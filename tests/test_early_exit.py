@@ -12,7 +12,7 @@ import torch
 
 from experiments.card import _expected
 from experiments.early_exits import ExitFile
-from experiments.finishing import FOLDER
+from experiments.network_files import FOLDER
 from experiments.stages import check_stages
 from hardware.file_memory import memory_of_file
 from nas.export import compare, export_onnx
@@ -224,14 +224,14 @@ def test_the_stage_expects_by_rate_and_is_read_again(family, tmp_path):
     assert (facts["exit_ms"], facts["full_ms"]) == pytest.approx((1, 3))
     assert report.after.latency_ms == facts["expected_ms"] == pytest.approx(3 - 2 * facts["exit_rate"])
     assert "stop after layer 1 of 3" in report.sentence
-    assert finisher.verdict(arch, reference_ms=None).latency_ms == pytest.approx(3), "the promise is kept for every input"
+    assert finisher.times.verdict(arch, reference_ms=None).latency_ms == pytest.approx(3), "the promise is kept for every input"
     [(_, words)] = _expected({"stages": [report.to_json()]})
     assert words in report.sentence
     path = tmp_path / FOLDER / f"{arch.id}.early_exit.onnx"
     written = path.stat().st_mtime_ns
     assert through(finisher, stages) == [report]
     assert path.stat().st_mtime_ns == written
-    assert finisher.parity(arch, num_examples=8)["max_abs_difference"] < 1e-5
+    assert finisher.scores.parity(arch, num_examples=8)["max_abs_difference"] < 1e-5
 
 
 def test_a_budget_that_all_layers_break_is_kept(family, tmp_path, monkeypatch):
@@ -251,7 +251,7 @@ def test_one_layer_has_nothing_to_exit_from(tmp_path):
     assert not report.kept
     assert report.sentence == "does not ship, there is nothing to exit from, the network has one layer"
     assert report.before == report.after
-    assert finisher.onnx_path(space.largest()).name == f"{space.largest().id}.onnx"
+    assert finisher.files.onnx_path(space.largest()).name == f"{space.largest().id}.onnx"
 
 
 def test_what_is_refused_before_any_work(family):

@@ -120,7 +120,8 @@ def test_what_ships_is_chosen_by_measured_energy(searched):
     """With the most accurate network measured at twice its energy, another ships; where all are over, the fastest."""
     pipeline, outcome, results, budget_mj = searched
     selection = Selection(
-        outcome.finisher, outcome.calibration, outcome.costing, outcome.budget, None, pipeline.settings, Reporter(quiet=True)  # type: ignore[arg-type]
+        outcome.finisher, outcome.calibration, outcome.costing, outcome.budget, None, None, pipeline.settings,  # type: ignore[arg-type]
+        Reporter(quiet=True),
     )  # fmt: skip
     finalists = [Finalist(f.arch, f.role, f.label) for f in outcome.finalists]
 

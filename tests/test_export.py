@@ -23,8 +23,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from experiments import shipping
 from experiments.build import build
 from experiments.card import card
+from experiments.checkpoints import checksum
 from experiments.cli import main
-from experiments.contract import BrokenPromiseError, Limits, checksum, tolerance_of
+from experiments.conclude import lost_sentence
+from experiments.contract import BrokenPromiseError, Limits, tolerance_of
 from experiments.export import Exporter, Words, limits_of, picks
 from experiments.inheriting import inheriting
 from experiments.networks import pick
@@ -515,7 +517,7 @@ def test_a_family_that_learns_together_stays_one(run, exporter, tmp_path):
         if stop is not None:
             supernet.load_state_dict(begun)
             job = inheriting(job, archs, supernet, steps=5, distillation=0.5, report=Reporter(quiet=True))
-            assert job.stages(archs[0]) == {"ships": "inherited", "stages": []}
+            assert job.files.stages(archs[0]) == {"ships": "inherited", "stages": []}
         learned.append([load_file(run / f"shortlist/{arch.id}.inherited.safetensors") for arch in archs])
     assert not (run / "inherited.ckpt").exists()
     for whole, again in zip(*learned, strict=True):
@@ -873,6 +875,28 @@ def shipped_as(kind: str, device: Device, exporter: Exporter, folder: Path) -> S
     own = replace(exporter, finisher=finisher, kind=kind, variant=kind, folder=folder)
     shipment = own.shipment(pick(exporter.results.networks, "fastest_within:100%"), ["fast"])
     return ship(finisher, [shipment], Terms("again", Limits(tolerance=1e-4), kind=kind, variant=kind))
+
+
+def test_a_device_that_runs_another_format_is_proven_by_its_own_file(run, exporter):
+    """The ONNX file ships, and the file that the device was timed with has the test error beside it."""
+    finisher = replace(exporter.finisher, device=LocalTorch())
+    shipment = exporter.shipment(pick(exporter.results.networks, "fastest_within:100%"), ["fast"])
+    shipped = ship(finisher, [shipment], Terms("again", Limits(tolerance=1e-4), variant="timed_by_torch"))
+    [facts] = shipped.networks
+    assert not facts["parity"]["runtime_is_timed"]
+    on_device = facts["on_device"]
+    assert (on_device["device"], on_device["format"]) == ("local_torch", "torchscript")
+    assert on_device["equal_decisions"] == 1
+    assert on_device["max_abs_difference"] < 1e-4
+    assert on_device["validation_error_percent"] == facts["torch_validation_error_percent"]
+    assert on_device["test"] == facts["test"]
+    key = f"{facts['id']}.timed_by_torch"
+    assert {key, f"{key} on local_torch"} <= set(json.loads((run / "test.json").read_text()))
+    card = (shipped.folder / "card.md").read_text()
+    assert "timed with a file in the format `torchscript`, decides 100.00 % of " in card
+    assert "its own answers were not compared" not in card
+    facts["on_device"]["validation_error_percent"] += 5
+    assert lost_sentence(facts).startswith("The file that ships is not as good as its network")
 
 
 def test_another_format_has_the_same_contract(run, exporter, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from experiments.calibration import MEASUREMENTS
+from experiments.file_times import FileTimes
 from experiments.finishing import Finisher
 from experiments.run_directory import RunDirectory
 from experiments.settings import FinishSettings
@@ -52,12 +53,12 @@ def test_what_a_lost_device_leaves_is_kept(rounds, phases, family, tmp_path, mon
     def lost(*_, **__):
         raise CutShortError("board: No route to host", left)
 
-    monkeypatch.setattr("experiments.finishing.measure_on", lost)
-    monkeypatch.setattr("experiments.finishing.export_for_timing", lambda *_, **__: [None])
-    monkeypatch.setattr(Finisher, "exported", lambda *_, **__: None)
+    monkeypatch.setattr("experiments.file_times.measure_on", lost)
+    monkeypatch.setattr("experiments.file_times.export_for_timing", lambda *_, **__: [None])
+    monkeypatch.setattr(FileTimes, "exported", lambda *_, **__: None)
     job = replace(finisher(family, FinishSettings()), run=RunDirectory(tmp_path / "run"))
     with nullcontext() if rounds == 4 else pytest.raises(DeviceError, match="No route to host"):
-        assert len(job.measure(archs, reference_ms=1.0, phase="short-list", rounds=6)) == 2
+        assert len(job.times.measure(archs, reference_ms=1.0, phase="short-list", rounds=6)) == 2
     assert {record["phase"] for record in job.run.read_lines(MEASUREMENTS)} == phases
 
 

@@ -5,18 +5,22 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from experiments.budgets import Budget
+from experiments.finishing import Finisher
 from experiments.halving import Halving
-from experiments.outcome import Explored
+from experiments.outcome import Climbed, Explored
 from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory
 from experiments.settings import FinishSettings, Settings
+from nas.supernet import state_of
+from nas.training import TrainConfig, TrainingError
 from nas.types import Candidate, Provenance
 from search_spaces.encoder import EncoderFamily, encoder_space
 from tests.support.exploring import splits_read
-from tests.support.stages import finisher_of
+from tests.support.stages import finisher_of, stopped_and_done
 
 SPACE = encoder_space()
 NOTHING = nn.Identity()  # in place of a supernet that is not looked at
@@ -153,6 +157,41 @@ def test_a_short_list_spreads_over_all_objectives(tmp_path, archs):
     assert {archs.index(c.arch) % 3 for c in chosen} == {0, 1, 2}
 
 
+@pytest.mark.parametrize("after", [2, 7])
+def test_a_training_of_a_rung_goes_on_after_a_kill(tmp_path, monkeypatch, after):
+    """To the same weights: the second network of the rung is killed, or the first."""
+    family = EncoderFamily(encoder_space(width=(16, 32), depth=(1,), ffn=(16, 32)), 20, 3, max_tokens=8, head_size=8)
+    ends, supernet, weights = [family.space.smallest(), family.space.largest()], family.supernet(), list[dict]()
+    monkeypatch.setattr(Finisher, "_error_percent", lambda self, network, split: weights.append(state_of(network)) or 50.0)
+    values = {a.id: 0.5 for a in ends}
+    explored = Explored({"search": scored(ends, "search", errors=values, ms=values)})
+
+    def job(name):
+        train = TrainConfig(steps=10, tokens_per_batch=64)
+        finisher = finisher_of(family, tmp_path / name, train=train, most_steps=10, rungs=(0.5,), shortlist=1)
+        return Halving(finisher, Budget(1.0, "user"), Settings(finish=finisher.settings), Reporter(quiet=True))
+
+    whole, stopped = job("whole"), job("stopped")
+    climbed = whole.climb(explored, supernet)
+    again = list[Climbed]()
+    stopped_and_done(lambda: again.append(stopped.climb(explored, supernet)), monkeypatch, after=after, steps=10)
+    assert len(weights) == 4
+    for first, second in zip(weights[:2], weights[2:], strict=True):
+        assert all(torch.equal(first[name], second[name]) for name in first)
+    chosen = [[c.arch for found in one.shortlists.values() for c in found] for one in (climbed, *again)]
+    assert chosen[0] == chosen[1]
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_training_that_diverges_leaves_nothing_to_go_on_with(tmp_path, monkeypatch):
+    family = EncoderFamily(encoder_space(width=(16,), depth=(1,), ffn=(16,)), 20, 3, max_tokens=8, head_size=8)
+    finisher = finisher_of(family, tmp_path)
+    monkeypatch.setattr(Finisher, "_error_percent", lambda *_: (_ for _ in ()).throw(TrainingError("the loss is nan")))
+    with pytest.raises(TrainingError, match="the loss is nan"):
+        finisher.error_after(family.space.largest(), family.supernet(), share=1.0)
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
 def test_a_rung_trains_a_share_of_the_steps_and_leaves_no_file(tmp_path, monkeypatch):
     family = EncoderFamily(encoder_space(width=(16, 32), depth=(1,), ffn=(16, 32)), 20, 3, max_tokens=8, head_size=8)
     finisher = finisher_of(family, tmp_path)
@@ -163,5 +202,5 @@ def test_a_rung_trains_a_share_of_the_steps_and_leaves_no_file(tmp_path, monkeyp
     assert read == {"train", "architecture"}, "the split that chooses is not looked at"
     assert errors[0] == errors[1]
     assert 0 <= errors[0] <= 100
-    assert list(tmp_path.iterdir()) == []
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     assert all(bool((before[name] == weight).all()) for name, weight in supernet.state_dict().items())

@@ -267,8 +267,8 @@ def test_it_is_learned_and_the_file_scores_as_the_network(task, tmp_path):
     finisher = Finisher(family, task, None, Workload(tokens=12), COMPUTE, FinishSettings(), 0, run)  # type: ignore[arg-type]
     arch = family.space.largest()
     (tmp_path / "shortlist").mkdir()
-    export_onnx(network, family.example_input(Workload(tokens=12)), finisher.onnx_path(arch))
-    scores = finisher.file_scores(arch, "test")
+    export_onnx(network, family.example_input(Workload(tokens=12)), finisher.files.onnx_path(arch))
+    scores = finisher.scores.of(arch, "test")
     assert scores["error_percent"] == pytest.approx(error, rel=1e-4, abs=1e-4)
     if isinstance(task, Regression):
         assert scores["metrics"]["R²"] > 0.6

@@ -321,8 +321,8 @@ def test_a_file_s_scores_are_those_of_the_network(task, family, exported, tmp_pa
     finisher = Finisher(family, task, unused, Workload(1, 1, "decode", 7), Compute(), FinishSettings(), 0, run)
     arch = family.space.largest()
     (tmp_path / "shortlist").mkdir()
-    export_onnx(network, family.example_input(Workload(tokens=T)), finisher.onnx_path(arch))
-    scores = finisher.file_scores(arch, "test")
+    export_onnx(network, family.example_input(Workload(tokens=T)), finisher.files.onnx_path(arch))
+    scores = finisher.scores.of(arch, "test")
     batches = all_batches(task, "test")
     with torch.no_grad():
         losses = torch.cat([task.loss(network(*b.inputs), b.targets)[None] * len(b.targets) for b in batches])
@@ -340,9 +340,10 @@ def test_a_decoder_ships_over_one_file_of_weights(task, family, exported, tmp_pa
     arch = family.space.canonical({**family.space.largest().as_dict, **PICKS})
     with run.replacing(f"shortlist/{arch.id}.safetensors") as path:
         save_file(network.state_dict(), path)
-    export_onnx(network, family.example_input(workload.encoded), finisher.onnx_path(arch), kind=finisher.onnx_kind)
+    export_onnx(network, family.example_input(workload.encoded), finisher.files.onnx_path(arch), kind=finisher.files.onnx_kind)
     verdict = Verdict.of(asked_ms=1.0, asked_origin="user", predicted_ms=1.0, predicted_upper_ms=1.0)
-    shipped = ship(finisher, [Shipment(arch, finisher.files(arch), None, verdict)], Terms("again", Limits(tolerance=1e-4)))
+    shipment = Shipment(arch, finisher.files.shipped(arch), None, verdict)
+    shipped = ship(finisher, [shipment], Terms("again", Limits(tolerance=1e-4)))
     assert shipped.contract["shared_weights"]["shared_percent"] == pytest.approx(66.7, abs=2)
     [facts] = shipped.networks
     assert facts["timed"] == facts["answers"] == "decode.onnx"
@@ -372,14 +373,14 @@ def test_a_decode_file_that_says_otherwise_does_not_ship(task, family, exported,
     arch = family.space.canonical({**family.space.largest().as_dict, **PICKS})
     with run.replacing(f"shortlist/{arch.id}.safetensors") as path:
         save_file(network.state_dict(), path)
-    export_onnx(network, family.example_input(workload.encoded), finisher.onnx_path(arch), kind=finisher.onnx_kind)
+    export_onnx(network, family.example_input(workload.encoded), finisher.files.onnx_path(arch), kind=finisher.files.onnx_kind)
     other = family.network(arch, backend="blocks").eval()
-    export_onnx(*form_of(family, other, workload), finisher.onnx_path(arch, "decode"), kind=finisher.onnx_kind)
+    export_onnx(*form_of(family, other, workload), finisher.files.onnx_path(arch, "decode"), kind=finisher.files.onnx_kind)
     verdict = Verdict.of(asked_ms=1.0, asked_origin="user", predicted_ms=1.0, predicted_upper_ms=1.0)
     with pytest.raises(
         BrokenPromiseError, match=f"tolerance: {arch.id}, token by token, has .*, promised is at most 0.0001; nothing was written"
     ):
-        ship(finisher, [Shipment(arch, finisher.files(arch), None, verdict)], Terms("again", Limits(tolerance=1e-4)))
+        ship(finisher, [Shipment(arch, finisher.files.shipped(arch), None, verdict)], Terms("again", Limits(tolerance=1e-4)))
     assert not (tmp_path / "run/test.json").exists(), "the test split was not read"
 
 

@@ -288,17 +288,17 @@ def test_what_is_scored_is_the_file_and_stages_keep_precisions(tmp_path):
     largest = in_precisions(family, "fp32", "int8")
     finisher = finisher_of(family, tmp_path)
     finisher.finish(largest, family.supernet())
-    found = finisher.file_scores(largest, "validation", tag="")["error_percent"]
-    assert finisher.record(largest)["error_percent"] == found
-    assert {name.split(".")[2] for name in chosen_weights(finisher.onnx_path(largest, tag=""))} == {"1"}
+    found = finisher.scores.of(largest, "validation", tag="")["error_percent"]
+    assert finisher.files.record(largest)["error_percent"] == found
+    assert {name.split(".")[2] for name in chosen_weights(finisher.files.onnx_path(largest, tag=""))} == {"1"}
     stages = {"low_rank": LowRank(train=FAST, energy=0.3), "quantise": Quantise(train=FAST, aware=True)}
     low_rank, quantise = through(finisher, stages, largest)
     assert low_rank.after.num_parameters < low_rank.before.num_parameters
-    network = finisher.network(largest, tag="low_rank")
+    network = finisher.files.network(largest, tag="low_rank")
     assert {layer.precision for name, layer in linear_layers(network) if "blocks.0" in name} == {"fp32"}
     assert {layer.precision for name, layer in linear_layers(network) if "blocks.1" in name} == {"int8"}
     assert quantise.facts["kept_blocks"] == []
-    graph = onnx.load(finisher.onnx_path(largest, tag="quantise")).graph
+    graph = onnx.load(finisher.files.onnx_path(largest, tag="quantise")).graph
     kinds = {
         number: {node.op_type for node in graph.node if f"blocks.{number}/" in node.name and "MatMul" in node.op_type}
         for number in (0, 1)

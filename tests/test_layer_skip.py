@@ -191,11 +191,11 @@ def test_the_stage_expects_by_rate_and_is_read_again(family, tmp_path):
     assert 0 < facts["exit_rate"] <= 1
     assert report.after.latency_ms == facts["expected_ms"] == pytest.approx(3 - 2 * facts["exit_rate"])
     assert "skip the layers 2 to 3 of 4" in report.sentence
-    assert finisher.verdict(arch, reference_ms=None).latency_ms == pytest.approx(3), "the promise is kept for every input"
+    assert finisher.times.verdict(arch, reference_ms=None).latency_ms == pytest.approx(3), "the promise is kept for every input"
     [(_, words)] = _expected({"stages": [report.to_json()]})
     assert words in report.sentence
     assert through(finisher, stages) == [report]
-    assert finisher.parity(arch, num_examples=8)["max_abs_difference"] < 1e-5
+    assert finisher.scores.parity(arch, num_examples=8)["max_abs_difference"] < 1e-5
 
 
 def test_what_is_refused_before_any_work(family):

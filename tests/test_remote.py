@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import psutil
 import pytest
+import torch
 
 from experiments.build import build
 from experiments.config import composed
@@ -34,7 +35,7 @@ from nas.types import Workload
 from tests.support.boards import PYTHON, SSH, executable
 
 SPACE = SearchSpace("product", (Choice("width", (8, 64, 256)),))
-QUESTION = {"version": 1, "threads": 1, "precision": "fp32", "graph_optimization": "all"}
+QUESTION = {"version": agent.VERSION, "threads": 1, "precision": "fp32", "graph_optimization": "all"}
 VISIT = {"warmup_seconds": 0, "visit_seconds": 0.001, "min_samples": 3, "max_samples": 5, "limit_seconds": 60, "cache_mib": 1}
 ADB = """#!/bin/sh
 echo "$*" >> {log}
@@ -49,7 +50,7 @@ esac
 IMPOSTOR = """#!{python}
 import json, os, sys, time
 facts = dict(cpu="c", os="Linux arm", onnxruntime="1", threads=1, emulated=False)
-def say(answer, mark="@paretoformer 1 "):
+def say(answer, mark="@paretoformer 2 "):
     text = answer if isinstance(answer, str) else json.dumps(answer)
     print(mark + nonce + " " + text, flush=True)
 def whole(**more):
@@ -103,7 +104,7 @@ def asked(folder, *requests, python=sys.executable):
     lines = b"".join(r if isinstance(r, bytes) else json.dumps(r).encode() + b"\n" for r in requests)
     done = subprocess.run([*python.split(), folder / "agent.py"], input=lines, capture_output=True, timeout=60, check=True)
     answers = [line.split(" ", 3) for line in done.stdout.decode().splitlines() if line]
-    assert all(answer[:2] == ["@paretoformer", "1"] for answer in answers)
+    assert all(answer[:2] == ["@paretoformer", str(agent.VERSION)] for answer in answers)
     return [(nonce, json.loads(text)) for _, _, nonce, text in answers]
 
 
@@ -168,7 +169,7 @@ def test_the_agent_opens_nothing_else(tmp_path):
         *({**run, "model": name, "inputs": whole} for name in outside),
         {**run, "model": whole, "inputs": link},
         {**run, "model": cut, "inputs": "2" * 64 + ".npz"},
-        {**run, "version": 2},
+        {**run, "version": 1},
         {**run, "action": "shell"},
         {**run, "threads": 10_000, "action": "environment"},
     )
@@ -176,7 +177,7 @@ def test_the_agent_opens_nothing_else(tmp_path):
     assert all("is not the name of a file that was sent" in error for error in errors[: len(outside)])
     assert "is a link" in errors[len(outside)]
     assert answers[len(outside) + 1][1] == {"missing": [cut, "2" * 64 + ".npz"]}
-    assert errors[-3:-1] == ["version: 2 is not 1", "action: 'shell' is not one of ['environment', 'run']"]
+    assert errors[-3:-1] == ["version: 1 is not 2", "action: 'shell' is not one of ['answer', 'environment', 'run']"]
     assert "threads: 10000 are more than the" in errors[-1]
 
 
@@ -322,7 +323,7 @@ def test_big_and_little_cores_are_both_named(monkeypatch):
 
 
 def test_visits_share_one_agent_and_files_are_sent_once(over_ssh, tmp_path):
-    device = over_ssh(before="echo; echo 'Welcome to the board'; echo '@paretoformer 1 0000 {}'; echo Notice >&2")
+    device = over_ssh(before="echo; echo 'Welcome to the board'; echo '@paretoformer 2 0000 {}'; echo Notice >&2")
     small, large = network(tmp_path, 8), network(tmp_path, 256)
     for path, inputs in (small, large, small, large):
         samples = device.run(path, inputs)
@@ -344,6 +345,18 @@ def test_visits_share_one_agent_and_files_are_sent_once(over_ssh, tmp_path):
     device.close()
     device.run(*small)
     assert model.read_bytes() == small[0].read_bytes()
+
+
+def test_a_board_answers_with_what_the_network_says(over_ssh, tmp_path):
+    device = over_ssh()
+    path, inputs = network(tmp_path, 8)
+    values = np.arange(128, dtype=np.float32).reshape(16, 8)
+    [rows] = device.opened(path)({"x": torch.from_numpy(values)})
+    assert np.allclose(rows, values @ np.full((8, 8), 1 / 8))
+    assert device.conditions()["before"]["load_average"]
+    with pytest.raises(DeviceError, match=r"8.onnx.*over ssh.*other"):
+        device.opened(path)({"other": torch.ones(16, 8)})
+    assert device.run(path, inputs)
 
 
 def test_int8_is_made_here_and_runs_there(over_ssh, tmp_path):

@@ -6,7 +6,6 @@ import json
 import math
 import re
 import time
-from collections import Counter
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,7 +16,9 @@ import torch
 
 from experiments.card import stages_of
 from experiments.checkpoints import TrainingCheckpoint
-from experiments.finishing import FOLDER, Finisher
+from experiments.file_scores import FileScores
+from experiments.finishing import Finisher
+from experiments.network_files import FOLDER, NetworkFiles
 from experiments.progress import Reporter
 from experiments.quantising import Quantising
 from experiments.results import StageFigures
@@ -38,7 +39,7 @@ from nas.types import Workload
 from search_spaces.decoder import DecoderFamily, decoder_space
 from search_spaces.encoder import EncoderFamily, encoder_space
 from search_spaces.vision import vision_space
-from tests.support.stages import FAST, Scale, Sum, finisher_of, operators, through
+from tests.support.stages import FAST, Scale, Sum, finisher_of, operators, stopped_and_done, through
 
 
 @pytest.fixture
@@ -59,16 +60,17 @@ def test_what_is_faster_takes_its_place(family, tmp_path):
     assert quantise.facts == {"kind": "dynamic", "aware": True, "kept_blocks": []}
     assert quantise.before.latency_ms == pytest.approx(low_rank.after.latency_ms, rel=0.01)
 
-    assert finisher.onnx_path(arch).name == f"{arch.id}.quantise.onnx"
-    before, after = (operators(finisher.onnx_path(arch, tag=tag))["MatMulInteger"] for tag in ("", None))
+    assert finisher.files.onnx_path(arch).name == f"{arch.id}.quantise.onnx"
+    before, after = (operators(finisher.files.onnx_path(arch, tag=tag))["MatMulInteger"] for tag in ("", None))
     assert before == 0 < after
-    assert finisher.verdict(arch, reference_ms=None).latency_ms < finisher.verdict(arch, reference_ms=None, tag="").latency_ms
-    assert finisher.label(arch, "") == arch.id
-    assert finisher.label(arch) == f"{arch.id}.quantise {quantise.identity}"
-    assert finisher.parity(arch, num_examples=8)["max_abs_difference"] > 0
+    ships, first = (finisher.times.verdict(arch, reference_ms=None, tag=tag) for tag in (None, ""))
+    assert ships.latency_ms < first.latency_ms
+    assert finisher.files.label(arch, "") == arch.id
+    assert finisher.files.label(arch) == f"{arch.id}.quantise {quantise.identity}"
+    assert finisher.scores.parity(arch, num_examples=8)["max_abs_difference"] > 0
     phases = [json.loads(line)["phase"] for line in (tmp_path / "measurements.jsonl").read_text().splitlines()]
     assert {"stage low_rank before", "stage quantise after"} <= set(phases)
-    section = stages_of({"id": arch.id, "stages": finisher.stages(arch)["stages"]})
+    section = stages_of({"id": arch.id, "stages": finisher.files.stages(arch)["stages"]})
     assert section.count("\n- ") == 1 + 1
     assert quantise.sentence in section
 
@@ -136,8 +138,8 @@ def test_a_network_without_a_layer_ships(tmp_path):
     for report in (cut, low_rank, quantise):
         assert report.kept, report.sentence
     assert cut.sentence.endswith(f"; without layer {gone} of the network before")
-    assert len(finisher.network(space.largest()).stack.layers) == 1
-    assert finisher.parity(space.largest(), num_examples=8)["equal_decisions"] > 0.5
+    assert len(finisher.files.network(space.largest()).stack.layers) == 1
+    assert finisher.scores.parity(space.largest(), num_examples=8)["equal_decisions"] > 0.5
     [nothing] = through(finisher_of(finisher.family, tmp_path / "nothing"), {"cut": Cut(train=FAST)})
     assert not nothing.kept
     assert "is predicted to be faster" in nothing.sentence
@@ -158,7 +160,7 @@ def test_what_was_done_is_read_and_other_settings_are_done_anew(family, tmp_path
     assert times["distil"] == files["distil"].stat().st_mtime_ns
     assert times["low_rank"] < files["low_rank"].stat().st_mtime_ns
     through(finisher, {})
-    assert finisher.onnx_path(family.space.largest()).name == f"{family.space.largest().id}.onnx"
+    assert finisher.files.onnx_path(family.space.largest()).name == f"{family.space.largest().id}.onnx"
 
 
 def test_a_killed_stage_is_done_again(family, tmp_path, monkeypatch):
@@ -170,28 +172,8 @@ def test_a_killed_stage_is_done_again(family, tmp_path, monkeypatch):
             through(finisher, stages)
     assert not finisher.run.has(f"{FOLDER}/{family.space.largest().id}.quantise.json")
     _, quantise = through(finisher, stages)
-    assert operators(finisher.onnx_path(family.space.largest(), tag="quantise"))["MatMulInteger"]
+    assert operators(finisher.files.onnx_path(family.space.largest(), tag="quantise"))["MatMulInteger"]
     assert quantise.kept
-
-
-def stopped_and_done(work, monkeypatch, *, after, steps) -> None:
-    """Stops a training of so many steps after some of them, and does it again from another random state."""
-    calls, step, seen = itertools.count(), torch.optim.AdamW.step, Counter()
-
-    def stopped(optimizer, *arguments):
-        if next(calls) == after:
-            raise KeyboardInterrupt
-        seen["steps"] += 1
-        return step(optimizer, *arguments)
-
-    torch.manual_seed(99)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.AdamW, "step", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            work()
-        assert seen["steps"] == after
-        work()
-        assert seen["steps"] == steps, "no step is taken again"
 
 
 @pytest.mark.parametrize(
@@ -230,8 +212,8 @@ def test_a_network_of_the_short_list_goes_on_after_a_kill(family, tmp_path, monk
     work = lambda: stopped.finish(arch, supernet, on_step=lambda _, step: steps.append(step))  # noqa: E731
     stopped_and_done(work, monkeypatch, after=after, steps=9)
     assert steps == [*range(1, after + 1), *range(after, 10)]
-    assert 0 < stopped.record(arch)["train_seconds"] <= time.perf_counter() - started
-    first, second = (finisher.run / f"{finisher.name(arch)}.safetensors" for finisher in (stopped, whole))
+    assert 0 < stopped.files.record(arch)["train_seconds"] <= time.perf_counter() - started
+    first, second = (finisher.run / f"{finisher.files.name(arch)}.safetensors" for finisher in (stopped, whole))
     assert first.read_bytes() == second.read_bytes()
     assert not list((tmp_path / "stopped" / FOLDER).glob("*.ckpt"))
 
@@ -240,7 +222,7 @@ def test_a_training_is_not_gone_on_with_in_another_way_nor_from_a_damaged_file(f
     train, arch, supernet = TrainConfig(steps=3, tokens_per_batch=64), family.space.largest(), family.supernet()
     finisher = finisher_of(family, tmp_path, train=train, most_steps=3)
     with monkeypatch.context() as patch:
-        patch.setattr(Finisher, "export", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(NetworkFiles, "export", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             finisher.finish(arch, supernet)
     faster = dataclasses.replace(finisher, settings=dataclasses.replace(finisher.settings, inherit=1.0))
@@ -369,18 +351,18 @@ def test_the_largest_network_is_finished_first_and_teaches(family, tmp_path):
     another = next(arch for arch in map(family.space.sample, map(np.random.default_rng, range(9))) if arch.id not in ends)
     finisher.finish(another, family.supernet())
     assert len(teacher.answers) == known > 0, "asked once for all students"
-    assert finisher.is_finished(family.space.largest())
+    assert finisher.files.is_finished(family.space.largest())
     torch.testing.assert_close(
-        finisher.network(family.space.smallest()).classifier.weight,
-        finisher.to_train(family.space.smallest()).classifier.weight,
+        finisher.files.network(family.space.smallest()).classifier.weight,
+        finisher.files.to_train(family.space.smallest()).classifier.weight,
     )
 
 
 def test_the_error_of_a_trained_network_is_that_of_its_file(family, tmp_path, monkeypatch):
     finisher, arch = finisher_of(family, tmp_path), family.space.smallest()
-    monkeypatch.setattr(Finisher, "scores_of", lambda self, path, split: {"error_percent": 100.0 * len(path.name)})
+    monkeypatch.setattr(FileScores, "of_file", lambda self, path, split: {"error_percent": 100.0 * len(path.name)})
     finisher.finish(arch, family.supernet())
-    assert finisher.record(arch)["error_percent"] == 100.0 * len(finisher.onnx_path(arch).name)
+    assert finisher.files.record(arch)["error_percent"] == 100.0 * len(finisher.files.onnx_path(arch).name)
 
 
 def test_a_stage_says_each_step_of_its_training_and_each_visit(family, tmp_path, monkeypatch):
@@ -425,7 +407,7 @@ def test_stages_that_cannot_work_are_refused_before_any_work(family):
         check_stages({"prune": Prune(lesson=Lesson(class_weights=True))}, task=task, family=family, device=device)
     with pytest.raises(ValueError, match=r"aware: training rounds as int8 does, and the kind is 'fp16'"):
         Quantise(kind="fp16")
-    with pytest.raises(ValueError, match=r"lesson.teacher: 'front' is not one of \('largest', 'baseline'\)"):
+    with pytest.raises(ValueError, match=r"lesson.teacher: 'front' is not one of \('largest', 'baseline'\), nor a folder"):
         FinishSettings(lesson=Lesson(teacher="front"))
 
 

@@ -249,9 +249,9 @@ def test_a_network_is_trained_once_for_all_its_surroundings(tmp_path, family, mo
     for arch in (one, other):
         finisher.finish(arch, family.supernet())
     assert len(trained) == 1
-    assert finisher.record(one)["error_percent"] == finisher.record(other)["error_percent"]
-    for name, weight in finisher.network(one).state_dict().items():
-        assert torch.equal(weight, finisher.network(other).state_dict()[name])
+    assert finisher.files.record(one)["error_percent"] == finisher.files.record(other)["error_percent"]
+    for name, weight in finisher.files.network(one).state_dict().items():
+        assert torch.equal(weight, finisher.files.network(other).state_dict()[name])
 
 
 @pytest.mark.slow

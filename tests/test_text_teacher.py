@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 
-from experiments.checkpoint_teacher import checkpoint_teacher
+from experiments.build import build
+from experiments.checkpoint_teacher import CheckpointTeachers, check_teacher, checkpoint_teacher
+from experiments.config import composed
+from experiments.progress import Reporter
+from experiments.run_directory import RunError
 from experiments.stages import check_stages
 from experiments.tasks.digits import Digits
 from experiments.tasks.text import TextClassification
@@ -18,7 +23,7 @@ from nas.finish.teaching import Lesson
 from nas.training import TrainConfig
 from search_spaces.encoder import EncoderFamily, encoder_space
 from search_spaces.text_teacher import TextTeacher
-from tests.support.stages import FAST, Scale, finisher_of, through
+from tests.support.stages import FAST, Scale, finisher_of, stopped_and_done, through
 
 D, HEADS, FFN, LAYERS, POSITIONS = 16, 2, 24, 2, 12
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "fair", "very", "not"]
@@ -118,7 +123,7 @@ def test_a_stage_learns_from_it(tmp_path):
     space = encoder_space(width=(16,), depth=(1,), heads=(1,), ffn=(16,), attention=("full",))
     family = EncoderFamily(space, task.vocab_size, 3, max_tokens=8, head_size=8)
     finisher = replace(finisher_of(family, tmp_path / "run", Scale(constant=True)), task=task)
-    teacher = checkpoint_teacher(tmp_path / "teacher", task)
+    teacher = teachers(finisher).teacher(str(tmp_path / "teacher"))
     lesson = Lesson(alpha=(0.0, 0.0), beta=(1.0, 1.0), teacher=str(tmp_path / "teacher"))
     stage = Learn(train=TrainConfig(steps=150, tokens_per_batch=64, learning_rate=0.02), lesson=lesson)
     [report] = through(finisher, {"distil": stage}, teachers=[teacher])
@@ -126,7 +131,83 @@ def test_a_stage_learns_from_it(tmp_path):
     [batch] = task.batches("validation", tokens_per_batch=1000, seed=None)
     with torch.no_grad():
         wanted = teacher(*batch.inputs).argmax(-1)
-        assert (finisher.network(space.largest(), tag="distil")(*batch.inputs).argmax(-1) == wanted).all()
+        assert (finisher.files.network(space.largest(), tag="distil")(*batch.inputs).argmax(-1) == wanted).all()
+
+
+def teachers(finisher):
+    return CheckpointTeachers(finisher.task, finisher.compute, finisher.run, Reporter(quiet=True))
+
+
+def taught(tmp_path, name, steps=9, **lesson):
+    """A finisher whose short-list a checkpoint teaches."""
+    folder = tmp_path / "teacher"
+    task = task_of(folder)
+    space = encoder_space(width=(16,), depth=(1,), heads=(1,), ffn=(16,), attention=("full",))
+    family = EncoderFamily(space, task.vocab_size, 3, max_tokens=8, head_size=8)
+    train = TrainConfig(steps=steps, tokens_per_batch=16, learning_rate=0.02)
+    lesson = Lesson(alpha=(0.0, 0.0), beta=(1.0, 1.0), teacher=str(folder))
+    finisher = finisher_of(family, tmp_path / name, Scale(constant=True), train=train, most_steps=steps, lesson=lesson)
+    finisher = replace(finisher, task=task)
+    return replace(finisher, outsider=partial(teachers(finisher).teacher, str(folder)))
+
+
+def test_the_short_list_learns_from_it(tmp_path):
+    written(tmp_path / "teacher", "bert")
+    finisher = taught(tmp_path, "run", steps=150)
+    arch = finisher.family.space.largest()
+    assert finisher.to_finish(arch) == (arch,), "the largest network is not needed, and learns, too"
+    assert finisher.steps(arch) == 150, "what it answers is known"
+    finisher.finish(arch, finisher.family.supernet())
+    assert finisher.files.record(arch)["taught_by"] == [str(tmp_path / "teacher")]
+    [batch] = finisher.task.batches("validation", tokens_per_batch=1000, seed=None)
+    with torch.no_grad():
+        wanted = checkpoint_teacher(tmp_path / "teacher", finisher.task)(*batch.inputs).argmax(-1)
+        assert (finisher.files.network(arch)(*batch.inputs).argmax(-1) == wanted).all()
+
+
+def test_it_is_asked_once_for_each_example_in_a_run(tmp_path, monkeypatch):
+    written(tmp_path / "teacher", "distilbert")
+    finisher, folder = taught(tmp_path, "run"), str(tmp_path / "teacher")
+    sound, asked = TextTeacher.forward, list[int]()
+    monkeypatch.setattr(TextTeacher, "forward", lambda self, ids, mask: asked.append(len(ids)) or sound(self, ids, mask))
+    first = teachers(finisher).teacher(folder)
+    assert sum(asked) == len(TEXTS)
+    again = teachers(finisher).teacher(folder)
+    assert sum(asked) == len(TEXTS)
+    assert again.name == folder
+    network = checkpoint_teacher(tmp_path / "teacher", finisher.task)
+    for batch in finisher.task.batches("train", tokens_per_batch=16, seed=3):
+        assert torch.equal(first(*batch.inputs), again(*batch.inputs))
+        torch.testing.assert_close(first(*batch.inputs), sound(network, *batch.inputs))
+    [kept] = (tmp_path / "run").glob("teacher.*.safetensors")
+    kept.write_bytes(b"half")
+    with pytest.raises(RunError, match=r"teacher\..*\.safetensors: is damaged; delete it to do this part again"):
+        teachers(finisher).teacher(folder)
+    named = CONFIG["distilbert"] | {"id2label": {"0": "good", "1": "bad", "2": "fair"}}
+    (tmp_path / "teacher/config.json").write_text(json.dumps(named))
+    assert not torch.equal(teachers(finisher).teacher(folder).logits_NC, first.logits_NC), "another checkpoint answers anew"
+
+
+@pytest.mark.parametrize("after", [3, 8])
+def test_a_training_that_it_teaches_goes_on_after_a_kill_to_the_same_weights(tmp_path, monkeypatch, after):
+    written(tmp_path / "teacher", "bert")
+    whole, stopped = (taught(tmp_path, name) for name in ("whole", "stopped"))
+    arch, supernet = whole.family.space.largest(), whole.family.supernet()
+    whole.finish(arch, supernet)
+    stopped_and_done(lambda: stopped.finish(arch, supernet), monkeypatch, after=after, steps=9)
+    first, second = (finisher.run / f"{finisher.files.name(arch)}.safetensors" for finisher in (whole, stopped))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_teacher_of_the_short_list_is_refused_before_any_work(tmp_path):
+    written(tmp_path / "teacher", "bert")
+    words = ["experiment=smoke", "task=digits", "space=vision", "space.patch=[2,4]", f"run={tmp_path}/run"]
+    message = r"finish.lesson.teacher: the checkpoint .* classifies whole texts, the task digits does not"
+    with pytest.raises(ValueError, match=message):
+        build(composed(*words, f"finish.lesson.teacher={tmp_path}/teacher"), report=Reporter(quiet=True))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match=r"finish.lesson.teacher: max_tokens: 13 of the task, the checkpoint .* has 12"):
+        check_teacher("finish.lesson", taught(tmp_path, "run").settings.lesson, task_of(tmp_path / "teacher", max_tokens=13))
 
 
 def without(name):

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import pytest
+import torch
 from torch import nn
 
 from experiments.budgets import Budget
 from experiments.config import composed
+from experiments.finishing import Finisher
 from experiments.outcome import Explored
 from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory
@@ -19,10 +21,12 @@ from experiments.tuning import Tuner, with_params
 from nas.finish.learn import Learn
 from nas.finish.prune import Prune
 from nas.finish.teaching import Lesson
+from nas.supernet import state_of
 from nas.training import TrainConfig, TrainingError
 from nas.types import Candidate, Provenance
-from search_spaces.encoder import encoder_space
+from search_spaces.encoder import EncoderFamily, encoder_space
 from tests.support.made_up_run import make_results
+from tests.support.stages import finisher_of, stopped_and_done
 
 SPACE = encoder_space()
 SMALLEST, LARGEST = SPACE.smallest(), SPACE.largest()
@@ -88,6 +92,29 @@ def test_the_best_training_is_taken_and_the_configured_one_is_the_first(tmp_path
     assert set(found["best"]["params"]) == {"learning_rate", "weight_decay", "teacher_weight"}
     assert settings.finish.train.learning_rate == found["best"]["params"]["learning_rate"]
     assert settings.finish.lesson.beta == (found["best"]["params"]["teacher_weight"], one.settings.finish.lesson.beta[1])
+
+
+@pytest.mark.parametrize("after", [2, 13])
+def test_a_training_of_the_study_goes_on_after_a_kill(tmp_path, monkeypatch, after):
+    """To the same weights, of the same trials; after 13 steps it is the third that is killed."""
+    family = EncoderFamily(encoder_space(width=(16,), depth=(1,), ffn=(16,)), 20, 3, max_tokens=8, head_size=8)
+    arch, supernet, weights = family.space.largest(), family.supernet(), list[dict]()
+    monkeypatch.setattr(Finisher, "_error_percent", lambda self, network, split: weights.append(state_of(network)) or 50.0)
+    explored = Explored({"search": (candidate(arch, 30.0, 0.5),)})
+
+    def found(name):
+        train = TrainConfig(steps=5, tokens_per_batch=64)
+        finisher = finisher_of(family, tmp_path / name, train=train, most_steps=5, trials=3)
+        Tuner(finisher, Budget(1.0, "user"), Settings(finish=finisher.settings), Reporter(quiet=True)).tuned(explored, supernet)
+        return [trial["params"] for trial in trials_of(tmp_path / name)]
+
+    whole = found("whole")
+    stopped_and_done(lambda: found("stopped"), monkeypatch, after=after, steps=15)
+    assert found("stopped") == whole
+    assert len(weights) == 6
+    for first, second in zip(weights[:3], weights[3:], strict=True):
+        assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not list(tmp_path.rglob("*.ckpt"))
 
 
 def test_a_study_that_was_killed_goes_on_to_the_same_end(tmp_path):

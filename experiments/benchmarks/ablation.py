@@ -194,8 +194,10 @@ class Job:
         for arch in archs:
             train(finisher, arch, finisher.seed)
             self.done += 1
-            self.advance(self.done, f"error {finisher.record(arch)['error_percent']:.1f} %")
-        times = finisher.measure(archs, reference_ms=self.reference_ms, phase="ablation", rounds=finisher.settings.rounds, tag="")
+            self.advance(self.done, f"error {finisher.files.record(arch)['error_percent']:.1f} %")
+        times = finisher.times.measure(
+            archs, reference_ms=self.reference_ms, phase="ablation", rounds=finisher.settings.rounds, tag=""
+        )
         self.reference_ms = self.reference_ms or times[archs[0].id].sentinel_reference_ms
         return {arch: (times[arch.id].latency_ms, test_error(finisher, arch)) for arch in archs}
 

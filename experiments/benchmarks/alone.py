@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from experiments.compute import COMPUTE, chosen_compute, tried
-from experiments.finishing import FOLDER, Finisher
+from experiments.finishing import Finisher
+from experiments.network_files import FOLDER
 from experiments.pipeline import Pipeline
 from experiments.run_directory import RunDirectory
 from nas.finish.teaching import Lesson
@@ -30,14 +31,14 @@ def finisher_of(pipeline: Pipeline, folder: Path, *, lesson: Lesson) -> Finisher
 
 def train(finisher: Finisher, arch: Architecture, seed: int) -> None:
     """Unless it was trained before."""
-    if not finisher.is_finished(arch):
+    if not finisher.files.is_finished(arch):
         torch.manual_seed(seed)
         finisher.finish(arch, finisher.family.supernet())
 
 
 def test_error(finisher: Finisher, arch: Architecture) -> float:
     """In percent, of the network's file."""
-    return float(finisher.file_scores(arch, "test", tag="")["error_percent"])
+    return float(finisher.scores.of(arch, "test", tag="")["error_percent"])
 
 
 def geometric(ratios: Sequence[float]) -> float:

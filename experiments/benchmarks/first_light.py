@@ -165,11 +165,11 @@ def fronts_of(preset: Preset, seed: int, folder: Path, report: Reporter) -> Fron
     seconds = time.perf_counter() - start
     space, finisher = pipeline.family.space, outcome.finisher
     networks = [
-        (SIDE_OF[f.role], f.arch, finisher.onnx_path(f.arch, tag=""), finisher.record(f.arch)["error_percent"])
+        (SIDE_OF[f.role], f.arch, finisher.files.onnx_path(f.arch, tag=""), finisher.files.record(f.arch)["error_percent"])
         for f in outcome.finalists
     ]
     ships = outcome.choice.arch
-    networks.append(("ships", ships, finisher.onnx_path(ships), finisher.file_scores(ships, "validation")["error_percent"]))
+    networks.append(("ships", ships, finisher.files.onnx_path(ships), finisher.scores.of(ships, "validation")["error_percent"]))
     with report.phase(f"The same by oneself, in {seconds:.0f} s", 1):
         by_oneself = do_it_yourself.run(
             pipeline.task, seconds=seconds, budget_ms=outcome.budget.ms, seed=seed, directory=fresh / "do_it_yourself",
@@ -184,7 +184,7 @@ def fronts_of(preset: Preset, seed: int, folder: Path, report: Reporter) -> Fron
             sentinel_reference_ms=outcome.calibration.sentinel_reference_ms,
         )  # fmt: skip
         points = tuple(
-            Point(who, arch.id, m.latency_ms, error, finisher.scores_of(path, "test")["error_percent"])
+            Point(who, arch.id, m.latency_ms, error, finisher.scores.of_file(path, "test")["error_percent"])
             for (who, arch, path, error), m in zip(networks, measurements, strict=True)
         )
     found = Fronts(

@@ -173,8 +173,8 @@ def compared(pipelines: Mapping[str, Pipeline], preset: Preset, report: Reporter
         finisher, ledger = pipeline.finisher(compute), pipeline.run.read_json(LEDGER)
         points = [
             Point(
-                arch, latency_ms[arch.id] / budget_ms, latency_ms[arch.id], finisher.record(arch)["error_percent"],
-                finisher.file_scores(arch, "test", tag="")["error_percent"],
+                arch, latency_ms[arch.id] / budget_ms, latency_ms[arch.id], finisher.files.record(arch)["error_percent"],
+                finisher.scores.of(arch, "test", tag="")["error_percent"],
             )
             for arch in chosen
         ]  # fmt: skip
@@ -215,10 +215,10 @@ def train(pipeline: Pipeline, archs: Sequence[Architecture], supernet: nn.Module
     finisher = pipeline.finisher(compute)
     with pipeline.report.phase("Training the finalists", len(archs)) as advance:
         for number, arch in enumerate(archs, 1):
-            if not finisher.is_finished(arch):
+            if not finisher.files.is_finished(arch):
                 with spent(pipeline.run, FINALISTS, networks_trained=1):
                     finisher.finish(arch, supernet)
-            advance(number, f"error {finisher.record(arch)['error_percent']:.1f} %")
+            advance(number, f"error {finisher.files.record(arch)['error_percent']:.1f} %")
 
 
 def measured(pipeline: Pipeline, archs: Sequence[Architecture], compute: Compute) -> tuple[dict[str, float], float]:
@@ -226,8 +226,8 @@ def measured(pipeline: Pipeline, archs: Sequence[Architecture], compute: Compute
     family, finisher = pipeline.family, pipeline.finisher(compute)
     with tempfile.TemporaryDirectory() as folder:
         largest = export_for_timing(family, [family.space.largest()], pipeline.workload, Path(folder), device=pipeline.device)
-        networks = [*(finisher.exported(arch, Path(folder), tag="") for arch in archs), *largest]
-        times = finisher.measure_files(networks, reference_ms=None, rounds=finisher.settings.rounds)
+        networks = [*(finisher.times.exported(arch, Path(folder), tag="") for arch in archs), *largest]
+        times = finisher.times.measure_files(networks, reference_ms=None, rounds=finisher.settings.rounds)
     *milliseconds, of_largest = [measurement.latency_ms for measurement in times]
     return {arch.id: ms for arch, ms in zip(archs, milliseconds, strict=True)}, of_largest / 2
 

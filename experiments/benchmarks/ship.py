@@ -13,8 +13,10 @@ all (see `beside_hand`). int8 is faster
 where products take the time, so it is also timed on wider encoders (see `int8_widths`).
 
 `quick` is two tasks and one seed, `full` four tasks and three seeds: of texts, images, tags, and a decoder of code, whose times
-are those of one more byte and whose answers are compared byte by byte, too. What differs most between them is also said of each
-task. With `directory=`, everything trained and measured stays there, and a benchmark that was stopped goes on.
+are those of one more byte and whose answers are compared byte by byte, too. The decoder is not in `quick`, which is to end within
+20 minutes: with a fifth of its steps, 86 s of a busy CPU were enough for one of its four networks, before teachers and stages.
+What differs most between tasks is also said of each. With `directory=`, everything trained and measured stays there, and a
+benchmark that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ from experiments.benchmarks.alone import finisher_of, geometric, test_error, tra
 from experiments.benchmarks.int8_widths import int8_by_width
 from experiments.build import build
 from experiments.config import composed
-from experiments.finishing import FOLDER, Finisher
+from experiments.finishing import Finisher
+from experiments.network_files import FOLDER
 from experiments.pipeline import Pipeline
 from experiments.progress import Reporter
 from experiments.stages import Stages
@@ -202,7 +205,7 @@ def trial(task: str, overrides: Sequence[str], seed: int, preset: Preset, folder
         for number, arch in enumerate(archs, start=1):
             train(alone, arch, seed)
             advance(number, "")
-    best = min(archs, key=lambda arch: alone.record(arch)["error_percent"])
+    best = min(archs, key=lambda arch: alone.files.record(arch)["error_percent"])
     taught = _taught(pipeline, folder / "taught", alone, best, report)
     students = {name: arch for name, arch in networks.items() if arch != space.largest() and arch != taught.teaching}
     with report.phase("Training with a teacher", len(students)) as advance:
@@ -210,7 +213,7 @@ def trial(task: str, overrides: Sequence[str], seed: int, preset: Preset, folder
             train(taught, arch, seed)
             advance(number, "")
     with report.phase("Measuring", 1):
-        times = alone.measure(archs, reference_ms=None, phase="alone", rounds=alone.settings.rounds, tag="")
+        times = alone.times.measure(archs, reference_ms=None, phase="alone", rounds=alone.settings.rounds, tag="")
     latency_ms = {name: times[arch.id].latency_ms for name, arch in networks.items()}
     largest, *others = networks
     fastest = min(others, key=latency_ms.__getitem__)
@@ -228,21 +231,21 @@ def trial(task: str, overrides: Sequence[str], seed: int, preset: Preset, folder
 
 def _parities(finisher: Finisher, arch: Architecture) -> list[Mapping[str, float]]:
     """How its float file agrees with a network on whole inputs, and a decoder's files token by token."""
-    whole = finisher.parity(arch, num_examples=NUM_PARITY, tag="")
+    whole = finisher.scores.parity(arch, num_examples=NUM_PARITY, tag="")
     if not isinstance(finisher.family, GenerativeFamily):
         return [whole]
-    prefill, decode = (finisher.onnx_path(arch, mode, tag="") for mode in ("prefill", "decode"))
-    return [whole, compare_steps(finisher.network(arch, tag=""), prefill, decode, finisher.real_inputs(1)[0])]
+    prefill, decode = (finisher.files.onnx_path(arch, mode, tag="") for mode in ("prefill", "decode"))
+    return [whole, compare_steps(finisher.files.network(arch, tag=""), prefill, decode, finisher.scores.real_inputs(1)[0])]
 
 
 def _taught(pipeline: Pipeline, folder: Path, alone: Finisher, best: Architecture, report: Reporter) -> Finisher:
     """With the best trivial baseline as the teacher where it is better than the best network, else with that one."""
     baselines = BaselineTeachers(pipeline.task, dict(pipeline.task.trivial_baselines()))
-    name, lesson = baselines.better_than(alone.record(best)["error_percent"]), pipeline.settings.finish.lesson
+    name, lesson = baselines.better_than(alone.files.record(best)["error_percent"]), pipeline.settings.finish.lesson
     report.say(f"The teacher is {name or f'the best network, {best.id}'}")
     if name is not None:
         finisher = finisher_of(pipeline, folder, lesson=dataclasses.replace(lesson, teacher="baseline"))
-        return dataclasses.replace(finisher, baseline=functools.partial(baselines.teacher, name))
+        return dataclasses.replace(finisher, outsider=functools.partial(baselines.teacher, name))
     finisher = finisher_of(pipeline, folder, lesson=dataclasses.replace(lesson, teacher="largest"))
     for path in (alone.run / FOLDER).glob(f"{best.id}.*"):
         shutil.copy(path, finisher.run / FOLDER)
@@ -259,20 +262,20 @@ def _rows(pipeline: Pipeline, finisher: Finisher, name: str, arch: Architecture,
         finisher.seed,
         family.space,
         arch,
-        lambda _: [finisher.to_train(largest, tag="")],
+        lambda _: [finisher.files.to_train(largest, tag="")],
         lambda archs: flops_of(family, archs, pipeline.workload).tolist(),
-        lambda network, others: finisher.saved(arch, network, others, reference_ms=None),
+        lambda network, others: finisher.times.saved(arch, network, others, reference_ms=None),
         finisher.settings.most_points_lost,
     )
     rows = []
-    before = finisher.onnx_path(arch, tag="")
-    error = finisher.scores_of(before, "test")["error_percent"]
+    before = finisher.files.onnx_path(arch, tag="")
+    error = finisher.scores.of_file(before, "test")["error_percent"]
     for stage_name, stage in stages_of(preset.steps, static=not isinstance(family, GenerativeFamily)).items():
         [found] = Stages(finisher, {stage_name: stage}, school, None, math.inf, report).run()
         if found.before.latency_ms is None or found.after.latency_ms is None:
             raise DeviceError(found.sentence)
-        file = finisher.onnx_path(arch, tag=stage_name)  # a stage that found nothing to do has none
-        after = finisher.scores_of(file, "test")["error_percent"] if file.is_file() else error
+        file = finisher.files.onnx_path(arch, tag=stage_name)  # a stage that found nothing to do has none
+        after = finisher.scores.of_file(file, "test")["error_percent"] if file.is_file() else error
         speedup, size = found.before.latency_ms / found.after.latency_ms, found.after.file_bytes / found.before.file_bytes
         rows.append(Row(name, stage_name, speedup, after - error, size, found.kept))
     return rows

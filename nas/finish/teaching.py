@@ -92,6 +92,11 @@ class Lesson:
     def is_of_checkpoint(self) -> bool:
         return self.teacher not in TEACHERS
 
+    @property
+    def is_of_outsider(self) -> bool:
+        """Whether it is taught by what is no network of the search, whose answers are known before: a baseline, a checkpoint."""
+        return self.is_of_baseline or (self.needs_teacher and self.is_of_checkpoint)
+
     def weights(self, progress: float) -> tuple[float, float, float]:
         """alpha, beta and gamma at a share of the training."""
         alpha, beta, gamma = (w[0] + (w[1] - w[0]) * progress for w in (self.alpha, self.beta, self.gamma))

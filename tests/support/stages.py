@@ -1,9 +1,11 @@
 """A small task, a device that weighs files, and the way of a network through stages."""
 
+import itertools
 from collections import Counter
 from typing import Any, ClassVar, cast
 
 import onnx
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -27,7 +29,7 @@ BUDGET_MS = 1e6
 class Sum:
     """Which of three classes do the tokens name most often?"""
 
-    name = "sum"
+    name, max_tokens = "sum", 8
     sizes: ClassVar = {"vocab_size": 20, "num_classes": 3, "max_tokens": 8}
     loss = staticmethod(F.cross_entropy)
 
@@ -81,13 +83,13 @@ def finisher_of(family, tmp_path, device=None, **settings):
 
 def through(finisher, stages, arch=None, teachers=None, predict_ms=lambda arch: 1.0) -> list[StageReport]:
     arch = arch or finisher.family.space.largest()
-    if not finisher.is_finished(arch):
+    if not finisher.files.is_finished(arch):
         finisher.finish(arch, finisher.family.supernet())
     school = School(
         finisher.task, finisher.compute, 0, finisher.family.space, arch,
-        lambda name: [finisher.to_train(arch, tag="")] if teachers is None else teachers,
+        lambda name: [finisher.files.to_train(arch, tag="")] if teachers is None else teachers,
         lambda archs: [predict_ms(arch) for arch in archs],
-        lambda network, others: finisher.saved(arch, network, others, reference_ms=None),
+        lambda network, others: finisher.times.saved(arch, network, others, reference_ms=None),
         finisher.settings.most_points_lost,
     )  # fmt: skip
     return Stages(finisher, stages, school, None, BUDGET_MS, Reporter(quiet=True)).run()
@@ -95,3 +97,23 @@ def through(finisher, stages, arch=None, teachers=None, predict_ms=lambda arch: 
 
 def operators(path) -> Counter:
     return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+def stopped_and_done(work, monkeypatch, *, after, steps) -> None:
+    """Stops a training of so many steps after some of them, and does it again from another random state."""
+    calls, step, seen = itertools.count(), torch.optim.AdamW.step, Counter()
+
+    def stopped(optimizer, *arguments):
+        if next(calls) == after:
+            raise KeyboardInterrupt
+        seen["steps"] += 1
+        return step(optimizer, *arguments)
+
+    torch.manual_seed(99)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            work()
+        assert seen["steps"] == after
+        work()
+        assert seen["steps"] == steps, "no step is taken again"
