@@ -28,7 +28,9 @@ def words(run: Path) -> list[str]:
 
 
 def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The complete ones: the last may still be written."""
+    written = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in written if line.endswith("\n")]
 
 
 PHASES = {
