@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from experiments.formatting import format_ms, format_seconds, params_in_words
+from experiments.looks import in_words
 from experiments.networks import Network
 from experiments.results import Results
 from experiments.roles import PHASES, PROPOSING, RUNG
@@ -38,6 +39,7 @@ def evidence(results: Results, candidates: Sequence[Candidate]) -> dict[str, Any
         "predictor_on_picked": predictor_on_picked(results.networks),
         "hypervolume": hypervolumes_by_cost(results, candidates),
         "ties": results.ties,
+        "looks_at_the_device": results.looks,
         "measured_during_the_search": results.refined,
         "tuned_training": results.tuned,
         "ledger": [asdict(entry) for entry in results.ledger],
@@ -178,6 +180,7 @@ def sentences(trust: Mapping[str, Any], results: Results) -> list[str]:
             f"{picked['mape_percent']:.1f} % (on random ones {results.predictor.mape_percent:.1f} %); measured times differ from "
             f"predicted ones by {picked['median_excess_percent']:+.1f} % in the median, {picked['over_bound']} exceed a bound."
         )
+    said += map(in_words, trust["looks_at_the_device"])
     curves = trust["hypervolume"]
     if {"search", "random"} <= set(curves):
         said.append(_gains(curves))

@@ -34,7 +34,7 @@ from experiments.benchmarks import do_it_yourself
 from experiments.benchmarks.darts import random_log_p
 from experiments.budgets import Ends
 from experiments.build import build
-from experiments.calibration import CHUNK, export_for_timing, quality, read_measurements, sentinel_of
+from experiments.calibration import CHUNK, export_for_timing, quality, sentinel_of
 from experiments.conclude import conclude
 from experiments.config import composed
 from experiments.pipeline import Pipeline
@@ -45,6 +45,7 @@ from hardware.timing import Exported, measure_on
 from nas.constraints import within_ms
 from nas.pareto import hypervolume
 from nas.projection import discretise
+from nas.protocols import DifferentiableLatencyModel
 from nas.space import Architecture, Option, SearchSpace
 from nas.types import Measurement
 from search_spaces.common import DEFAULTS
@@ -253,15 +254,18 @@ def judge_local_predictor(*, num_fit: int, num_held_out: int, report: Reporter) 
 
 
 def try_budgets(pipeline: Pipeline, preset: Preset, folder: Path, report: Reporter) -> dict[str, float]:
-    """How many budgets are kept by an architecture that is predicted to use them up, with the main job's calibration."""
-    space = pipeline.family.space
-    known = list(read_measurements(pipeline.family, RunDirectory(pipeline.run.path), phase="calibration").values())
-    model = copy.deepcopy(pipeline.latency_model).fit(pipeline.family, known)
+    """How many budgets are kept by an architecture that is predicted to use them up, with the main job's calibration, corrected
+    where the device is no longer what it was then."""
+    space, calibration = pipeline.family.space, pipeline.calibrate()
+    model = copy.deepcopy(calibration.model)
+    if replace(pipeline.calibrator(), run=RunDirectory(folder)).look(calibration, before="budgets"):
+        calibration.fit(model, pipeline.family)
+    assert isinstance(model, DifferentiableLatencyModel)  # as the pipeline requires
     ends = Ends.of(space, model.predict, {})
     budgets = np.geomspace(1.1 * ends.fastest.upper_ms, ends.largest.upper_ms, preset.num_budgets)
     rng = np.random.default_rng(1)
     archs = [discretise(space, random_log_p(space, rng), [within_ms(model, budget)]) for budget in budgets]
-    measurements = _measured(pipeline, archs, folder, preset.rounds, known[0].sentinel_reference_ms, report)
+    measurements = _measured(pipeline, archs, folder, preset.rounds, calibration.sentinel_reference_ms, report)
     times = np.array([m.latency_ms for m in measurements])
     table = Table(
         "asked (ms)", "upper bound (ms)", "predicted (ms)", "measured (ms)", "use", "", box=SIMPLE_HEAD, title="Budgets"
