@@ -124,7 +124,8 @@ def predictor_on_picked(networks: Sequence[Network]) -> dict[str, float] | None:
         "num": len(measured),
         "mape_percent": 100 * float(np.mean(np.abs(1 / ratios - 1))),
         "median_excess_percent": 100 * float(np.median(ratios) - 1),
-        "over_bound": sum(n.latency_ms > n.predicted_upper_ms for n in measured),
+        "over_bound": (over := sum(n.latency_ms > n.predicted_upper_ms for n in measured)),
+        "coverage_percent": 100 * (1 - over / len(measured)),
     }
 
 
@@ -178,7 +179,8 @@ def sentences(trust: Mapping[str, Any], results: Results) -> list[str]:
         said.append(
             f"On the {picked['num']} networks that were picked, trained and measured, the latency model is off by "
             f"{picked['mape_percent']:.1f} % (on random ones {results.predictor.mape_percent:.1f} %); measured times differ from "
-            f"predicted ones by {picked['median_excess_percent']:+.1f} % in the median, {picked['over_bound']} exceed a bound."
+            f"predicted ones by {picked['median_excess_percent']:+.1f} % in the median, and the bound covers "
+            f"{picked['coverage_percent']:.0f} % of them (of random ones {results.predictor.coverage_percent:.0f} %)."
         )
     said += map(in_words, trust["looks_at_the_device"])
     curves = trust["hypervolume"]

@@ -95,6 +95,10 @@ def test_picked_networks_that_take_longer_than_predicted():
     assert known["mape_percent"] == pytest.approx(20)
     assert known["median_excess_percent"] == pytest.approx(25)
     assert known["over_bound"] == known["num"] == len(networks)
+    assert known["coverage_percent"] == 0
+    first, *others = results.networks
+    slower = [replace(first, measured_ms=1.25 * first.predicted_upper_ms, measured_high_ms=None), *others]
+    assert predictor_on_picked(slower)["coverage_percent"] == pytest.approx(100 * (1 - 1 / len(slower)))
     assert predictor_on_picked([replace(n, measured_ms=None) for n in networks]) is None
 
 

@@ -58,6 +58,7 @@ WHO = {
     "do_it_yourself": "do it yourself",
 }
 SIDE_OF = {"search": "ours", "random": "random", "hand": "hand"}  # of the main job's finalists
+NUM_PICKS = 100  # budgets that random networks are picked for
 SIDES = {
     "ours": ("ours",),
     "random": ("random",),
@@ -232,17 +233,28 @@ def judge_predictor(pipeline: Pipeline, preset: Preset, folder: Path, report: Re
         model = copy.deepcopy(pipeline.latency_model).fit(pipeline.family, fitting)
         prediction = model.predict([m.arch for m in judging])
         measured = np.array([m.latency_ms for m in judging])
-        splits.append(quality(measured, prediction.mean_ms, prediction.upper_ms, [m.latency_ms for m in fitting]))
+        judged = quality(measured, prediction.mean_ms, prediction.upper_ms, [m.latency_ms for m in fitting])
+        splits.append({**judged, "picks_kept_percent": picks_kept_percent(prediction.upper_ms, measured)})
     mean = {name: float(np.mean([split[name] for split in splits])) for name in splits[0]}
     return {
         "predictor_spearman": mean["spearman"],
         "predictor_mape_percent": mean["mape_percent"],
         "predictor_within_10_percent": mean["within_10_percent"],
         "bound_coverage_percent": mean["coverage_percent"],
+        "picks_kept_percent": mean["picks_kept_percent"],
         "num_fit": preset.num_fit,
         "num_held_out": preset.num_held_out,
         "num_measured": len(measurements),
     }
+
+
+def picks_kept_percent(upper_ms: np.ndarray, measured_ms: np.ndarray) -> float:
+    """The share of budgets that are kept by the network, of [N], whose bound uses them up: a pick, which may be one of those that
+    the latency model underrates."""
+    order = np.argsort(upper_ms, kind="stable")
+    budgets = np.geomspace(upper_ms.min(), upper_ms.max(), NUM_PICKS)
+    picked = order[np.searchsorted(upper_ms[order], budgets * (1 + 1e-9), side="right") - 1]
+    return 100 * float(np.mean(measured_ms[picked] <= budgets))
 
 
 def judge_local_predictor(*, num_fit: int, num_held_out: int, report: Reporter) -> dict[str, float]:
