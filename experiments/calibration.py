@@ -51,6 +51,7 @@ CUT_SHORT = ", cut short"  # what the phase of measurements ends with that too f
 LOOK = "look before "  # what the phase of measurements begins with that are taken again; then comes the moment of the run
 LOOKS = "looks.json"  # when the run came to each moment
 CHUNK = 6  # networks that are measured together, round by round; a stop loses one chunk
+LOOK_ATTEMPTS = 2  # at a quiet moment: a device that stays slower is what a look is to find
 ATTEMPTS = 5  # at a chunk, each with as many rounds more, if its times are too disturbed to be kept
 FEWEST_TO_TELL = 10  # networks from which a missing signal can be told
 CHANCE = 0.01  # how often times without a signal may pass: few networks of a disturbed machine must not be refused
@@ -227,7 +228,7 @@ class Calibrator:
                     sentinel, *networks = self._export([sentinel_of(self.family), *archs], folder)
                     fresh = measure_on(
                         self.device, networks, sentinel=sentinel, workload=self.workload, rounds=self.settings.rounds,
-                        sentinel_reference_ms=by_time[0].sentinel_reference_ms,
+                        sentinel_reference_ms=by_time[0].sentinel_reference_ms, attempts=LOOK_ATTEMPTS,
                     )  # fmt: skip
                 except DeviceError as error:
                     self.report.say(f"{error}; whether its speed has changed cannot be told")
