@@ -91,7 +91,7 @@ def test_what_is_known_of_a_device_that_has_changed_is_corrected(calibrator):
     now_ms = np.array([m.latency_ms for m in calibration.measurements.values()])
     assert np.mean(now_ms <= untold.predict(archs).upper_ms) < 0.8
     assert np.mean(now_ms <= model.predict(archs).upper_ms) >= 0.9
-    [said] = [line for line in calibrator.report.lines if "has changed" in line]
+    [said] = [line for line in calibrator.report.lines if "is not as it was" in line]
     assert said == f"measurements: {in_words(calibration.looks[0].to_json())}"
     assert "the calibration of 30 min 0 s before: small networks take" in said
     assert calibration.measured_ms == {}
@@ -129,6 +129,19 @@ def test_a_device_as_it_was_changes_nothing(calibrator):
     archs = [m.arch for m in calibration.measurements.values()]
     untold = never.calibrate(AdditiveLatency(), seed=0).model
     assert model.predict(archs).upper_ms.tolist() == untold.predict(archs).upper_ms.tolist()
+
+
+def test_a_device_that_is_disturbed_widens_the_bounds(calibrator, monkeypatch):
+    """Noise of its own in each network: means stay, what is promised of them does not."""
+    before = AdditiveLatency()
+    replace(calibrator, run=RunDirectory(calibrator.run.path.parent / "x")).calibrate(before, seed=0)
+    rng, noise = np.random.default_rng(0), {}
+    monkeypatch.setattr(Aged, "factor", lambda self, time_ms: noise.setdefault(time_ms, 1.1 * float(np.exp(0.06 * rng.normal()))))
+    model = AdditiveLatency()
+    calibration = calibrator.calibrate(model, seed=0)
+    assert calibration.looks[0].has_changed
+    assert 0.02 < calibration.doubt < 0.15
+    assert np.log(model.upper_factor()) > 1.2 * calibration.doubt > np.log(before.upper_factor())
 
 
 def test_a_fresh_calibration_is_not_looked_at_until_it_is_old(calibrator, tmp_path):

@@ -111,7 +111,8 @@ def test_a_look_at_a_device_that_has_changed_is_said():
     trust = evidence(results, [])
     assert trust["looks_at_the_device"] == (look,)
     said = " ".join(sentences(trust, results))
-    assert "since the calibration of 28 min 0 s before: small networks take 11.0 % more, large ones 7.0 % less (6 were" in said
+    assert "is not as it was in the calibration of 28 min 0 s before: small networks take 11.0 % more, large" in said
+    assert "large ones 7.0 % less (6 were measured again and lie 1.3 % around that)" in said
     assert Results.from_json(json.loads(json.dumps(results.to_json()))) == results
     noise = {**look, "corrected": False, "where": "threads 2"}
     assert in_words(noise).endswith("in the calibration of 28 min 0 s before (threads 2), but for noise.")
