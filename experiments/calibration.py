@@ -9,15 +9,18 @@ the effect of a choice, and what is held out would be judged in another state th
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.looks import LOOKED_AT, Look, in_words
 from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory, RunError
 from experiments.settings import CalibrationSettings
@@ -29,15 +32,26 @@ from latency_models.drift import no_signal
 from latency_models.quality import Quality
 from nas.encoding import Encoding
 from nas.export import export_for, form_of
-from nas.protocols import CrossValidatedLatencyModel, Device, DeviceError, Family, LatencyModel, UncertainLatencyModel
+from nas.protocols import (
+    CrossValidatedLatencyModel,
+    Device,
+    DeviceError,
+    DoubtfulLatencyModel,
+    Family,
+    LatencyModel,
+    UncertainLatencyModel,
+)
 from nas.space import Architecture
-from nas.surroundings import everywhere, network_of
+from nas.surroundings import everywhere, network_of, surroundings_of
 from nas.types import Measurement, Workload
 
 MEASUREMENTS = "measurements.jsonl"
 CALIBRATION, LATER = "calibration", "during the search"  # phases of measurements
 CUT_SHORT = ", cut short"  # what the phase of measurements ends with that too few rounds were left of: kept, and never used
+LOOK = "look before "  # what the phase of measurements begins with that are taken again; then comes the moment of the run
+LOOKS = "looks.json"  # when the run came to each moment
 CHUNK = 6  # networks that are measured together, round by round; a stop loses one chunk
+LOOK_ATTEMPTS = 2  # at a quiet moment: a device that stays slower is what a look is to find
 ATTEMPTS = 5  # at a chunk, each with as many rounds more, if its times are too disturbed to be kept
 FEWEST_TO_TELL = 10  # networks from which a missing signal can be told
 CHANCE = 0.01  # how often times without a signal may pass: few networks of a disturbed machine must not be refused
@@ -50,7 +64,8 @@ class Calibration:
     """A latency model that knows every measurement, and how one that knew only a part did on what was held out.
 
     A calibration from a recorded table has no measurements of architectures, and no sentinel; `cautions` say what its rows
-    do not tell of a network that ships.
+    do not tell of a network that ships. `measurements` are in the conditions of the last of the `looks`, `quality` and `held_out`
+    in those in which they were taken.
     """
 
     model: LatencyModel
@@ -59,6 +74,28 @@ class Calibration:
     quality: dict[str, float]
     held_out: list[dict[str, Any]]
     cautions: tuple[str, ...] = ()
+    looks: list[Look] = field(default_factory=list)
+
+    def fit(self, model: LatencyModel, family: Family) -> None:
+        """Fits a model to the measurements, with bounds as wide as the looks leave it uncertain what they are now."""
+        model.fit(family, list(self.measurements.values()))
+        if (doubt := self.doubt) and isinstance(model, DoubtfulLatencyModel):
+            model.doubt(doubt)
+
+    @property
+    def doubt(self) -> float:
+        """Relative standard deviation of what is corrected, in the surroundings where it is largest."""
+        scatters: dict[str, list[float]] = {}
+        for look in self.looks:
+            if look.has_changed:
+                scatters.setdefault(look.where, []).append(look.law.scatter)
+        return max((math.hypot(*of) for of in scatters.values()), default=0.0)
+
+    @property
+    def measured_ms(self) -> dict[str, float]:
+        """Latencies as they were measured, by the ids of architectures; without those that a look at the device has corrected."""
+        corrected = {id_ for look in self.looks if look.has_changed for id_ in look.then}
+        return {id_: m.latency_ms for id_, m in self.measurements.items() if id_ not in corrected}
 
 
 def covering_design(
@@ -120,6 +157,7 @@ class Calibrator:
             ValueError: the space has fewer architectures than are to be measured, or times have nothing to do with them.
             DeviceError: the device failed; what was measured is kept.
         """
+        self._moment(CALIBRATION)
         to_fit, held_out = self.design(seed=seed)
         wanted = {arch.id: arch for arch in (*to_fit, *held_out)}
         have = read_measurements(self.family, self.run, phase=CALIBRATION)
@@ -138,7 +176,7 @@ class Calibrator:
         measured = np.array([m.latency_ms for m in judging])
         model.fit(self.family, [*fitting, *judging])
         self._check_signal(model, [*fitting, *judging])
-        return Calibration(
+        calibration = Calibration(
             model=model,
             measurements={m.arch.id: m for m in (*fitting, *judging)},
             sentinel_reference_ms=fitting[0].sentinel_reference_ms,
@@ -148,6 +186,63 @@ class Calibrator:
                 for a, m, p, u in zip(held_out, measured.tolist(), prediction.mean_ms, prediction.upper_ms, strict=True)
             ],
         )
+        if self.look(calibration, before=CALIBRATION):
+            calibration.fit(model, self.family)
+        return calibration
+
+    def look(self, calibration: Calibration, *, before: str) -> bool:
+        """Measures some networks again that were measured long before a moment of the run, and if the device has changed since,
+        expresses all of these in its conditions now, in place; whether it did, so that models are to be fitted again.
+
+        A run comes to each moment once: what it found then is read when it goes on. A device that is lost, or networks too few to
+        tell, leave everything as it was.
+        """
+        minutes = self.settings.recheck_minutes
+        if minutes is None or not calibration.measurements:
+            return False
+        moment = self._moment(before)
+        ages = {id_: (moment - _time(m)).total_seconds() / 60 for id_, m in calibration.measurements.items()}
+        groups: dict[str, dict[str, Measurement]] = {}
+        for id_, m in calibration.measurements.items():
+            if ages[id_] >= minutes:
+                where = ", ".join(f"{name} {pick}" for name, pick in surroundings_of(m.arch).items())
+                groups.setdefault(where, {})[id_] = m
+        looks = []
+        for where, then in groups.items():
+            if len(then) >= LOOKED_AT and (now := self._again(then, phase=LOOK + before)):
+                looks.append(Look.of(then, now, minutes=min(ages[id_] for id_ in then), where=where))
+                self.report.say(f"measurements: {in_words(looks[-1].to_json())}")
+        calibration.looks.extend(looks)
+        for look in (changed := [look for look in looks if look.has_changed]):
+            calibration.measurements.update(look.corrected())
+        return bool(changed)
+
+    def _again(self, then: Mapping[str, Measurement], *, phase: str) -> dict[str, Measurement]:
+        """Networks from the fastest to the slowest of those that were measured, in the same conditions; none of a lost device."""
+        by_time = sorted(then.values(), key=lambda m: m.latency_ms)
+        archs = [by_time[i].arch for i in np.linspace(0, len(by_time) - 1, LOOKED_AT).round().astype(int)]
+        have = read_measurements(self.family, self.run, phase=phase)
+        if not all(arch.id in have for arch in archs):
+            with self.report.phase("A fresh look at the device"), tempfile.TemporaryDirectory() as folder:
+                try:
+                    sentinel, *networks = self._export([sentinel_of(self.family), *archs], folder)
+                    fresh = measure_on(
+                        self.device, networks, sentinel=sentinel, workload=self.workload, rounds=self.settings.rounds,
+                        sentinel_reference_ms=by_time[0].sentinel_reference_ms, attempts=LOOK_ATTEMPTS,
+                    )  # fmt: skip
+                except DeviceError as error:
+                    self.report.say(f"{error}; whether its speed has changed cannot be told")
+                    return {}
+            self._keep(fresh, phase=phase)
+            have = read_measurements(self.family, self.run, phase=phase)
+        return {arch.id: have[arch.id] for arch in archs}
+
+    def _moment(self, name: str) -> datetime:
+        """When the run first came there."""
+        moments: dict[str, str] = self.run.read_json(LOOKS) if self.run.has(LOOKS) else {}
+        if name not in moments:
+            self.run.write_json(LOOKS, {**moments, name: datetime.now(UTC).isoformat(timespec="seconds")})
+        return datetime.fromisoformat(self.run.read_json(LOOKS)[name])
 
     def refine(self, model: LatencyModel, calibration: Calibration, *, minutes: float, margin_percent: float, seed: int) -> int:
         """Measures on where the fitted model is least certain, and fits it again each time; the number of networks it then knows.
@@ -162,7 +257,7 @@ class Calibrator:
             raise ValueError(f"latency_model: {type(model).__name__} does not say where it is uncertain (`disagreement`)")
         rng = np.random.default_rng([seed, 3])
         pool = {arch.id: arch for arch in (self.family.space.sample(rng) for _ in range(POOL))}
-        known = {**calibration.measurements, **read_measurements(self.family, self.run, phase=CALIBRATION)}
+        known = {**read_measurements(self.family, self.run, phase=CALIBRATION), **calibration.measurements}
         model.fit(self.family, list(known.values()))
         end = time.monotonic() + 60 * minutes
         while (margin := 100 * (model.upper_factor() - 1)) > margin_percent and time.monotonic() < end:
@@ -322,6 +417,10 @@ def read_measurements(family: Family, run: RunDirectory, *, phase: str) -> dict[
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{run / MEASUREMENTS}: holds a line that is not a measurement of this space: {error}") from error
     return {m.arch.id: m for m in measurements}
+
+
+def _time(measurement: Measurement) -> datetime:
+    return datetime.fromisoformat(measurement.environment["time"])
 
 
 def _same_conditions(stored: list[Measurement], have: list[Measurement]) -> list[Measurement]:

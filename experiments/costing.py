@@ -88,11 +88,11 @@ class Costing:
             energy = copy.deepcopy(calibration.model).fit(family, _as_energies(calibration.measurements.values()))
         return cls(family, workload, names, calibration.model, energy, also)
 
-    def fit(self, measurements: Sequence[Measurement]) -> None:
+    def fit(self, calibration: Calibration) -> None:
         """The models of the first device again, in place."""
-        self.latency.fit(self.family, measurements)
+        calibration.fit(self.latency, self.family)
         if self.energy is not None:
-            self.energy.fit(self.family, _as_energies(measurements))
+            self.energy.fit(self.family, _as_energies(calibration.measurements.values()))
 
     def __call__(self, archs: Sequence[Architecture]) -> list[Costs]:
         """For each architecture. `memory_mib` and `energy_mj` come with their bounds; `parameters` are millions."""

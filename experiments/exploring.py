@@ -59,8 +59,8 @@ class Explorer:
         """Candidates of the outer loop, of random search and of parameter count alone within the budgets, and of the networks
         designed by hand.
 
-        With `searcher.measure`, the latency model is fitted again half way through the outer loop; all numbers are those of the
-        last fit, but for what a strategy was told before.
+        With `searcher.measure`, the latency model is fitted again half way through the outer loop, and in the end if the device
+        has changed since the calibration; all numbers are those of the last fit, but for what a strategy was told before.
         """
         with self.scoring:
             return self._explored(initial, calibrator)
@@ -77,6 +77,7 @@ class Explorer:
             by_phase["random"] = self._phase("random", self._random(), num)
             by_phase["parameters"] = self._phase("parameters", self._by_parameters(), num)
         by_phase["hand"] = self._by_hand()
+        self._look(calibrator)
         return Explored({phase: self._priced(found) for phase, found in by_phase.items()}, refined)
 
     @functools.cached_property
@@ -206,7 +207,7 @@ class Explorer:
                 self.report.say(f"{error}; the search goes on without measurements")
                 return {"measured": 0, "lost": str(error)}
             self.calibration.measurements.update(fresh)
-            self.costing.fit(list(self.calibration.measurements.values()))
+            self.costing.fit(self.calibration)
         before_ms = np.array([c.objectives["latency_ms"] for c in near])
         measured_ms = np.array([fresh[c.arch.id].latency_ms for c in near])
         priced = self._priced(candidates)
@@ -222,6 +223,12 @@ class Explorer:
             "left": sorted(fronts[0] - fronts[1]),
             "seconds": round(time.perf_counter() - start, 2),
         }
+
+    def _look(self, calibrator: Calibrator) -> None:
+        """Whether the device is what it was when it was calibrated, before it is said what is within the budgets."""
+        with spent(self.run, "calibration"):
+            if calibrator.look(self.calibration, before="the answer"):
+                self.costing.fit(self.calibration)
 
     def _uncertain_near_front(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """On one of the first two fronts, not far beyond a budget, not measured by the calibration; the most uncertain first."""

@@ -157,8 +157,7 @@ class Pipeline:
         self.claim()
         with spent(self.run, "calibration"):
             calibration = self.calibrate()
-        measured_ms = {id_: measurement.latency_ms for id_, measurement in calibration.measurements.items()}
-        ends = Ends.of(self.family.space, calibration.model.predict, measured_ms)
+        ends = Ends.of(self.family.space, calibration.model.predict, calibration.measured_ms)
         budget = ends.budget(self.settings.budget_ms, self.report)
         elsewhere = self._elsewhere()
         models = {name: found.model for name, found in elsewhere.items()}

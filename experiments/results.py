@@ -110,9 +110,10 @@ class Results:
     (ms, error in percent), `error_means` what an error is the percentage of, `files` what ships, by paths relative to the run
     directory. `beside` are verdicts on what has a budget beside latency, by the names of objectives, `elsewhere` on further
     devices. `ties` says which networks the test split cannot tell apart, `refined` is what measurements during the search
-    changed, `tuned` how networks were found to learn best, `alarms` say where the differentiable search collapsed and what was
-    done, `cautions` what the device's table does not tell, and `lost` what the file that ships lost against its network, if it
-    is much. `position` is what the workload counts: token, pixel or sample.
+    changed, `looks` what was found when networks of an old calibration were measured again, `tuned` how networks were found to
+    learn best, `alarms` say where the differentiable search collapsed and what was done, `cautions` what the device's table does
+    not tell, and `lost` what the file that ships lost against its network, if it is much. `position` is what the workload counts:
+    token, pixel or sample.
 
     Raises:
         ValueError: a repeated network, a picked network that is none of them, or a number that is not finite.
@@ -144,6 +145,7 @@ class Results:
     beside: Mapping[str, LimitVerdict] = field(default_factory=dict, hash=False)
     ties: Mapping[str, Any] | None = field(default=None, hash=False)
     refined: Mapping[str, Any] | None = field(default=None, hash=False)
+    looks: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
     tuned: Mapping[str, Any] | None = field(default=None, hash=False)
     elsewhere: Mapping[str, Verdict] = field(default_factory=dict, hash=False)
     stages: tuple[StageReport, ...] = ()
@@ -250,6 +252,7 @@ class Results:
             "objectives": tuple(record.get("objectives", PLANE)),
             "elsewhere": {name: instance(Verdict, verdict) for name, verdict in record.get("elsewhere", {}).items()},
             "beside": {name: instance(LimitVerdict, verdict) for name, verdict in record.get("beside", {}).items()},
+            "looks": tuple(record.get("looks", ())),
             "alarms": tuple(record.get("alarms", ())),
             "cautions": tuple(record.get("cautions", ())),
             "lost": record.get("lost", ""),

@@ -55,16 +55,20 @@ class SupernetSettings:
 
 @dataclass(frozen=True)
 class CalibrationSettings:
-    """How many networks are timed to fit the latency model, and how many more to judge it; `rounds` visits to each."""
+    """How many networks are timed to fit the latency model, and how many more to judge it; `rounds` visits to each. Before a run
+    relies on measurements that are older than `recheck_minutes`, some are taken again; None: never."""
 
     num_fit: int = 32
     num_held_out: int = 12
     rounds: int = 6
+    recheck_minutes: float | None = 10.0
 
     def __post_init__(self) -> None:
         _positive(self, "num_held_out", "rounds")
         if self.num_fit < 8:
             raise ValueError(f"num_fit: {self.num_fit} is not at least 8")
+        if self.recheck_minutes is not None and not self.recheck_minutes >= 0:
+            raise ValueError(f"recheck_minutes: {self.recheck_minutes} is not at least 0; null stands for never")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from experiments.formatting import format_ms, format_seconds, params_in_words
+from experiments.looks import in_words
 from experiments.networks import Network
 from experiments.results import Results
 from experiments.roles import PHASES, PROPOSING, RUNG
@@ -38,6 +39,7 @@ def evidence(results: Results, candidates: Sequence[Candidate]) -> dict[str, Any
         "predictor_on_picked": predictor_on_picked(results.networks),
         "hypervolume": hypervolumes_by_cost(results, candidates),
         "ties": results.ties,
+        "looks_at_the_device": results.looks,
         "measured_during_the_search": results.refined,
         "tuned_training": results.tuned,
         "ledger": [asdict(entry) for entry in results.ledger],
@@ -122,7 +124,8 @@ def predictor_on_picked(networks: Sequence[Network]) -> dict[str, float] | None:
         "num": len(measured),
         "mape_percent": 100 * float(np.mean(np.abs(1 / ratios - 1))),
         "median_excess_percent": 100 * float(np.median(ratios) - 1),
-        "over_bound": sum(n.latency_ms > n.predicted_upper_ms for n in measured),
+        "over_bound": (over := sum(n.latency_ms > n.predicted_upper_ms for n in measured)),
+        "coverage_percent": 100 * (1 - over / len(measured)),
     }
 
 
@@ -176,8 +179,10 @@ def sentences(trust: Mapping[str, Any], results: Results) -> list[str]:
         said.append(
             f"On the {picked['num']} networks that were picked, trained and measured, the latency model is off by "
             f"{picked['mape_percent']:.1f} % (on random ones {results.predictor.mape_percent:.1f} %); measured times differ from "
-            f"predicted ones by {picked['median_excess_percent']:+.1f} % in the median, {picked['over_bound']} exceed a bound."
+            f"predicted ones by {picked['median_excess_percent']:+.1f} % in the median, and the bound covers "
+            f"{picked['coverage_percent']:.0f} % of them (of random ones {results.predictor.coverage_percent:.0f} %)."
         )
+    said += map(in_words, trust["looks_at_the_device"])
     curves = trust["hypervolume"]
     if {"search", "random"} <= set(curves):
         said.append(_gains(curves))

@@ -21,7 +21,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import torch
 
-from latency_models.intervals import check_coverage, check_folds, interval, splits
+from latency_models.intervals import check_coverage, check_folds, interval, splits, widened
 from latency_models.physical import PhysicalRegressor
 from nas.encoding import Encoding
 from nas.protocols import Family, Operator
@@ -117,6 +117,9 @@ class AdditiveLatency:
             [torch.as_tensor(f, dtype=encoding.values.dtype) for f in self._columns_of(encoding)]
         ) @ torch.as_tensor(self.prices_, dtype=encoding.values.dtype)
         return total
+
+    def doubt(self, relative_std: float) -> None:
+        self.interval_ = widened(self.interval_, relative_std, self.coverage)
 
     def unseen_ms(self) -> np.ndarray:
         return self.unseen_

@@ -16,6 +16,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from statistics import NormalDist
 from typing import Any, Self
 
 import numpy as np
@@ -66,6 +67,10 @@ class Bounded:
             predicted[fold] = fresh_fit(self.regressor, costs[kept], times[kept]).predict(costs[fold])
         return predicted
 
+    def doubt(self, relative_std: float) -> None:
+        """Widens the bounds: what it was fitted to is off by so much."""
+        self.interval_ = widened(self.interval_, relative_std, self.coverage)
+
     def predict(self, costs: np.ndarray) -> Prediction:
         return Prediction.of(self.fitted_.predict(costs), self.interval_)
 
@@ -103,6 +108,16 @@ def interval(ratios: np.ndarray, coverage: float) -> Interval:
         relative_std=float(np.std(ratios)),
         lower=min(1.0, -conformal_quantile(-ratios, coverage)),
         upper=max(1.0, conformal_quantile(ratios, coverage)),
+    )
+
+
+def widened(known: Interval, relative_std: float, coverage: float) -> Interval:
+    """For times that are off by a further relative error, normal and independent of what the interval was calibrated on."""
+    further = max(0.0, NormalDist().inv_cdf(coverage)) * relative_std
+    return Interval(
+        relative_std=math.hypot(known.relative_std, relative_std),
+        lower=math.exp(-math.hypot(math.log(known.lower), further)),
+        upper=math.exp(math.hypot(math.log(known.upper), further)),
     )
 
 

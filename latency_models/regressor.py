@@ -64,6 +64,9 @@ class RegressorLatency:
     def upper_factor(self) -> float:
         return self._bounded.interval_.upper
 
+    def doubt(self, relative_std: float) -> None:
+        self._bounded.doubt(relative_std)
+
     def unseen_ms(self) -> np.ndarray:
         """Predictions of what it was fitted to, each by a fit without it, [N]."""
         return self._bounded.unseen_

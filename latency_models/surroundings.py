@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from nas.encoding import Encoding
-from nas.protocols import Family, UncertainLatencyModel
+from nas.protocols import DoubtfulLatencyModel, Family, UncertainLatencyModel
 from nas.space import Architecture, Option
 from nas.surroundings import PREFIX, all_surroundings, surroundings_of
 from nas.types import Measurement, Prediction
@@ -66,6 +66,12 @@ class PerSurroundings:
     def upper_factor(self) -> float:
         """The largest, so that it holds in all."""
         return max(model.upper_factor() for model in self.models_)
+
+    def doubt(self, relative_std: float) -> None:
+        """In all of them."""
+        for model in self.models_:
+            if isinstance(model, DoubtfulLatencyModel):
+                model.doubt(relative_std)
 
     def _parts(self, archs: Sequence[Architecture]) -> list[tuple[list[int], UncertainLatencyModel]]:
         """Which rows each model has to say something of."""

@@ -256,6 +256,14 @@ class UncertainLatencyModel(DifferentiableLatencyModel, Protocol):
 
 
 @runtime_checkable
+class DoubtfulLatencyModel(LatencyModel, Protocol):
+    def doubt(self, relative_std: float) -> None:
+        """Widens the bounds until the next fit: the measurements that it was fitted to are off by so much from what the device
+        takes now."""
+        ...
+
+
+@runtime_checkable
 class Searcher(Protocol):
     """Proposes architectures. `tell` also accepts candidates that were never asked for.
 

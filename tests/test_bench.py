@@ -24,7 +24,7 @@ from experiments.benchmarks import (
     tabular,
 )
 from experiments.benchmarks.beside_hand import BesideHand
-from experiments.benchmarks.first_light import Fronts, Point, same_layers
+from experiments.benchmarks.first_light import Fronts, Point, picks_kept_percent, same_layers
 from experiments.benchmarks.ship import Row, Trial, summary
 from experiments.formatting import rounded
 from experiments.progress import Reporter
@@ -45,7 +45,7 @@ FIRST_LIGHT = {
     "hypervolume_ratio_to_do_it_yourself", "test_error_percent_ours", "test_error_percent_random",
     "test_error_percent_do_it_yourself", "ngram_baseline_error_percent", "budgets_kept", "budgets_asked",
     "median_budget_use_percent", "predictor_spearman", "predictor_mape_percent", "predictor_within_10_percent",
-    "bound_coverage_percent", "num_fit", "num_held_out", "num_measured", "num_seeds", "verdicts_kept",
+    "bound_coverage_percent", "picks_kept_percent", "num_fit", "num_held_out", "num_measured", "num_seeds", "verdicts_kept",
 }  # fmt: skip
 
 
@@ -128,6 +128,14 @@ def test_points_over_the_budget_do_not_count():
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+def test_a_pick_is_the_network_whose_bound_uses_the_budget_up():
+    upper_ms = np.array([1.0, 4.0, 2.0, 8.0])
+    assert picks_kept_percent(upper_ms, 0.9 * upper_ms) == 100
+    late = np.array([0.9, 8.0, 1.9, 7.0])  # the second takes 8 ms: no budget that it is picked for, from 4 to 8 ms, is kept
+    assert picks_kept_percent(upper_ms, late) == pytest.approx(67, abs=2)
+    assert picks_kept_percent(upper_ms, 10 * upper_ms) == 0
+
+
 def test_first_light_runs_and_reads_back_what_it_finished(capsys, tmp_path):
     words = ["first_light", "preset=quick", f"directory={tmp_path}"]
     lines = []

@@ -13,7 +13,8 @@ from experiments.calibration import CALIBRATION, LATER
 from experiments.costing import Costing, measured_energy
 from experiments.progress import Reporter
 from experiments.proposing import Proposer
-from experiments.run_directory import RunDirectory
+from experiments.run_directory import CANDIDATES, RunDirectory
+from experiments.scoring import Scoring
 from hardware.arena import activations_mib
 from latency_models.memory import memory_of
 from nas.compute import Compute
@@ -105,6 +106,15 @@ class Lost:
         raise DeviceError("simulated: no answer")
 
 
+class Slowed:
+    """Finds that all takes a quarter more than it took."""
+
+    def look(self, calibration, *, before):
+        slower = {id_: measurement(m.arch, 1.25 * m.latency_ms) for id_, m in calibration.measurements.items()}
+        calibration.measurements.update(slower)
+        return before == "the answer"
+
+
 def test_candidates_are_not_scored_on_the_split_that_chooses(pipeline, calibrated, monkeypatch):
     read, one = splits_read(monkeypatch, pipeline.task), explorer(pipeline, calibrated)
     one._evaluation("search")(pipeline.family.space.smallest())
@@ -149,6 +159,17 @@ def test_measurements_that_contradict_the_model_change_it(pipeline, calibrated):
     assert refined["mean_change_percent"] == pytest.approx(100 * np.mean(np.abs(now / before - 1)))
 
 
+def test_what_answers_is_priced_as_the_device_is_then(pipeline, calibrated, tmp_path, monkeypatch):
+    one = replace(
+        explorer(pipeline, calibrated), run=RunDirectory(tmp_path),
+        settings=replace(pipeline.settings, outer=replace(pipeline.settings.outer, evaluations=3, measure=0, baseline=False)),
+    )  # fmt: skip
+    monkeypatch.setattr(Scoring, "__call__", lambda self, arch: (50.0, 0.1))
+    found = one.explore([], Slowed()).by_phase["search"]
+    told = {record["id"]: record["objectives"]["upper_ms"] for record in one.run.read_lines(CANDIDATES)}
+    assert [c.objectives["upper_ms"] for c in found] == pytest.approx([1.25 * told[c.arch.id] for c in found], rel=1e-3)
+
+
 def test_measurements_on_the_way_change_what_is_known_of_energy(pipeline, calibrated):
     settings = replace(pipeline.settings, budget_mj=5.0)
     costing = Costing.of(settings, pipeline.family, pipeline.workload, calibrated)
@@ -161,7 +182,7 @@ def test_measurements_on_the_way_change_what_is_known_of_energy(pipeline, calibr
     replace(explorer(pipeline, calibrated), costing=costing).refine(candidates, Twice(pipeline))
     assert not np.array_equal(costing.columns(archs)["energy_mj"], before)
     doubled = [replace(m, environment={"energy_mj": [6 * m.latency_ms]}) for m in list(calibrated.measurements.values())[:12]]
-    costing.fit(doubled)
+    costing.fit(replace(calibrated, measurements={m.arch.id: m for m in doubled}))
     assert costing.columns(archs)["energy_mj"] == pytest.approx(2 * before, rel=0.01)
 
 

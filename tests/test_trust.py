@@ -1,5 +1,6 @@
 """The evidence of a run: each figure against a case whose answer is known, and what is said when it cannot be known."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 from scipy.stats import kendalltau
 
 from experiments.formatting import format_seconds
+from experiments.looks import in_words
 from experiments.report import tied_sentence
+from experiments.results import Results
 from experiments.ties import ties
 from experiments.trust import at_equal_seconds, evidence, predictor_on_picked, rank_correlation, sentences, tau_with_interval
 from nas.pareto import hypervolume
@@ -92,7 +95,27 @@ def test_picked_networks_that_take_longer_than_predicted():
     assert known["mape_percent"] == pytest.approx(20)
     assert known["median_excess_percent"] == pytest.approx(25)
     assert known["over_bound"] == known["num"] == len(networks)
+    assert known["coverage_percent"] == 0
+    first, *others = results.networks
+    slower = [replace(first, measured_ms=1.25 * first.predicted_upper_ms, measured_high_ms=None), *others]
+    assert predictor_on_picked(slower)["coverage_percent"] == pytest.approx(100 * (1 - 1 / len(slower)))
     assert predictor_on_picked([replace(n, measured_ms=None) for n in networks]) is None
+
+
+def test_a_look_at_a_device_that_has_changed_is_said():
+    look = {
+        "measured": 6, "minutes": 28.0, "where": "", "fastest_percent": 11.0, "slowest_percent": -7.0, "scatter_percent": 1.3,
+        "corrected": True,
+    }  # fmt: skip
+    results = make_results(looks=(look,))
+    trust = evidence(results, [])
+    assert trust["looks_at_the_device"] == (look,)
+    said = " ".join(sentences(trust, results))
+    assert "is not as it was in the calibration of 28 min 0 s before: small networks take 11.0 % more, large" in said
+    assert "large ones 7.0 % less (6 were measured again and lie 1.3 % around that)" in said
+    assert Results.from_json(json.loads(json.dumps(results.to_json()))) == results
+    noise = {**look, "corrected": False, "where": "threads 2"}
+    assert in_words(noise).endswith("in the calibration of 28 min 0 s before (threads 2), but for noise.")
 
 
 def test_hypervolume_grows_with_evaluations():

@@ -34,7 +34,7 @@ from experiments.benchmarks import do_it_yourself
 from experiments.benchmarks.darts import random_log_p
 from experiments.budgets import Ends
 from experiments.build import build
-from experiments.calibration import CHUNK, export_for_timing, quality, read_measurements, sentinel_of
+from experiments.calibration import CHUNK, export_for_timing, quality, sentinel_of
 from experiments.conclude import conclude
 from experiments.config import composed
 from experiments.pipeline import Pipeline
@@ -45,6 +45,7 @@ from hardware.timing import Exported, measure_on
 from nas.constraints import within_ms
 from nas.pareto import hypervolume
 from nas.projection import discretise
+from nas.protocols import DifferentiableLatencyModel
 from nas.space import Architecture, Option, SearchSpace
 from nas.types import Measurement
 from search_spaces.common import DEFAULTS
@@ -57,6 +58,7 @@ WHO = {
     "do_it_yourself": "do it yourself",
 }
 SIDE_OF = {"search": "ours", "random": "random", "hand": "hand"}  # of the main job's finalists
+NUM_PICKS = 100  # budgets that random networks are picked for
 SIDES = {
     "ours": ("ours",),
     "random": ("random",),
@@ -231,17 +233,28 @@ def judge_predictor(pipeline: Pipeline, preset: Preset, folder: Path, report: Re
         model = copy.deepcopy(pipeline.latency_model).fit(pipeline.family, fitting)
         prediction = model.predict([m.arch for m in judging])
         measured = np.array([m.latency_ms for m in judging])
-        splits.append(quality(measured, prediction.mean_ms, prediction.upper_ms, [m.latency_ms for m in fitting]))
+        judged = quality(measured, prediction.mean_ms, prediction.upper_ms, [m.latency_ms for m in fitting])
+        splits.append({**judged, "picks_kept_percent": picks_kept_percent(prediction.upper_ms, measured)})
     mean = {name: float(np.mean([split[name] for split in splits])) for name in splits[0]}
     return {
         "predictor_spearman": mean["spearman"],
         "predictor_mape_percent": mean["mape_percent"],
         "predictor_within_10_percent": mean["within_10_percent"],
         "bound_coverage_percent": mean["coverage_percent"],
+        "picks_kept_percent": mean["picks_kept_percent"],
         "num_fit": preset.num_fit,
         "num_held_out": preset.num_held_out,
         "num_measured": len(measurements),
     }
+
+
+def picks_kept_percent(upper_ms: np.ndarray, measured_ms: np.ndarray) -> float:
+    """The share of budgets that are kept by the network, of [N], whose bound uses them up: a pick, which may be one of those that
+    the latency model underrates."""
+    order = np.argsort(upper_ms, kind="stable")
+    budgets = np.geomspace(upper_ms.min(), upper_ms.max(), NUM_PICKS)
+    picked = order[np.searchsorted(upper_ms[order], budgets * (1 + 1e-9), side="right") - 1]
+    return 100 * float(np.mean(measured_ms[picked] <= budgets))
 
 
 def judge_local_predictor(*, num_fit: int, num_held_out: int, report: Reporter) -> dict[str, float]:
@@ -253,15 +266,18 @@ def judge_local_predictor(*, num_fit: int, num_held_out: int, report: Reporter) 
 
 
 def try_budgets(pipeline: Pipeline, preset: Preset, folder: Path, report: Reporter) -> dict[str, float]:
-    """How many budgets are kept by an architecture that is predicted to use them up, with the main job's calibration."""
-    space = pipeline.family.space
-    known = list(read_measurements(pipeline.family, RunDirectory(pipeline.run.path), phase="calibration").values())
-    model = copy.deepcopy(pipeline.latency_model).fit(pipeline.family, known)
+    """How many budgets are kept by an architecture that is predicted to use them up, with the main job's calibration, corrected
+    where the device is no longer what it was then."""
+    space, calibration = pipeline.family.space, pipeline.calibrate()
+    model = copy.deepcopy(calibration.model)
+    if replace(pipeline.calibrator(), run=RunDirectory(folder)).look(calibration, before="budgets"):
+        calibration.fit(model, pipeline.family)
+    assert isinstance(model, DifferentiableLatencyModel)  # as the pipeline requires
     ends = Ends.of(space, model.predict, {})
     budgets = np.geomspace(1.1 * ends.fastest.upper_ms, ends.largest.upper_ms, preset.num_budgets)
     rng = np.random.default_rng(1)
     archs = [discretise(space, random_log_p(space, rng), [within_ms(model, budget)]) for budget in budgets]
-    measurements = _measured(pipeline, archs, folder, preset.rounds, known[0].sentinel_reference_ms, report)
+    measurements = _measured(pipeline, archs, folder, preset.rounds, calibration.sentinel_reference_ms, report)
     times = np.array([m.latency_ms for m in measurements])
     table = Table(
         "asked (ms)", "upper bound (ms)", "predicted (ms)", "measured (ms)", "use", "", box=SIMPLE_HEAD, title="Budgets"
