@@ -1,9 +1,8 @@
 """Measuring a few dozen architectures on the device and fitting the latency model to them.
 
-The architectures cover the space: the family's named ones first, then, from random candidates, always the one that lies farthest
-from those chosen, in the logarithms of what each kind of operator costs. The held-out ones are uniformly random. All are measured
-in random order: a machine's state changes from minute to minute, and in the order of the design such a change would be taken for
-the effect of a choice, and what is held out would be judged in another state than the one that was fitted in.
+The networks of `experiments.timed_networks` are measured in random order: a machine's state changes from minute to minute, and in
+the order of the design such a change would be taken for the effect of a choice, and what is held out would be judged in another
+state than the one that was fitted in.
 """
 
 from __future__ import annotations
@@ -24,14 +23,13 @@ from experiments.looks import LOOKED_AT, Look, in_words
 from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory, RunError
 from experiments.settings import CalibrationSettings
+from experiments.timed_networks import POOL, design, export_for_timing, sentinel_of
 from hardware.quality import LEAST_ROUNDS, Session
 from hardware.store import MeasurementStore, sentinel_reference
 from hardware.surroundings import absences
 from hardware.timing import CutShortError, Exported, measure, measure_on
 from latency_models.drift import no_signal
 from latency_models.quality import Quality
-from nas.encoding import Encoding
-from nas.export import export_for, form_of
 from nas.protocols import (
     CrossValidatedLatencyModel,
     Device,
@@ -42,7 +40,7 @@ from nas.protocols import (
     UncertainLatencyModel,
 )
 from nas.space import Architecture
-from nas.surroundings import everywhere, network_of, surroundings_of
+from nas.surroundings import surroundings_of
 from nas.types import Measurement, Workload
 
 MEASUREMENTS = "measurements.jsonl"
@@ -55,7 +53,6 @@ LOOK_ATTEMPTS = 2  # at a quiet moment: a device that stays slower is what a loo
 ATTEMPTS = 5  # at a chunk, each with as many rounds more, if its times are too disturbed to be kept
 FEWEST_TO_TELL = 10  # networks from which a missing signal can be told
 CHANCE = 0.01  # how often times without a signal may pass: few networks of a disturbed machine must not be refused
-POOL = 600  # random candidates that a covering design chooses from
 CHANGED = 0.2  # relative change of the sentinel's time from which stored measurements are not used
 
 
@@ -98,45 +95,6 @@ class Calibration:
         return {id_: m.latency_ms for id_, m in self.measurements.items() if id_ not in corrected}
 
 
-def covering_design(
-    family: Family, workload: Workload, *, num: int, first: Sequence[Architecture], seed: int
-) -> list[Architecture]:
-    """`num` architectures, those of `first` and then farthest points (Gonzalez, 1985) from a random pool."""
-    rng = np.random.default_rng([seed, 1])
-    pool = list({a.id: a for a in (*first, *(family.space.sample(rng) for _ in range(POOL)))}.values())
-    operators = family.operators(Encoding.of(family.space, pool), workload)
-    sums: dict[str, np.ndarray] = {}
-    for operator in operators:
-        sums[operator.kind] = sums.get(operator.kind, np.zeros(len(pool))) + operator.bytes + operator.flops
-    features = np.log1p(np.stack([np.broadcast_to(column, len(pool)) for column in sums.values()], axis=1))
-    features = (features - features.mean(axis=0)) / np.maximum(features.std(axis=0), 1e-9)
-    chosen = list(range(min(num, len({a.id for a in first}))))
-    distance = np.full(len(pool), np.inf)
-    for index in chosen:
-        distance = np.minimum(distance, np.linalg.norm(features - features[index], axis=1))
-    while len(chosen) < min(num, len(pool)):
-        chosen.append(int(np.argmax(distance)))
-        distance = np.minimum(distance, np.linalg.norm(features - features[chosen[-1]], axis=1))
-    return [pool[i] for i in chosen]
-
-
-def sentinel_of(family: Family) -> Architecture:
-    """The network that is timed beside all others: the last hand-designed one, which is small and looks like the rest, in the
-    first of its surroundings."""
-    return everywhere(family.space, list(family.hand_designed().values())[-1:])[0]
-
-
-def export_for_timing(
-    family: Family, archs: Sequence[Architecture], workload: Workload, folder: Path, *, device: Device
-) -> list[Exported]:
-    """Networks with random weights, exported for the device as the ones that ship are: times do not depend on the weights."""
-    forms = ((arch, *form_of(family, family.network(arch, backend="blocks"), workload)) for arch in archs)
-    return [
-        Exported(arch, export_for(device, form, example, folder / arch.id), {n: value.numpy() for n, value in example.items()})
-        for arch, form, example in forms
-    ]
-
-
 @dataclass(frozen=True)
 class Calibrator:
     """Measures what neither the run nor the store has yet, and fits a latency model."""
@@ -158,7 +116,7 @@ class Calibrator:
             DeviceError: the device failed; what was measured is kept.
         """
         self._moment(CALIBRATION)
-        to_fit, held_out = self.design(seed=seed)
+        to_fit, held_out = design(self.family, self.workload, self.settings, seed=seed)
         wanted = {arch.id: arch for arch in (*to_fit, *held_out)}
         have = read_measurements(self.family, self.run, phase=CALIBRATION)
         if not set(wanted) <= set(have):
@@ -281,24 +239,6 @@ class Calibrator:
         if missing:
             known |= self._measure(missing, known, phase=LATER)
         return {arch.id: known[arch.id] for arch in archs}
-
-    def design(self, *, seed: int) -> tuple[list[Architecture], list[Architecture]]:
-        """Which architectures to fit to, and which to hold out: each network in all surroundings."""
-        num_fit, num_held_out = self.settings.num_fit, self.settings.num_held_out
-        first = [self.family.space.smallest(), *self.family.hand_designed().values()]
-        to_fit = covering_design(self.family, self.workload, num=num_fit, first=first, seed=seed)
-        known = {network_of(arch).id for arch in to_fit}
-        rng = np.random.default_rng([seed, 2])
-        samples = (self.family.space.sample(rng) for _ in range(POOL))
-        drawn = {network.id: arch for arch in samples if (network := network_of(arch)).id not in known}
-        if len(to_fit) < num_fit or len(drawn) < num_held_out:
-            size = self.family.space.num_architectures()
-            raise ValueError(
-                f"calibration: {num_fit} networks to fit and {num_held_out} to hold out are too many for the space "
-                f"{self.family.space.name}, which has {size}"
-            )
-        space = self.family.space
-        return everywhere(space, to_fit), everywhere(space, list(drawn.values())[:num_held_out])
 
     def _from_store(self, wanted: Collection[str], have: Mapping[str, Measurement]) -> dict[str, Measurement]:
         """Those of earlier runs on this device, unless its speed has changed since; written to the run as well."""

@@ -20,7 +20,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from experiments.arguments import parse
 from experiments.build import build, make, make_device
-from experiments.calibration import export_for_timing, read_measurements, sentinel_of
+from experiments.calibration import read_measurements
 from experiments.compute import chosen_compute
 from experiments.conclude import verdict_of
 from experiments.contract import TOLERANCE, Limits, tolerance_of
@@ -33,6 +33,7 @@ from experiments.progress import Reporter
 from experiments.results import Results
 from experiments.run_directory import CONFIG, SUPERNET, RunError
 from experiments.shipping import Shipment, Terms, check_unchanged, folder_of, ship
+from experiments.timed_networks import export_for_timing, sentinel_of
 from experiments.verdicts import USER
 from hardware.runtimes import RUNTIMES
 from hardware.store import sentinel_reference

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from experiments.calibration import CUT_SHORT, MEASUREMENTS, export_for_timing, left_by, read_measurements, sentinel_of
+from experiments.calibration import CUT_SHORT, MEASUREMENTS, left_by, read_measurements
 from experiments.early_exits import ExitFile, Way
 from experiments.file_scores import FileScores
 from experiments.network_files import NetworkFiles
+from experiments.timed_networks import export_for_timing, sentinel_of
 from hardware.quality import margin, uncertainty
 from hardware.timing import CutShortError, Exported, measure_on
 from nas.export import export_for, form_of, runs_onnx

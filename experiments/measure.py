@@ -23,7 +23,6 @@ from rich.console import Console
 
 from experiments.arguments import parse
 from experiments.build import family_of_task, make, make_device
-from experiments.calibration import export_for_timing, sentinel_of
 from experiments.composing import VOCABULARY, stand_in_family
 from experiments.compute import chosen_compute
 from experiments.config import composed
@@ -35,6 +34,7 @@ from experiments.networks import Network, pick
 from experiments.onnx_inputs import DynamicSizes, dynamic_dimensions, make_inputs
 from experiments.progress import Reporter
 from experiments.run_directory import CANDIDATES, CONFIG, RunDirectory, RunError
+from experiments.timed_networks import export_for_timing, sentinel_of
 from hardware.timing import CutShortError, Exported, measure
 from nas.export import format_of, runs_onnx
 from nas.protocols import Device, DeviceError, Family

@@ -30,7 +30,7 @@ from experiments.finishing import Finisher
 from experiments.halving import Halving
 from experiments.journal import check_journal
 from experiments.ledger import spent
-from experiments.outcome import Outcome
+from experiments.outcome import Explored, Outcome
 from experiments.progress import Reporter
 from experiments.proposing import Proposer
 from experiments.roles import SCORED_ON
@@ -184,12 +184,7 @@ class Pipeline:
         )
         explored = explorer.explore([p.arch for p in proposals], self.calibrator())
         baselines = BaselineTeachers(self.task, trivial)
-        finisher = self.finisher(compute)
-        if baseline := baselines.of_short_list(explored, self.settings.finish.lesson, self.report):
-            finisher = dataclasses.replace(finisher, outsider=baseline)
-        elif finisher.outsider is not None:
-            with spent(self.run, "teacher"):
-                finisher.outsider()
+        finisher = self._taught(self.finisher(compute), baselines, explored)
         settings, tuned = Tuner(finisher, budget, self.settings, self.report).tuned(explored, supernet)
         finisher = dataclasses.replace(finisher, settings=settings.finish)
         climbed = Halving(finisher, budget, settings, self.report).climb(explored, supernet)
@@ -219,6 +214,15 @@ class Pipeline:
             tuned=tuned,
             elsewhere={c.name: v for c in self.also if (v := c.verdict(elsewhere[c.name], finisher, choice.arch))},
         )
+
+    def _taught(self, finisher: Finisher, baselines: BaselineTeachers, explored: Explored) -> Finisher:
+        """With the baseline that teaches the short-list, if one does, or with the answers of the checkpoint that is asked for."""
+        if baseline := baselines.of_short_list(explored, self.settings.finish.lesson, self.report):
+            return dataclasses.replace(finisher, outsider=baseline)
+        if finisher.outsider is not None:
+            with spent(self.run, "teacher"):
+                finisher.outsider()
+        return finisher
 
     def finisher(self, compute: Compute) -> Finisher:
         lesson, checkpoints = self.settings.finish.lesson, CheckpointTeachers(self.task, compute, self.run, self.report)

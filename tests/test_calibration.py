@@ -11,6 +11,7 @@ from experiments.calibration import CHUNK, MEASUREMENTS, Calibrator
 from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory
 from experiments.settings import CalibrationSettings
+from experiments.timed_networks import design
 from hardware.store import MeasurementStore
 from hardware.timing import Exported
 from latency_models.additive import AdditiveLatency
@@ -187,7 +188,7 @@ def test_a_model_without_uncertainty_is_refused(calibrator):
 def test_held_out_networks_are_measured_among_the_others(calibrator):
     """Where the machine changes half way, the held-out networks must not all be on the far side of it."""
     calibrator = replace(calibrator, settings=CalibrationSettings(num_fit=24, num_held_out=12, rounds=1))
-    _, held_out = calibrator.design(seed=0)
+    _, held_out = design(calibrator.family, calibrator.workload, calibrator.settings, seed=0)
     calibration = calibrator.calibrate(AdditiveLatency(), seed=0)
     measured = [record["arch"] for record in calibrator.run.read_lines(MEASUREMENTS)]
     assert len(measured) == len(calibration.measurements) == 36

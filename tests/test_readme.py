@@ -14,10 +14,10 @@ import yaml
 from omegaconf import OmegaConf
 
 from experiments.build import build
-from experiments.calibration import export_for_timing
 from experiments.cli import COMMANDS
 from experiments.config import composed
 from experiments.progress import Reporter
+from experiments.timed_networks import export_for_timing
 from nas.protocols import Device, DifferentiableLatencyModel, Searcher
 from nas.types import Measurement, Workload
 from tests.support.commands import ROOT, command

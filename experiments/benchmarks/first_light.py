@@ -34,12 +34,13 @@ from experiments.benchmarks import do_it_yourself
 from experiments.benchmarks.darts import random_log_p
 from experiments.budgets import Ends
 from experiments.build import build
-from experiments.calibration import CHUNK, export_for_timing, quality, sentinel_of
+from experiments.calibration import CHUNK, quality
 from experiments.conclude import conclude
 from experiments.config import composed
 from experiments.pipeline import Pipeline
 from experiments.progress import Reporter
 from experiments.run_directory import RunDirectory
+from experiments.timed_networks import export_for_timing, sentinel_of
 from hardware.store import MeasurementStore, sentinel_reference
 from hardware.timing import Exported, measure_on
 from nas.constraints import within_ms

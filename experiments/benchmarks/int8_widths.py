@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from experiments.calibration import export_for_timing
 from experiments.progress import Reporter
+from experiments.timed_networks import export_for_timing
 from hardware.local_cpu import LocalCpu
 from hardware.timing import measure
 from nas.finish.precision import quantised

@@ -28,12 +28,12 @@ from rich.table import Table
 from torch import nn
 
 from experiments.build import build
-from experiments.calibration import export_for_timing
 from experiments.config import composed
 from experiments.ledger import NAME as LEDGER
 from experiments.ledger import spent
 from experiments.pipeline import Pipeline
 from experiments.progress import Reporter
+from experiments.timed_networks import export_for_timing
 from hardware.local_torch import num_threads
 from nas.compute import Compute
 from nas.costs import flops_of

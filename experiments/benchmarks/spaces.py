@@ -31,8 +31,8 @@ from experiments.benchmarks.supernet import (
     default_family,
     random_batch,
 )  # fmt: skip
-from experiments.calibration import export_for_timing
 from experiments.progress import Advance, Reporter
+from experiments.timed_networks import export_for_timing
 from hardware.local_cpu import LocalCpu
 from hardware.local_torch import num_threads
 from hardware.timing import measure
