@@ -54,8 +54,9 @@ def searched(finished, tmp_path_factory):
 def test_memory_is_an_objective_and_a_budget(searched):
     results = json.loads((searched / "results.json").read_text())
     networks = {n["id"]: n for n in results["networks"]}
-    for n in networks.values():
-        assert n["measured"]["memory_mib"] == pytest.approx(n["predicted"]["memory_mib"], rel=0.15)
+    most = {c["id"]: c["objectives"]["upper_mib"] for c in lines(searched / "candidates.jsonl")}
+    for id_, n in networks.items():
+        assert 0.85 * n["predicted"]["memory_mib"] < n["measured"]["memory_mib"] <= most[id_]
     assert networks[results["picked_id"]]["measured"]["memory_mib"] <= BUDGET_MIB
     assert results["beside"]["memory_mib"]["kept"] is True
     for candidate in lines(searched / "candidates.jsonl"):

@@ -141,7 +141,7 @@ def test_a_file_s_name_is_no_text_that_one_means(folder):
 
 
 def test_who_has_read_enough_is_told_no_more(folder):
-    line = [sys.executable, "-I", str(folder / "predict.py"), *["a"] * 50]
+    line = [sys.executable, "-I", str(folder / "predict.py"), *["a"] * 5000]  # more than a pipe holds
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stderr is not None

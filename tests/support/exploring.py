@@ -1,6 +1,7 @@
 """The parts of a brief search on a device whose times are known: its calibration, an explorer, and what that scored."""
 
 import json
+from datetime import UTC, datetime
 
 import numpy as np
 
@@ -20,7 +21,8 @@ def lines(path):
 
 
 def measurement(arch, milliseconds, **environment):
-    return Measurement(arch, "simulated", Workload(tokens=32), ((milliseconds,),), ((1.0,),), 1.0, environment)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return Measurement(arch, "simulated", Workload(tokens=32), ((milliseconds,),), ((1.0,),), 1.0, {"time": now, **environment})
 
 
 def law_ms(pipeline, archs, *, factor=1.0):
