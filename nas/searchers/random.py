@@ -13,7 +13,8 @@ from nas.searchers.costs import NO_LIMITS, Costs, unknown, within
 from nas.space import Architecture, SearchSpace
 from nas.types import Candidate
 
-DRAWS = 10_000
+BLOCK = 50  # draws whose costs are asked for at once
+MOST_BLOCKS = 200
 
 
 class Random:
@@ -34,19 +35,29 @@ class Random:
         self._initial = list(initial)
         self._seen: set[str] = set()
         self._drawn = 0
+        self._waiting: list[Architecture] = []
 
     def ask(self) -> Architecture:
         """Raises ExhaustedError when 10,000 draws in a row were known or refused."""
         if self._initial:
             self._seen.add(self._initial[0].id)
             return self._initial.pop(0)
-        for _ in range(DRAWS):
-            arch = self.space.sample(np.random.default_rng([self.seed, self._drawn]))
-            self._drawn += 1
-            if arch.id not in self._seen and within([arch], self.limits, self.costs).all():
-                self._seen.add(arch.id)
-                return arch
+        for _ in range(MOST_BLOCKS):
+            while self._waiting:
+                arch = self._waiting.pop(0)
+                if arch.id not in self._seen:
+                    self._seen.add(arch.id)
+                    return arch
+            self._waiting = self._block()
         raise ExhaustedError(f"the space {self.space.name} has no more architectures to draw after {len(self._seen)}")
+
+    def _block(self) -> list[Architecture]:
+        """Of the next draws those that are not known to be beyond a limit."""
+        numbers = range(self._drawn, self._drawn + BLOCK)
+        self._drawn = numbers.stop
+        archs = [self.space.sample(np.random.default_rng([self.seed, number])) for number in numbers]
+        kept = within(archs, self.limits, self.costs)
+        return [arch for arch, is_within in zip(archs, kept.tolist(), strict=True) if is_within]
 
     def tell(self, candidate: Candidate) -> None:
         self._seen.add(candidate.arch.id)
