@@ -223,7 +223,7 @@ def test_random_search_keeps_the_limits_too_and_ends_where_nothing_does(pipeline
     searcher = replace(one, budget=Budget(float(np.median(upper)), "user"))._strategy([])
     assert calibrated.model.predict([searcher.ask() for _ in range(8)]).upper_ms.max() <= np.median(upper)
     nothing = replace(one, budget=Budget(1e-9, "user"))._strategy([])
-    monkeypatch.setattr(random, "DRAWS", 20)
+    monkeypatch.setattr(random, "MOST_BLOCKS", 2)
     with pytest.raises(ExhaustedError, match="has no more architectures to draw"):
         nothing.ask()
 
