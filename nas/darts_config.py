@@ -40,8 +40,8 @@ class DartsConfig:
         ValueError: a value outside its range.
     """
 
-    steps: int = 12
-    steps_more: int = 6
+    steps: int = 18
+    steps_more: int = 3
     tokens_per_batch: int = 2048
     logit_rate: float = 0.1
     weight_rate: float = 5e-4

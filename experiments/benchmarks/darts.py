@@ -7,7 +7,7 @@ latency model is fitted to 44 such times, as a calibration would be. The network
   which is what the search compares with a budget, lies in [0.93, 1] of it (`budget_hit_percent`). Once after a search, once from
   random probabilities, where nothing but the projection can hit. `budget_hit_percent_predicted` asks the same of the predicted
   mean: that is as many times below the bound as the bound is wide, and lies in that range where the bound is narrow.
-- *Cost*: CPU time of ten proposals over that of the first.
+- *Cost*: CPU time of ten proposals over that of the first, by the settings that a search has by default.
 - *Options*: validation error in percent, with the weights of one supernet that all share, of the proposals for three budgets,
   after equal steps; the mean over seeds. Second order, beta decay, auxiliary skips, early stopping (at the paper's threshold and
   at half of it) and perturbation stand on softmax, as in their papers; the full preset has them with gumbel noise, the default,
@@ -91,7 +91,7 @@ class Preset:
     seeds: int = 3
     supernet_steps: int = 600
     tokens_per_batch: int = 2048
-    cost: DartsConfig = field(default_factory=lambda: DartsConfig(tokens_per_batch=256))
+    cost: DartsConfig = field(default_factory=DartsConfig)
     options: DartsConfig = field(default_factory=lambda: _options_config(steps=15))
     compared: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: OPTIONS)
     max_examples: int | None = 10_000
@@ -104,7 +104,7 @@ PRESETS = {
     ),
     "quick": Preset(),
     "full": Preset(
-        budgets=120, brief=10, seeds=5, supernet_steps=1000, tokens_per_batch=1024, cost=DartsConfig(),
+        budgets=120, brief=10, seeds=5, supernet_steps=1000, tokens_per_batch=1024,
         options=_options_config(steps=60, tokens_per_batch=2048), compared={**OPTIONS, **WITH_GUMBEL}, max_examples=None,
     ),
 }  # fmt: skip
