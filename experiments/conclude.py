@@ -16,9 +16,11 @@ from experiments.outcome import Chosen, Finalist, Outcome
 from experiments.pipeline import Pipeline
 from experiments.progress import Reporter
 from experiments.proposing import HEALTH
-from experiments.report import health_sentence, summary, write_report
+from experiments.report import write_report
 from experiments.results import LedgerEntry, Parity, PredictorReport, Results
+from experiments.sentences import health_sentence
 from experiments.shipping import Shipment, Shipped, Terms, ship
+from experiments.summary import summary
 from experiments.ties import told_apart
 from experiments.verdicts import LimitVerdict, Verdict, facts_of, times_of
 from experiments.versions import versions

@@ -74,6 +74,10 @@ class Network:
         return self.measured_ms if self.measured_high_ms is None else self.measured_high_ms
 
 
+def by_time(networks: Sequence[Network]) -> list[Network]:
+    return sorted(networks, key=lambda n: (n.latency_ms, n.error_percent))
+
+
 def front(networks: Sequence[Network], objectives: Sequence[str] = PLANE) -> tuple[Network, ...]:
     """The networks that no other beats in these objectives, the fastest first."""
     if not networks:

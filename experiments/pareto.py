@@ -10,7 +10,8 @@ from omegaconf import MISSING
 from experiments.arguments import parse
 from experiments.finished_run import existing_run, load
 from experiments.progress import Reporter
-from experiments.report import summary, write_report
+from experiments.report import write_report
+from experiments.summary import summary
 
 
 @dataclass

@@ -123,53 +123,68 @@ def measure(
         raise ValueError("networks: there is nothing to measure")
     if rounds < 1:
         raise ValueError(f"rounds: {rounds} is not at least 1")
-    devices, beside_them = [device_of(device, network.arch) for network in networks], device_of(device, sentinel.arch)
-    facts = [own.environment for own in devices]  # a board is reached for them, and then knows its conditions
+    visits = [_Visits(network, device_of(device, network.arch)) for network in networks]
+    beside_them = device_of(device, sentinel.arch)
     when = datetime.now(UTC).isoformat(timespec="seconds")
     shared = {**_conditions(beside_them), "time": when, "sentinel": sentinel.arch.id}
     order = [(index + start) % len(networks) for start in range(rounds) for index in range(len(networks))]
-    samples: list[list[tuple[float, ...]]] = [[] for _ in networks]
-    beside: list[list[tuple[float, ...]]] = [[] for _ in networks]
-    energy: list[list[float | None]] = [[] for _ in networks]
 
     def measured(complete: int) -> list[Measurement]:
         """Of the first rounds, which all networks have."""
         together = {**shared, "rounds": complete, "conditions_after": _conditions(beside_them)}
         reference_ms = sentinel_reference_ms
         if reference_ms is None:
-            reference_ms = min(float(np.percentile(visit, 25)) for visits in beside for visit in visits[:complete])
-        found = []
-        for index, (network, own) in enumerate(zip(networks, devices, strict=True)):
-            computed = {"estimate": dict(own.estimated(network.path, network.inputs))} if isinstance(own, HasEstimate) else {}
-            metered = {} if None in energy[index] else {"energy_mj": energy[index][:complete]}
-            found.append(
-                Measurement(
-                    arch=network.arch,
-                    device=device.name,
-                    workload=workload,
-                    samples_ms=tuple(samples[index][:complete]),
-                    sentinel_ms=tuple(beside[index][:complete]),
-                    sentinel_reference_ms=reference_ms,
-                    environment={**facts[index], **together, **metered, **computed},
-                )
+            reference_ms = min(float(np.percentile(visit, 25)) for own in visits for visit in own.sentinel_ms[:complete])
+        return [
+            Measurement(
+                arch=own.network.arch,
+                device=device.name,
+                workload=workload,
+                samples_ms=tuple(own.samples_ms[:complete]),
+                sentinel_ms=tuple(own.sentinel_ms[:complete]),
+                sentinel_reference_ms=reference_ms,
+                environment={**own.facts, **together, **own.costs(complete)},
             )
-        return found
+            for own in visits
+        ]
 
     try:
         before = beside_them.run(sentinel.path, sentinel.inputs)
         for done, index in enumerate(order, start=1):
-            own = devices[index]
-            samples[index].append(own.run(networks[index].path, networks[index].inputs))
-            energy[index].append(own.energy_mj() if isinstance(own, HasEnergy) else None)
+            visits[index].run()
             after = beside_them.run(sentinel.path, sentinel.inputs)
-            beside[index].append(before + after)
+            visits[index].sentinel_ms.append(before + after)
             before = after
             on_visit(done, len(order))
     except DeviceError as error:
-        if complete := min(map(len, beside)):
+        if complete := min(len(own.sentinel_ms) for own in visits):
             raise CutShortError(str(error), measured(complete)) from error
         raise
     return measured(rounds)
+
+
+class _Visits:
+    """To one of the networks that are measured together, on the device that runs it: what they gave, and the sentinel beside."""
+
+    def __init__(self, network: Exported, device: Device) -> None:
+        self.network, self.device = network, device
+        self.facts = device.environment  # a board is reached for them, and then knows its conditions
+        self.samples_ms: list[tuple[float, ...]] = []
+        self.sentinel_ms: list[tuple[float, ...]] = []
+        self.energy_mj: list[float | None] = []
+
+    def run(self) -> None:
+        self.samples_ms.append(self.device.run(self.network.path, self.network.inputs))
+        self.energy_mj.append(self.device.energy_mj() if isinstance(self.device, HasEnergy) else None)
+
+    def costs(self, complete: int) -> dict[str, Any]:
+        """What the device says of the network beside its times, of the first rounds."""
+        found: dict[str, Any] = {}
+        if None not in self.energy_mj:
+            found["energy_mj"] = self.energy_mj[:complete]
+        if isinstance(self.device, HasEstimate):
+            found["estimate"] = dict(self.device.estimated(self.network.path, self.network.inputs))
+        return found
 
 
 def settled(measurements: Sequence[Measurement]) -> bool:

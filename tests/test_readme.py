@@ -17,6 +17,7 @@ from experiments.build import build
 from experiments.cli import COMMANDS
 from experiments.config import composed
 from experiments.progress import Reporter
+from experiments.settings import OuterSettings
 from experiments.timed_networks import export_for_timing
 from nas.protocols import Device, DifferentiableLatencyModel, Searcher
 from nas.types import Measurement, Workload
@@ -182,11 +183,15 @@ def test_recipe_device(small, tmp_path):
     assert len(device.fingerprint) == 12
 
 
+def on_its_default(group, name):
+    """What a file of the guide makes of the one choice that it begins with, built."""
+    text = yaml.safe_load(NAMED[f"conf/{group}/{name}.yaml"])
+    [default] = text.pop("defaults")
+    return hydra.utils.instantiate(OmegaConf.merge(OmegaConf.load(ROOT / f"conf/{group}/{default}.yaml"), text), _convert_="all")
+
+
 def test_recipe_space():
-    text = yaml.safe_load(NAMED["conf/space/narrow.yaml"])
-    assert text.pop("defaults") == ["encoder"]
-    encoder = OmegaConf.load(ROOT / "conf/space/encoder.yaml")
-    make = hydra.utils.instantiate(OmegaConf.merge(encoder, text), _convert_="all")
+    make = on_its_default("space", "narrow")
     family = make(vocab_size=50, num_classes=2, max_tokens=8)
     assert family.space.name == "narrow"
     assert family.space.by_name["width"].options == (16, 32, 48)
@@ -208,7 +213,8 @@ def test_recipe_predictor(small):
 
 def test_recipe_strategy(small):
     load("nas/searchers/hill.py")
-    settings = hydra.utils.instantiate(OmegaConf.create(NAMED["conf/searcher/hill.yaml"]), _convert_="all")
+    settings = on_its_default("searcher", "hill")
+    assert settings.evaluations == OuterSettings().evaluations
     space = small.family.space
     searcher = settings.make_searcher(
         space, objectives=("error",), seed=0, initial=[space.largest()], limits={}, storage=None, population=16

@@ -14,22 +14,18 @@ from rich.console import Console
 from experiments.conclude import lost_sentence
 from experiments.networks import front
 from experiments.plots.pareto import pareto_figure
-from experiments.report import (
-    COLUMNS,
+from experiments.report import COLUMNS, page, pareto_csv, write_report
+from experiments.results import Results, StageFigures, StageReport
+from experiments.sentences import (
     beaten_sentence,
     compare_at_equal_time,
     few_sentence,
-    front_table,
     health_sentence,
-    page,
-    pareto_csv,
     search_sentences,
-    summary,
     trivial_sentence,
     trust_sentence,
-    write_report,
 )
-from experiments.results import Results, StageFigures, StageReport
+from experiments.summary import front_table, summary
 from experiments.trust import evidence, gained, hypervolumes_by_cost
 from experiments.verdicts import LimitVerdict, Verdict
 from nas.pareto import non_dominated

@@ -9,8 +9,8 @@ from scipy.stats import kendalltau
 
 from experiments.formatting import format_seconds
 from experiments.looks import in_words
-from experiments.report import tied_sentence
 from experiments.results import Results
+from experiments.sentences import tied_sentence
 from experiments.ties import ties
 from experiments.trust import at_equal_seconds, evidence, predictor_on_picked, rank_correlation, sentences, tau_with_interval
 from nas.pareto import hypervolume

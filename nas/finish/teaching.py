@@ -7,8 +7,7 @@ with weights that go linearly from a first to a last value.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -21,9 +20,9 @@ from torch.nn.utils import parametrize
 
 from nas.compute import Compute
 from nas.finish.exits import answers_of, early_loss
-from nas.finish.losses import MATCHES, Seen, matched, recorded, soft_labels
+from nas.finish.imitation import imitating
+from nas.finish.losses import MATCHES
 from nas.finish.precision import check
-from nas.finish.remembered import Remembered, Remembering, can_remember
 from nas.protocols import IGNORED, Batch, Task
 from nas.space import Architecture, SearchSpace
 from nas.supernet import error_percent, evaluation_batches, state_of
@@ -216,66 +215,50 @@ def teach(
         TrainingError: as of `Trainer.run`.
         ValueError: class weights for a task whose targets are not one class an example, or a teacher that cannot be matched.
     """
-    batches: list[Iterator[Batch]] = []
-    drawn, setbacks = 0, list[str]()
     loss_of = _balanced(task, train, compute) if lesson.class_weights else task.loss
-    plain = [m.weight for m in network.modules() if isinstance(m, nn.Linear) and not parametrize.is_parametrized(m)]
-    zeros = [(weight, weight == 0) for weight in plain if bool((weight == 0).any())]
-    inside = [name for name in lesson.match if name != "answers"] if lesson.needs_teacher else []
     total = train.steps * train.accumulate
-    with ExitStack() as stack:
-        student = stack.enter_context(recorded(network)) if inside else Seen()
-        theirs = [stack.enter_context(recorded(t.eval())) for t in teachers] if inside else []
-        projection = _projection(network, teachers, task, train, compute) if "hidden" in inside else nn.Identity()
-        asked = teachers if inside else [_answering(teacher, task) for teacher in teachers]
+    told: list[str] = []
+    with imitating(
+        network, teachers if lesson.needs_teacher else [], task, match=lesson.match, temperature=lesson.temperature,
+        example=lambda: _first_batch(task, train, compute),
+    ) as imitation:  # fmt: skip
+        module = nn.ModuleList([network, imitation.projection])
+        state = _state_for(module, checkpoint)
+        drawn = state["drawn"] if state else 0
+        batches = stream(task, "train", tokens_per_batch=train.tokens_per_batch, seed=seed, start=drawn)
 
         def gradient(number: int) -> float:
             nonlocal drawn
-            if not batches:
-                batches.append(stream(task, "train", tokens_per_batch=train.tokens_per_batch, seed=seed, start=drawn))
-            batch, drawn = next(batches[0]).to(compute.device), drawn + 1
+            batch, drawn = next(batches).to(compute.device), drawn + 1
             alpha, beta, gamma = lesson.weights(number / max(1, total - 1))
             with compute.autocast():
                 *early, outputs = answers_of(network, batch.inputs)
                 loss = alpha * loss_of(outputs, batch.targets)
                 if early:
                     loss = loss + early_loss(early, outputs, [loss_of(answer, batch.targets) for answer in early])
-                if teachers and beta:
-                    with torch.no_grad():
-                        answers = [teacher(*batch.inputs) for teacher in asked]
-                    learned = (
-                        soft_labels(outputs, answers, batch.targets, lesson.temperature) if "answers" in lesson.match else 0.0
-                    )
-                    if inside:
-                        learned = learned + matched(inside, student, theirs[0], projection, batch.inputs)
-                    loss = loss + beta * learned
+                if imitation.teachers and beta:
+                    loss = loss + beta * imitation.loss(outputs, batch)
                 error = quantisation_error()
                 if gamma:
                     loss = loss + gamma * error
             loss.backward()
             return float(loss.detach())
 
-        def keep_zeros() -> None:
-            for weight, zero in zeros:
-                weight.masked_fill_(zero, 0.0)
-
         def note(words: str) -> None:
-            setbacks.append(words)
+            told.append(words)
             on_setback(words)
 
         def enough(step: int) -> bool:
             ends = best.enough(step)
             if not ends:
-                checkpoint.write(lambda: {**trainer.state_dict(), **best.state_dict(), "drawn": drawn, "told": setbacks})
+                checkpoint.write(lambda: {**trainer.state_dict(), **best.state_dict(), "drawn": drawn, "told": told})
             return ends
 
-        trainer = Trainer(nn.ModuleList([network, projection]), train, gradient, bind=keep_zeros)
+        trainer = Trainer(module, train, gradient, bind=_zeros_kept(network))
         best = _Best(network, task, compute, lesson, trainer)
-        state = checkpoint.read()
-        if state is not None and _shapes(state["module"]) == _shapes(trainer.module.state_dict()):
+        if state:
             trainer.load_state_dict(state)
             best.load_state_dict(state)
-            drawn = state["drawn"]
             for words in state["told"]:
                 note(words)
             on_step(trainer.step)
@@ -283,8 +266,30 @@ def teach(
         best.restore()
 
 
+def _first_batch(task: Task, train: TrainConfig, compute: Compute) -> Batch:
+    return next(iter(task.batches("train", tokens_per_batch=train.tokens_per_batch, seed=0))).to(compute.device)
+
+
+def _state_for(module: nn.Module, checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """What was written of a training of a module with these weights, or nothing."""
+    state = checkpoint.read()
+    return state if state is not None and _shapes(state["module"]) == _shapes(module.state_dict()) else {}
+
+
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in state.items()}
+
+
+def _zeros_kept(network: nn.Module) -> Callable[[], None]:
+    """Makes those weights of linear maps zero again that are zero now."""
+    plain = [m.weight for m in network.modules() if isinstance(m, nn.Linear) and not parametrize.is_parametrized(m)]
+    zeros = [(weight, weight == 0) for weight in plain if bool((weight == 0).any())]
+
+    def keep() -> None:
+        for weight, zero in zeros:
+            weight.masked_fill_(zero, 0.0)
+
+    return keep
 
 
 class _Best:
@@ -320,23 +325,6 @@ class _Best:
     def restore(self) -> None:
         if self.state:
             self.network.load_state_dict(self.state)
-
-
-def _answering(teacher: nn.Module, task: Task) -> nn.Module:
-    """The teacher, which is asked once for each example where its answers can be kept."""
-    knows = isinstance(teacher, Remembered | Remembering) or not can_remember(task)
-    return teacher.eval() if knows else Remembering(teacher.eval())
-
-
-def _projection(
-    network: nn.Module, teachers: Sequence[nn.Module], task: Task, train: TrainConfig, compute: Compute
-) -> nn.Module:  # fmt: skip
-    """From the student's width to the teacher's, learned, where they differ."""
-    batch = next(iter(task.batches("train", tokens_per_batch=train.tokens_per_batch, seed=0))).to(compute.device)
-    with recorded(network) as ours, recorded(teachers[0]) as theirs, torch.no_grad():
-        network(*batch.inputs), teachers[0](*batch.inputs)
-    own, wanted = ours.hidden.shape[-1], theirs.hidden.shape[-1]
-    return nn.Identity() if own == wanted else nn.Linear(own, wanted).to(compute.device)
 
 
 def _balanced(task: Task, train: TrainConfig, compute: Compute) -> Callable[[Tensor, Tensor], Tensor]:
