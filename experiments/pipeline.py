@@ -42,7 +42,6 @@ from experiments.table_calibration import TableCalibrator
 from experiments.tuning import Tuner
 from hardware.recorded import RecordedDevice
 from hardware.store import MeasurementStore
-from hardware.surroundings import Surrounded
 from nas.compute import Compute
 from nas.protocols import (
     Device,
@@ -87,8 +86,6 @@ class Pipeline:
         check_precisions(family, device)
         if settings.outer.measure and isinstance(device, RecordedDevice):
             raise ValueError(f"searcher.measure: {device.name} is a table, nothing can be measured on it")
-        if also and isinstance(device, Surrounded):
-            raise ValueError("also: further devices do not go with surroundings, which are those of one device")
         for companion in also:
             if not isinstance(companion.latency_model, DifferentiableLatencyModel):
                 kind = type(companion.latency_model).__name__
