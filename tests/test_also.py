@@ -116,6 +116,7 @@ def test_a_table_predicts_and_a_budget_below_its_fastest_is_named(recorded, fini
         ("{two: {device: local_cpu, threadss: 2}}", r"also.two: .*device.threadss"),
         ("{two: {device: recorded}}", r"also.two: device.table: has no value"),
         ("{two: {device: local_cpu, budget_ms: -1}}", r"also.two.budget_ms: -1 is not positive"),
+        ("{two: {device: local_cpu, budget_mj: 3}}", "also.two.budget_mj: energy on further devices is known of the tables of"),
         ("{two: {device: local_cpu, budget_ms: fast}}", r"also.two.budget_ms: 'fast' is not a number"),
         ("{two: {device: local_cpu, budget_ms: .inf}}", r"also.two.budget_ms: '\.inf' is not a number"),
         ("{two: {device: local_cpu, budget_ms: inf}}", r"also.two.budget_ms: inf is no limit; null stands for none"),
