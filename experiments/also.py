@@ -58,10 +58,15 @@ class Companion:
                 )
         return found if family is like.family else replace(found, model=AnySurroundings(self.latency_model))
 
+    @property
+    def is_live(self) -> bool:
+        """Whether it can be measured."""
+        return not isinstance(self.device, RecordedDevice)
+
     def calibrator(self, like: Calibrator) -> Calibrator:
         """Of this device, in a folder of the run."""
         run = RunDirectory(like.run / FOLDER / self.name)
-        return replace(like, family=networks_alone(like.family), device=self.device, run=run)
+        return replace(like, family=networks_alone(like.family), device=self.device, run=run, place=f"on {self.name}")
 
     def verdict(self, calibration: Calibration, finisher: Finisher, arch: Architecture) -> Verdict | None:
         """Asked, predicted and, where the device measures, measured latency of what ships; None without a budget."""
@@ -69,7 +74,7 @@ class Companion:
             return None
         prediction = calibration.model.predict([arch])
         facts: dict[str, Any] = {"unmeasured": f"{self.device.name} is a table"}
-        if not isinstance(self.device, RecordedDevice):
+        if self.is_live:
             phase, rounds = f"{self.name}: {finisher.files.label(arch)}", 2 * finisher.settings.rounds
             try:
                 there = replace(finisher, device=self.device)

@@ -91,7 +91,7 @@ def assemble(
         beside=_beside(outcome),
         ties=ties,
         refined=outcome.explored.refined,
-        looks=tuple(look.to_json() for look in outcome.calibration.looks),
+        looks=tuple(look.to_json() for of in (outcome.calibration, *outcome.further) for look in of.looks),
         tuned=outcome.tuned,
         elsewhere=outcome.elsewhere,
         stages=outcome.stages,

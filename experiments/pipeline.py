@@ -179,7 +179,8 @@ class Pipeline:
         explorer = Explorer(
             self.family, self.task, supernet, compute, calibration, costing, budget, self.settings, self.run, self.report
         )
-        explored = explorer.explore([p.arch for p in proposals], self.calibrator())
+        further = {c.name: (c.calibrator(self.calibrator()), elsewhere[c.name]) for c in self.also if c.is_live}
+        explored = explorer.explore([p.arch for p in proposals], self.calibrator(), further)
         baselines = BaselineTeachers(self.task, trivial)
         finisher = self._taught(self.finisher(compute), baselines, explored)
         settings, tuned = Tuner(finisher, budget, self.settings, self.report).tuned(explored, supernet)
@@ -209,6 +210,7 @@ class Pipeline:
             costing=costing,
             stages=tuple(stages),
             tuned=tuned,
+            further=tuple(elsewhere.values()),
             elsewhere={c.name: v for c in self.also if (v := c.verdict(elsewhere[c.name], finisher, choice.arch))},
         )
 

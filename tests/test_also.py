@@ -50,6 +50,8 @@ def test_a_further_device_is_an_objective_with_a_budget(searched):
     assert all(0 < proposal["others"]["latency_ms_two"] <= BUDGET_MS for proposal in proposals)
     measured = lines(run / "also" / "two" / "measurements.jsonl")
     assert {m["environment"]["threads"] for m in measured} == {2}
+    moments = json.loads((run / "also" / "two" / "looks.json").read_text())
+    assert moments.keys() == json.loads((run / "looks.json").read_text()).keys() == {"calibration", "the answer"}
 
 
 def test_its_budget_is_kept_by_what_is_scored(pipeline, calibrated):
