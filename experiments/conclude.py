@@ -210,6 +210,7 @@ def _notes(pipeline: Pipeline, outcome: Outcome, shipped: Shipped) -> tuple[str,
     )
     if on_device := shipped.networks[0].get("on_device"):
         notes.append(f"The device that was timed: {device_sentence(on_device)}.")
+    notes += [f"On {name}: {device_sentence(facts)}." for name, facts in shipped.networks[0].get("also", {}).items()]
     if metrics := shipped.networks[0]["test"]["metrics"]:
         said = ", ".join(f"{value:.3f} {name}" for name, value in metrics.items())
         notes.append(f"The exported file on the test split: {said}.")

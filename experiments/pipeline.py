@@ -230,6 +230,7 @@ class Pipeline:
             self.family, self.task, self.device, self.workload, compute, self.settings.finish, self.settings.seed, self.run,
             outsider=functools.partial(checkpoints.teacher, lesson.teacher) if of_checkpoint else None,
             checkpoint_seconds=self.settings.checkpoint_seconds,
+            also={companion.name: companion.device for companion in self.also if companion.is_live},
         )  # fmt: skip
 
     def _once(self, name: str, title: str, make: Callable[[], Any]) -> Any:

@@ -84,6 +84,14 @@ def test_what_ships_is_measured_on_it(searched):
     assert record["environment"]["threads"] == 2
     assert verdict.kept == (verdict.measured_ms <= BUDGET_MS)
     assert results.kept == (verdict.kept and results.verdict.kept)
+    network = json.loads((run / "export" / results.picked_id / "contract.json").read_text())["networks"][0]
+    there = network["also"]["two"]
+    assert there["max_abs_difference"] < 1e-4
+    assert there["num_decisions"] >= network["parity"]["num_examples"]
+    assert there["validation_error_percent"] == network["validation_error_percent"]
+    assert there["test"]["error_percent"] == network["test"]["error_percent"]
+    assert any(note.startswith("On two: local_cpu (onnxruntime") and "decides 100.00 % of" in note for note in results.notes)
+    assert "| the further device two | local_cpu (" in (run / "export" / results.picked_id / "card.md").read_text()
     assert f"On two: {verdict.sentence[:20]}" in (run / "report.html").read_text().replace("\u00a0", " ")
 
 
