@@ -16,10 +16,12 @@ from experiments.run_directory import RunDirectory
 from experiments.table_calibration import TableCalibrator
 from experiments.verdicts import USER, Verdict, facts_of
 from hardware.recorded import RecordedDevice
+from latency_models.surroundings import AnySurroundings
 from nas.extremes import least
 from nas.projection import BudgetError
-from nas.protocols import Device, DeviceError, LatencyModel
+from nas.protocols import Device, DeviceError, DifferentiableLatencyModel
 from nas.space import Architecture
+from nas.surroundings import bare
 
 FOLDER = "also"  # of the run
 
@@ -30,30 +32,41 @@ class Companion:
 
     name: str
     device: Device
-    latency_model: LatencyModel
+    latency_model: DifferentiableLatencyModel
     budget_ms: float | None = None
 
     def calibrate(self, like: Calibrator, *, seed: int) -> Calibration:
-        """Fits its latency model, from measurements as `like` takes them, or from its table.
+        """Fits its latency model, from measurements as `like` takes them, or from its table. It runs as it is configured, in
+        whatever surroundings an architecture picks for the first device.
 
         Raises:
             BudgetError: the fastest network of the space is not sure to keep the budget.
             DeviceError, ValueError: as the calibrators do.
         """
+        family = networks_alone(like.family)
         if isinstance(self.device, RecordedDevice):
-            found = TableCalibrator(like.family, self.device, like.workload, like.report).calibrate(self.latency_model)
+            found = TableCalibrator(family, self.device, like.workload, like.report).calibrate(self.latency_model)
         else:
-            run = RunDirectory(like.run / FOLDER / self.name)
-            found = replace(like, device=self.device, run=run).calibrate(self.latency_model, seed=seed)
+            found = self.calibrator(like).calibrate(self.latency_model, seed=seed)
         if self.budget_ms is not None:
-            fastest = least(like.family.space, lambda archs: found.model.predict(archs).upper_ms)
+            fastest = least(family.space, lambda archs: found.model.predict(archs).upper_ms)
             [upper_ms] = found.model.predict([fastest]).upper_ms
             if self.budget_ms < upper_ms:
                 raise BudgetError(
                     f"also.{self.name}.budget_ms: {self.budget_ms:.4g} is below the fastest network of the space, "
                     f"{in_words(fastest)}, which takes at most {upper_ms:.4g} ms on {self.device.name}"
                 )
-        return found
+        return found if family is like.family else replace(found, model=AnySurroundings(self.latency_model))
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it can be measured."""
+        return not isinstance(self.device, RecordedDevice)
+
+    def calibrator(self, like: Calibrator) -> Calibrator:
+        """Of this device, in a folder of the run."""
+        run = RunDirectory(like.run / FOLDER / self.name)
+        return replace(like, family=networks_alone(like.family), device=self.device, run=run, place=f"on {self.name}")
 
     def verdict(self, calibration: Calibration, finisher: Finisher, arch: Architecture) -> Verdict | None:
         """Asked, predicted and, where the device measures, measured latency of what ships; None without a budget."""
@@ -61,7 +74,7 @@ class Companion:
             return None
         prediction = calibration.model.predict([arch])
         facts: dict[str, Any] = {"unmeasured": f"{self.device.name} is a table"}
-        if not isinstance(self.device, RecordedDevice):
+        if self.is_live:
             phase, rounds = f"{self.name}: {finisher.files.label(arch)}", 2 * finisher.settings.rounds
             try:
                 there = replace(finisher, device=self.device)
@@ -73,3 +86,9 @@ class Companion:
             asked_ms=self.budget_ms, asked_origin=USER, predicted_ms=float(prediction.mean_ms[0]),
             predicted_upper_ms=float(prediction.upper_ms[0]), **facts,
         )  # fmt: skip
+
+
+def networks_alone(family: Any) -> Any:
+    """A family without the surroundings that its space may have, which are those of the first device."""
+    space = bare(family.space)
+    return family if space == family.space else replace(family, space=space)

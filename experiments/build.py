@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.resources
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from experiments.also import Companion
 from experiments.config import composed
 from experiments.pipeline import Pipeline
 from experiments.progress import Reporter
-from experiments.settings import Settings
+from experiments.settings import Settings, check_budget
 from experiments.signatures import check_values, required, taken
+from experiments.table_search import Place
 from hardware.remote import Remote
 from hardware.store import MeasurementStore
 from hardware.surroundings import Surrounded
@@ -32,6 +34,7 @@ PLAIN = (
     "seed", "budget_ms", "budget_mib", "budget_mj", "batch", "tokens", "mode", "past", "torch_threads", "train_on",
     "train_precision", "train_attention", "checkpoint_seconds",
 )  # fmt: skip
+BUDGETS = ("budget_ms", "budget_mj")  # of a further device
 NAME = re.compile(r"[a-z][a-z0-9_]*")  # of a further device
 ALLOWED = ("experiments.", "hardware.", "latency_models.", "nas.", "search_spaces.", "sklearn.")
 
@@ -112,14 +115,41 @@ def make_also(config: DictConfig) -> list[Companion]:
     """Further devices, each with the latency model that its kind has by default. Raises ValueError like `build`."""
     found = []
     for name, values in also(config).items():
-        words = [f"{'' if key == 'device' else 'device.'}{key}={value}" for key, value in values.items() if key != "budget_ms"]
-        try:
-            whole = composed(*words)
+        if "budget_mj" in values:
+            raise ValueError(f"also.{name}.budget_mj: energy on further devices is known of the tables of space=hat alone")
+        with _of_further(name):
+            whole = _composed_further(values)
             device = _known(make(whole, "device"), config)
             found.append(Companion(name, device, make(whole, "latency_model"), values.get("budget_ms")))
-        except ValueError as error:
-            raise ValueError(f"also.{name}: {error}") from error
     return found
+
+
+def make_places(config: DictConfig) -> list[Place]:
+    """Further tables of a space that is known from tables alone. Raises ValueError like `build`."""
+    found = []
+    for name, values in also(config).items():
+        with _of_further(name):
+            place = Place(make(_composed_further(values), "device"), None, name)
+            budgets = {key: values[key] for key in BUDGETS if key in values}
+            asked = budgets.pop(own := place.cost.key("budget"), None)
+            if budgets:
+                raise ValueError(f"{next(iter(budgets))}: {place.table.name} holds {place.cost.name}; give {own}")
+        check_budget(f"also.{name}.{own}", asked)
+        found.append(replace(place, asked=asked))
+    return found
+
+
+def _composed_further(values: Mapping[str, Any]) -> DictConfig:
+    return composed(*(f"{'' if key == 'device' else 'device.'}{key}={v}" for key, v in values.items() if key not in BUDGETS))
+
+
+@contextmanager
+def _of_further(name: str) -> Iterator[None]:
+    """Says of which device it is what a constructor refuses."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"also.{name}: {error}") from error
 
 
 def make_family(config: DictConfig) -> Callable[..., Family]:

@@ -97,7 +97,8 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Calibrator:
-    """Measures what neither the run nor the store has yet, and fits a latency model."""
+    """Measures what neither the run nor the store has yet, and fits a latency model. `place` says where in words, of a further
+    device."""
 
     family: Family
     device: Device
@@ -106,6 +107,7 @@ class Calibrator:
     run: RunDirectory
     store: MeasurementStore
     report: Reporter
+    place: str = ""
 
     def calibrate(self, model: LatencyModel, *, seed: int) -> Calibration:
         """Fits `model` to everything measured, by earlier runs on this device too, and a twin of it to all but the networks that
@@ -163,8 +165,8 @@ class Calibrator:
         groups: dict[str, dict[str, Measurement]] = {}
         for id_, m in calibration.measurements.items():
             if ages[id_] >= minutes:
-                where = ", ".join(f"{name} {pick}" for name, pick in surroundings_of(m.arch).items())
-                groups.setdefault(where, {})[id_] = m
+                picks = [f"{name} {pick}" for name, pick in surroundings_of(m.arch).items()]
+                groups.setdefault(", ".join([*filter(None, [self.place]), *picks]), {})[id_] = m
         looks = []
         for where, then in groups.items():
             if len(then) >= LOOKED_AT and (now := self._again(then, phase=LOOK + before)):

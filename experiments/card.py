@@ -103,7 +103,8 @@ def _answered(network: Mapping[str, Any]) -> str:
 
 
 def _on_device(network: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [("the device that was timed", device_sentence(network["on_device"]))] if "on_device" in network else []
+    rows = [("the device that was timed", device_sentence(network["on_device"]))] if "on_device" in network else []
+    return rows + [(f"the further device {name}", device_sentence(facts)) for name, facts in network.get("also", {}).items()]
 
 
 def device_sentence(facts: Mapping[str, Any]) -> str:

@@ -93,7 +93,7 @@ def assemble(
         beside=_beside(outcome),
         ties=ties,
         refined=outcome.explored.refined,
-        looks=tuple(look.to_json() for look in outcome.calibration.looks),
+        looks=tuple(look.to_json() for of in (outcome.calibration, *outcome.further) for look in of.looks),
         tuned=outcome.tuned,
         elsewhere=outcome.elsewhere,
         stages=outcome.stages,
@@ -212,6 +212,7 @@ def _notes(pipeline: Pipeline, outcome: Outcome, shipped: Shipped) -> tuple[str,
     )
     if on_device := shipped.networks[0].get("on_device"):
         notes.append(f"The device that was timed: {device_sentence(on_device)}.")
+    notes += [f"On {name}: {device_sentence(facts)}." for name, facts in shipped.networks[0].get("also", {}).items()]
     if metrics := shipped.networks[0]["test"]["metrics"]:
         said = ", ".join(f"{value:.3f} {name}" for name, value in metrics.items())
         notes.append(f"The exported file on the test split: {said}.")

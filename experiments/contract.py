@@ -9,7 +9,7 @@ import hashlib
 import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -28,6 +28,7 @@ from hardware.file_memory import ATTENTION, memory_of_file
 from hardware.local_cpu import LocalCpu
 from hardware.placement import CPU, Placement, Tried, operators, peak_memory, tune
 from hardware.surroundings import device_of
+from hardware.timing import HasAnswers
 from nas.export import NOT_FINITE, compare, export_onnx, form_of
 from nas.fixed_sizes import FixedSizes
 from nas.formats import FORMATS
@@ -120,9 +121,11 @@ def proven(
     error = finisher.scores.of_answers(answer, "validation")["error_percent"]
     torch_error = finisher.scores.of_answers(lambda inputs: [network(*inputs.values()).numpy()], "validation")["error_percent"]
     limits.check(arch.id, max_drop=error - torch_error)
-    on_device = {}
+    on_device: dict[str, Any] = {}
     if kind == "onnx" and answers_elsewhere(device_of(finisher.device, arch)):
         on_device = {"on_device": proven_on_device(finisher, arch, limits, torch_error=torch_error)}
+    if kind == "onnx" and finisher.also:
+        on_device["also"] = proven_also(finisher, arch, limits, torch_error=torch_error)
     latency = latency_of(measurement)
     limits.check(arch.id, budget_ms=latency[JUDGED_BY] if latency else None)
     return {
@@ -183,6 +186,19 @@ def proven_on_device(finisher: Finisher, arch: Architecture, limits: Limits, *, 
         return facts
     limits.check(name, max_drop=error - torch_error)
     return {**facts, "validation_error_percent": error}
+
+
+def proven_also(finisher: Finisher, arch: Architecture, limits: Limits, *, torch_error: float) -> dict[str, Any]:
+    """The same of further devices by name. They run the network as it was before the first one brought it to its own precision:
+    where there is no limit for that one's outputs, there may be one for theirs."""
+    if limits.tolerance == math.inf:
+        limits = replace(limits, tolerance=tolerance_of(finisher.files.onnx_path(arch)))
+    return {
+        name: proven_on_device(replace(finisher, device=device), arch, limits, torch_error=torch_error)
+        if isinstance(device, HasAnswers)
+        else {"device": device.name, "unknown": "it tells times alone"}
+        for name, device in finisher.also.items()
+    }
 
 
 def placed(finisher: Finisher, arch: Architecture, path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,9 @@ from nas.types import Candidate, Provenance, pareto_front
 
 POOL = 20  # times the evaluations: random networks of which those with the most parameters for their latency are scored
 NEAR = 1.1  # times a budget: how far beyond it a network may be predicted and still be worth a measurement
+ANSWER = "the answer"  # the moment of a run that devices are looked at before
+Known = tuple[Calibrator, Calibration]
+"""What a further device is calibrated with, and what that found."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +59,20 @@ class Explorer:
     run: RunDirectory
     report: Reporter
 
-    def explore(self, initial: Sequence[Architecture], calibrator: Calibrator) -> Explored:
+    def explore(
+        self, initial: Sequence[Architecture], calibrator: Calibrator, further: Mapping[str, Known] = MappingProxyType({})
+    ) -> Explored:
         """Candidates of the outer loop, of random search and of parameter count alone within the budgets, and of the networks
         designed by hand.
 
         With `searcher.measure`, the latency model is fitted again half way through the outer loop, and in the end if the device
-        has changed since the calibration; all numbers are those of the last fit, but for what a strategy was told before.
+        has changed since the calibration, and so are those of `further` devices that measure, by name; all numbers are those of
+        the last fit, but for what a strategy was told before.
         """
         with self.scoring:
-            return self._explored(initial, calibrator)
+            return self._explored(initial, calibrator, further)
 
-    def _explored(self, initial: Sequence[Architecture], calibrator: Calibrator) -> Explored:
+    def _explored(self, initial: Sequence[Architecture], calibrator: Calibrator, further: Mapping[str, Known]) -> Explored:
         outer = self.settings.outer
         refined: Mapping[str, Any] | None = None
         if outer.measure:
@@ -77,7 +84,7 @@ class Explorer:
             by_phase["random"] = self._phase("random", self._random(), num)
             by_phase["parameters"] = self._phase("parameters", self._by_parameters(), num)
         by_phase["hand"] = self._by_hand()
-        self._look(calibrator)
+        self._look(calibrator, further)
         return Explored({phase: self._priced(found) for phase, found in by_phase.items()}, refined)
 
     @functools.cached_property
@@ -224,11 +231,15 @@ class Explorer:
             "seconds": round(time.perf_counter() - start, 2),
         }
 
-    def _look(self, calibrator: Calibrator) -> None:
-        """Whether the device is what it was when it was calibrated, before it is said what is within the budgets."""
+    def _look(self, calibrator: Calibrator, further: Mapping[str, Known]) -> None:
+        """Whether the devices are what they were when they were calibrated, before it is said what is within the budgets."""
         with spent(self.run, "calibration"):
-            if calibrator.look(self.calibration, before="the answer"):
+            if calibrator.look(self.calibration, before=ANSWER):
                 self.costing.fit(self.calibration)
+        for name, (own, calibration) in further.items():
+            with spent(self.run, f"calibration of {name}"):
+                if own.look(calibration, before=ANSWER):
+                    calibration.fit(self.costing.also[name], own.family)
 
     def _uncertain_near_front(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """On one of the first two fronts, not far beyond a budget, not measured by the calibration; the most uncertain first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +49,7 @@ class Finisher:
     teachers: dict[str, nn.Module] = field(default_factory=dict)  # networks that have taught, by their ids
     checkpoint_seconds: float = 10.0  # how much of a training a kill may cost
     ships: str | None = None  # the tag of what ships of each network, where it is not for stages to say
+    also: Mapping[str, Device] = field(default_factory=dict)  # further devices by name, whose answers are compared
 
     @functools.cached_property
     def files(self) -> NetworkFiles:

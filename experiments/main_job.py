@@ -7,7 +7,7 @@ import shlex
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.build import also, build, make, make_settings, surroundings
+from experiments.build import build, make, make_places, make_settings, surroundings
 from experiments.compute import check_trains_on
 from experiments.conclude import conclude
 from experiments.pipeline import Pipeline
@@ -27,10 +27,8 @@ def run(config: DictConfig) -> None:
     if isinstance(space, SearchSpace):  # no family: there is nothing to build or train
         if surroundings(config):
             raise ValueError("surroundings: what a table was recorded in cannot be chosen")
-        if also(config):
-            raise ValueError("also: the networks of a table are known on its device alone")
-        device, settings = make(config, "device"), make_settings(config)
-        job = TableSearch(space, device, settings=settings, directory=config.run, report=report)
+        device, settings, places = make(config, "device"), make_settings(config), make_places(config)
+        job = TableSearch(space, device, settings=settings, directory=config.run, report=report, also=places)
     else:
         check_trains_on(config.train_on)
         job = build(config, report=report)

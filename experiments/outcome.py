@@ -60,7 +60,8 @@ class Climbed:
 class Outcome:
     """Everything that a search found; `experiments.conclude` makes of it what people read.
 
-    `tuned` says how networks were found to learn best, if that was tried; `elsewhere` are verdicts on further devices by name.
+    `tuned` says how networks were found to learn best, if that was tried; `elsewhere` are verdicts on further devices by
+    name, and `further` the calibrations of these.
     """
 
     explored: Explored
@@ -79,6 +80,7 @@ class Outcome:
     stages: tuple[StageReport, ...]
     tuned: Mapping[str, Any] | None = None
     elsewhere: Mapping[str, Verdict] = field(default_factory=dict)
+    further: tuple[Calibration, ...] = ()
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:

@@ -42,7 +42,6 @@ from experiments.table_calibration import TableCalibrator
 from experiments.tuning import Tuner
 from hardware.recorded import RecordedDevice
 from hardware.store import MeasurementStore
-from hardware.surroundings import Surrounded
 from nas.compute import Compute
 from nas.protocols import (
     Device,
@@ -87,8 +86,6 @@ class Pipeline:
         check_precisions(family, device)
         if settings.outer.measure and isinstance(device, RecordedDevice):
             raise ValueError(f"searcher.measure: {device.name} is a table, nothing can be measured on it")
-        if also and isinstance(device, Surrounded):
-            raise ValueError("also: further devices do not go with surroundings, which are those of one device")
         for companion in also:
             if not isinstance(companion.latency_model, DifferentiableLatencyModel):
                 kind = type(companion.latency_model).__name__
@@ -182,7 +179,8 @@ class Pipeline:
         explorer = Explorer(
             self.family, self.task, supernet, compute, calibration, costing, budget, self.settings, self.run, self.report
         )
-        explored = explorer.explore([p.arch for p in proposals], self.calibrator())
+        further = {c.name: (c.calibrator(self.calibrator()), elsewhere[c.name]) for c in self.also if c.is_live}
+        explored = explorer.explore([p.arch for p in proposals], self.calibrator(), further)
         baselines = BaselineTeachers(self.task, trivial)
         finisher = self._taught(self.finisher(compute), baselines, explored)
         settings, tuned = Tuner(finisher, budget, self.settings, self.report).tuned(explored, supernet)
@@ -212,6 +210,7 @@ class Pipeline:
             costing=costing,
             stages=tuple(stages),
             tuned=tuned,
+            further=tuple(elsewhere.values()),
             elsewhere={c.name: v for c in self.also if (v := c.verdict(elsewhere[c.name], finisher, choice.arch))},
         )
 
@@ -231,6 +230,7 @@ class Pipeline:
             self.family, self.task, self.device, self.workload, compute, self.settings.finish, self.settings.seed, self.run,
             outsider=functools.partial(checkpoints.teacher, lesson.teacher) if of_checkpoint else None,
             checkpoint_seconds=self.settings.checkpoint_seconds,
+            also={companion.name: companion.device for companion in self.also if companion.is_live},
         )  # fmt: skip
 
     def _once(self, name: str, title: str, make: Callable[[], Any]) -> Any:

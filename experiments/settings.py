@@ -33,6 +33,18 @@ def _positive(owner: object, *names: str) -> None:
             raise ValueError(f"{name}: {getattr(owner, name)} is not at least 1")
 
 
+def check_budget(name: str, budget: object) -> None:
+    """Raises ValueError for what cannot be kept; None is no budget."""
+    if budget is None:
+        return
+    if not isinstance(budget, int | float) or isinstance(budget, bool):
+        raise ValueError(f"{name}: {budget!r} is not a number")
+    if not budget > 0:
+        raise ValueError(f"{name}: {budget} is not positive")
+    if not math.isfinite(budget):
+        raise ValueError(f"{name}: {budget} is no limit; null stands for none")
+
+
 @dataclass(frozen=True)
 class SupernetSettings:
     """How the supernet begins, at random or from the checkpoint in the folder `path`, and learns: a random network a step, or by
@@ -227,12 +239,7 @@ class Settings:
             raise ValueError(f"seed: {self.seed} is not between 0 and {MOST_SEED}")
         budgets = {name: getattr(self, name) for name in ("budget_ms", "budget_mib", "budget_mj")}
         for name, budget in {**budgets, **{f"also.{device}.budget_ms": ms for device, ms in self.also.items()}}.items():
-            if budget is not None and not (isinstance(budget, int | float) and not isinstance(budget, bool)):
-                raise ValueError(f"{name}: {budget!r} is not a number")
-            if budget is not None and not budget > 0:
-                raise ValueError(f"{name}: {budget} is not positive")
-            if budget is not None and not math.isfinite(budget):
-                raise ValueError(f"{name}: {budget} is no limit; null stands for none")
+            check_budget(name, budget)
         check_objectives(self.objectives, self.also)
         if list(self.stages) != [name for name in STAGES if name in self.stages]:
             raise ValueError(f"stages: {list(self.stages)} are not in the order of {list(STAGES)}")

@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -245,13 +245,24 @@ def _test_scores(finisher: Finisher, shipment: Shipment, files: Files, terms: Te
 
 
 def _on_device(finisher: Finisher, shipment: Shipment, proof: Mapping[str, Any], terms: Terms) -> dict[str, Any]:
-    """What is proven of the device that was timed, with the `test` scores of its own file where that was scored."""
-    facts = proof.get("on_device", {})
-    if "validation_error_percent" not in facts:
-        return {}
-    with opened(finisher, shipment.arch, 0) as file:
-        test = _tested_once(finisher, shipment, terms, f" on {facts['device']}", lambda: file.answer)
-    return {"on_device": {**facts, "test": test}}
+    """What is proven of the devices that were timed, with the `test` scores of their own files where these were scored."""
+
+    def with_test(own: Finisher, facts: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+        if "validation_error_percent" not in facts:
+            return facts
+        with opened(own, shipment.arch, 0) as file:
+            test = _tested_once(own, shipment, terms, f" on {where}", lambda: file.answer)
+        return {**facts, "test": test}
+
+    found: dict[str, Any] = {}
+    if "on_device" in proof:
+        found["on_device"] = with_test(finisher, proof["on_device"], proof["on_device"]["device"])
+    if "also" in proof:
+        found["also"] = {
+            name: with_test(replace(finisher, device=finisher.also[name]), facts, f"also.{name}")
+            for name, facts in proof["also"].items()
+        }
+    return found
 
 
 def _tested_once(

@@ -3,9 +3,13 @@
     paretoformer search space=hat device=recorded device.table=hat_raspberrypi4 device.data=DIR budget_ms=5000 run=DIR
     paretoformer search space=hat device=recorded device.table=hat_gtx1080_energy device.data=DIR budget_mj=9000 run=DIR
 
+    paretoformer search space=hat device=recorded device.table=hat_raspberrypi4 device.data=DIR budget_ms=5000 run=DIR \
+        also='{gpu: {device: recorded, table: hat_gtx1080_energy, data: DIR, budget_mj: 9000}}'
+
 Nothing is trained and nothing can be measured, so a network's worth is its capacity: the parameters of its layers. Half of the
 table is fitted, with a bound that holds for picks. The other half judges it: of those networks, too, the largest whose bound is
-within the budget is picked, and its recorded time, or energy, says whether the budget is kept.
+within the budget is picked, and its recorded time, or energy, says whether the budget is kept. Further tables are fitted, kept
+and judged in the same way, each by its own rows: of 2,000 networks no two tables have more than four in common.
 
 It takes seconds, so a search that was stopped begins again; it finds the same, and files are written when it is done.
 """
@@ -16,8 +20,8 @@ import csv
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +29,9 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from experiments.budgets import Budget, Ends
+from experiments.budgets import LEAST, Budget, Ends, in_words
 from experiments.calibration import quality
-from experiments.formatting import format_ms
+from experiments.formatting import format_figure, format_ms
 from experiments.objectives import OBJECTIVES, upper
 from experiments.plots.capacity import capacity_figure
 from experiments.plots.style import png
@@ -35,23 +39,28 @@ from experiments.progress import Reporter
 from experiments.roles import PHASES, SEARCHES
 from experiments.run_directory import RunDirectory
 from experiments.settings import Settings
-from experiments.verdicts import LimitVerdict, Verdict
+from experiments.verdicts import USER, LimitVerdict, Verdict
 from hardware.recorded import RecordedDevice
 from hardware.tables import TABLES
 from latency_models.drift import no_signal
 from latency_models.intervals import Bounded, pick
 from latency_models.physical import PhysicalRegressor
+from nas.extremes import least
 from nas.pareto import hypervolume
+from nas.projection import BudgetError
 from nas.protocols import Device, Searcher
 from nas.search import search
 from nas.searchers.random import Random
 from nas.space import Architecture, SearchSpace
+from nas.tables import RecordedTable
 from nas.types import Candidate, Prediction, Provenance, pareto_front
 from search_spaces import hat
 
 COVERAGE = 0.95
 MISSING = "missing"  # the parameters that the largest network has more
 COSTS = {"ms": "latency_ms", "mj": "energy_mj"}  # by a table's unit
+Costs = Callable[[Sequence[Architecture]], dict[str, np.ndarray]]
+"""Of architectures, each [N]: what is predicted on all tables, and its bounds."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +109,60 @@ class Quantity:
         return {**{self.key(figure): value for figure, value in judged.items()}, "asked_origin": budget.origin, **words}
 
 
+@dataclass(frozen=True)
+class Place:
+    """A table that networks are searched by, and the time or energy that must not be exceeded there, if any; a further one by a
+    name of the user's, the first by none.
+
+    Raises:
+        ValueError: a device that has no measurements of HAT's space.
+    """
+
+    device: Device
+    asked: float | None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.device, RecordedDevice) and self.device.table.features == hat.FEATURES):
+            tables, own = ", ".join(name for name in TABLES if name.startswith("hat_")), "" if self.name else "device."
+            raise ValueError(
+                f"device: {self.device.name} has no measurements of the space hat; give device=recorded, with {own}table=… one "
+                f"of {tables}"
+            )
+
+    @property
+    def table(self) -> RecordedTable:
+        assert isinstance(self.device, RecordedDevice)
+        return self.device.table
+
+    @property
+    def cost(self) -> Quantity:
+        return Quantity(COSTS[self.table.unit])
+
+    @property
+    def objective(self) -> str:
+        """What is minimised there: `energy_mj_gpu`."""
+        return f"{self.cost.name}_{self.name}" if self.name else self.cost.name
+
+    @property
+    def bound(self) -> str:
+        return f"{upper(self.cost.name)}_{self.name}" if self.name else upper(self.cost.name)
+
+    def budget(self, model: Bounded, space: SearchSpace) -> Budget | None:
+        """Of a further table. Raises BudgetError for one that no network keeps."""
+        if self.asked is None:
+            return None
+        fastest = least(space, lambda archs: model.predict(hat.costs(hat.features(archs))).upper_ms)
+        [upper_ms] = model.predict(hat.costs(hat.features([fastest]))).upper_ms
+        if self.asked < upper_ms:
+            raise BudgetError(
+                f"also.{self.name}.{self.cost.key('budget')}: {format_figure(self.asked)} is below the {LEAST[self.cost.name]} "
+                f"network of the space, {in_words(fastest)}, which takes at most {format_figure(upper_ms)} {self.cost.unit} on "
+                f"{self.device.name}"
+            )
+        return Budget(self.asked, USER)
+
+
 class TableSearch:
     """One search; the constructor checks what can be checked before work starts.
 
@@ -108,15 +171,11 @@ class TableSearch:
     """
 
     def __init__(
-        self, space: SearchSpace, device: Device, *, settings: Settings, directory: Path | str, report: Reporter
-    ) -> None:
-        if not (isinstance(device, RecordedDevice) and device.table.features == hat.FEATURES):
-            tables = ", ".join(name for name in TABLES if name.startswith("hat_"))
-            raise ValueError(
-                f"device: {device.name} has no measurements of the space {space.name}; give device=recorded, with device.table=… "
-                f"one of {tables}"
-            )
-        self.cost, outer = Quantity(COSTS[device.table.unit]), settings.outer
+        self, space: SearchSpace, device: Device, *, settings: Settings, directory: Path | str, report: Reporter,
+        also: Sequence[Place] = (),
+    ) -> None:  # fmt: skip
+        first, outer = Place(device, None), settings.outer
+        self.cost = first.cost
         of_networks = settings.budget_mib is not None or settings.objectives != Settings().objectives
         if of_networks or outer.measure or outer.processes > 1:
             words = OBJECTIVES[self.cost.name].words
@@ -130,10 +189,11 @@ class TableSearch:
             if asked is not None:
                 held, wanted = OBJECTIVES[self.cost.name], OBJECTIVES[name].budget
                 raise ValueError(
-                    f"{wanted}: {asked:g}: {device.table.name} holds {held.words} in {held.unit}; give {held.budget}=…"
+                    f"{wanted}: {asked:g}: {first.table.name} holds {held.words} in {held.unit}; give {held.budget}=…"
                 )
-        self.objectives = (self.cost.name, MISSING)
-        settings.outer.searcher(space, objectives=self.objectives, seed=0, initial=[], limits={self.bound: 1.0})  # may refuse
+        self.places = (replace(first, asked=self.asked), *also)
+        self.objectives = (self.cost.name, MISSING, *(place.objective for place in also))
+        outer.searcher(space, objectives=self.objectives, seed=0, initial=[], limits={self.bound: 1.0})  # may refuse
         self.space, self.device, self.settings, self.report = space, device, settings, report
         self.most, self.fewest = (int(n) for n in hat.num_parameters(hat.features([space.largest(), space.smallest()])))
         self.run = RunDirectory(directory)
@@ -148,6 +208,9 @@ class TableSearch:
         device = {"device": self.device.name, "device fingerprint": self.device.fingerprint}
         matter = ("seed", self.cost.key("budget"), "searcher.")
         settings = {name: value for name, value in self.settings.said().items() if name.startswith(matter)}
+        for place in self.places[1:]:
+            device[f"device {place.name}"] = place.device.fingerprint
+            settings[f"also.{place.name}.{place.cost.key('budget')}"] = place.asked
         self.run.claim({"space": self.space.name, "choices": choices, **device, "settings": settings})
 
     def search(self, *, command: str) -> dict[str, Any]:
@@ -157,18 +220,25 @@ class TableSearch:
             ValueError: a table whose values have nothing to do with its networks.
             BudgetError: no network meets the budget.
         """
-        halves = self._fit()
+        first, *further = self.places
+        halves_of = {place.name: self._fit(place.table) for place in self.places}
+        halves = halves_of[first.name]
         ends = Ends.of(
             self.space, lambda archs: halves.model.predict(hat.costs(hat.features(archs))), {}, name=self.cost.name
         )  # fmt: skip
         budget = ends.budget(self.asked, self.report)
+        budgets = {p: asked for p in further if (asked := p.budget(halves_of[p.name].model, self.space)) is not None}
+        limits = {place.bound: asked.ms for place, asked in {first: budget, **budgets}.items()}
+        costs = self._costs({name: halves.model for name, halves in halves_of.items()})
+        beginning = self._within(limits, costs)
         roles = SEARCHES if self.settings.outer.baseline else SEARCHES[:1]
-        found = {role: self._explore(role, halves.model, ends.fastest.arch, budget.ms) for role in roles}
-        within = {role: [c for c in of_role if c.objectives[self.bound] <= budget.ms] for role, of_role in found.items()}
+        found = {role: self._explore(role, costs, beginning, limits) for role in roles}
+        within = {
+            role: [c for c in of_role if all(c.objectives[name] <= most for name, most in limits.items())]
+            for role, of_role in found.items()
+        }
         fronts = {role: pareto_front(of_role, *self.objectives) for role, of_role in within.items()}
-        best = fronts["search"][-1]
-        predicted = (best.objectives[name] for name in (self.cost.name, self.bound))
-        unseen = halves.prediction
+        best = min(fronts["search"], key=lambda c: [c.objectives[name] for name in (MISSING, self.cost.name)])
         results = {
             "title": f"{self.space.name} on {self.device.name}",
             "device": dict(self.device.environment),
@@ -176,10 +246,16 @@ class TableSearch:
             "picked_id": best.arch.id,
             "num_parameters": self._num_parameters(best),
             "unit": self.cost.unit,
-            "verdict": self.cost.verdict(budget, *predicted, unmeasured="nobody has run this network"),
-            "held_out": judge(halves, budget, self.cost),
-            "predictor": quality(halves.recorded, unseen.mean_ms, unseen.upper_ms, halves.fitted.tolist()),
-            "most_parameters": {role: self._num_parameters(front[-1]) for role, front in fronts.items()},
+            **judged(first, halves, budget, best),
+            "elsewhere": {
+                place.name: {
+                    "device": dict(place.device.environment),
+                    "unit": place.cost.unit,
+                    **judged(place, halves_of[place.name], budgets.get(place), best),
+                }
+                for place in further
+            },
+            "most_parameters": {role: max(map(self._num_parameters, front)) for role, front in fronts.items()},
             "hypervolume_shares": {role: self._area(front, budget.ms) for role, front in fronts.items()},
             "command": command,
         }
@@ -187,8 +263,37 @@ class TableSearch:
         self._write(found, fronts["search"], best, halves, results)
         return results
 
-    def _fit(self) -> Halves:
-        table = self.device.table
+    def _costs(self, models: Mapping[str, Bounded]) -> Costs:
+        """What is predicted of architectures on all tables, and the parameters that they have less than the largest."""
+
+        def costs(archs: Sequence[Architecture]) -> dict[str, np.ndarray]:
+            rows = hat.features(archs)
+            columns: dict[str, np.ndarray] = {}
+            for place in self.places:
+                prediction = models[place.name].predict(hat.costs(rows))
+                columns |= {place.objective: prediction.mean_ms, place.bound: prediction.upper_ms}
+            return {**columns, MISSING: self.most - hat.num_parameters(rows)}
+
+        return costs
+
+    def _within(self, limits: Mapping[str, float], costs: Costs) -> Architecture:
+        """The network that takes the least share of what is allowed, where it takes most of it. Raises BudgetError if that is
+        more than all."""
+
+        def share(archs: Sequence[Architecture]) -> np.ndarray:
+            columns = costs(archs)
+            return np.asarray(np.max([columns[name] / most for name, most in limits.items()], axis=0))
+
+        found = least(self.space, share)
+        if share([found])[0] > 1:
+            takes = " and ".join(f"{costs([found])[name][0]:.4g} of {most:.4g} ({name})" for name, most in limits.items())
+            raise BudgetError(
+                f"budgets: networks keep each of them, and none that was found keeps all; {in_words(found)} comes nearest with "
+                f"at most {takes}"
+            )
+        return found
+
+    def _fit(self, table: RecordedTable) -> Halves:
         costs, capacity = hat.costs(table.rows), hat.num_parameters(table.rows)
         fitted, others = np.array_split(np.random.default_rng(self.settings.seed).permutation(len(table)), 2)
         model = Bounded(PhysicalRegressor(), coverage=COVERAGE)
@@ -198,26 +303,20 @@ class TableSearch:
             raise ValueError(f"device.table: {table.name}: {why}; no search can start on it")
         return halves
 
-    def _explore(self, role: str, model: Bounded, fastest: Architecture, asked: float) -> tuple[Candidate, ...]:
-        """As many architectures for either role, the fastest first, which is within the budget."""
-
-        def costs(archs: Sequence[Architecture]) -> dict[str, np.ndarray]:
-            rows = hat.features(archs)
-            prediction = model.predict(hat.costs(rows))
-            missing = self.most - hat.num_parameters(rows)
-            return {self.cost.name: prediction.mean_ms, self.bound: prediction.upper_ms, MISSING: missing}
+    def _explore(self, role: str, costs: Costs, within: Architecture, limits: Mapping[str, float]) -> tuple[Candidate, ...]:
+        """As many architectures for either role; the first is one that is within the budgets."""
 
         def evaluate(arch: Architecture) -> Candidate:
             objectives = {name: float(column[0]) for name, column in costs([arch]).items()}
             return Candidate(arch, objectives, dict.fromkeys(objectives, Provenance.PREDICTED), phase=role)
 
-        settings, limits = self.settings.outer, {self.bound: asked}
+        settings = self.settings.outer
         searcher: Searcher = Random(self.space, seed=self.settings.seed, limits=limits, costs=costs)
         if role == "search":
             searcher = settings.searcher(
                 self.space, objectives=self.objectives, seed=self.settings.seed, initial=[], limits=limits, costs=costs
             )  # fmt: skip
-        first = evaluate(fastest)
+        first = evaluate(within)
         searcher.tell(first)
         with self.report.phase("Search" if role == "search" else PHASES[role]):
             return search(searcher, evaluate, num_evaluations=settings.evaluations, known=[first]).candidates
@@ -228,17 +327,22 @@ class TableSearch:
     def _area(self, front: Sequence[Candidate], asked: float) -> float:
         """Hypervolume up to the budget and the smallest network's parameters, as a share of what no network could exceed."""
         reference = (asked, self.most - self.fewest)
-        costs = np.array([[c.objectives[name] for name in self.objectives] for c in front])
+        costs = np.array([[c.objectives[name] for name in (self.cost.name, MISSING)] for c in front])
         return hypervolume(costs, reference) / math.prod(reference)
 
     def _show(self, front: Sequence[Candidate], results: Mapping[str, Any]) -> None:
-        table = Table("network", "predicted", "at most", "params", "encoder", "decoder", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        table.title = f"{results['title']}: the front, {self.cost.unit}, million parameters, average feed-forward sizes"
+        further = [word for place in self.places[1:] for word in (f"{place.name} ({place.cost.unit})", "at most")]
+        shapes = [] if further else ["encoder", "decoder"]  # there is no room for both
+        table = Table(
+            "network", "predicted", "at most", *further, "params", *shapes, box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        )  # fmt: skip
+        averages = ", average feed-forward sizes" if shapes else ""
+        table.title = f"{results['title']}: the front, {self.cost.unit}, million parameters{averages}"
         for candidate, row in zip(front, hat.features([c.arch for c in front]), strict=True):
-            times = (format_ms(candidate.objectives[name]) for name in (self.cost.name, self.bound))
+            times = (format_ms(candidate.objectives[name]) for place in self.places for name in (place.objective, place.bound))
             width, layers, ffn, _, decoder_width, depth, decoder_ffn, *_ = row
             stacks = (f"{layers:g} × {width:g}, ffn {ffn:.0f}", f"{depth:g} × {decoder_width:g}, ffn {decoder_ffn:.0f}")
-            table.add_row(candidate.arch.id, *times, f"{self._num_parameters(candidate) / 1e6:.1f}", *stacks)
+            table.add_row(candidate.arch.id, *times, f"{self._num_parameters(candidate) / 1e6:.1f}", *stacks[: len(shapes)])
         self.report.console.print(table)
         predictor, known = results["predictor"], results["held_out"]
         self.report.say(
@@ -254,6 +358,13 @@ class TableSearch:
             )
         self.report.say(f"{results['picked_id']}, {results['num_parameters'] / 1e6:.1f} M: {results['verdict']['sentence']}")
         self.report.say(f"Of recorded networks that were not fitted, {known['sentence']}")
+        for name, there in results["elsewhere"].items():
+            said = f"rows that the fit did not see are predicted to {there['predictor']['mape_percent']:.1f} %"
+            if "verdict" in there:
+                said += (
+                    f". {there['verdict']['sentence']} Of recorded networks that were not fitted, {there['held_out']['sentence']}"
+                )
+            self.report.say(f"On {name}: {said}")
 
     def _write(
         self, found: Mapping[str, Sequence[Candidate]], front: Sequence[Candidate], best: Candidate, halves: Halves,
@@ -261,21 +372,40 @@ class TableSearch:
     ) -> None:  # fmt: skip
         with self.run.replacing("pareto.csv") as path, path.open("w", newline="") as file:
             writer = csv.writer(file)
-            predicted = (self.cost.key("predicted"), self.cost.key("predicted_upper"))
+            names = [name for place in self.places for name in (place.objective, place.bound)]
+            predicted = [
+                f"{place.cost.key(kind)}{place.name and '_' + place.name}"
+                for place in self.places
+                for kind in ("predicted", "predicted_upper")
+            ]
             writer.writerow(["id", "role", *predicted, "num_parameters", "on_front", "picked", "arch"])
             for c in (c for of_role in found.values() for c in of_role):
-                times = (f"{c.objectives[name]:.6g}" for name in (self.cost.name, self.bound))
+                times = (f"{c.objectives[name]:.6g}" for name in names)
                 flags = (str(flag).lower() for flag in (c in front, c is best))
                 writer.writerow([c.arch.id, c.phase, *times, self._num_parameters(c), *flags, json.dumps(c.arch.to_json())])
         points = {
             role: [(c.objectives[self.cost.name], self._num_parameters(c) / 1e6) for c in of_role]
-            for role, of_role in {**found, "front": front}.items()
+            for role, of_role in {**found, "front": pareto_front(front, self.cost.name, MISSING)}.items()
         }
         points["recorded"] = list(zip(halves.recorded.tolist(), (halves.capacity / 1e6).tolist(), strict=True))
         with self.run.replacing("pareto.png") as path:
             path.write_bytes(png(capacity_figure(results, points, cost=self.cost.name)))
         self.run.write_json("results.json", results)
         self.report.say(f"Written: {self.run.path}/pareto.csv, pareto.png, results.json")
+
+
+def judged(place: Place, halves: Halves, budget: Budget | None, best: Candidate) -> dict[str, Any]:
+    """How far a table is predicted, and of a budget the verdicts on what was picked and on what is known."""
+    unseen = halves.prediction
+    predictor = quality(halves.recorded, unseen.mean_ms, unseen.upper_ms, halves.fitted.tolist())
+    if budget is None:
+        return {"predictor": predictor}
+    predicted = (best.objectives[name] for name in (place.objective, place.bound))
+    return {
+        "verdict": place.cost.verdict(budget, *predicted, unmeasured="nobody has run this network"),
+        "held_out": judge(halves, budget, place.cost),
+        "predictor": predictor,
+    }
 
 
 def judge(halves: Halves, budget: Budget, cost: Quantity) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from hardware import environment
 from hardware.local import check_option, in_order, optional, own_folder, refusals
 from hardware.local_torch import load, to_half, warm_up
 from hardware.visit import Visit, wall
+from nas.formats import Answer, arrays
 from nas.protocols import DeviceError
 
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
@@ -138,22 +139,70 @@ class Cuda:
                 self._energy_mj = energy_per_run(sample, counter_mj, seconds=self.energy_seconds)
             return samples
 
+    def opened(self, path: Path) -> Answer:
+        """A file for its answers, by the same runtime in the same precision. Raises DeviceError like `run`, and so does what
+        answers."""
+        assert self._nvml, "says what is missing"
+        with refusals(path, self.chosen_runtime):
+            answers = self._answers_of_torch(path) if self.chosen_runtime == "torch" else self._answers_of_onnxruntime(path)
+
+        def answer(inputs: Mapping[str, torch.Tensor]) -> list[np.ndarray]:
+            with refusals(path, self.chosen_runtime):
+                return answers(inputs)
+
+        return answer
+
+    def _answers_of_torch(self, path: Path) -> Answer:
+        module, names = self._module(path)
+
+        def answer(inputs: Mapping[str, torch.Tensor]) -> list[np.ndarray]:
+            with self._as_timed():
+                outputs = module(*self._tensors({name: value.numpy() for name, value in inputs.items()}, names))
+                return arrays([x.float().cpu() for x in ((outputs,) if isinstance(outputs, torch.Tensor) else outputs)])
+
+        return answer
+
+    def _answers_of_onnxruntime(self, path: Path) -> Answer:
+        session = self._session(path)
+        return lambda inputs: list(session.run(None, {name: value.numpy() for name, value in inputs.items()}))
+
     @contextmanager
     def _opened(self, path: Path, inputs: Mapping[str, np.ndarray]) -> Iterator[Callable[[], float]]:
         """A run to its end, which returns its ms."""
         if self.chosen_runtime == "torch":
-            with torch.inference_mode(), torch.cuda.device(self.index), allow_tf32(self.precision == "tf32"):
+            with self._as_timed():
                 yield self._with_torch(path, inputs)
         else:
             yield self._with_onnxruntime(path, inputs)
 
-    def _with_torch(self, path: Path, inputs: Mapping[str, np.ndarray]) -> Callable[[], float]:
-        where = f"cuda:{self.index}"
-        module, names = load(path, to=where)
-        tensors = [torch.from_numpy(value).to(where) for value in in_order(inputs, names)]
+    @contextmanager
+    def _as_timed(self) -> Iterator[None]:
+        """The state of torch in which a network is timed, and answers."""
+        with torch.inference_mode(), torch.cuda.device(self.index), allow_tf32(self.precision == "tf32"):
+            yield
+
+    @property
+    def _place(self) -> str:
+        """The GPU, as torch calls it."""
+        return f"cuda:{self.index}"
+
+    def _module(self, path: Path) -> tuple[Any, list[str]]:
+        """A network on the GPU in its precision, and the names of its inputs in their order."""
+        module, names = load(path, to=self._place)
         if self.precision == "fp16":
             to_half(module)
-            tensors = [tensor.half() if tensor.is_floating_point() else tensor for tensor in tensors]
+        return module, names
+
+    def _tensors(self, inputs: Mapping[str, np.ndarray], names: list[str]) -> list[torch.Tensor]:
+        """Inputs for a network as `_module` loads it."""
+        tensors = [torch.from_numpy(value).to(self._place) for value in in_order(inputs, names)]
+        if self.precision != "fp16":
+            return tensors
+        return [tensor.half() if tensor.is_floating_point() else tensor for tensor in tensors]
+
+    def _with_torch(self, path: Path, inputs: Mapping[str, np.ndarray]) -> Callable[[], float]:
+        module, names = self._module(path)
+        tensors = self._tensors(inputs, names)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # a graph is recorded only after runs on another stream (torch.cuda.graphs)
@@ -176,13 +225,18 @@ class Cuda:
 
         return sample
 
-    def _with_onnxruntime(self, path: Path, inputs: Mapping[str, np.ndarray]) -> Callable[[], float]:
+    def _session(self, path: Path) -> onnxruntime.InferenceSession:
+        """With the GPU's own provider. Raises DeviceError if it does not load."""
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(path, options, providers=self._providers())
         used, wanted = session.get_providers()[0], PROVIDERS[self.chosen_runtime]
         if used != wanted:  # ONNX Runtime goes on without a provider that does not load
             raise DeviceError(f"{path}: {wanted} did not load; ONNX Runtime would run on {used}")
+        return session
+
+    def _with_onnxruntime(self, path: Path, inputs: Mapping[str, np.ndarray]) -> Callable[[], float]:
+        session = self._session(path)
         binding = session.io_binding()
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(value, "cuda", self.index))

@@ -1,4 +1,4 @@
-"""Latency in several surroundings: one model for each, of the same kind."""
+"""Latency where surroundings are chosen: one model for each, of the same kind, or one that knows nothing of them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from nas.encoding import Encoding
-from nas.protocols import DoubtfulLatencyModel, Family, UncertainLatencyModel
+from nas.protocols import DifferentiableLatencyModel, DoubtfulLatencyModel, Family, UncertainLatencyModel
 from nas.space import Architecture, Option
-from nas.surroundings import PREFIX, all_surroundings, surroundings_of
+from nas.surroundings import PREFIX, all_surroundings, bare, network_of, surroundings_of
 from nas.types import Measurement, Prediction
 
 
@@ -77,3 +77,34 @@ class PerSurroundings:
         """Which rows each model has to say something of."""
         rows = [[i for i, arch in enumerate(archs) if surroundings_of(arch) == picks] for picks in self.surroundings_]
         return [(of, model) for of, model in zip(rows, self.models_, strict=True) if of]
+
+
+class AnySurroundings:
+    """The latency of networks on a device that the surroundings are not those of: the same in all of them.
+
+    Args:
+        model: of the networks alone, in the space without surroundings.
+    """
+
+    def __init__(self, model: DifferentiableLatencyModel) -> None:
+        self.model = model
+
+    def fit(self, family: Family, measurements: Sequence[Measurement]) -> Self:
+        """Of a family, and of networks, without surroundings."""
+        self.model.fit(family, measurements)
+        return self
+
+    def predict(self, archs: Sequence[Architecture]) -> Prediction:
+        return self.model.predict([network_of(arch) for arch in archs])
+
+    def expected_ms(self, encoding: Encoding) -> torch.Tensor:
+        space = bare(encoding.space)
+        own = [encoding.probabilities(choice.name) for choice in space]
+        return self.model.expected_ms(Encoding(space, torch.cat(own, dim=-1)))
+
+    def upper_factor(self) -> float:
+        return self.model.upper_factor()
+
+    def doubt(self, relative_std: float) -> None:
+        if isinstance(self.model, DoubtfulLatencyModel):
+            self.model.doubt(relative_std)

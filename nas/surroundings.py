@@ -21,6 +21,11 @@ def surrounded(space: SearchSpace, options: Mapping[str, Sequence[Option]]) -> S
     return SearchSpace(space.name, (*space.choices, *(Choice(f"{PREFIX}{name}", tuple(of)) for name, of in options.items())))
 
 
+def bare(space: SearchSpace) -> SearchSpace:
+    """The space without the surroundings."""
+    return SearchSpace(space.name, tuple(choice for choice in space.choices if not choice.name.startswith(PREFIX)))
+
+
 def surroundings_of(arch: Architecture) -> dict[str, Option]:
     """What an architecture is run in, by what a device calls it."""
     return {name.removeprefix(PREFIX): pick for name, pick in arch.picks if name.startswith(PREFIX)}

@@ -7,17 +7,20 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from experiments.also import networks_alone
 from experiments.budgets import Budget
 from experiments.build import also, build, make_settings
+from experiments.calibration import Calibration, Calibrator
 from experiments.config import composed
 from experiments.costing import Costing
 from experiments.objectives import objective
 from experiments.progress import Reporter
 from experiments.results import Results
 from nas.constraints import within_ms
-from nas.projection import discretise
+from nas.projection import BudgetError, discretise
+from nas.surroundings import everywhere
 from tests.support.commands import command
-from tests.support.exploring import explorer, lines, scored
+from tests.support.exploring import explorer, lines, measurement, scored
 
 BUDGET_MS = 0.5  # which all keep, however wide the bound of so brief a calibration is
 
@@ -47,6 +50,8 @@ def test_a_further_device_is_an_objective_with_a_budget(searched):
     assert all(0 < proposal["others"]["latency_ms_two"] <= BUDGET_MS for proposal in proposals)
     measured = lines(run / "also" / "two" / "measurements.jsonl")
     assert {m["environment"]["threads"] for m in measured} == {2}
+    moments = json.loads((run / "also" / "two" / "looks.json").read_text())
+    assert moments.keys() == json.loads((run / "looks.json").read_text()).keys() == {"calibration", "the answer"}
 
 
 def test_its_budget_is_kept_by_what_is_scored(pipeline, calibrated):
@@ -79,6 +84,14 @@ def test_what_ships_is_measured_on_it(searched):
     assert record["environment"]["threads"] == 2
     assert verdict.kept == (verdict.measured_ms <= BUDGET_MS)
     assert results.kept == (verdict.kept and results.verdict.kept)
+    network = json.loads((run / "export" / results.picked_id / "contract.json").read_text())["networks"][0]
+    there = network["also"]["two"]
+    assert there["max_abs_difference"] < 1e-4
+    assert there["num_decisions"] >= network["parity"]["num_examples"]
+    assert there["validation_error_percent"] == network["validation_error_percent"]
+    assert there["test"]["error_percent"] == network["test"]["error_percent"]
+    assert any(note.startswith("On two: local_cpu (onnxruntime") and "decides 100.00 % of" in note for note in results.notes)
+    assert "| the further device two | local_cpu (" in (run / "export" / results.picked_id / "card.md").read_text()
     assert f"On two: {verdict.sentence[:20]}" in (run / "report.html").read_text().replace("\u00a0", " ")
 
 
@@ -113,6 +126,7 @@ def test_a_table_predicts_and_a_budget_below_its_fastest_is_named(recorded, fini
         ("{two: {device: local_cpu, threadss: 2}}", r"also.two: .*device.threadss"),
         ("{two: {device: recorded}}", r"also.two: device.table: has no value"),
         ("{two: {device: local_cpu, budget_ms: -1}}", r"also.two.budget_ms: -1 is not positive"),
+        ("{two: {device: local_cpu, budget_mj: 3}}", "also.two.budget_mj: energy on further devices is known of the tables of"),
         ("{two: {device: local_cpu, budget_ms: fast}}", r"also.two.budget_ms: 'fast' is not a number"),
         ("{two: {device: local_cpu, budget_ms: .inf}}", r"also.two.budget_ms: '\.inf' is not a number"),
         ("{two: {device: local_cpu, budget_ms: inf}}", r"also.two.budget_ms: inf is no limit; null stands for none"),
@@ -124,10 +138,28 @@ def test_what_is_no_device_is_refused_before_any_work(values, message, tmp_path)
     assert not (tmp_path / "run").exists()
 
 
-def test_what_does_not_go_together_is_refused(tmp_path):
-    both = ["experiment=smoke", "also={two: {device: local_cpu}}", "surroundings.threads=[1,2]", f"run={tmp_path / 'run'}"]
-    with pytest.raises(ValueError, match="further devices do not go with surroundings"):
-        build(composed(*both), report=Reporter(quiet=True))
+def test_surroundings_are_those_of_the_first_device(tmp_path, monkeypatch):
+    words = ["experiment=smoke", "also={two: {device: local_cpu, budget_ms: 9}}", "surroundings.threads=[1,2]"]
+    pipeline = build(composed(*words, f"run={tmp_path / 'run'}"), report=Reporter(quiet=True))
+    [two], like = pipeline.also, pipeline.calibrator()
+    own = two.calibrator(like)
+    assert "device.threads" not in own.family.space.by_name
+    assert own.family.signature == networks_alone(own.family).signature != like.family.signature
+
+    def calibrated(self, model, *, seed):
+        archs = [self.family.space.sample(np.random.default_rng(i)) for i in range(20)]
+        known = {a.id: measurement(a, 0.01 * a.size("width") * a.size("depth")) for a in archs}
+        return Calibration(model.fit(self.family, list(known.values())), known, 1.0, {}, [])
+
+    monkeypatch.setattr(Calibrator, "calibrate", calibrated)
+    found = two.calibrate(like, seed=0)
+    archs = everywhere(like.family.space, [like.family.space.largest()])
+    assert len(set(found.model.predict(archs).mean_ms)) == 1 < len(archs)
+    with pytest.raises(BudgetError, match=r"also.two.budget_ms: 0.01 is below the fastest network of the space, "):
+        replace(two, budget_ms=0.01).calibrate(like, seed=0)
+
+
+def test_an_objective_without_its_device_is_refused():
     with pytest.raises(ValueError, match="objectives: 'latency_ms_board' is not one of"):
         make_settings(composed("objectives=[error,latency_ms_board]"))
 

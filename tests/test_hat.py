@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from experiments.build import make_places
+from experiments.config import composed
 from experiments.progress import Reporter
+from experiments.run_directory import RunError
 from experiments.settings import OuterSettings, Settings
-from experiments.table_search import TableSearch
+from experiments.table_search import Place, TableSearch
 from hardware.recorded import RecordedDevice
 from hardware.tables import load_table
 from nas.projection import BudgetError
@@ -27,10 +30,13 @@ QUICK = OuterSettings(make_searcher=Nsga2, population=10, evaluations=30)
 def make(recorded, tmp_path):
     """A search in the Pi's table, with these settings."""
 
-    def make(table="hat_raspberrypi4", **settings):
+    def make(table="hat_raspberrypi4", also=(), **settings):
         device = RecordedDevice(table, str(recorded))
         settings = Settings(**{"outer": QUICK, **settings})
-        return TableSearch(hat.hat_space(), device, settings=settings, directory=tmp_path / "run", report=Reporter())
+        further = [Place(RecordedDevice(other, str(recorded)), asked, name) for name, (other, asked) in dict(also).items()]
+        return TableSearch(
+            hat.hat_space(), device, settings=settings, directory=tmp_path / "run", report=Reporter(), also=further
+        )
 
     return make
 
@@ -123,6 +129,63 @@ def test_a_table_of_energies_is_searched_in_mj(make, tmp_path, capsys):
     assert results["predictor"]["mape_percent"] < 8
     with pytest.raises(BudgetError, match=r"^budget_mj: 100 is below the most frugal network of .* takes 6\d\d\d mJ"):
         make("hat_gtx1080_energy", budget_mj=100.0).search(command="")
+
+
+def test_a_further_table_has_bounds_a_budget_and_verdicts_of_its_own(make, tmp_path, capsys):
+    search = make("hat_titanxp_wmt", also={"gpu": ("hat_gtx1080_energy", 9000)}, budget_ms=250)
+    search.claim()
+    alone = make("hat_titanxp_wmt", budget_ms=250).search(command="")
+    found = search.search(command="")
+    assert search.objectives == ("latency_ms", "missing", "energy_mj_gpu")
+    there = found["elsewhere"]["gpu"]
+    assert there["verdict"]["predicted_upper_mj"] <= there["verdict"]["asked_mj"] == 9000
+    assert there["verdict"]["kept"] is None
+    assert there["held_out"]["measured_mj"] > 0
+    assert there["predictor"]["num_held_out"] == 300
+    assert found["verdict"]["predicted_upper_ms"] <= 250
+    assert found["held_out"] == alone["held_out"], "each table is judged by its own rows"
+    assert found["num_parameters"] < alone["num_parameters"]
+    rows = list(csv.DictReader((tmp_path / "run" / "pareto.csv").read_text().splitlines()))
+    assert all(float(r["predicted_upper_mj_gpu"]) <= 9000 for r in rows if r["on_front"] == "true")
+    [picked] = [r for r in rows if r["picked"] == "true"]
+    assert float(picked["predicted_mj_gpu"]) == pytest.approx(there["verdict"]["predicted_mj"], rel=1e-5)
+    said = capsys.readouterr().out
+    assert "On gpu: rows that the fit did not see are predicted to" in said
+    assert "Energy PREDICTED, NOT MEASURED (nobody has run this network): asked 9000 mJ" in said.replace("\n", " ")
+    with pytest.raises(RunError, match=r"also.gpu.budget_mj"):
+        make("hat_titanxp_wmt", also={"gpu": ("hat_gtx1080_energy", 9001)}, budget_ms=250).claim()
+
+
+def test_without_a_budget_a_further_table_is_an_objective(make):
+    there = make("hat_titanxp_wmt", also={"pi": ("hat_raspberrypi4", None)}).search(command="")["elsewhere"]["pi"]
+    assert set(there) == {"device", "unit", "predictor"}
+
+
+def test_budgets_that_no_network_keeps_are_named(make):
+    message = r"also.gpu.budget_mj: 100 is below the most frugal network of the space, .* mJ on recorded hat_gtx1080_energy"
+    with pytest.raises(BudgetError, match=message):
+        make(also={"gpu": ("hat_gtx1080_energy", 100)}).search(command="")
+    fast, frugal = make(budget_ms=4400), make(also={"xp": ("hat_titanxp_wmt", 90)}, budget_ms=20000)
+    assert all(one.search(command="")["picked_id"] for one in (fast, frugal))
+    least = dict.fromkeys(("upper_ms", "upper_ms_xp"), 1.0)
+    costs = lambda archs: {name: np.full(len(archs), 1.5) for name in least}  # noqa: E731
+    with pytest.raises(BudgetError, match=r"none that was found keeps all; .* 1.5 of 1 \(upper_ms\) and 1.5 of 1"):
+        frugal._within(least, costs)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("device: local_cpu", r"also.gpu: device: .* has no measurements of the space hat; .* table=… one of hat_raspberrypi4"),
+        ("TABLE, budget_ms: 3", "also.gpu: budget_ms: hat_gtx1080_energy holds energy_mj; give budget_mj"),
+        ("TABLE, budget_mj: -1", "also.gpu.budget_mj: -1 is not positive"),
+        ("TABLE, budget_mj: much", "also.gpu.budget_mj: 'much' is not a number"),
+    ],
+)
+def test_what_is_no_further_table_is_refused(recorded, values, message):
+    values = values.replace("TABLE", f"device: recorded, table: hat_gtx1080_energy, data: {recorded}")
+    with pytest.raises(ValueError, match=message):
+        make_places(composed("space=hat", f"also={{gpu: {{{values}}}}}"))
 
 
 def test_the_directory_of_energies_knows_its_budget(make):

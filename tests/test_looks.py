@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.calibration import LOOKS, MEASUREMENTS, Calibrator
+from experiments.costing import Costing
 from experiments.looks import LOOKED_AT, in_words
 from experiments.run_directory import RunDirectory
 from experiments.settings import CalibrationSettings
@@ -24,6 +25,7 @@ from nas.protocols import DoubtfulLatencyModel
 from nas.surroundings import surrounded
 from nas.types import Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
+from tests.support.exploring import explorer
 from tests.support.invented import FAMILY, measurements
 from tests.support.simulated import Heard, SimulatedDevice
 
@@ -158,6 +160,24 @@ def test_a_fresh_calibration_is_not_looked_at_until_it_is_old(calibrator, tmp_pa
     fresh.run.write_json(LOOKS, {"the answer": later.isoformat()})
     assert fresh.look(calibration, before="the answer")
     assert np.abs(off_percent(calibration, 0.1)).max() < 1
+
+
+def test_a_further_device_is_looked_at_before_the_answer(calibrator, pipeline, calibrated):
+    fresh = replace(calibrator, settings=replace(SETTINGS, recheck_minutes=None), place="on two")
+    found = fresh.calibrate(AdditiveLatency(), seed=0)
+    archs = [m.arch for m in found.measurements.values()]
+    before_ms, first_ms = found.model.predict(archs).mean_ms, calibrated.model.predict([pipeline.family.space.largest()]).mean_ms
+    costing = Costing.of(pipeline.settings, pipeline.family, pipeline.workload, calibrated, also={"two": found.model})
+    one = replace(explorer(pipeline, calibrated), costing=costing)
+    calibrator.device.slope = -0.08
+    one._look(pipeline.calibrator(), {"two": (replace(fresh, settings=SETTINGS), found)})
+    now_ms = costing.also["two"].predict(archs).mean_ms
+    assert np.abs(now_ms / before_ms - 1).max() > 0.05
+    assert np.abs(off_percent(found, -0.08)).max() < 1
+    assert costing.latency.predict([pipeline.family.space.largest()]).mean_ms == first_ms
+    [look] = found.looks
+    assert "before (on two): small networks take" in in_words(look.to_json())
+    assert "calibration of two" in json.loads((pipeline.run / "ledger.json").read_text())
 
 
 def test_a_device_that_is_lost_leaves_everything_as_it_was(calibrator, monkeypatch):

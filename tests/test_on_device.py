@@ -1,6 +1,7 @@
 """What was timed is also asked: its answers, under its own runtime, are torch's, or nothing ships."""
 
 import base64
+import contextlib
 import json
 import math
 from dataclasses import replace
@@ -9,15 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.contract import BrokenPromiseError, Limits, proven_on_device
+from experiments.card import device_sentence
+from experiments.contract import BrokenPromiseError, Limits, proven_also, proven_on_device
 from experiments.on_device import answers_elsewhere
-from hardware import agent, answers
+from hardware import agent, answers, cuda
 from hardware.answers import logits_of
+from hardware.cuda import Cuda
 from hardware.executorch_device import ExecuTorch
 from hardware.litert import LiteRt
 from hardware.local_cpu import LocalCpu
 from hardware.local_torch import LocalTorch
 from hardware.openvino_device import OpenVino
+from hardware.placement import CPU
 from hardware.ssh import Ssh
 from nas.formats import ExportError
 from nas.protocols import DeviceError
@@ -82,6 +86,75 @@ def test_another_runtime_is_compared_and_scored_by_its_own_file(device, finished
     assert facts["max_abs_difference"] < 1e-4
     assert facts["num_decisions"] == 1024, "four batches of 2048 tokens"
     assert facts["validation_error_percent"] == torch_error
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Makes a GPU that is this machine's CPU: the way to its answers, but for CUDA itself."""
+
+    def make(runtime, precision="fp32"):
+        monkeypatch.setattr(Cuda, "_nvml", ("NVML", "GPU"))
+        monkeypatch.setattr(Cuda, "environment", {"precision": precision, "torch": torch.__version__})
+        monkeypatch.setattr(Cuda, "_place", "cpu")
+        monkeypatch.setattr(torch.cuda, "device", lambda index: contextlib.nullcontext())
+        monkeypatch.setattr(Cuda, "_providers", lambda self: [(CPU, {})])
+        monkeypatch.setitem(cuda.PROVIDERS, "cuda", CPU)
+        return Cuda(runtime=runtime, precision=precision)
+
+    return make
+
+
+@pytest.mark.parametrize("runtime", ["cuda", "torch"])
+def test_a_gpu_is_asked_by_the_runtime_that_times_it(runtime, gpu, finished, monkeypatch):
+    device = gpu(runtime)
+    assert answers_elsewhere(device)
+    facts, torch_error = proven(finished, device)
+    assert (facts["device"], facts["precision"], facts["num_decisions"]) == ("cuda", "fp32", 1024)
+    assert facts["equal_decisions"] == 1
+    assert facts["validation_error_percent"] == torch_error
+    sound = Cuda.opened
+    monkeypatch.setattr(Cuda, "opened", lambda self, path: lambda x: [sound(self, path)(x)[0] + 0.01])
+    with pytest.raises(BrokenPromiseError, match=r"on the device cuda \(.* has 0\.01, promised is at most 0\.0001"):
+        proven(finished, device)
+
+
+def test_a_gpu_answers_in_the_precision_that_is_timed(gpu, finished):
+    facts, _ = proven(finished, gpu("torch", "fp16"), Limits(tolerance=1e-9, max_drop=100.0))
+    assert facts["precision"] == "fp16"
+    assert 0 < facts["max_abs_difference"] < 0.1
+
+
+def test_a_gpu_that_is_lost_while_it_answers_leaves_that_unknown(gpu, finished, monkeypatch):
+    def lost(*rest):
+        raise torch.OutOfMemoryError("out of memory")
+
+    device = gpu("torch")
+    monkeypatch.setattr(Cuda, "_tensors", lost)
+    facts, _ = proven(finished, device)
+    assert "torch failed: out of memory" in facts["unknown"]
+    monkeypatch.undo()
+    if not torch.cuda.is_available():
+        facts, _ = proven(finished, Cuda(runtime="torch"))
+        assert set(facts) == {"device", "unknown"}
+
+
+def test_further_devices_are_asked_too(finished, monkeypatch):
+    also = {"here": LocalCpu(), "quantised": LocalCpu(precision="int8"), "silent": Scale()}
+    finisher, no_limit = replace(finished, also=also), Limits()
+    found = proven_also(finisher, SPACE.largest(), no_limit, torch_error=0.0)
+    assert {name: facts.get("num_decisions") for name, facts in found.items()} == {
+        "here": 1024,
+        "quantised": 1024,
+        "silent": None,
+    }
+    assert found["here"]["max_abs_difference"] < 1e-4 < found["quantised"]["max_abs_difference"]
+    assert "NOT COMPARED with torch's: it tells times alone" in device_sentence(found["silent"])
+    sound = LocalCpu.opened
+    monkeypatch.setattr(LocalCpu, "opened", lambda self, path: lambda x: [sound(self, path)(x)[0] + 0.01])
+    with pytest.raises(
+        BrokenPromiseError, match=r"on the device local_cpu .* has 0\.01, promised is at most 0\.0001; nothing was"
+    ):
+        proven_also(finisher, SPACE.largest(), no_limit, torch_error=0.0)
 
 
 def test_what_onnx_runtime_answers_here_needs_no_second_look():

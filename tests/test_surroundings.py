@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -27,16 +28,17 @@ from hardware.store import MeasurementStore
 from hardware.surroundings import Surrounded, device_of
 from hardware.timing import Exported, measure
 from latency_models.additive import AdditiveLatency
-from latency_models.surroundings import PerSurroundings
+from latency_models.surroundings import AnySurroundings, PerSurroundings
 from nas.compute import Compute
 from nas.encoding import Encoding
 from nas.finish.fake_quant import rounding
-from nas.protocols import DeviceError, UncertainLatencyModel
+from nas.protocols import DeviceError, DifferentiableLatencyModel, DoubtfulLatencyModel, UncertainLatencyModel
 from nas.supernet import in_precision, skeleton
-from nas.surroundings import all_surroundings, answering, everywhere, network_of, surrounded, surroundings_of
+from nas.surroundings import all_surroundings, answering, bare, everywhere, network_of, surrounded, surroundings_of
 from nas.types import Measurement, Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
 from tests.support.commands import command
+from tests.support.exploring import lines
 from tests.support.stages import finisher_of
 
 OPTIONS = {"threads": [1, 2], "precision": ["fp32", "int8"]}
@@ -201,6 +203,28 @@ def test_the_expected_latency_is_that_of_the_mixture_and_has_a_gradient(fitted):
     assert all(bool((values.grad[SPACE.offsets[name]] != 0).all()) for name in shares)
 
 
+def test_a_device_that_the_surroundings_are_not_of_takes_the_same_in_all(family):
+    alone, rng = replace(family, space=bare(SPACE)), np.random.default_rng(0)
+    assert not all_surroundings(alone.space)[0]
+    archs = [network_of(SPACE.sample(rng)) for _ in range(30)]
+    known = [Measurement(a, "law", WORKLOAD, ((0.01 * a.size("width") * a.size("depth"),),), ((1.0,),), 1.0, {}) for a in archs]
+    model = AnySurroundings(AdditiveLatency()).fit(alone, known)
+    assert isinstance(model, DifferentiableLatencyModel)
+    assert isinstance(model, DoubtfulLatencyModel)
+    four = everywhere(SPACE, [SPACE.largest()])
+    [expected] = model.model.predict([bare(SPACE).largest()]).upper_ms
+    assert model.predict(four).upper_ms.tolist() == [expected] * 4
+    assert expected == pytest.approx(model.upper_factor() * model.predict(four).mean_ms[0])
+    values = torch.as_tensor(SPACE.encode(four[:1])[0]).requires_grad_()
+    mean_ms = model.expected_ms(Encoding(SPACE, values))
+    assert mean_ms.item() == pytest.approx(model.predict(four).mean_ms[0])
+    mean_ms.backward()
+    assert bool((values.grad[SPACE.offsets["width"]] != 0).any())
+    assert not values.grad[SPACE.offsets["device.threads"]].any()
+    model.doubt(0.1)
+    assert model.predict(four).upper_ms[0] > expected
+
+
 # --- evaluation and training
 
 
@@ -257,7 +281,7 @@ def test_a_network_is_trained_once_for_all_its_surroundings(tmp_path, family, mo
 @pytest.mark.slow
 def test_a_search_chooses_threads_and_precision(tmp_path):
     words = ["experiment=smoke", "surroundings.threads=[1,2]", "surroundings.precision=[fp32,int8]", "finish.rungs=[0.5]"]
-    words += ["searcher.evaluations=16"]
+    words += ["searcher.evaluations=16", "also={two: {device: local_cpu, graph_optimization: basic, budget_ms: 50}}"]
     words += [f"run={tmp_path / 'run'}", f"store={tmp_path / 'store'}", "torch_threads=1"]
     done = command("search", *words)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -267,6 +291,11 @@ def test_a_search_chooses_threads_and_precision(tmp_path):
     results = json.loads((run / "results.json").read_text())
     picked = next(n for n in results["networks"] if n["id"] == results["picked_id"])
     threads, precision = picked["arch"]["device.threads"], picked["arch"]["device.precision"]
+    assert results["elsewhere"]["two"]["kept"], results["elsewhere"]
+    [there] = [m for m in lines(run / "measurements.jsonl") if m["phase"].startswith("two: ")]
+    assert there["environment"]["graph_optimization"] == "basic"
+    assert there["environment"]["precision"] == "fp32"
+    assert not any("device.threads" in m["arch"] for m in lines(run / "also" / "two" / "measurements.jsonl"))
     assert f"{threads} thread{'s' * (threads > 1)}, {precision}" in results["device"]
     contract = json.loads((run / f"export/{picked['id']}/contract.json").read_text())
     [network] = contract["networks"]
