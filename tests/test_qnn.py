@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ import torch
 
 from experiments.contract import BrokenPromiseError, Files, Limits, proven
 from experiments.costing import check_real
+from experiments.devices import state
 from experiments.measured import Timed, said
 from hardware.placement import offered
 from hardware.qnn import Qnn
@@ -219,6 +221,10 @@ def test_the_contract_has_all_but_a_latency(here, tmp_path, monkeypatch):
 def test_auto_needs_a_chip(here):
     with pytest.raises(DeviceError, match="soc: auto needs a Qualcomm NPU, this machine has none; emulated are sm8450, "):
         _ = Qnn(soc="auto").environment
+
+
+def test_the_list_of_devices_says_that_it_is_emulated(here):
+    assert state(Path("conf/device/qnn.yaml").read_text()) == "here, emulated"
 
 
 def test_what_ships_for_the_cpu_is_not_tried_on_it(here):
