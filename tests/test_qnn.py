@@ -224,7 +224,7 @@ def test_auto_needs_a_chip(here):
 
 
 def test_the_list_of_devices_says_that_it_is_emulated(here):
-    assert state(Path("conf/device/qnn.yaml").read_text()) == "here, emulated"
+    assert state((Path(__file__).parent.parent / "conf/device/qnn.yaml").read_text()) == "here, emulated"
 
 
 def test_what_ships_for_the_cpu_is_not_tried_on_it(here):
