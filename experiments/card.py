@@ -53,7 +53,10 @@ def _network(contract: Mapping[str, Any], network: Mapping[str, Any]) -> str:
         ("error on the validation split, which chose it", f"{network['validation_error_percent']:.2f} %"),
         ("the same of the torch network", f"{network['torch_validation_error_percent']:.2f} %"),
         *_on_its_own(network),
-        (f"latency of {_timed(network)} on {contract['device']}", _latency(network)),
+        (
+            f"latency of {_timed(network)} on {contract['device']}",
+            _latency(network, is_emulated=contract["device_environment"].get("emulated", False)),
+        ),
         *_expected(network),
         (
             "budget, of the latency in quiet moments, as of `predict.py --within`",
@@ -129,8 +132,10 @@ def _timed(network: Mapping[str, Any]) -> str:
     return "this file" if network["timed"] == network["files"][0] else f"`{network['timed']}`"
 
 
-def _latency(network: Mapping[str, Any]) -> str:
+def _latency(network: Mapping[str, Any], *, is_emulated: bool) -> str:
     ms = network["latency_ms"]
+    if ms is None and is_emulated:
+        return "NOT MEASURED: it is emulated on this machine, which says nothing of its speed"
     if ms is None:
         predicted, upper = (format_ms(network[name]) for name in ("predicted_ms", "predicted_upper_ms"))
         return f"NOT MEASURED; predicted {predicted} ms, at most {upper} ms"
@@ -155,9 +160,8 @@ def _memory(memory: Mapping[str, Any]) -> list[tuple[str, str]]:
     """As ONNX Runtime plans it, of other runtimes what a process grows by at most."""
     peak = memory["peak"]
     if "weights_mib" not in memory:
-        return [
-            ("memory that opening it and answering take at most, beside its runtime", f"{peak['network_mib']:.1f} MiB")
-        ] * bool(peak)
+        what = "memory that opening it and answering take at most, beside its runtime"
+        return [(what, f"{peak['network_mib']:.1f} MiB")] if peak else []
     placed = f"weights {memory['weights_mib']:.2f} MiB, activations {memory['activations_mib']:.2f} MiB"
     said = f"{placed}; a process that answers once peaks at {peak['process_mib']:.0f} MiB" if peak else placed
     return [("memory as ONNX Runtime places it", said)]

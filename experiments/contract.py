@@ -23,12 +23,13 @@ from experiments.finishing import Finisher
 from experiments.formatting import format_ms
 from experiments.on_device import LEAST_EQUAL, answers_elsewhere, equal_to_here, facts_of, is_this_cpu, opened
 from experiments.stepwise import compare_steps
-from hardware import executorch_device, litert, local_torch, openvino_device, runtimes
+from hardware import executorch_device, litert, local_torch, openvino_device, qnn, runtimes
 from hardware.file_memory import ATTENTION, memory_of_file
 from hardware.local_cpu import LocalCpu
 from hardware.placement import CPU, Placement, Tried, operators, peak_memory, tune
 from hardware.surroundings import device_of
 from hardware.timing import HasAnswers
+from nas import qnn_file
 from nas.export import NOT_FINITE, compare, export_onnx, form_of
 from nas.fixed_sizes import FixedSizes
 from nas.formats import FORMATS
@@ -42,9 +43,11 @@ MAX_DROP = 1.0  # points of validation error that a file may lose against the to
 TOLERANCE = 1e-4  # of an output in fp32
 RUNTIMES = {  # packages that run the files of other formats than ONNX here, for their answers and scores
     "openvino": "openvino", "pt2": "torch", "pte": "executorch", "tflite": "ai-edge-litert", "torchscript": "torch",
+    **dict.fromkeys(qnn_file.FORMATS, "onnxruntime-qnn"),
 }  # fmt: skip
 DELEGATING: Mapping[str, Any] = {  # what tells who runs which operator of a format; `placed` does so of ONNX
     "openvino": openvino_device, "pt2": local_torch, "pte": executorch_device, "tflite": litert, "torchscript": local_torch,
+    **dict.fromkeys(qnn_file.FORMATS, qnn),
 }  # fmt: skip
 HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
@@ -147,19 +150,31 @@ def parity_of(finisher: Finisher, arch: Architecture, files: Files, *, kind: str
     machine's CPU for all ONNX files, whatever the device is. A decoder's are compared token by token, too."""
     network, inputs = finisher.files.network(arch), finisher.scores.real_inputs(PARITY_EXAMPLES)
     difference, equal, total = compare(network, files.whole, inputs, kind=kind)
-    runtime = f"onnxruntime {onnxruntime.__version__}" if kind == "onnx" else f"{RUNTIMES[kind]} {version(RUNTIMES[kind])}"
     facts = {
         "num_examples": total,
         "max_abs_difference": difference,
         "equal_decisions": equal / total,
         "inputs": "test split",
-        "runtime": f"{runtime} on this machine's CPU",
+        "runtime": runtime_of(kind),
         "runtime_is_timed": kind != "onnx" or is_this_cpu(device_of(finisher.device, arch)),
     }
     steps = {mode: files.whole.with_name(n) for mode in MODES for n in files.names if n.endswith(f"{mode}.onnx")}
     if "decode" in steps:
         facts["token_by_token"] = compare_steps(network, steps["prefill"], steps["decode"], inputs[0])
     return facts
+
+
+def runtime_of(kind: str) -> str:
+    """What answers for the files of a format, and where, in words."""
+    if kind == "onnx":
+        return f"onnxruntime {onnxruntime.__version__} on this machine's CPU"
+    runtime = f"{RUNTIMES[kind]} {version(RUNTIMES[kind])}"
+    if kind not in qnn_file.FORMATS:
+        return f"{runtime} on this machine's CPU"
+    chip = f"the NPU of {qnn_file.FORMATS[kind]}"
+    return (
+        f"{runtime}, Qualcomm's emulation of {chip} on this machine's CPU" if qnn_file.is_emulated() else f"{runtime} on {chip}"
+    )
 
 
 def proven_on_device(finisher: Finisher, arch: Architecture, limits: Limits, *, torch_error: float) -> dict[str, Any]:

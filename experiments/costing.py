@@ -38,11 +38,16 @@ def check_device(settings: Settings, device: Device) -> None:
 
 
 def check_real(device: Device) -> None:
-    """Raises ValueError for a device that was told to take times of an emulated board."""
+    """Raises ValueError for a device that is emulated, or that was told to take times of an emulated board."""
     if any(getattr(own, "allow_emulated", False) for own in devices_of(device)):
         raise ValueError(
             "device.allow_emulated: times of an emulated board say nothing of its speed; `paretoformer measure` shows them, and "
             "nothing else takes them"
+        )
+    if any(getattr(own, "is_emulated", False) for own in devices_of(device)):
+        raise ValueError(
+            f"device: {device.name} is emulated on this machine, its times say nothing of its speed; `paretoformer measure` "
+            "shows them, and nothing else takes them"
         )
 
 

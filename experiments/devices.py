@@ -101,10 +101,10 @@ def state(text: str) -> str:
     if missing := sorted(OmegaConf.missing_keys(config)):
         return f"needs {missing[0]}=…"
     try:
-        _ = make(config, "device").environment
+        facts = make(config, "device").environment
     except (DeviceError, ValueError) as error:
         return f"not here: {error}"
-    return "here"
+    return "here, emulated" if facts.get("emulated") else "here"
 
 
 def described(table: RecordedTable) -> list[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -18,6 +19,7 @@ from rich.table import Table
 
 from experiments.formatting import format_ms
 from hardware.ethos_u import Estimate
+from hardware.placement import CPU
 from hardware.quality import LEAST_ROUNDS, Session, outlier_flags, uncertainty
 from hardware.timing import Exported
 from nas.robust import OUTLIER_SCORE
@@ -82,6 +84,9 @@ def said(timed: Sequence[Timed]) -> Iterator[Table | str]:
     for t in timed:
         if "estimate" in t.measurement.environment:
             yield f"{t.name}: {Estimate(**t.measurement.environment['estimate'])}."
+    for t in timed:
+        if "operators" in t.measurement.environment:
+            yield f"{t.name}: {_placed(t.measurement.environment['operators'])}."
     if counts := [f"{t.name} {t.figures['outliers']}" for t in timed if t.figures["outliers"]]:
         yield f"Outliers (modified Z-score above {OUTLIER_SCORE}; flagged, none dropped): {', '.join(counts)}."
     if session.outliers > MANY:
@@ -94,6 +99,16 @@ def said(timed: Sequence[Timed]) -> Iterator[Table | str]:
 
 def _inputs(t: Timed) -> str:
     return ", ".join(f"{name} {v.dtype} [{', '.join(map(str, v.shape))}]" for name, v in t.network.inputs.items())
+
+
+def _placed(operators: Sequence[Mapping[str, Any]]) -> str:
+    """Who runs how many operators, and which ones the CPU was left."""
+    counts = Counter[str]()
+    for ran in operators:
+        counts[ran["provider"]] += ran["count"]
+    left = ", ".join(f"{ran['count']} {ran['operator']}" for ran in operators if ran["provider"] == CPU)
+    said = ", ".join(f"{count} of {counts.total()} operators on {provider}" for provider, count in counts.most_common())
+    return f"{said}; left to the CPU: {left}" if left else f"{said}; none falls back"
 
 
 def times_table(timed: Sequence[Timed]) -> Table:

@@ -33,7 +33,7 @@ from nas.space import Architecture
 
 FEW = 16  # examples that a board answers
 LEAST_EQUAL = 0.8  # share of a board's decisions in int8 that are those of the same file here: kernels of int8 round otherwise
-RUNTIMES = ("onnxruntime", "openvino", "torch", "litert", "executorch")  # as environments call them
+RUNTIMES = ("onnxruntime-qnn", "onnxruntime", "openvino", "torch", "litert", "executorch")  # as environments call them
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from experiments.run_directory import CONFIG, RunDirectory, RunError
 from experiments.ties import TIES
 from experiments.verdicts import Verdict, origin_in_words
 from experiments.versions import versions
+from nas import qnn_file
 from nas.formats import FORMATS, Answer
 from nas.shared_weights import share_weights
 from nas.space import Architecture
@@ -42,6 +43,7 @@ WEIGHTS = "weights.bin"
 PACKAGES = ("paretoformer", "torch", "onnx", "onnxruntime", "numpy", "tokenizers")
 CONVERTERS = {  # and what runs the file, beside those packages
     "openvino": ("openvino",), "pte": ("executorch",), "tflite": ("litert-torch", "ai-edge-litert"),
+    **dict.fromkeys(qnn_file.FORMATS, ("onnxruntime-qnn",)),
 }  # fmt: skip
 SCORES = ("error_percent", "metrics", "num_examples")  # of the test split, that are kept
 

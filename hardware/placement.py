@@ -24,7 +24,7 @@ from hardware.operators import Ran
 from hardware.visit import Visit, wall
 
 CPU = "CPUExecutionProvider"
-ELSEWHERE = ("AzureExecutionProvider",)  # answers over a network
+ELSEWHERE = ("AzureExecutionProvider", "QNNExecutionProvider")  # a network answers, or what `hardware.qnn` opens, maybe emulated
 LEVELS = {"all": "ORT_ENABLE_ALL", "extended": "ORT_ENABLE_EXTENDED", "basic": "ORT_ENABLE_BASIC", "none": "ORT_DISABLE_ALL"}
 STATUS = Path("/proc/self/status")
 WORTH = 0.95  # another way is taken if it needs less than this share of the time

@@ -8,7 +8,8 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +19,23 @@ from hardware.litert import LiteRt
 from hardware.local_torch import LocalTorch
 from hardware.openvino_device import OpenVino
 from hardware.placement import in_fresh_process, resident_mib
+from hardware.qnn import Qnn
+from nas import qnn_file
+from nas.protocols import Device
 
-RUNTIMES = {"openvino": OpenVino, "pt2": LocalTorch, "pte": ExecuTorch, "torchscript": LocalTorch, "tflite": LiteRt}
+RUNTIMES: Mapping[str, Callable[..., Device]] = {
+    "openvino": OpenVino, "pt2": LocalTorch, "pte": ExecuTorch, "torchscript": LocalTorch, "tflite": LiteRt,
+    **{kind: partial(Qnn, soc=soc) for kind, soc in qnn_file.FORMATS.items()},
+}  # fmt: skip
 LIBRARIES = {"openvino": "openvino", "pte": "executorch.runtime", "tflite": "ai_edge_litert.interpreter"}
 
 
 def peak_memory(kind: str, path: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, float] | None:
     """Of a fresh process that opens the file and answers, in MiB: `network_mib`, what of its peak came with the file, after its
     runtime was loaded; of .pt2 files also what torch loads to read one. None where the system does not say (Linux does)
-    or the process ends badly."""
+    or the process ends badly, and of an NPU, whose memory is not the process's."""
+    if kind in qnn_file.FORMATS:
+        return None
     return in_fresh_process("hardware.runtimes", path, inputs, kind)
 
 

@@ -76,6 +76,13 @@ class HasEstimate(Protocol):
 
 
 @runtime_checkable
+class HasOperators(Protocol):
+    """A device that also says, as JSON, who was given which operators of a network: some of it may run elsewhere."""
+
+    def operators(self, path: Path, inputs: Mapping[str, np.ndarray]) -> Sequence[Mapping[str, Any]]: ...
+
+
+@runtime_checkable
 class HasDeployment(Protocol):
     """A device that runs another file than the one it is given, such as its quantisation; that one ships."""
 
@@ -106,7 +113,7 @@ def measure(
 
     Measure many networks in groups of about six, and keep each group: if a visit fails, the complete rounds of this one are left.
     A measurement's `environment` says what it was taken with; of a device that meters energy it has `energy_mj`, of one run, a
-    number a round, and of one that computes its times the whole `estimate`.
+    number a round, of one that computes its times the whole `estimate`, and of one that says it who was given which `operators`.
 
     Args:
         rounds: visits to each network. They begin with the next network in each round.
@@ -184,6 +191,8 @@ class _Visits:
             found["energy_mj"] = self.energy_mj[:complete]
         if isinstance(self.device, HasEstimate):
             found["estimate"] = dict(self.device.estimated(self.network.path, self.network.inputs))
+        if isinstance(self.device, HasOperators):
+            found["operators"] = list(self.device.operators(self.network.path, self.network.inputs))
         return found
 
 

@@ -87,10 +87,10 @@ def export_for(device: Device, network: nn.Module, example: Mapping[str, Tensor]
     return path
 
 
-def allowed(network: nn.Module, example: Mapping[str, Tensor], tolerance: float) -> float:
-    """How far the outputs of a network's file may lie from its own: the tolerance; more if linear maps are in fewer bits, where a
-    number that is rounded otherwise changes all that follow."""
-    used = fewer_bits_of(network)
+def allowed(network: nn.Module, example: Mapping[str, Tensor], tolerance: float, *, precision: str = "fp32") -> float:
+    """How far the outputs of a network's file may lie from its own: the tolerance; more if linear maps are in fewer bits or the
+    file computes in fp16, where a number that is rounded otherwise changes all that follow."""
+    used = fewer_bits_of(network) | ({precision} - {"fp32"})
     if not used:
         return tolerance
     with torch.no_grad():
@@ -143,7 +143,7 @@ def write_as(
         ValueError: the format's converter is not installed.
     """
     chosen, network = FORMATS[kind], network.eval().cpu().float()
-    tolerance = allowed(network, examples[0], tolerance)
+    tolerance = allowed(network, examples[0], tolerance, precision=chosen.precision)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         unfinished = Path(folder) / path.name
         with torch.no_grad(), warnings.catch_warnings():

@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,7 +18,7 @@ import torch
 from onnx import helper
 from torch import Tensor, nn
 
-from nas import executorch_file
+from nas import executorch_file, qnn_file
 from nas.fewer_bits import with_fewer_bits
 from nas.fixed_sizes import FixedSizes, Guarded
 from nas.runtime_attention import with_runtime_attention
@@ -50,11 +51,12 @@ Answer = Callable[[Mapping[str, Tensor]], list[np.ndarray]]
 
 @dataclass(frozen=True)
 class Format:
-    """How files of one kind are called, written, and opened for their answers."""
+    """How files of one kind are called, written, and opened for their answers, and in which precision they compute."""
 
     suffix: str
     write: Callable[[nn.Module, Mapping[str, Tensor], Path], None]
     open: Callable[[Path], Answer]
+    precision: str = "fp32"
 
 
 def open_session(path: Path | bytes, *, threads: int = 1) -> onnxruntime.InferenceSession:
@@ -253,12 +255,29 @@ def _write_pte(network: nn.Module, example: Mapping[str, Tensor], path: Path) ->
         raise ExportError(f"{path.name}: ExecuTorch cannot convert the network: {error}") from error
 
 
+def _write_qnn(network: nn.Module, example: Mapping[str, Tensor], path: Path, *, soc: str) -> None:
+    """Compiled for a chip and the sizes of the example."""
+    qnn_file.plugin()
+    onnx_path = path.with_name("whole.onnx")
+    _write_onnx(network, example, onnx_path)
+    try:
+        qnn_file.compile_file(onnx_path, {name: tuple(value.shape) for name, value in example.items()}, path, soc=soc)
+    except Exception as error:  # ONNX Runtime's own have no base class of their own
+        raise ExportError(f"{path.name}: the network cannot be compiled for {soc}: {error}") from error
+    finally:
+        onnx_path.unlink()
+
+
 FORMATS = {
     "onnx": Format(".onnx", _write_onnx, _open_onnx),
     "onnxruntime": Format(".onnx", _write_onnxruntime, _open_onnx),
     "openvino": Format(".xml", _write_openvino, _open_openvino),
     "pt2": Format(".pt2", _write_pt2, _open_pt2),
     "pte": Format(".pte", _write_pte, executorch_file.answers),
+    **{
+        kind: Format(".qnn.onnx", partial(_write_qnn, soc=soc), partial(qnn_file.answers, soc=soc), precision="fp16")
+        for kind, soc in qnn_file.FORMATS.items()
+    },
     "torchscript": Format(".pt", _write_torchscript, _open_torchscript),
     "tflite": Format(".tflite", _write_tflite, _open_tflite),
 }

@@ -41,6 +41,7 @@ from hardware.litert import LiteRt
 from hardware.local_torch import LocalTorch
 from hardware.openvino_device import OpenVino
 from hardware.placement import CPU, Placement, operators, peak_memory, tune
+from hardware.qnn import Qnn
 from nas.compute import Compute
 from nas.export import compare, export_onnx
 from nas.finish.precision import quantised
@@ -869,12 +870,19 @@ def test_memory_is_that_of_a_fresh_process(folder):
     assert 20 < memory["process_mib"] < 200, "torch is not in it"
 
 
-def shipped_as(kind: str, device: Device, exporter: Exporter, folder: Path) -> Shipped:
+def shipped_as(
+    kind: str,
+    device: Device,
+    exporter: Exporter,
+    folder: Path,
+    *,
+    limits: Limits = Limits(tolerance=1e-4),  # noqa: B008
+) -> Shipped:
     """The fastest network in another format, timed by its own device."""
     finisher = replace(exporter.finisher, device=device)
     own = replace(exporter, finisher=finisher, kind=kind, variant=kind, folder=folder)
     shipment = own.shipment(pick(exporter.results.networks, "fastest_within:100%"), ["fast"])
-    return ship(finisher, [shipment], Terms("again", Limits(tolerance=1e-4), kind=kind, variant=kind))
+    return ship(finisher, [shipment], Terms("again", limits, kind=kind, variant=kind))
 
 
 def test_a_device_that_runs_another_format_is_proven_by_its_own_file(run, exporter):
@@ -933,6 +941,27 @@ def test_an_executorch_file_says_what_its_delegate_left_to_others(exporter, tmp_
     assert "embedding.out (portable kernels)" in card
     assert "This file takes `token_ids`, int64 [1, 32] and `attention_mask`, int64 [1, 32], and nothing of another size." in card
     assert shipped.contract["versions"]["executorch"] in facts["parity"]["runtime"]
+
+
+@pytest.mark.slow  # an emulated answer takes some 20 ms
+def test_a_file_for_an_npu_that_is_emulated_has_all_but_a_latency(exporter, tmp_path):
+    pytest.importorskip("onnxruntime_qnn", reason="onnxruntime-qnn is not installed")
+    shipped = shipped_as("qnn-sm8650", Qnn(), exporter, tmp_path, limits=Limits(max_drop=1.0))
+    [facts] = shipped.networks
+    assert facts["files"] == ["model.qnn.onnx"]
+    assert facts["parity"]["equal_decisions"] > 0.99
+    assert 0 < facts["parity"]["max_abs_difference"] < 0.05
+    emulation = "Qualcomm's emulation of the NPU of sm8650 on this machine's CPU"
+    assert facts["parity"]["runtime"] == f"onnxruntime-qnn {shipped.contract['versions']['onnxruntime-qnn']}, {emulation}"
+    assert facts["latency_ms"] is None
+    assert facts["verdict"].startswith("PREDICTED, NOT MEASURED (qnn is emulated on this machine): ")
+    assert facts["sizes"] == {"token_ids": [1, 32], "attention_mask": [1, 32]}
+    assert {"Gemm", "Gather"} <= {o["operator"] for o in facts["operators"]}
+    assert not facts["fallbacks"]
+    assert facts["memory"]["peak"] is None
+    card = (shipped.folder / "card.md").read_text()
+    assert "on qnn | NOT MEASURED: it is emulated on this machine, which says nothing of its speed |" in card
+    assert "| who runs it | QNNExecutionProvider; no operator falls back |" in card
 
 
 @pytest.mark.parametrize("kind", ["pt2", "torchscript"])
