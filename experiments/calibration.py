@@ -277,6 +277,8 @@ class Calibrator:
         fresh: dict[str, Measurement] = {}
         reference = sentinel_reference(have.values())
         total = len(missing) + len(have)
+        if missing:
+            self._check_store()
         with (
             self.report.phase("Measuring networks on the device", total, done=len(have)) as advance,
             tempfile.TemporaryDirectory() as folder,
@@ -290,8 +292,10 @@ class Calibrator:
                     self._keep(error.measured, phase=phase + CUT_SHORT)
                     raise
                 reference = chunk[0].sentinel_reference_ms
-                self.store.append(chunk, device=self.device, signature=self.family.signature)
-                self._keep(chunk, phase=phase)
+                try:
+                    self.store.append(chunk, device=self.device, signature=self.family.signature)
+                finally:  # where the store is full, the run still knows what it has measured
+                    self._keep(chunk, phase=phase)
                 fresh |= {m.arch.id: m for m in chunk}
                 advance(len(have) + len(fresh), f"{chunk[-1].latency_ms:.2f} ms")
         if fresh and (advice := Session.of(list(fresh.values())).advice()):
@@ -339,6 +343,13 @@ class Calibrator:
                 f"calibration: {why}; no search can start on it. See that nothing else runs on the device, pin its threads, and "
                 f"measure anew: store=DIR names another place than {self.store.folder}"
             )
+
+    def _check_store(self) -> None:
+        try:
+            self.store.check()
+        except OSError as error:
+            error.add_note("store=DIR names another place.")
+            raise
 
     def _keep(self, measurements: Iterable[Measurement], *, phase: str) -> None:
         for measurement in measurements:

@@ -26,8 +26,8 @@ def read_checkpoint(run: RunDirectory, name: str, compute: Compute) -> dict[str,
 
 
 def write_checkpoint(run: RunDirectory, name: str, state: Mapping[str, Any]) -> None:
-    with run.replacing(name) as path:
-        torch.save(dict(state), path)
+    with run.replacing(name) as path, path.open("wb") as file:  # opened here: by itself torch does not tell why it cannot write
+        torch.save(dict(state), file)
 
 
 def identity_of(how: Any) -> str:

@@ -6,6 +6,7 @@ import errno
 import importlib
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 
 from experiments.usage import HELP, described
@@ -26,6 +27,7 @@ HELP_THEMSELVES = ("search", "bench")
 GOES_ON = {
     "experiments.calibrate": ("The same command with the same run=DIR goes on where it was.",)
 }  # what one can do when stopped
+FULL = (errno.ENOSPC, errno.EDQUOT)
 USER_ERROR, STOPPED = 2, 130
 
 
@@ -59,10 +61,11 @@ def guarded(module: str, words: Sequence[str]) -> int:
         if _was_stopped(error):
             print("\n" + " ".join(["Stopped.", *_notes(error), *GOES_ON.get(module, ())]), file=sys.stderr)
             return STOPPED
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            return complain(f"no space left on the disk ({error.filename or 'while writing'}); what was written is whole")
+        if isinstance(error, OSError) and error.errno in FULL:
+            where = error.filename or f"while writing; temporary files are in {tempfile.gettempdir()}, TMPDIR names another place"
+            return complain(". ".join([f"no space left on the disk ({where}); what was written is whole", *_notes(error)]))
         if isinstance(error, OSError) and error.filename is not None:
-            return complain(f"{error.filename}: {error.strerror}")
+            return complain(". ".join([f"{error.filename}: {error.strerror}", *_notes(error)]))
         if type(error) is RuntimeError:  # not one of ours: a bug
             raise
         return complain(str(error))

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from experiments.run_directory import CANDIDATES, RunDirectory, RunError
+from experiments.run_directory import CANDIDATES, RunDirectory, RunError, naming
 from nas.searchers.study import check_study
 from nas.space import SearchSpace
 
 STUDY = "study.journal"
+
+
+class _Named(JournalFileBackend):
+    """Says which file it is that cannot be written."""
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        with naming(Path(self._file_path)):
+            super().append_logs(logs)
 
 
 def open_study(run: RunDirectory) -> BaseStorage:
@@ -20,7 +30,7 @@ def open_study(run: RunDirectory) -> BaseStorage:
     for lock in run.path.glob(f"{STUDY}.lock*"):  # of a killed process: a run has one process at a time
         lock.unlink()
     try:
-        return JournalStorage(JournalFileBackend(str(run / STUDY)))
+        return JournalStorage(_Named(str(run / STUDY)))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{run / STUDY}: is damaged ({error}); delete it, what was scored is known from {CANDIDATES}") from error
 

@@ -6,12 +6,14 @@ line that a kill cut off is removed when the run goes on.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +29,51 @@ class RunError(ValueError):
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A path to write to; it takes the target's place when the block ends well."""
+    """A path to write to; it takes the target's place when the block ends well, and leaves nothing when it does not.
+
+    Raises:
+        OSError: the system refuses to write, whatever the block made of that; it names the target.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(target.name + ".part")
-    yield unfinished
-    with unfinished.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(unfinished, target)
+    try:
+        yield unfinished
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(unfinished, target)
+    except BaseException as error:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        if isinstance(error, Exception) and (number := _refusal(error)) is not None:
+            raise OSError(number, os.strerror(number), str(target)) from error
+        raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Lets the system's refusal to write in the block name the file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _refusal(error: BaseException | None) -> int | None:
+    """The system's number of what it refused to a library, which may tell it in words of its own; None if it refused nothing."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        if in_rust := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors
+            return int(in_rust[1])
+        error = error.__context__
+    return None
 
 
 class RunDirectory:
     """Reads and writes the files of one run.
 
     Raises:
-        RunError: the path is a file, or the disk has too little room.
+        RunError: the path is a file.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -48,10 +81,6 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"run: {self.path} is a file and not a directory")
         self.path.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.path).free
-        if free < MIN_FREE_BYTES:
-            needed = MIN_FREE_BYTES // 2**20
-            raise RunError(f"run: the disk of {self.path} has {free // 2**20} MiB left, a run needs {needed} MiB")
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -77,20 +106,23 @@ class RunDirectory:
         with self.replacing(name) as path:
             path.write_text(json.dumps(value, indent=1) + "\n")
 
-    def read_json(self, name: str) -> Any:
+    def read_json(self, name: str, *, advice: str = "delete it to do this part again") -> Any:
         """Raises RunError for a file that is not JSON."""
         try:
             return json.loads((self.path / name).read_text())
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise RunError(f"{self.path / name}: is damaged ({error}); delete it to do this part again") from error
+            raise RunError(f"{self.path / name}: is damaged ({error}); {advice}") from error
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:
-        """Adds one line with a single write and waits until it is on the disk."""
-        line = (json.dumps(record) + "\n").encode()
-        descriptor = os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        """Adds one line, whole or not at all, and waits until it is on the disk. Raises OSError, which names the file."""
+        path, line = self.path / name, (json.dumps(record) + "\n").encode()
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            os.write(descriptor, line)
-            os.fsync(descriptor)
+            with naming(path):
+                if (written := os.write(descriptor, line)) < len(line):
+                    os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
@@ -121,15 +153,19 @@ class RunDirectory:
         """Makes the directory this run's, unless it is already. A value of the identity may be a table of several.
 
         Raises:
-            RunError: the directory belongs to a run with another identity; names every difference.
+            RunError: the directory belongs to a run with another identity, with every difference, or its disk lacks room.
         """
+        free = shutil.disk_usage(self.path).free
+        if free < MIN_FREE_BYTES:
+            needed = MIN_FREE_BYTES // 2**20
+            raise RunError(f"run: the disk of {self.path} has {free // 2**20} MiB left, a run needs {needed} MiB")
         if not self.has("run.json"):
             foreign = [p.name for p in self.path.iterdir() if p.name not in (".lock", ".hydra") and not p.name.endswith(".part")]
             if foreign:
                 raise RunError(f"run: {self.path} holds {sorted(foreign)[0]} and no run.json; name a new or empty directory")
             self.write_json("run.json", identity)
             return
-        known, ours = self.read_json("run.json"), json.loads(json.dumps(identity))
+        known, ours = self.read_json("run.json", advice="name a new directory"), json.loads(json.dumps(identity))
         if any(isinstance(value, dict) and not isinstance(known.get(name), dict) for name, value in ours.items()):
             raise RunError(f"run: {self.path} was begun by an earlier version of this program; name a new directory")
         then, now = _flat(known), _flat(ours)

@@ -13,8 +13,10 @@ import errno
 import json
 import math
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -101,8 +103,7 @@ class MeasurementStore:
         Raises:
             OSError: they cannot be written, for example because no space is left; those before the failure are kept.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        with self._refusals():
             for measurement in measurements:
                 path = self.path(device, signature, measurement.workload)
                 record = {**measurement.to_json(), "fingerprint": device.fingerprint, "signature": signature}
@@ -112,8 +113,19 @@ class MeasurementStore:
                     if file.write(line) < len(line):
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                     os.fsync(file.fileno())
+
+    def check(self) -> None:
+        """Raises OSError if nothing can be written to the folder, before anything is measured for it."""
+        with self._refusals(), tempfile.TemporaryFile(dir=self.folder):
+            pass
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            yield
         except OSError as error:
-            raise OSError(error.errno, f"a measurement could not be kept: {error.strerror}", str(self.folder)) from error
+            raise OSError(error.errno, f"measurements cannot be kept: {error.strerror}", str(self.folder)) from error
 
     def path(self, device: Device, signature: str, workload: Workload) -> Path:
         """The file of what was measured on this device; it need not exist."""

@@ -141,6 +141,7 @@ def write_as(
     Raises:
         ExportError: outputs differ by more than the tolerance, or the converter refuses the network; nothing is left behind.
         ValueError: the format's converter is not installed.
+        OSError: the system refuses to write the file, which it names.
     """
     chosen, network = FORMATS[kind], network.eval().cpu().float()
     tolerance = allowed(network, examples[0], tolerance, precision=chosen.precision)
@@ -149,7 +150,10 @@ def write_as(
         with torch.no_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             warnings.filterwarnings("ignore", message="Constant folding", category=UserWarning)
-            chosen.write(network, examples[0], unfinished)
+            try:
+                chosen.write(network, examples[0], unfinished)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from error
         difference, equal, total = compare(network, unfinished, examples, kind=kind)
         if difference == math.inf:
             raise ExportError(f"{path.name}: {NOT_FINITE}")

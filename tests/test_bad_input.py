@@ -201,7 +201,8 @@ def test_a_full_disk_is_said_before_work_starts(tmp_path, monkeypatch):
 
     monkeypatch.setattr(run_directory.shutil, "disk_usage", lambda path: Usage)
     with pytest.raises(RunError, match="has 5 MiB left, a run needs 300 MiB"):
-        RunDirectory(tmp_path / "run")
+        RunDirectory(tmp_path / "run").claim({"task": "languages"})
+    assert not list((tmp_path / "run").iterdir())
 
 
 def test_a_line_that_a_kill_cut_off_is_removed(tmp_path):

@@ -423,7 +423,7 @@ def test_a_full_disk_is_said_and_costs_nothing_that_was_kept(store, device, meas
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="a measurement could not be kept: No space left on device") as caught:
+    with pytest.raises(OSError, match="measurements cannot be kept: No space left on device") as caught:
         store.append(measured[:1], device=device, signature="family")
     assert caught.value.errno == errno.ENOSPC
     assert caught.value.filename == str(store.folder)
@@ -432,7 +432,7 @@ def test_a_full_disk_is_said_and_costs_nothing_that_was_kept(store, device, meas
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path, device, measured):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="a measurement could not be kept"):
+    with pytest.raises(OSError, match="measurements cannot be kept"):
         MeasurementStore(tmp_path / "file" / "store").append(measured, device=device, signature="family")
 
 
