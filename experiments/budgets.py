@@ -16,7 +16,7 @@ from experiments.verdicts import USER, origin_in_words
 from nas.extremes import least
 from nas.projection import BudgetError
 from nas.space import Architecture, SearchSpace
-from nas.types import Candidate, Prediction
+from nas.types import Prediction
 
 HALF = "half of the largest network's {cost}"
 HALFWAY = (
@@ -45,9 +45,6 @@ class Budget:
         """What asks for each limit in a configuration."""
         beside = [OBJECTIVES[name].budget for name in self.beside]
         return ["budget_ms", *beside, *(f"also.{name}.budget_ms" for name in self.also_ms)]
-
-    def holds(self, candidate: Candidate) -> bool:
-        return self.allows(candidate.objectives)
 
     def allows(self, costs: Mapping[str, float]) -> bool:
         return all(costs[name] <= limit for name, limit in self.limits.items())

@@ -258,5 +258,5 @@ class Explorer:
         return [near[i] for i in np.argsort(-doubt, kind="stable")[: self.settings.outer.measure]]
 
     def _front(self, candidates: Sequence[Candidate]) -> set[str]:
-        within = [c for c in candidates if self.budget.holds(c)]
+        within = [c for c in candidates if self.budget.allows(c.objectives)]
         return {c.arch.id for c in pareto_front(within, *self.settings.objectives)}

@@ -46,7 +46,7 @@ class Halving:
     def climb(self, explored: Explored, supernet: nn.Module) -> Climbed:
         """The short-list of each search. All enter with equally many; a network that two of them found is trained once."""
         num, rungs = self.settings.finish.shortlist, self.settings.finish.rungs
-        left = {role: [c for c in explored.by_phase.get(role, ()) if self.budget.holds(c)] for role in SEARCHES}
+        left = {role: [c for c in explored.by_phase.get(role, ()) if self.budget.allows(c.objectives)] for role in SEARCHES}
         scored: list[Candidate] = []
         for number, share in enumerate(rungs):
             left = {role: self.best(candidates, num * 2 ** (len(rungs) - number)) for role, candidates in left.items()}

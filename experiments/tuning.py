@@ -51,7 +51,7 @@ class Tuner:
 
     def tuned(self, explored: Explored, supernet: nn.Module) -> tuple[Settings, Mapping[str, Any] | None]:
         """The settings to go on with, and what was found; without trials, or a network to try, the same and None."""
-        within = [c for c in explored.by_phase["search"] if self.budget.holds(c)]
+        within = [c for c in explored.by_phase["search"] if self.budget.allows(c.objectives)]
         if not self.settings.finish.trials or not within:
             return self.settings, None
         arch = min(within, key=lambda c: (c.objectives["error"], c.arch.id)).arch

@@ -216,9 +216,7 @@ def test_recipe_strategy(small):
     settings = on_its_default("searcher", "hill")
     assert settings.evaluations == OuterSettings().evaluations
     space = small.family.space
-    searcher = settings.make_searcher(
-        space, objectives=("error",), seed=0, initial=[space.largest()], limits={}, storage=None, population=16
-    )
+    searcher = settings.searcher(space, objectives=("error",), seed=0, initial=[space.largest()], limits={})
     assert isinstance(searcher, Searcher)
     assert searcher.ask() == space.largest()
     space.validate(searcher.ask())
