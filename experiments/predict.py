@@ -71,6 +71,10 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"predict.py: answers cannot be written: {error.strerror or error}", file=sys.stderr)
+        return 2
     if (missed := answers.loading()) is not None:
         code = 1
         print(f"predict.py: {missed}; {answers.network['id']} answered", file=sys.stderr)

@@ -99,7 +99,9 @@ class RunDirectory:
             yield
 
     def replacing(self, name: str) -> AbstractContextManager[Path]:
-        """A path to write to; it takes the name's place when the block ends well."""
+        """A path to write to; it takes the name's place when the block ends well. Raises RunError where the directory is gone."""
+        if not self.path.is_dir():  # what is left of the run would be a directory that no command takes
+            raise RunError(f"run: {self.path} is not there any more; it was deleted or moved while this ran")
         return replacing(self.path / name)
 
     def write_json(self, name: str, value: Any) -> None:

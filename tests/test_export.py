@@ -153,6 +153,13 @@ def test_who_has_read_enough_is_told_no_more(folder):
     assert process.wait(60) == 1
 
 
+def test_predict_says_that_a_disk_is_full(folder):
+    line = [sys.executable, "-I", str(folder / "predict.py"), "a"]
+    with Path("/dev/full").open("w") as full:
+        found = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (found.returncode, found.stderr) == (2, "predict.py: answers cannot be written: No space left on device\n")
+
+
 def test_a_file_that_cannot_be_read(folder, monkeypatch):
     def forbidden(*_: object) -> None:
         raise PermissionError(13, "Permission denied", "model.onnx")

@@ -6,6 +6,7 @@ import pytest
 
 from experiments.build import make_settings
 from experiments.config import composed
+from experiments.ledger import spent
 from experiments.run_directory import RunDirectory, RunError
 
 
@@ -45,3 +46,14 @@ def test_a_directory_of_before_is_refused_in_words(tmp_path):
     run.write_json("run.json", {**identity(), "settings": "bffe95434818"})
     with pytest.raises(RunError, match="was begun by an earlier version of this program; name a new directory"):
         run.claim(identity())
+
+
+def test_a_directory_that_was_deleted_is_not_made_again(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.path.rmdir()
+    with (
+        pytest.raises(RunError, match=r"run: .*run is not there any more; it was deleted or moved while this ran"),
+        spent(run, "a"),
+    ):
+        pass
+    assert not run.path.exists()
