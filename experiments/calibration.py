@@ -161,8 +161,7 @@ class Calibrator:
         if minutes is None or not calibration.measurements:
             return False
         moment = self._moment(before)
-        # Where a clock was put back since, the distance is as good a word as any for how old they are.
-        ages = {id_: abs(moment - _time(m)).total_seconds() / 60 for id_, m in calibration.measurements.items()}
+        ages = {id_: (moment - _time(m)).total_seconds() / 60 for id_, m in calibration.measurements.items()}
         groups: dict[str, dict[str, Measurement]] = {}
         for id_, m in calibration.measurements.items():
             if ages[id_] >= minutes:

@@ -138,7 +138,7 @@ def test_a_pick_is_the_network_whose_bound_uses_the_budget_up():
 
 def test_first_light_runs_and_reads_back_what_it_finished(capsys, tmp_path, monkeypatch):
     by_oneself = do_it_yourself.run
-    monkeypatch.setattr(do_it_yourself, "run", lambda task, *, seconds, **how: by_oneself(task, seconds=min(seconds, 8), **how))
+    monkeypatch.setattr(do_it_yourself, "run", lambda task, *, seconds, **how: by_oneself(task, seconds=min(seconds, 5), **how))
     words = ["first_light", "preset=quick", f"directory={tmp_path}"]
     lines = []
     for _ in range(2):

@@ -244,15 +244,3 @@ def test_doubt_lasts_until_the_next_fit(model, wrapped):
     assert fitted.upper_factor() > before
     assert fitted.predict(archs).upper_ms == pytest.approx(fitted.predict(archs).mean_ms * fitted.upper_factor())
     assert fitted.fit(FAMILY, known).upper_factor() == before
-
-
-def test_a_store_from_a_clock_that_was_ahead_is_looked_at(calibrator):
-    [file] = calibrator.store.folder.glob("*.jsonl")
-    records = [json.loads(line) for line in file.read_text().splitlines()]
-    for record in records:
-        ahead = datetime.fromisoformat(record["environment"]["time"]) + timedelta(hours=5)
-        record["environment"]["time"] = ahead.isoformat()
-    file.write_text("".join(json.dumps(record) + "\n" for record in records))
-    calibrator.device.slope = -0.08
-    calibration = calibrator.calibrate(AdditiveLatency(), seed=0)
-    assert [look.has_changed for look in calibration.looks] == [True]

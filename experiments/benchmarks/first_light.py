@@ -90,9 +90,9 @@ class Preset:
     num_budgets: int
 
 
-SMALL = ("experiment=smoke", "space=encoder", "calibration.num_fit=16", "init.train.steps=60", "torch_threads=1")
+SMALL = ("experiment=smoke", "space=encoder", "calibration.num_fit=16", "torch_threads=1")
 PRESETS = {
-    "quick": Preset((0,), SMALL, rounds=2, num_fit=16, num_held_out=8, num_splits=5, num_budgets=3),
+    "quick": Preset((0,), SMALL, rounds=2, num_fit=12, num_held_out=6, num_splits=5, num_budgets=3),
     "full": Preset((0, 1, 2), (), rounds=8, num_fit=60, num_held_out=40, num_splits=20, num_budgets=10),
 }
 
