@@ -21,7 +21,7 @@ from experiments.pipeline import Pipeline
 from experiments.progress import Reporter
 from experiments.settings import Settings, check_budget
 from experiments.signatures import check_values, required, taken
-from experiments.table_search import Place
+from experiments.table_place import Place
 from hardware.remote import Remote
 from hardware.store import MeasurementStore
 from hardware.surroundings import Surrounded

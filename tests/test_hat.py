@@ -14,7 +14,8 @@ from experiments.config import composed
 from experiments.progress import Reporter
 from experiments.run_directory import RunError
 from experiments.settings import OuterSettings, Settings
-from experiments.table_search import Place, TableSearch
+from experiments.table_place import Place
+from experiments.table_search import TableSearch
 from hardware.recorded import RecordedDevice
 from hardware.tables import load_table
 from nas.projection import BudgetError
