@@ -10,7 +10,7 @@ import torch
 
 from hardware.arena import activations_mib
 from hardware.file_memory import ALIGNMENT, buffers, memory_of_file, planned
-from latency_models.memory import expected_memory, memory_of
+from latency_models.memory import GAPS, expected_memory, memory_of
 from nas.encoding import Encoding
 from nas.export import export_onnx
 from nas.protocols import DeviceError
@@ -73,6 +73,19 @@ def test_the_arena_of_onnx_runtime_agrees(files):
     assert len(errors) >= 10
     assert statistics.median(errors) < 0.1
     assert max(errors) < 0.35
+
+
+def test_the_bound_holds_for_a_network_of_a_few_kilobytes(tmp_path):
+    """Where what an arena rounds up counts."""
+    space, workload = encoder_space(width=(16,), depth=(3,), heads=(2,), ffn=(64, 128)), Workload(tokens=32)
+    family = EncoderFamily(space, vocab_size=1000, num_classes=8, max_tokens=32, head_size=16)
+    kinds = {"layer1.attention": "full", "layer2.attention": "none", "layer3.attention": "window"}
+    arch = space.canonical({**space.largest().as_dict, **kinds, "layer1.ffn": 64})
+    path = tmp_path / "tiny.onnx"
+    export_onnx(family.network(arch, backend="blocks"), family.example_input(workload), path)
+    [counted] = memory_of(family, [arch], workload)
+    arena_mib = activations_mib(path, ones(workload))
+    assert GAPS * counted.activations_mib < arena_mib < counted.upper_mib - counted.weights_mib
 
 
 def test_a_file_whose_memory_cannot_be_measured_is_named(tmp_path):
