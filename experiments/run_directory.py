@@ -21,6 +21,7 @@ CANDIDATES = "candidates.jsonl"  # one line for each network that was scored
 SUPERNET = "supernet.safetensors"  # its weights, once it is trained
 CONFIG = ".hydra/config.yaml"  # a run that was made from Python has none
 MIN_FREE_BYTES = 300 * 2**20
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)  # to write
 
 
 class RunError(ValueError):
@@ -59,9 +60,9 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def _refusal(error: BaseException | None) -> int | None:
-    """The system's number of what it refused to a library, which may tell it in words of its own; None if it refused nothing."""
+    """The system's number of why it does not write for a library, which may tell it in words of its own; None if it does."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and error.errno in REFUSALS:
             return error.errno
         if in_rust := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors
             return int(in_rust[1])
