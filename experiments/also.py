@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from experiments.budgets import in_words
+from experiments.budgets import check_kept_on
 from experiments.calibration import Calibration, Calibrator
 from experiments.finishing import Finisher
 from experiments.run_directory import RunDirectory
@@ -17,8 +17,6 @@ from experiments.table_calibration import TableCalibrator
 from experiments.verdicts import USER, Verdict, facts_of
 from hardware.recorded import RecordedDevice
 from latency_models.surroundings import AnySurroundings
-from nas.extremes import least
-from nas.projection import BudgetError
 from nas.protocols import Device, DeviceError, DifferentiableLatencyModel
 from nas.space import Architecture
 from nas.surroundings import bare
@@ -49,13 +47,10 @@ class Companion:
         else:
             found = self.calibrator(like).calibrate(self.latency_model, seed=seed)
         if self.budget_ms is not None:
-            fastest = least(family.space, lambda archs: found.model.predict(archs).upper_ms)
-            [upper_ms] = found.model.predict([fastest]).upper_ms
-            if self.budget_ms < upper_ms:
-                raise BudgetError(
-                    f"also.{self.name}.budget_ms: {self.budget_ms:.4g} is below the fastest network of the space, "
-                    f"{in_words(fastest)}, which takes at most {upper_ms:.4g} ms on {self.device.name}"
-                )
+            check_kept_on(
+                self.device.name, f"also.{self.name}.budget_ms", self.budget_ms, family.space,
+                lambda archs: found.model.predict(archs).upper_ms,
+            )  # fmt: skip
         return found if family is like.family else replace(found, model=AnySurroundings(self.latency_model))
 
     @property

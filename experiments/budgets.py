@@ -137,6 +137,24 @@ def check_reachable(
         )
 
 
+def check_kept_on(
+    device: str, setting: str, asked: float, space: SearchSpace, bounds: Callable[[Sequence[Architecture]], np.ndarray], *,
+    name: str = "latency_ms",
+) -> None:  # fmt: skip
+    """Whether any network is sure to keep a budget on a further device; `bounds` are those of the objective `name` there, [N].
+
+    Raises:
+        BudgetError: none that was found is.
+    """
+    fastest = least(space, bounds)
+    [bound] = bounds([fastest])
+    if asked < bound:
+        raise BudgetError(
+            f"{setting}: {format_figure(asked)} is below the {LEAST[name]} network of the space, {in_words(fastest)}, which "
+            f"takes at most {format_figure(bound)} {OBJECTIVES[name].unit} on {device}"
+        )
+
+
 def fastest_within(
     budget: Budget, space: SearchSpace, costing: Callable[[Sequence[Architecture]], Sequence[Mapping[str, float]]]
 ) -> float:

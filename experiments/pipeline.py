@@ -179,8 +179,9 @@ class Pipeline:
         explorer = Explorer(
             self.family, self.task, supernet, compute, calibration, costing, budget, self.settings, self.run, self.report
         )
-        further = {c.name: (c.calibrator(self.calibrator()), elsewhere[c.name]) for c in self.also if c.is_live}
-        explored = explorer.explore([p.arch for p in proposals], self.calibrator(), further)
+        calibrator = self.calibrator()
+        further = {c.name: (c.calibrator(calibrator), elsewhere[c.name]) for c in self.also if c.is_live}
+        explored = explorer.explore([p.arch for p in proposals], calibrator, further)
         baselines = BaselineTeachers(self.task, trivial)
         finisher = self._taught(self.finisher(compute), baselines, explored)
         settings, tuned = Tuner(finisher, budget, self.settings, self.report).tuned(explored, supernet)

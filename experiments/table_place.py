@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.budgets import LEAST, Budget, in_words
+from experiments.budgets import Budget, check_kept_on
 from experiments.calibration import quality
-from experiments.formatting import format_figure, format_ms
+from experiments.formatting import format_ms
 from experiments.objectives import OBJECTIVES, upper
 from experiments.verdicts import USER, LimitVerdict, Verdict
 from hardware.recorded import RecordedDevice
@@ -17,8 +17,6 @@ from hardware.tables import TABLES
 from latency_models.drift import no_signal
 from latency_models.intervals import Bounded, pick
 from latency_models.physical import PhysicalRegressor
-from nas.extremes import least
-from nas.projection import BudgetError
 from nas.protocols import Device
 from nas.space import SearchSpace
 from nas.tables import RecordedTable
@@ -132,14 +130,10 @@ class Place:
         """Of a further table. Raises BudgetError for one that no network keeps."""
         if self.asked is None:
             return None
-        fastest = least(space, lambda archs: model.predict(hat.costs(hat.features(archs))).upper_ms)
-        [upper_ms] = model.predict(hat.costs(hat.features([fastest]))).upper_ms
-        if self.asked < upper_ms:
-            raise BudgetError(
-                f"also.{self.name}.{self.cost.key('budget')}: {format_figure(self.asked)} is below the {LEAST[self.cost.name]} "
-                f"network of the space, {in_words(fastest)}, which takes at most {format_figure(upper_ms)} {self.cost.unit} on "
-                f"{self.device.name}"
-            )
+        check_kept_on(
+            self.device.name, f"also.{self.name}.{self.cost.key('budget')}", self.asked, space,
+            lambda archs: model.predict(hat.costs(hat.features(archs))).upper_ms, name=self.cost.name,
+        )  # fmt: skip
         return Budget(self.asked, USER)
 
 
