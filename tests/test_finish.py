@@ -275,9 +275,10 @@ def test_every_kind_gives_a_model_that_answers_alike(family, network, tmp_path, 
 
 
 def ranges(model):
-    """Of activations, by name."""
-    scales = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.name.endswith("_scale")}
-    return {name: 255 * float(scale) for name, scale in scales.items() if scale.size == 1}
+    """Of activations, in the order in which they are quantised."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    scales = [node.input[1] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    return {number: 255 * float(numpy_helper.to_array(constants[name])) for number, name in enumerate(scales)}
 
 
 def test_batches_of_several_lengths_calibrate_as_one_would(family, network, tmp_path):

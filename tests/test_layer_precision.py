@@ -299,14 +299,12 @@ def test_what_is_scored_is_the_file_and_stages_keep_precisions(tmp_path):
     assert {layer.precision for name, layer in linear_layers(network) if "blocks.1" in name} == {"int8"}
     assert quantise.facts["kept_blocks"] == []
     graph = onnx.load(finisher.files.onnx_path(largest, tag="quantise")).graph
-    kinds = {
-        number: {node.op_type for node in graph.node if f"blocks.{number}/" in node.name and "MatMul" in node.op_type}
-        for number in (0, 1)
-    }
-    assert "MatMulInteger" not in kinds[0]
-    assert "MatMulInteger" in kinds[1]
-    head = [node.op_type for node in graph.node if "classifier" in node.name]
-    assert "MatMulInteger" in head, "what is in no layer is the stage's"
+    weights = {tensor.name for tensor in graph.initializer}
+    kinds = [node.op_type for node in graph.node if "MatMul" in node.op_type and weights & set(node.input)]
+    assert set(kinds) == {"MatMul", "MatMulInteger"}
+    assert kinds == sorted(kinds), "the first layer is in float"
+    chosen = operators(finisher.files.onnx_path(largest, tag="low_rank"))["MatMulInteger"]
+    assert kinds.count("MatMulInteger") == chosen + 1, "the classifier is in no layer: it is the stage's"
 
 
 def test_training_under_rounding_leaves_chosen_layers_alone(encoders):

@@ -28,8 +28,8 @@ import onnx
 import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
+from nas.finish.lean import lean
 from nas.runtime_attention import with_products
-from nas.runtime_norms import with_sums
 
 KINDS = ("dynamic", "static", "fp16", "int4")
 CALIBRATIONS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
@@ -62,7 +62,6 @@ def quantised(
     check("kind", kind, KINDS)
     check("calibration", calibration, tuple(CALIBRATIONS))
     model = copy.deepcopy(model)
-    result: onnx.ModelProto
     del model.graph.value_info[:]  # shapes that an exporter wrote down contradict those of the quantised operators
     with_products(model, all_of_them=kind in ("static", "int4"))
     excluded = [name for block in keep for name in blocks(model, kind)[block]]
@@ -73,22 +72,22 @@ def quantised(
             from onnxruntime.quantization import quantize_dynamic  # slow to import
 
             options = {"EnableSubgraph": True, "DefaultTensorType": onnx.TensorProto.FLOAT}  # of what its own operators write
-            quantize_dynamic(with_sums(model), path, per_channel=True, nodes_to_exclude=excluded, extra_options=options)
+            quantize_dynamic(model, path, per_channel=True, nodes_to_exclude=excluded, extra_options=options)
+            model = onnx.load(path)
         elif kind == "static":
             _static(model, path, calibration, feeds, excluded)
+            model = onnx.load(path)
         elif kind == "fp16":
             from onnxruntime.transformers.float16 import convert_float_to_float16
 
-            result = convert_float_to_float16(model, keep_io_types=True)
-            return result
+            model = convert_float_to_float16(model, keep_io_types=True)
         else:
             from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
             quantiser = MatMulNBitsQuantizer(model, block_size=32, is_symmetric=True, accuracy_level=4, nodes_to_exclude=excluded)
             quantiser.process()
-            result = quantiser.model.model
-            return result
-        return onnx.load(path)
+            model = quantiser.model.model
+    return lean(model)
 
 
 def blocks(model: onnx.ModelProto, kind: str) -> dict[str, tuple[str, ...]]:
