@@ -32,6 +32,7 @@ from nas.supernet import state_of
 from nas.training import TrainConfig, Trainer, stream
 from nas.types import Workload
 from search_spaces.encoder import EncoderFamily, encoder_space
+from search_spaces.vision import VisionFamily, vision_space
 from tests.support.stages import FAST, Sum, school
 
 
@@ -246,6 +247,22 @@ def test_rounding_is_onnx_runtimes(family, network, tmp_path):
     assert error == pytest.approx(np.mean([float((w - round_weight(w)).square().sum() / w.square().sum()) for w in weights]))
 
 
+@pytest.mark.parametrize("stem", ["patches", "conv"])
+def test_of_images_too_and_convolutions_stay_float(stem, tmp_path):
+    torch.manual_seed(0)
+    space = vision_space(patch=(2,), stem=(stem,), width=(16,), depth=(2,), heads=(2,), ffn=(32,), attention=("full",))
+    family = VisionFamily(space, (1, 8, 8), 3, (0.0,), (1.0,), head_size=8)
+    network, images = family.network(space.largest()).eval(), torch.randn(1, 1, 8, 8)
+    export_onnx(network, {"image": images}, tmp_path / "float.onnx")
+    model = quantised(onnx.load(tmp_path / "float.onnx"), "dynamic")
+    [actual] = open_session(model.SerializeToString(), threads=1).run(None, {"image": images.numpy()})
+    with torch.no_grad(), rounding(network):
+        np.testing.assert_allclose(actual, network(images).numpy(), atol=1e-5)
+    kinds = [node.op_type for node in model.graph.node]
+    assert ("Conv" in kinds) == (stem == "conv")
+    assert "ConvInteger" not in kinds
+
+
 def test_gradients_pass_the_rounding():
     x = torch.randn(4, 6, requires_grad=True)
     for rounded in (round_weight(x), round_input(x)):
@@ -309,6 +326,7 @@ def test_blocks_that_are_kept_stay_float(family, network, tmp_path):
     ):  # fmt: skip
         kinds = [n.op_type for n in quantised(model, "dynamic", keep=keep).graph.node]
         assert (kinds.count("MatMulInteger"), kinds.count("QAttention")) == (count, attending)
+    assert quantised(model, "dynamic", keep=list(names)) == model
 
 
 def test_calibration_inputs_are_checked(family, network, tmp_path):

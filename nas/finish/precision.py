@@ -61,7 +61,9 @@ def quantised(
     """
     check("kind", kind, KINDS)
     check("calibration", calibration, tuple(CALIBRATIONS))
-    model = copy.deepcopy(model)
+    model, changed = copy.deepcopy(model), blocks(model, kind)
+    if changed and set(changed) <= set(keep):
+        return model
     del model.graph.value_info[:]  # shapes that an exporter wrote down contradict those of the quantised operators
     with_products(model, all_of_them=kind in ("static", "int4"))
     excluded = [name for block in keep for name in blocks(model, kind)[block]]
@@ -72,7 +74,10 @@ def quantised(
             from onnxruntime.quantization import quantize_dynamic  # slow to import
 
             options = {"EnableSubgraph": True, "DefaultTensorType": onnx.TensorProto.FLOAT}  # of what its own operators write
-            quantize_dynamic(model, path, per_channel=True, nodes_to_exclude=excluded, extra_options=options)
+            quantize_dynamic(
+                model, path, op_types_to_quantize=list(OPERATORS[kind]), nodes_to_exclude=excluded, per_channel=True,
+                extra_options=options,
+            )  # fmt: skip
             model = onnx.load(path)
         elif kind == "static":
             _static(model, path, calibration, feeds, excluded)
