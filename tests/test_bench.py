@@ -25,12 +25,16 @@ from experiments.benchmarks import (
 )
 from experiments.benchmarks.beside_hand import BesideHand
 from experiments.benchmarks.first_light import Fronts, Point, picks_kept_percent, same_layers
+from experiments.benchmarks.int8_products import int8_of_products, products_of
 from experiments.benchmarks.ship import Row, Trial, summary
 from experiments.formatting import rounded
 from experiments.progress import Reporter
 from experiments.tasks.languages import Languages
+from experiments.timed_networks import export_for_timing
+from hardware.local_cpu import LocalCpu
 from hardware.local_torch import num_threads
 from nas.formats import open_session
+from nas.types import Workload
 from search_spaces import hat
 from search_spaces.encoder import EncoderFamily, encoder_space
 
@@ -182,17 +186,22 @@ def test_spaces_shows_every_kind_by_its_own_figures(capsys):
 def test_ship_counts_only_files_that_lose_at_most_a_point():
     rows = (
         Row("largest", "int8", 2.0, 0.9, 0.3, True),
+        Row("largest", "int8_untrained", 2.0, 1.9, 0.25, False),
         Row("largest", "trained_on", 1.0, -0.1, 1.0, False),
         Row("small", "int8", 1.25, 0.4, 0.4, True),
         Row("small", "cut", 5.0, 3.0, 0.5, False),
     )
-    trial = Trial("task", 0, {"largest": 8.0, "small": 1.0}, {"largest": 10.0, "small": 10.5}, {"small": 10.2}, rows, 1e-6, 1.0)
+    trial = Trial(
+        "task", 0, {"largest": 8.0, "small": 1.0}, {"largest": 10.0, "small": 10.5}, {"small": 10.2}, rows, 1.6, 1e-6, 1.0
+    )
     assert trial.speedup_at(1.0) == pytest.approx(8 * 1.25)
     assert trial.speedup_at(0.5) == pytest.approx(8)
     assert trial.speedup_at(0.0) == pytest.approx(1)
     figures = summary([trial, dataclasses.replace(trial, rows=(dataclasses.replace(rows[0], speedup=0.5), *rows[1:]))])
     assert figures["int8_speedup"] == pytest.approx(1.0), "the geometric mean of 2 and 0.5"
     assert figures["int8_points_lost"] == pytest.approx(0.9)
+    assert figures["int8_most_there_is"] == pytest.approx(1.6)
+    assert (figures["int8_size_ratio"], figures["int8_stage_size_ratio"]) == pytest.approx((0.25, 0.3))
     assert figures["int8_points_lost_to_trained_on"] == pytest.approx(1.0)
     assert (figures["distilled_better"], figures["distilled_cases"]) == (2, 2)
     assert "int8_speedup_task" not in figures, "there is a single one"
@@ -200,6 +209,17 @@ def test_ship_counts_only_files_that_lose_at_most_a_point():
     several = summary([trial, slower])
     assert (several["int8_speedup"], several["int8_speedup_task"], several["int8_speedup_code"]) == pytest.approx((1.0, 2.0, 0.5))
     assert figures["parity_max_abs"] == 1e-6
+
+
+def test_products_of_a_network_are_timed_by_themselves(tmp_path):
+    space = encoder_space(width=(16,), depth=(2,), heads=(2,), ffn=(32,), attention=("full",))
+    family, workload = EncoderFamily(space, 20, 3, max_tokens=8, head_size=8), Workload(tokens=8)
+    [network] = export_for_timing(family, [space.largest()], workload, tmp_path, device=LocalCpu())
+    products = products_of(network, tmp_path / "products.onnx")
+    outputs = open_session(products.path, threads=1).run(None, dict(products.inputs))
+    sizes = [(8, 3 * 16), (8, 16), (8, 32), (8, 16)]  # queries, keys and values; what heads become; up; down
+    assert [output.shape[1:] for output in outputs] == 2 * sizes
+    assert int8_of_products(network, workload, tmp_path) > 0
 
 
 def test_what_is_found_dominates_what_is_designed_by_hand_if_it_is_less_in_both(capsys):

@@ -9,8 +9,11 @@ A stage that trains also trains on: `trained_on` is the float network after as m
 `int8_points_lost_to_trained_on` compares with that.
 
 A main job of each task says how many of its hand-designed networks the search's own dominate, and whether a single one dominates
-all (see `beside_hand`). int8 is faster
-where products take the time, so it is also timed on wider encoders (see `int8_widths`).
+all (see `beside_hand`).
+
+int8 is faster where products take the time: `int8_most_there_is` says by how much the products of the largest networks are,
+without anything else (see `int8_products`), and wider encoders are timed, too (see `int8_widths`). `int8_size_ratio` is of files
+all of whose blocks are in int8; the stage leaves blocks in float where int8 would lose too much.
 
 `quick` is two tasks and one seed, `full` four tasks and three seeds: of texts, images, tags, and a decoder of code, whose times
 are those of one more byte and whose answers are compared byte by byte, too. The decoder is not in `quick`, which is to end within
@@ -39,6 +42,7 @@ from rich.table import Table
 from experiments.baseline_teachers import BaselineTeachers
 from experiments.benchmarks import beside_hand
 from experiments.benchmarks.alone import finisher_of, geometric, test_error, train
+from experiments.benchmarks.int8_products import int8_of_products
 from experiments.benchmarks.int8_widths import int8_by_width
 from experiments.build import build
 from experiments.config import composed
@@ -62,7 +66,8 @@ from nas.training import TrainConfig
 
 POINT = 1.0  # of test error that a faster network may lose against the largest
 NUM_PARITY = 1000  # test inputs that every float file is compared on
-BY_TASK = ("int8_speedup", "int8_points_lost", "speedup_at_minus_one_point", "parity_max_abs")  # of each task, too
+# of each task, too
+BY_TASK = ("int8_speedup", "int8_most_there_is", "int8_points_lost", "speedup_at_minus_one_point", "parity_max_abs")
 
 
 @dataclass
@@ -131,6 +136,7 @@ class Trial:
     alone: dict[str, float]
     distilled: dict[str, float]
     rows: tuple[Row, ...]
+    int8_of_products: float
     parity_max_abs: float
     parity_equal_decisions: float
 
@@ -224,9 +230,16 @@ def trial(task: str, overrides: Sequence[str], seed: int, preset: Preset, folder
         alone={name: test_error(alone, arch) for name, arch in networks.items()},
         distilled={name: test_error(taught, arch) for name, arch in students.items()},
         rows=tuple(rows),
+        int8_of_products=_int8_of_products(pipeline, alone, networks[largest]),
         parity_max_abs=max(parity["max_abs_difference"] for parity in parities),
         parity_equal_decisions=min(parity["equal_decisions"] for parity in parities),
     )  # fmt: skip
+
+
+def _int8_of_products(pipeline: Pipeline, finisher: Finisher, arch: Architecture) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        network = finisher.times.exported(arch, Path(folder), tag="")
+        return int8_of_products(network, pipeline.workload, Path(folder))
 
 
 def _parities(finisher: Finisher, arch: Architecture) -> list[Mapping[str, float]]:
@@ -300,7 +313,9 @@ def summary(trials: Sequence[Trial]) -> dict[str, float]:
         "speedup_at_minus_one_point": geometric([t.speedup_at(POINT) for t in trials]),
         "parity_max_abs": max(t.parity_max_abs for t in trials),
         "parity_equal_decisions": min(t.parity_equal_decisions for t in trials),
-        "int8_size_ratio": geometric([row.size_ratio for row in int8]),
+        "int8_most_there_is": geometric([t.int8_of_products for t in trials]),
+        "int8_size_ratio": geometric([row.size_ratio for row in of_largest if row.stage == "int8_untrained"]),
+        "int8_stage_size_ratio": geometric([row.size_ratio for row in int8]),
         "int8_points_lost_worst": max(row.points_lost for row in int8),
         "int8_points_lost_to_trained_on": float(np.mean([r.points_lost for r in int8])) - figures["trained_on_points_lost"],
         "int8_speedup_of_fastest": geometric([row.speedup for row in of_others if row.stage == "int8"]),
