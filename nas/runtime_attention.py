@@ -208,8 +208,11 @@ class _CachedAttention(torch.autograd.Function):
         qkv = g.op("Split", shifted, axis_i=2, num_outputs_i=3, outputs=3)
         missing = [_optional_input_placeholder_tensor(g)] * 3
         last = (*missing, *past) if past else ()
-        heads, k, v = g.op("com.microsoft::MultiHeadAttention", *qkv, *last, **terms.attributes, outputs=3)
-        return _typed(heads, x, bias_3C), k, v
+        heads, *present = g.op("com.microsoft::MultiHeadAttention", *qkv, *last, **terms.attributes, outputs=3)
+        channels = bias_3C.type().sizes()[0] // 3
+        for output in present:
+            output.setType(x.type().with_sizes([None, terms.heads, None, channels // terms.heads]))
+        return _typed(heads, x, bias_3C), *present
 
 
 class _QAttention(torch.autograd.Function):

@@ -80,7 +80,7 @@ def test_what_it_cannot_do_stays_written_out(tmp_path):
         assert kinds_of(tmp_path / "m.onnx")["Attention"] == count
 
 
-def test_steps_with_a_past_and_what_they_hand_on(tmp_path):
+def test_steps_with_a_past_and_what_they_hand_on(tmp_path, capfd):
     network, _ = network_of("decoder")
     for workload, others in (
         (Workload(2, 8, "prefill"), [Workload(1, 3, "prefill")]),
@@ -96,6 +96,7 @@ def test_steps_with_a_past_and_what_they_hand_on(tmp_path):
         exact, int8 = (open_session(tmp_path / f"{name}.onnx").run(None, feed) for name in ("m", "int8"))
         for ours, theirs in zip(exact, int8, strict=True):
             np.testing.assert_allclose(theirs, ours, atol=0.1 * np.abs(ours).max())
+    assert capfd.readouterr().err == "", "the exporter knows every shape"
 
 
 def test_the_network_stays_as_it_is():
