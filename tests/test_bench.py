@@ -260,6 +260,7 @@ def test_a_search_is_judged_beside_what_is_designed_by_hand(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_ship_ends_with_its_figures(capsys):
     assert bench.main(["ship", "preset=tiny"]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
