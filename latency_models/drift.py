@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.lib.stride_tricks import sliding_window_view
-from scipy.ndimage import median_filter
-from scipy.stats import spearmanr, t
 
 from nas.robust import OUTLIER_SCORE, mad_scale
 
@@ -41,7 +40,7 @@ class Sessions:
 def sessions(times: np.ndarray, predicted: np.ndarray) -> Sessions:
     """Of times [N] in the order of measuring, and what a robust predictor says of them."""
     residuals = np.log(times / predicted)
-    levels = median_filter(residuals, WINDOW, mode="nearest")
+    levels = scipy.ndimage.median_filter(residuals, WINDOW, mode="nearest")
     levels -= np.median(levels)
     rest = residuals - np.median(residuals) - levels
     sound = (np.abs(levels) <= SHIFT) & (np.abs(rest) <= OUTLIER_SCORE * mad_scale(rest))
@@ -82,11 +81,11 @@ def no_signal(times: np.ndarray, unseen: np.ndarray, *, chance: float = CHANCE) 
 
 def _rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
     """Spearman's rho; 0 where one is constant."""
-    return float(spearmanr(one, other).statistic) if np.ptp(one) and np.ptp(other) else 0.0
+    return float(scipy.stats.spearmanr(one, other).statistic) if np.ptp(one) and np.ptp(other) else 0.0
 
 
 def _chance(num: int, chance: float = CHANCE) -> float:
     """What Spearman's rho of so many independent pairs stays under, but for a share `chance` of cases."""
     freedom = num - 2
-    most = float(t.ppf(1 - chance, freedom))
+    most = float(scipy.stats.t.ppf(1 - chance, freedom))
     return most / float(np.sqrt(freedom + most**2))

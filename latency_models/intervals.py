@@ -20,8 +20,7 @@ from statistics import NormalDist
 from typing import Any, Self
 
 import numpy as np
-from scipy.stats import theilslopes
-from sklearn.exceptions import ConvergenceWarning
+import scipy
 from threadpoolctl import threadpool_limits
 
 from nas.types import Interval, Prediction
@@ -77,6 +76,8 @@ class Bounded:
 
 def fresh_fit(regressor: Any, costs: np.ndarray, times: np.ndarray) -> Any:
     """A fitted copy, one thread, without complaints about its convergence: what it predicts is judged."""
+    from sklearn.exceptions import ConvergenceWarning  # slow to import: a command that fits nothing need not wait
+
     with warnings.catch_warnings(), threadpool_limits(1):  # the matrices are small: threads would wait for each other
         warnings.simplefilter("ignore", ConvergenceWarning)
         return copy.deepcopy(regressor).fit(costs, times)
@@ -137,7 +138,7 @@ def picking_factor(predicted: np.ndarray, times: np.ndarray, capacity: np.ndarra
     order, num = np.argsort(-capacity, kind="stable"), len(times)
     predicted, times, capacity = predicted[order], times[order], capacity[order]
     gain = np.log(capacity) - np.polyval(np.polyfit(np.log(predicted), np.log(capacity), 2), np.log(predicted))
-    trend = theilslopes(np.log(times / predicted), gain)
+    trend = scipy.stats.theilslopes(np.log(times / predicted), gain)
     likely = predicted * np.exp(max(0.0, trend.slope * (trend.low_slope > 0)) * gain)
     budgets = np.geomspace(*np.quantile(times, (0.05, 0.95)), BUDGETS)[:, None]  # type: ignore[call-overload]
     over = (1 + num - np.searchsorted(np.sort(times / likely), budgets / likely, side="right")) / (1 + num)

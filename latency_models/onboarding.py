@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
-from scipy.optimize import nnls
+import scipy
 
 from latency_models.intervals import fresh_fit
 from latency_models.physical import PhysicalRegressor
@@ -27,7 +27,7 @@ class OtherDevices:
 
     def fit(self, costs: np.ndarray, times: np.ndarray) -> Self:
         prices = np.stack(self.known, axis=1)
-        shares, _ = nnls(costs @ prices / times[:, None], np.ones(len(times)))
+        shares, _ = scipy.optimize.nnls(costs @ prices / times[:, None], np.ones(len(times)))
         self.prices_: np.ndarray = prices @ shares
         return self
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
-from scipy.optimize import nnls
+import scipy
 
 from nas.robust import mad_scale
 
@@ -75,7 +75,7 @@ class PhysicalRegressor:
         if not len(self.known):
             return np.zeros(relative.shape[1])
         prices = np.stack([np.asarray(p) for p in self.known], axis=1)
-        shares, _ = nnls(relative @ prices, np.ones(len(relative)))
+        shares, _ = scipy.optimize.nnls(relative @ prices, np.ones(len(relative)))
         mixture: np.ndarray = prices @ shares
         return mixture
 
@@ -84,5 +84,5 @@ def _solve(relative: np.ndarray, weights: np.ndarray, target: np.ndarray, pull: 
     """Minimises mean((w (R p - 1))^2) + pull |p - target|^2 over p >= 0."""
     root = math.sqrt(weights @ weights)
     rows = np.vstack([relative * (weights / root)[:, None], math.sqrt(pull) * np.eye(relative.shape[1])])
-    solution: np.ndarray = nnls(rows, np.concatenate([weights / root, math.sqrt(pull) * target]))[0]
+    solution: np.ndarray = scipy.optimize.nnls(rows, np.concatenate([weights / root, math.sqrt(pull) * target]))[0]
     return solution

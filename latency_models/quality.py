@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from scipy.stats import spearmanr
+import scipy
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Quality:
         enough = len(measured) > 2 and np.ptp(predicted) > 0
         return cls(
             mape_percent=100 * float(relative.mean()),
-            spearman=float(spearmanr(measured, predicted).statistic) if enough else float("nan"),
+            spearman=float(scipy.stats.spearmanr(measured, predicted).statistic) if enough else float("nan"),
             within_10_percent=100 * float((relative <= 0.1).mean()),
             coverage_percent=100 * float(covered.mean()),
             constant_mape_percent=100 * float(np.abs(np.median(seen) / measured - 1.0).mean()),

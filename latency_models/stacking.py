@@ -9,7 +9,7 @@ errors bear them where squares would follow them.
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import linprog
+import scipy
 
 
 def mixture(log_predictions: np.ndarray, log_times: np.ndarray, *, shift: bool) -> tuple[np.ndarray, float]:
@@ -21,6 +21,6 @@ def mixture(log_predictions: np.ndarray, log_times: np.ndarray, *, shift: bool) 
     rows = np.hstack([log_predictions, offset, -offset, -identity, identity])
     simplex = np.concatenate([np.ones(members), np.zeros(2 + 2 * num)])
     cost = np.concatenate([np.zeros(members + 2), np.ones(2 * num)])
-    found = linprog(cost, A_eq=np.vstack([rows, simplex]), b_eq=np.append(log_times, 1.0), bounds=(0, None))
+    found = scipy.optimize.linprog(cost, A_eq=np.vstack([rows, simplex]), b_eq=np.append(log_times, 1.0), bounds=(0, None))
     assert found.success, found.message
     return found.x[:members], float(found.x[members] - found.x[members + 1])

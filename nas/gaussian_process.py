@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+import scipy
 
 from nas.space import SearchSpace
 
@@ -112,8 +112,8 @@ def _most_likely(distances: tuple[np.ndarray, np.ndarray], standard: np.ndarray)
 
 def _solved(covariance: np.ndarray, noise: float, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Lower Cholesky factor [N, N] of the covariance with noise, and its inverse times the values."""
-    factor = cho_factor(covariance + noise * np.eye(len(covariance)), lower=True, check_finite=False)
-    return factor[0], cho_solve(factor, values, check_finite=False)
+    factor = scipy.linalg.cho_factor(covariance + noise * np.eye(len(covariance)), lower=True, check_finite=False)
+    return factor[0], scipy.linalg.cho_solve(factor, values, check_finite=False)
 
 
 def _squared_distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:

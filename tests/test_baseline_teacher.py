@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import SGDClassifier
 
 from experiments.baseline_teachers import BaselineTeachers
-from experiments.tasks.baselines import unseen_logs
+from experiments.tasks import baselines
+from experiments.tasks.baselines import linear_error, unseen_logs
 from experiments.tasks.languages import Languages
 from experiments.tasks.text import TextClassification
 from nas.finish.losses import soft_labels
@@ -76,6 +78,27 @@ def test_no_fit_has_seen_what_it_answers():
     assert (np.exp(logs[:, 2]) < 1e-5).all(), "a class without examples"
     telling = unseen_logs(np.eye(3)[targets], targets, num_classes=3)
     assert (telling.argmax(axis=1) == targets).all()
+
+
+def test_what_never_occurs_is_not_fitted(monkeypatch):
+    """And changes no answer: of hashed n-grams most columns are of no text."""
+    targets = np.random.default_rng(0).integers(2, size=40)
+    features = np.random.default_rng(1).random((40, 5))
+    wide = np.zeros((40, 9))
+    wide[:, 2:7] = features
+    fitted = []
+
+    class Linear(SGDClassifier):
+        def fit(self, X, y):
+            fitted.append(X.shape[1])
+            return super().fit(X, y)
+
+    monkeypatch.setattr(baselines, "logistic", lambda: Linear(loss="log_loss", max_iter=5, tol=None, random_state=0))
+    assert np.array_equal(unseen_logs(wide, targets, num_classes=2), unseen_logs(features, targets, num_classes=2))
+    assert linear_error((wide[:30], targets[:30]), (wide[30:], targets[30:])) == linear_error(
+        (features[:30], targets[:30]), (features[30:], targets[30:])
+    )
+    assert set(fitted) == {5}
 
 
 def test_a_single_class_in_a_fold_is_all_that_it_knows():

@@ -130,8 +130,6 @@ def test_points_over_the_budget_do_not_count():
     assert (found.hypervolume("do_it_yourself"), found.test_error_percent("do_it_yourself")) == (0.0, 100.0)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_pick_is_the_network_whose_bound_uses_the_budget_up():
     upper_ms = np.array([1.0, 4.0, 2.0, 8.0])
     assert picks_kept_percent(upper_ms, 0.9 * upper_ms) == 100
@@ -140,6 +138,8 @@ def test_a_pick_is_the_network_whose_bound_uses_the_budget_up():
     assert picks_kept_percent(upper_ms, 10 * upper_ms) == 0
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_first_light_runs_and_reads_back_what_it_finished(capsys, tmp_path, monkeypatch):
     by_oneself = do_it_yourself.run
     monkeypatch.setattr(do_it_yourself, "run", lambda task, *, seconds, **how: by_oneself(task, seconds=min(seconds, 5), **how))

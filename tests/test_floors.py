@@ -66,6 +66,21 @@ def test_no_import_cycles():
         visit(name, ())
 
 
+def test_commands_start_without_what_only_fitting_needs():
+    """`import scipy` alone imports none of its parts; those and sklearn take as long as a third of torch."""
+    by_name = {ROOT / "latency_models" / name for name in ("ensemble.py", "hat_mlp.py")}  # imported by who asks for them
+    for path in FILES:
+        if path in by_name or "benchmarks" in path.parts:
+            continue
+        names = [
+            name
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for name in ([node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
+        ]
+        assert not [name for name in names if name.startswith(("scipy.", "sklearn"))], path
+
+
 def test_every_file_is_installed():
     installed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     packages = [pattern.removesuffix("*") for pattern in installed["packages"]["find"]["include"]]

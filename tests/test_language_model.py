@@ -32,6 +32,7 @@ from nas.compute import Compute
 from nas.export import export_onnx, form_of
 from nas.finish.teaching import Lesson, teach
 from nas.protocols import SPLITS, TaskWithMetrics
+from nas.space import Architecture
 from nas.training import TrainConfig
 from nas.types import Workload
 from search_spaces.decoder import DecoderFamily, decoder_space
@@ -200,12 +201,16 @@ def family(task) -> DecoderFamily:
     return DecoderFamily(space, **task.sizes, head_size=8, window=4)
 
 
+def arch_of(family: DecoderFamily) -> Architecture:
+    return family.space.canonical({**family.space.largest().as_dict, **PICKS})
+
+
 @pytest.fixture(scope="module")
 def exported(task, family, tmp_path_factory):
     """A network that has learned a little, and its folder."""
     folder = tmp_path_factory.mktemp("exported")
     torch.manual_seed(0)
-    network = family.network(family.space.canonical({**family.space.largest().as_dict, **PICKS}), backend="blocks")
+    network = family.network(arch_of(family), backend="blocks")
     config = TrainConfig(steps=60, tokens_per_batch=1024, learning_rate=5e-3)
     teach(network, task, config, Lesson(), compute=Compute(), seed=0)
     export_onnx(*form_of(family, network, Workload(1, 1, "decode", T - 1)), folder / "decode.onnx")
@@ -333,17 +338,28 @@ def test_a_file_s_scores_are_those_of_the_network(task, family, exported, tmp_pa
     assert scores["metrics"]["bits per byte"] < 3, "it has learned a little"
 
 
-def test_a_decoder_ships_over_one_file_of_weights(task, family, exported, tmp_path):
+@pytest.fixture
+def finisher(task, family, exported, tmp_path) -> Finisher:
+    """That has the exported network on its short-list."""
     network, _ = exported
     run, workload = RunDirectory(tmp_path / "run"), Workload(1, 1, "decode", T - 1)
     finisher = Finisher(family, task, LocalCpu(), workload, Compute(), FinishSettings(), 0, run)
-    arch = family.space.canonical({**family.space.largest().as_dict, **PICKS})
-    with run.replacing(f"shortlist/{arch.id}.safetensors") as path:
+    with run.replacing(f"shortlist/{arch_of(family).id}.safetensors") as path:
         save_file(network.state_dict(), path)
-    export_onnx(network, family.example_input(workload.encoded), finisher.files.onnx_path(arch), kind=finisher.files.onnx_kind)
+    onnx = finisher.files.onnx_path(arch_of(family))
+    export_onnx(network, family.example_input(workload.encoded), onnx, kind=finisher.files.onnx_kind)
+    return finisher
+
+
+def shipped_by(finisher):
+    arch = arch_of(finisher.family)
     verdict = Verdict.of(asked_ms=1.0, asked_origin="user", predicted_ms=1.0, predicted_upper_ms=1.0)
     shipment = Shipment(arch, finisher.files.shipped(arch), None, verdict)
-    shipped = ship(finisher, [shipment], Terms("again", Limits(tolerance=1e-4)))
+    return ship(finisher, [shipment], Terms("again", Limits(tolerance=1e-4)))
+
+
+def test_a_decoder_ships_over_one_file_of_weights(finisher):
+    shipped = shipped_by(finisher)
     assert shipped.contract["shared_weights"]["shared_percent"] == pytest.approx(66.7, abs=2)
     [facts] = shipped.networks
     assert facts["timed"] == facts["answers"] == "decode.onnx"
@@ -365,23 +381,16 @@ def test_a_decoder_ships_over_one_file_of_weights(task, family, exported, tmp_pa
         list(predictor(b""))
 
 
-def test_a_decode_file_that_says_otherwise_does_not_ship(task, family, exported, tmp_path):
+def test_a_decode_file_that_says_otherwise_does_not_ship(family, finisher):
     """Its whole inputs are answered as the network answers them; only token by token is it another."""
-    network, _ = exported
-    run, workload = RunDirectory(tmp_path / "run"), Workload(1, 1, "decode", T - 1)
-    finisher = Finisher(family, task, LocalCpu(), workload, Compute(), FinishSettings(), 0, run)
-    arch = family.space.canonical({**family.space.largest().as_dict, **PICKS})
-    with run.replacing(f"shortlist/{arch.id}.safetensors") as path:
-        save_file(network.state_dict(), path)
-    export_onnx(network, family.example_input(workload.encoded), finisher.files.onnx_path(arch), kind=finisher.files.onnx_kind)
+    arch, files = arch_of(family), finisher.files
     other = family.network(arch, backend="blocks").eval()
-    export_onnx(*form_of(family, other, workload), finisher.files.onnx_path(arch, "decode"), kind=finisher.files.onnx_kind)
-    verdict = Verdict.of(asked_ms=1.0, asked_origin="user", predicted_ms=1.0, predicted_upper_ms=1.0)
+    export_onnx(*form_of(family, other, files.workload), files.onnx_path(arch, "decode"), kind=files.onnx_kind)
     with pytest.raises(
         BrokenPromiseError, match=f"tolerance: {arch.id}, token by token, has .*, promised is at most 0.0001; nothing was written"
     ):
-        ship(finisher, [Shipment(arch, finisher.files.shipped(arch), None, verdict)], Terms("again", Limits(tolerance=1e-4)))
-    assert not (tmp_path / "run/test.json").exists(), "the test split was not read"
+        shipped_by(finisher)
+    assert not (files.run / "test.json").exists(), "the test split was not read"
 
 
 def test_only_decoders_are_timed_token_by_token(task, tmp_path):

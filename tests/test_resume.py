@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 
 from experiments import cli, search
-from tests.support.commands import command
+from tests.support.commands import begun, command
 
 SLOWER = (
     "init.train.steps=120", "darts.steps=30", "searcher.evaluations=25", "checkpoint_seconds=0.1", "finish.rungs=[0.4]",
@@ -45,24 +44,23 @@ PHASES = {
 }
 
 
-def start_and_stop(run: Path, phase: str) -> None:
+def start_and_stop(run: Path, phase: str, *, said: Path) -> None:
     """Starts the search, and stops it as soon as the phase has left something behind."""
     stop, reached = PHASES[phase]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    line = [sys.executable, "-m", "experiments.cli", *words(run)]
-    process = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = begun(*words(run), said=said)
     deadline = time.monotonic() + 120
     while not reached(run):
-        assert process.poll() is None, f"{phase}: it ended before it was stopped: {process.communicate()}"
+        assert process.is_alive(), f"{phase}: it ended before it was stopped: {(said / 'err').read_text()}"
         assert time.monotonic() < deadline, f"{phase}: not reached"
         time.sleep(0.005)
-    process.send_signal(stop)
-    _, errors = process.communicate(timeout=60)
+    os.kill(process.pid, stop)
+    process.join(60)
     if stop == signal.SIGINT:
-        assert process.returncode == 130, errors
+        errors = (said / "err").read_text()
+        assert process.exitcode == 130, errors
         assert errors.strip() == f"Stopped. The same command with run={run} goes on where it was."
     else:
-        assert process.returncode == -signal.SIGKILL
+        assert process.exitcode == -signal.SIGKILL
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +80,7 @@ def test_killed_in_every_phase(whole, tmp_path):
     (cut / "measurements.jsonl").write_text("".join(json.dumps(r) + "\n" for r in calibration))
 
     for phase in PHASES:
-        start_and_stop(cut, phase)
+        start_and_stop(cut, phase, said=tmp_path)
     done = command(*words(cut))
     assert done.returncode == 0, done.stderr
 

@@ -77,10 +77,16 @@ class Labels:
         label.set_in_layout(False)
         at = self.axes.transData.transform(point)
 
-        def box(offset: Offset) -> Bbox:
+        def put(offset: Offset) -> Bbox:
             label.set(position=offset[:2], horizontalalignment=offset[2], verticalalignment=offset[3])
             label.update_positions(self.renderer)
             return Text.get_window_extent(label, self.renderer).padded(3)
+
+        hanging = {ends: put((0, 0, *ends)) for ends in {(side, height) for _, _, side, height in offsets}}
+
+        def box(offset: Offset) -> Bbox:
+            right, up, side, height = offset
+            return hanging[side, height].translated(self.dots_a_point * right, self.dots_a_point * up)
 
         def away(box: Bbox) -> float:
             """From the point, in points of the letters."""
@@ -102,7 +108,7 @@ class Labels:
                 total += 0.5 + self._crossed(at, at + self._step(placed, at))
             return float(total)
 
-        best = box(min(offsets, key=cost))
+        best = put(min(offsets, key=cost))
         if label.arrow_patch is not None:
             label.arrow_patch.set_visible(away(best) > NEAR)
         self.boxes.append(best)
@@ -124,5 +130,5 @@ class Labels:
         distance = np.hypot(*(along[:, None] - self.points[None, :, :2]).transpose(2, 0, 1))  # [steps, points]
         x, y, weight, radius = self.points.T
         others = np.hypot(x - start[0], y - start[1]) > radius
-        labels = sum(any(box.contains(*position) for position in along) for box in self.boxes if not box.contains(*start))
-        return float(weight[others & (distance < radius).any(axis=0)].sum()) + OVERLAP / 5 * labels
+        over = sum(((box.min <= along) & (along <= box.max)).all(axis=1).any() for box in self.boxes if not box.contains(*start))
+        return float(weight[others & (distance < radius).any(axis=0)].sum()) + OVERLAP / 5 * float(over)

@@ -17,13 +17,15 @@ def majority_error(train: np.ndarray, validation: np.ndarray) -> float:
 
 def linear_error(train: tuple[Any, np.ndarray], validation: tuple[Any, np.ndarray]) -> float:
     """Error in percent of a logistic regression; both are sparse features [N, F] with rows of norm 1, and classes [N]."""
-    return 100 * (1 - float(logistic().fit(*train).score(*validation)))
+    (features, targets), (unseen, expected) = train, validation
+    columns = _occurring(features)
+    return 100 * (1 - float(logistic().fit(features[:, columns], targets).score(unseen[:, columns], expected)))
 
 
 def unseen_logs(features: Any, targets: np.ndarray, *, num_classes: int, folds: int = 3) -> np.ndarray:
     """What the logistic regression of `linear_error` says of examples, each by a fit to the other folds: logarithms of
     probabilities [N, num_classes], of sparse features [N, F] and classes [N]."""
-    found = np.zeros((len(targets), num_classes))
+    features, found = features[:, _occurring(features)], np.zeros((len(targets), num_classes))
     for fold in np.array_split(np.random.default_rng(0).permutation(len(targets)), folds):
         kept = np.setdiff1d(np.arange(len(targets)), fold)
         known = np.unique(targets[kept])
@@ -31,6 +33,11 @@ def unseen_logs(features: Any, targets: np.ndarray, *, num_classes: int, folds: 
         found[np.ix_(fold, known)] = 1.0 if alone else logistic().fit(features[kept], targets[kept]).predict_proba(features[fold])
     logs: np.ndarray = np.log(np.maximum(found, LEAST_PROBABILITY))
     return logs
+
+
+def _occurring(features: Any) -> np.ndarray:
+    """The columns of features [N, F] that are not zero throughout: others, of which what is hashed has many, get no weight."""
+    return np.flatnonzero(np.asarray(abs(features).sum(axis=0)))
 
 
 def logistic() -> Any:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from experiments import cli
 
 ROOT = Path(__file__).parent.parent.parent
+SAID = ("out", "err")
 RECORDED = Path(os.environ.get("PARETOFORMER_RECORDED", ROOT.parent / "shared" / "measurements"))
 
 # A process that has imported what commands need, and forks: importing torch takes longer than most commands that are tested.
@@ -22,15 +24,21 @@ FORKS.set_forkserver_preload(["experiments.main_job", "experiments.space", "expe
 def command(*words: str | Path, cwd: Path | None = None, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """Runs `paretoformer WORDS` as a user does: another process, not a terminal."""
     with tempfile.TemporaryDirectory() as folder:
-        said = [Path(folder, name) for name in ("out", "err")]
-        process = FORKS.Process(target=_run, args=([str(word) for word in words], cwd, dict(os.environ), said))
-        process.start()
+        process = begun(*words, said=Path(folder), cwd=cwd)
         process.join(timeout)
         if process.exitcode is None:
             process.kill()
             raise subprocess.TimeoutExpired(["paretoformer", *words], timeout)
-        out, err = (path.read_text() for path in said)
+        out, err = (Path(folder, name).read_text() for name in SAID)
     return subprocess.CompletedProcess(words, process.exitcode, out, err)
+
+
+def begun(*words: str | Path, said: Path, cwd: Path | None = None) -> BaseProcess:
+    """A process that runs `paretoformer WORDS`; what it says goes to the files `out` and `err` in the folder `said`."""
+    files = [said / name for name in SAID]
+    process = FORKS.Process(target=_run, args=([str(word) for word in words], cwd, dict(os.environ), files))
+    process.start()
+    return process
 
 
 def _run(words: list[str], cwd: Path | None, environment: dict[str, str], said: list[Path]) -> None:
