@@ -2,9 +2,7 @@
 
 import importlib
 import inspect
-import itertools
 import json
-import struct
 import subprocess
 import sys
 import time
@@ -255,16 +253,6 @@ def test_languages_split_messages_and_repeat_no_text(catalogues):
     assert 0.68 < len(splits["train"]) / len(examples) < 0.72
 
 
-@pytest.mark.parametrize("order", "<>")
-def test_a_catalogue_is_read_in_either_order_of_bytes(order):
-    said = {"": "Content-Type: text/plain; charset=UTF-8", "verb\4open": "öffnen", "day\0days": "den\0dny\0dnů"}
-    texts = [text.encode() for text in (*said, *said.values())]
-    ends = list(itertools.accumulate(map(len, texts), initial=28 + 8 * len(texts)))
-    places = struct.pack(f"{order}12I", *(number for text, end in zip(texts, ends, strict=False) for number in (len(text), end)))
-    header = struct.pack(f"{order}7I", 0x950412DE, 0, 3, 28, 28 + 8 * 3, 0, 0)
-    assert [*languages.messages(header + places + b"".join(texts))] == [("open", ["öffnen"]), ("day", ["den", "dny", "dnů"])]
-
-
 def test_subsample_keeps_whole_messages(catalogues):
     examples = languages.identifiable(catalogues)
     small, large = (languages.first_messages(examples, size) for size in (1000, 3000))
@@ -285,7 +273,7 @@ def test_languages_are_the_same_in_every_process_and_import_little(small_languag
     program = (
         "import sys; from experiments.tasks.languages import Languages; early = {*sys.modules};"
         "task = Languages(max_examples=3000, vocab_size=2000);"
-        "print(task.fingerprint, 'django' in sys.modules, *sorted({'torch', 'sklearn'} & early))"
+        "print(task.fingerprint, 'django' in sys.modules, *sorted({'torch', 'sklearn', 'polib'} & early))"
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=CONF.parent.parent)
     assert answer.stdout.split() == [small_languages.fingerprint, "False"]
@@ -296,7 +284,7 @@ def test_languages_need_their_packages(monkeypatch):
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr(django_source, "distribution", missing)
-    sentence = r"^task: 'languages' needs django==5.2.19; pip install 'paretoformer\[demo\]'$"
+    sentence = r"^task: 'languages' needs django==5.2.19 and polib; pip install 'paretoformer\[demo\]'$"
     with pytest.raises(ValueError, match=sentence):
         Languages()
     monkeypatch.setattr(django_source, "distribution", lambda name: SimpleNamespace(version="6.0", files=[]))
@@ -304,6 +292,9 @@ def test_languages_need_their_packages(monkeypatch):
         Languages()
     monkeypatch.setattr(django_source, "distribution", lambda name: SimpleNamespace(version="5.2.19", files=None))
     with pytest.raises(ValueError, match=r"^django: version 5.2.19 is installed without its translations; "):
+        Languages()
+    monkeypatch.setitem(sys.modules, "polib", None)
+    with pytest.raises(ValueError, match=sentence):
         Languages()
 
 

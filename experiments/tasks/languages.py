@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import struct
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from importlib.metadata import PackageNotFoundError
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -40,8 +38,8 @@ class Languages(TextClassification):
     example in one of the four splits are dropped.
 
     Raises:
-        ValueError: a size out of bounds, django not installed, in another version or without translations, or `max_examples` that
-            leave no two languages.
+        ValueError: a size out of bounds, django or polib not installed, another version of django or one without translations,
+            or `max_examples` that leave no two languages.
     """
 
     def __init__(
@@ -62,29 +60,20 @@ class Languages(TextClassification):
 def read_catalogues() -> list[Translation]:
     """Every translation of Django's compiled catalogues, which hold none that is marked as obsolete or fuzzy."""
     try:
+        import polib
+
         django = pinned_django("languages")
-    except PackageNotFoundError as error:
-        raise ValueError(f"task: 'languages' needs django=={DJANGO_VERSION}; {INSTALL}") from error
+    except ImportError as error:
+        raise ValueError(f"task: 'languages' needs django=={DJANGO_VERSION} and polib; {INSTALL}") from error
     translations = []
     for file in django.files or ():
         if catalogue := CATALOGUE.search(str(file)):
-            for message, texts in messages(file.read_binary()):
-                translations += [Translation(catalogue[1], message, text) for text in texts if text.strip()]
+            for entry in polib.mofile(str(file.locate())):
+                texts = (entry.msgstr, *entry.msgstr_plural.values())
+                translations += [Translation(catalogue[1], entry.msgid, text) for text in texts if text.strip()]
     if not translations:
         raise ValueError(f"django: version {django.version} is installed without its translations; {INSTALL}")
     return translations
-
-
-def messages(content: bytes) -> Iterator[tuple[str, list[str]]]:
-    """Each message of a compiled catalogue in UTF-8, without its context and its own plural, and its translations: one, or one
-    for each plural form. See "The Format of GNU MO Files" in the manual of gettext."""
-    order = "<" if content.startswith(b"\xde\x12\x04\x95") else ">"
-    number, *tables = struct.unpack_from(f"{order}3I", content, 8)
-    places = (struct.iter_unpack(f"{order}2I", content[table : table + 8 * number]) for table in tables)
-    for said in zip(*places, strict=True):
-        message, translation = (content[offset : offset + length].decode() for length, offset in said)
-        if message:  # what stands beside no message is the catalogue's header
-            yield message.partition("\0")[0].rpartition("\4")[2], translation.split("\0")
 
 
 def identifiable(translations: Iterable[Translation]) -> list[Translation]:
