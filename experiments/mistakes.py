@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 Compose = Callable[..., DictConfig]
 """Makes the configuration of overrides, or raises ValueError."""
 
+KINDS = {"Float": "a number", "Integer": "a whole number"}  # of values, as the schema calls them
 NOISE = ("full_key:", "object_type=", "reference_type=", "Set the env", "See https:")  # Hydra's lines about structure and traces
 PATHS = "Config search path"  # what Hydra says from there on is where it looked
 
@@ -22,6 +23,17 @@ def in_words(error: Exception, words: Sequence[str], compose: Compose) -> str:
     text = str(error)
     if found := re.search(r"Could not override '([^']+)'", text):
         return unknown(found[1], words, compose)
+    if found := re.search(r"Error merging override (\S+?)=(.*)\n?", text):
+        name, value = found.groups()
+        whole = f"{text} {error.__cause__}"
+        if wrong := re.search(rf"Value '(.*)' of type '\w+' could not be converted to ({'|'.join(KINDS)})", whole):
+            return f"{name}: {wrong[1]!r} is not {KINDS[wrong[2]]}"
+        if "is not a ListConfig" in whole:
+            return f"{name}: {value!r} is not a list; write {name}=[{value}]"
+    if found := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", text):
+        name, value = found.groups()
+        allowed = f"a decimal takes a point, a list is {name}=[{value}], a search of each takes --multirun"
+        return f"{name}: {value!r} are several values; {allowed}"
     if found := re.search(r"parsing override '(.*)'\s+missing EQUAL", text):
         return f"{found[1]!r} is not NAME=VALUE"
     if found := re.search(r"Could not (?:find|load) '([^']+)/([^']+)'", text):

@@ -175,7 +175,7 @@ class RunDirectory:
         differ = [name for name in dict.fromkeys((*now, *then)) if then.get(name) != now.get(name)]
         if differ:
             words = "; with ".join(f"{name} {then.get(name)!r}, this run has {now.get(name)!r}" for name in differ)
-            raise RunError(f"run: {self.path} was begun with {words}")
+            raise RunError(f"run: {self.path} was begun with {words}; name a new directory")
 
 
 def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -318,8 +318,11 @@ def _training_of(finisher: Finisher, arch: Architecture) -> str:
     if not finisher.files.is_finished(arch):
         return "elsewhere"
     steps = f"{finisher.files.record(arch)['train_steps']:,} steps for the short-list"
-    if kept := [stage["name"] for stage in finisher.files.stages(arch)["stages"] if stage["kept"]]:
+    stages = finisher.files.stages(arch)["stages"]
+    if kept := [stage["name"] for stage in stages if stage["kept"]]:
         return f"{steps}, then by {', '.join(kept)}"
+    if stages:
+        return f"{steps}; what came after did not ship: {', '.join(stage['name'] for stage in stages)}"
     return f"{steps}, and no further: stages go to what a search ships"
 
 

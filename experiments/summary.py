@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -88,7 +89,15 @@ def summary(results: Results, folder: Path | str) -> list[Table | Text]:
         Text(trivial_sentence(results), style="yellow" if trivial_wins(results) else ""),
         *(Text(doubt, style="yellow") for doubt in doubts(results)),
         Text(f"Written to {folder}: {', '.join((*FILES, *_folders(results.files)))}"),
+        *map(Text, _next(results, folder)),
     ]
+
+
+def _next(results: Results, folder: Path | str) -> list[str]:
+    """The commands that one goes on with: what ships answers, another network is exported."""
+    answers = [shlex.join(["python", f"{folder}/{file}", "--help"]) for file in results.files if Path(file).name == "predict.py"]
+    another = shlex.join(["paretoformer", "export", f"run={folder}", "pick=ID"])
+    return [*(f"It answers by: {line}" for line in answers), f"Another by: {another}"]
 
 
 def _folders(files: Sequence[str]) -> list[str]:

@@ -156,6 +156,7 @@ def test_baselines_by_hand():
         ({"vocab_size": 255}, "vocab_size: 255 is not an integer of at least 256"),
         ({"max_tokens": 0}, "max_tokens: 0 is not an integer of at least 1"),
         ({"test_fraction": 0.5}, "test_fraction: 0.5 is not more than 0 and at most 0.3"),
+        ({"text": ""}, "text: of 0 characters 0 tokens are 'train', less than a window of 128"),
         ({"text": "short"}, "text: of 5 characters 4 tokens are 'train', less than a window of 128 and the token after it"),
         ({"max_tokens": 2000}, "tokens are 'architecture', less than a window of 2000"),
     ],

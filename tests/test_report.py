@@ -115,6 +115,16 @@ def test_summary_ends_with_the_facts(tmp_path):
         assert words in flat
 
 
+def test_summary_ends_with_the_commands_to_go_on_with():
+    results = make_results()
+    results = dataclasses.replace(results, files=("export/aa11/model.onnx", "export/aa11/predict.py"))
+    said = printed(*summary(results, "runs/my run")).splitlines()
+    assert said[-2:] == [
+        "It answers by: python 'runs/my run/export/aa11/predict.py' --help",
+        "Another by: paretoformer export 'run=runs/my run' pick=ID",
+    ]
+
+
 def test_a_collapse_of_the_differentiable_search_is_said_so():
     alarm = "For 0.950 ms it seemed to collapse: all is skipped; it began again with the remedy 'perturbation'."
     results = make_results(alarms=(alarm,))

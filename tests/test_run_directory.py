@@ -37,6 +37,7 @@ def test_all_that_differs_is_named_and_nothing_changes(tmp_path):
     assert "darts.temperature [1.0, 0.4], this run has [1.0, 0.5]" in said
     assert "searcher.make_searcher.tournament None, this run has 0.25" in said
     assert said.count("seed") == 1
+    assert said.endswith("; name a new directory")
     assert "finish." not in said
     assert (tmp_path / "run.json").read_bytes() == before
 

@@ -24,6 +24,7 @@ from experiments.quantising import Quantising
 from experiments.results import StageFigures
 from experiments.run_directory import RunDirectory, RunError
 from experiments.settings import FinishSettings, Settings
+from experiments.shipping import _training_of
 from experiments.stages import check_match, check_stages, judged
 from nas.compute import Compute
 from nas.finish.cut import Cut
@@ -427,3 +428,18 @@ def test_tokens_that_a_teacher_does_not_have_are_refused_before_any_work(family)
             check_stages(stages, task=cast(Any, Sum()), family=cast(Any, others), device=Scale())
     for space in (family.space, encoder_space(**sizes, pool=(2, 4)), vision_space(**sizes, patch=(4,))):
         check_match("finish.lesson", lesson, space)
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        ([], "70 steps for the short-list, and no further: stages go to what a search ships"),
+        ([{"name": "longer", "kept": True}, {"name": "cut", "kept": False}], "70 steps for the short-list, then by longer"),
+        ([{"name": "longer", "kept": False}], "70 steps for the short-list; what came after did not ship: longer"),
+    ],
+)
+def test_how_a_network_was_trained_in_words(stages, said):
+    files = SimpleNamespace(
+        is_finished=lambda arch: True, record=lambda arch: {"train_steps": 70}, stages=lambda arch: {"stages": stages}
+    )
+    assert _training_of(SimpleNamespace(ships=None, files=files), None) == said

@@ -40,7 +40,7 @@ class Windows:
     size: int
 
     def __len__(self) -> int:
-        return (len(self.ids) - 1) // self.size
+        return max(len(self.ids) - 1, 0) // self.size  # the tokens of an empty text are none
 
     @property
     def inputs(self) -> np.ndarray:
