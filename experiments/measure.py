@@ -99,6 +99,8 @@ def main(words: Sequence[str]) -> int:
             )  # fmt: skip
         except CutShortError as error:
             measured, lost = error.measured, error
+        except DeviceError as error:
+            raise DeviceError(f"{error}{_sizes_given([n for n in networks if n.path in files], str(error))}") from error
     show([Timed(label(n), n, m) for n, m in zip(networks, measured, strict=True)], given, report.console)
     if lost is not None:
         raise DeviceError(f"{lost}; shown are the {lost.rounds} of {given.rounds} rounds that were complete") from lost
@@ -165,6 +167,15 @@ def compose_config(given: Words, device_words: list[str], run: RunDirectory | No
         return cast(DictConfig, OmegaConf.merge(known, OmegaConf.from_dotlist(device_words)))
     except OmegaConfBaseException as error:
         raise ValueError(" ".join(str(error).split())) from error
+
+
+def _sizes_given(networks: Sequence[Exported], error: str) -> str:
+    """What the file of which an error speaks was run with, if it leaves sizes open."""
+    for network in networks:
+        if str(network.path) in error and dynamic_dimensions(network.path):
+            sizes = ", ".join(f"{name} [{', '.join(map(str, value.shape))}]" for name, value in network.inputs.items())
+            return f"; it was run with {sizes}; other sizes are given by batch=, tokens= or dims="
+    return ""
 
 
 def check_device(device: Any, files: Sequence[Path]) -> None:

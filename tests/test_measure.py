@@ -248,6 +248,10 @@ def test_a_file_that_the_device_refuses(tmp_path):
     path = embedding(tmp_path / "a.onnx", rows=5)
     with pytest.raises(DeviceError, match=r"a\.onnx: ONNX Runtime failed: .*out of data bounds"):
         main([str(path), "ids=1000"])
+    with pytest.raises(
+        DeviceError, match=r"failed: .*; it was run with ids \[1, 64\], attention_mask \[1, 64\]; other sizes are giv"
+    ):
+        main([str(path), "ids=1000"])
 
 
 def test_what_was_measured_before_the_device_was_lost_is_shown_and_written(tmp_path, capsys, monkeypatch):

@@ -173,7 +173,7 @@ def test_errors_begin_at_zero():
     figure = pareto_figure(make_results(networks=networks), [])
     assert min(n.error_percent for n in networks) == 0.0
     assert figure.axes[0].get_ylim()[0] == 0.0
-    assert not artists(figure)["hand"][0].get_clip_on()
+    assert not any(artists(figure)[signs][0].get_clip_on() for signs in ("hand", "predicted hand"))
 
 
 def test_a_budget_that_nobody_gave_is_not_called_asked():

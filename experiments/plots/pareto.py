@@ -161,7 +161,7 @@ def _draw_networks(axes: Axes, networks: Sequence[Network], role: str) -> None:
             axes.plot([n.measured_low_ms, n.measured_high_ms], height, color=look.colour, **BAR, zorder=5, gid=f"interval {role}")
     measured = [n for n in networks if n.measured_ms is not None]
     times, errors = [n.predicted_ms for n in networks], [n.error_percent for n in networks]
-    axes.plot(times, errors, color=look.colour, mec=look.colour, ls="none", zorder=6, gid=f"predicted {role}", **DIAMOND)
+    axes.plot(times, errors, color=look.colour, mec=look.colour, ls="none", zorder=6, gid=f"predicted {role}", **DIAMOND, **WHOLE)
     axes.plot(*_points(measured), look.marker, color=look.colour, ms=look.size, mec="white", mew=0.9, zorder=7, **WHOLE, gid=role)
 
 
