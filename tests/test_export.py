@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from itertools import count, pairwise
+from itertools import chain, count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -924,6 +924,14 @@ def test_another_file_of_a_network_is_tried_and_never_the_fastest(folder, monkey
     assert best == own
     assert [(t.file, t.latency_ms, t.equal) for t in trials] == [("", 5.0, True), ("written otherwise", 1.0, True)]
     assert [t.to_json().get("file") for t in trials] == [None, "written otherwise"]
+
+
+def test_an_interrupted_operator_is_not_the_slowest():
+    def answer(attention_us: int, matmul_us: int) -> list[dict[str, Any]]:
+        return [{"name": "attention", "dur": attention_us}, {"name": "matmul", "dur": matmul_us}]
+
+    calls = [answer(9, 900), answer(3, 1), answer(700, 1), answer(2, 1), answer(4, 1)]
+    assert placement.quieter(list(chain(*calls)), answers=5) == [calls[3], calls[1], calls[4]]
 
 
 def test_memory_is_that_of_a_fresh_process(folder):
