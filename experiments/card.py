@@ -232,7 +232,8 @@ def _use(contract: Mapping[str, Any]) -> str:
         return f"The file is in the format `{contract['format']}`; its runtime opens it."
     example = f"    python predict.py {FOR_EACH[contract['input']['kind']]}"
     more = "\n    python predict.py --within 8ms …        the best network that fits" if len(contract["networks"]) > 1 else ""
-    return f"{example}{more}\n    python predict.py --help\n\nIt compares what it reads of every file with its checksum first."
+    checks = "It compares what it reads of every file with its checksum first; with `--check`, every file of the folder."
+    return f"{example}{more}\n    python predict.py --help\n\n{checks}"
 
 
 def _environment(network: Mapping[str, Any]) -> str:

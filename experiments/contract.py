@@ -23,6 +23,7 @@ from experiments.finishing import Finisher
 from experiments.formatting import format_ms
 from experiments.on_device import LEAST_EQUAL, answers_elsewhere, equal_to_here, facts_of, is_this_cpu, opened
 from experiments.stepwise import compare_steps
+from experiments.tasks.arrays import ArrayClassification
 from hardware import executorch_device, litert, local_torch, openvino_device, qnn, runtimes
 from hardware.file_memory import ATTENTION, memory_of_file
 from hardware.local_cpu import LocalCpu
@@ -306,7 +307,8 @@ def input_of(finisher: Finisher, folder: Path, network: Mapping[str, Any] = Mapp
         description = f"This file takes {takes}, and nothing of another size. Its network, in the format `onnx`: {description}"
     said = {"answer": answer, "description": description}
     if "token_ids" not in names:
-        return {"kind": "values", "name": names[0], "shape": list(sizes["input_shape"]), **said}
+        pictures = isinstance(task, ArrayClassification) and task.pictures
+        return {"kind": "values", "name": names[0], "shape": list(sizes["input_shape"]), "pictures": pictures, **said}
     has_tokenizer = (folder / "tokenizer.json").is_file()
     whole = "language model" if isinstance(finisher.family, GenerativeFamily) else "text"
     return {

@@ -52,8 +52,6 @@ def generate(folder: Path, prompt: str, tokens: int, *, temperature: float = 0.0
         predictor = Predictor(folder, options)
     except Refused as refused:
         raise ValueError(f"export: {folder}: {refused}") from refused
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"export: {folder}: contract.json: is damaged ({error})") from error
     try:
         text: str = predictor.continuation(os.fsencode(prompt))["text"]
     except Refused as refused:

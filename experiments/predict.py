@@ -6,8 +6,8 @@
     python predict.py "def " --tokens 100           language models: the text goes on
 
 contract.json says which file answers, how it is opened and what it was measured to do. What is read of a file is compared with
-its checksum first. An input that cannot be answered has a line with its "error", and the exit code is 1; it is 2 if nothing can
-be answered.
+its checksum first, the contract with its own; --check does so with every file of the folder. An input that cannot be answered
+has a line with its "error", and the exit code is 1; it is 2 if nothing can be answered.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import onnxruntime
 CPU = "CPUExecutionProvider"
 LEVELS = {"all": "ORT_ENABLE_ALL", "extended": "ORT_ENABLE_EXTENDED", "basic": "ORT_ENABLE_BASIC", "none": "ORT_DISABLE_ALL"}
 PICTURES = (".png", ".jpg", ".jpeg")
+DEEP = ("I", "I;16", "I;16B", "F")  # pictures of more than 8 bits a channel, which no network has learned from
 
 
 class Refused(ValueError):  # noqa: N818 - what is said to a person
@@ -40,6 +41,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--within", metavar="8ms", help="the most accurate network that takes at most so long in quiet moments")
     parser.add_argument("--network", metavar="NAME", help="one of the networks by its name or id")
     parser.add_argument("--at-once", action="store_true", help="the smallest network answers until the best one is loaded")
+    parser.add_argument("--check", action="store_true", help="only whether every file of the folder is as it was exported")
     parser.add_argument("--top", type=int, default=1, help="how many classes are named (1)")
     parser.add_argument("--tokens", type=int, default=100, help="language models: how many tokens are added (100)")
     parser.add_argument("--temperature", type=float, default=0.0, help="language models: 0 takes the most probable token (0)")
@@ -49,12 +51,13 @@ def main(words: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(encoding="utf-8")
     try:
         check_options(options)
-        answers = Predictor(Path(__file__).resolve().parent, options)
+        folder = Path(__file__).resolve().parent
+        if options.check:
+            print(f"{check_files(folder)} files are as they were exported")
+            return 0
+        answers = Predictor(folder, options)
     except Refused as refused:
         print(f"predict.py: {refused}", file=sys.stderr)
-        return 2
-    except (KeyError, TypeError) as error:
-        print(f"predict.py: contract.json: is damaged ({error})", file=sys.stderr)
         return 2
     code = 0
     try:
@@ -82,6 +85,10 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def check_options(options: argparse.Namespace) -> None:
+    if sys.stdout is None:
+        raise Refused("stdout is closed, so answers cannot be written")
+    if sys.stdin is None and not (options.inputs or options.check):
+        raise Refused("there is no input, and stdin is closed")
     for name in ("top", "tokens"):
         if getattr(options, name) < 1:
             raise Refused(f"--{name}: {getattr(options, name)} is not at least 1")
@@ -99,12 +106,26 @@ def lines(stream: Iterable[bytes]) -> Iterator[bytes]:
 
 def read_contract(folder: Path) -> dict[str, Any]:
     try:
-        contract: dict[str, Any] = json.loads((folder / "contract.json").read_text(encoding="utf-8"))
-        if not contract["files"] or not contract["networks"]:
-            raise ValueError("it names no files or no networks")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        contract: dict[str, Any] = dict(json.loads((folder / "contract.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise Refused(f"contract.json: is missing or damaged ({said(error)})") from error
+    if contract.get("sha256") != checksum_of(contract):
+        raise Refused("contract.json: is not the one that was exported, its checksum differs from its own sha256")
     return contract
+
+
+def checksum_of(contract: Mapping[str, Any]) -> str:
+    """Of all that a contract says but for its own `sha256`."""
+    rest = {name: value for name, value in contract.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def check_files(folder: Path) -> int:
+    """How many files there are, all as they were exported."""
+    contract = read_contract(folder)
+    for name in contract["files"]:
+        checked(folder, contract, name)
+    return 1 + len(contract["files"])
 
 
 def checked(folder: Path, contract: Mapping[str, Any], name: str, part: Mapping[str, Any] | None = None) -> Path:
@@ -274,7 +295,9 @@ class Predictor:
         """One example, or those of a file that holds several, float32 in the shape that the network takes."""
         shape = tuple(self.input["shape"])
         path = Path(os.fsdecode(given))
-        is_picture = path.suffix.lower() in PICTURES and len(shape) == 3
+        is_picture = path.suffix.lower() in PICTURES
+        if is_picture and not self.input["pictures"]:
+            raise Refused("is a picture, with values from 0 to 255; contract.json says which values this network takes, as .npy")
         values = picture(path, shape) if is_picture else array_of(given)
         if values.shape not in (shape, (len(values) if values.ndim else 0, *shape)):
             raise Refused(f"has the shape {values.shape}, the network takes {shape}")
@@ -282,7 +305,9 @@ class Predictor:
             raise Refused("holds no example")
         if np.iscomplexobj(values):
             raise Refused("holds complex numbers, the network takes real ones")
-        if not (np.issubdtype(values.dtype, np.number) and np.isfinite(values).all()):
+        if not np.issubdtype(values.dtype, np.number):
+            raise Refused(f"holds values of the type {values.dtype}, the network takes numbers")
+        if not np.isfinite(values).all():
             raise Refused("holds what is no finite number")
         largest = np.finfo(np.float32).max
         if values.max() > largest or values.min() < -largest:
@@ -354,10 +379,10 @@ def picture(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     except ImportError:
         raise Refused("is a picture; pip install Pillow, or give its values as an .npy file") from None
     channels, height, width = shape
-    if channels not in (1, 3):
-        raise Refused(f"is a picture, the network takes {channels} channels")
     try:
         with Image.open(path) as file:
+            if file.mode in DEEP:
+                raise ValueError(f"mode {file.mode} holds more than 8 bits a channel")
             image = file.convert("L" if channels == 1 else "RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise Refused(f"cannot be read as a picture ({said(error)})") from None

@@ -130,6 +130,7 @@ def ship(finisher: Finisher, shipments: Sequence[Shipment], terms: Terms) -> Shi
         contract = _contract(finisher, networks, shared, terms, part)
         (part / "card.md").write_text(card(contract), encoding="utf-8")
         contract["files"] = files_of(part)
+        contract["sha256"] = predict.checksum_of(contract)
         _write_json(part / CONTRACT, contract)
     return Shipped(folder, contract, moved_to)
 
@@ -182,6 +183,10 @@ def check_unchanged(folder: Path) -> None:
     known = _exported(folder)
     if known is None:
         raise RunError(f"export: {folder} exists and has no {CONTRACT} of an export; {advice}")
+    try:
+        predict.read_contract(folder)
+    except predict.Refused as changed:
+        raise RunError(f"export: {folder}: {changed}; {advice}") from changed
     for path in sorted(folder.iterdir()):
         if path.name != CONTRACT and not (path.is_file() and known.get(path.name, {}).get("sha256") == checksum(path)):
             raise RunError(f"export: {folder} holds {path.name}, which is not as an export left it; {advice}")

@@ -6,10 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from itertools import count, pairwise
+from itertools import chain, count, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -30,10 +32,11 @@ from experiments.contract import BrokenPromiseError, Limits, tolerance_of
 from experiments.export import Exporter, Words, limits_of, picks
 from experiments.inheriting import inheriting
 from experiments.networks import pick
-from experiments.predict import Predictor, Refused, chosen
+from experiments.predict import Predictor, Refused, checksum_of, chosen
 from experiments.predict import main as predict
 from experiments.progress import Reporter
 from experiments.results import Results
+from experiments.run_directory import RunError
 from experiments.shipping import Shipped, Terms, check_unchanged, holds_foreign, replacing, ship, unused_beside
 from hardware import placement
 from hardware.executorch_device import ExecuTorch
@@ -189,12 +192,53 @@ def test_a_card_tells_another_way_of_measuring(contract):
     assert "was measured with" not in card({**contract, "networks": [{**facts, "measured_with": facts["run"]}]})
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"files": {"a": 1}, "networks": [{}]}', "[]"])
+@pytest.mark.parametrize("content", ["", "{}", '{"files": {"a": 1}, "networks": [{}]}', "[]", "3", "[" * 20_000])
 def test_a_damaged_contract(tmp_path, content, capsys, monkeypatch):
     (tmp_path / "contract.json").write_text(content)
     monkeypatch.setattr("experiments.predict.__file__", str(tmp_path / "predict.py"))
     assert predict(["a"]) == 2
     assert capsys.readouterr().err.startswith("predict.py: contract.json: is ")
+
+
+def test_a_changed_figure_of_a_contract_is_noticed(folder, tmp_path, capsys, monkeypatch):
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    monkeypatch.setattr("experiments.predict.__file__", str(moved / "predict.py"))
+    text = (moved / "contract.json").read_text()
+    (moved / "contract.json").write_text(text.replace('"validation_error_percent": ', '"validation_error_percent": 1', 1))
+    said = "contract.json: is not the one that was exported, its checksum differs from its own sha256"
+    assert predict(["Guten Tag"]) == 2
+    assert capsys.readouterr() == ("", f"predict.py: {said}\n")
+    with pytest.raises(RunError, match=said):
+        check_unchanged(moved)
+    (moved / "contract.json").write_text(json.dumps(json.loads(text)))  # says the same
+    assert predict(["Guten Tag"]) == 0
+
+
+def test_every_file_of_a_folder_can_be_checked(folder, contract, tmp_path, capsys, monkeypatch):
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    monkeypatch.setattr("experiments.predict.__file__", str(moved / "predict.py"))
+    assert predict(["--check"]) == 0
+    assert capsys.readouterr().out == f"{len(list(folder.iterdir()))} files are as they were exported\n"
+    for name in contract["files"]:
+        content = (moved / name).read_bytes()
+        (moved / name).write_bytes(content + b"\n")
+        assert predict(["--check"]) == 2
+        assert capsys.readouterr() == ("", f"predict.py: {name}: is not the file that was exported, its checksum differs from "
+                                           "the one in contract.json\n")  # fmt: skip
+        (moved / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(("stream", "message"), [
+    ("stdin", "there is no input, and stdin is closed"), ("stdout", "stdout is closed, so answers cannot be written"),
+])  # fmt: skip
+def test_a_stream_that_is_closed(folder, stream, message, capsys, monkeypatch):
+    """As `<&-` and `>&-` leave it."""
+    monkeypatch.setattr("experiments.predict.__file__", str(folder / "predict.py"))
+    monkeypatch.setattr(sys, stream, None)
+    assert predict([]) == 2
+    assert capsys.readouterr().err == f"predict.py: {message}\n"
 
 
 def test_the_contract_says_what_was_measured(run, folder, contract):
@@ -400,7 +444,7 @@ def test_what_no_export_wrote_is_moved_with_its_folder(folder, tmp_path):
         assert holds_foreign(copy)
         assert unused_beside(copy) == tmp_path / name
         with replacing(copy, even_if_changed=True, moved_to=tmp_path / name) as part:
-            (part / "contract.json").write_text('{"files": {}}')
+            seal(part, {"files": {}})
         assert (tmp_path / name / "notes.txt").read_text() == name
         assert not holds_foreign(copy)
     (copy / "contract.json").unlink()
@@ -411,7 +455,7 @@ def test_what_no_export_wrote_is_moved_with_its_folder(folder, tmp_path):
 def test_files_and_links_are_replaced(tmp_path):
     folder, target = tmp_path / "folder", tmp_path / "target"
     with replacing(target, even_if_changed=False) as part:
-        (part / "contract.json").write_text('{"files": {}}')
+        seal(part, {"files": {}})
     for number in range(2):
         folder.symlink_to(target)
         with replacing(folder, even_if_changed=False) as part:
@@ -548,7 +592,7 @@ def test_the_smallest_of_a_family_answers_before_the_rest_is_there(family, tmp_p
     part = shared["parts"][smallest["answers"]]["bytes"]
     assert part < shared["stored_bytes"] == shared["parts"][best["answers"]]["bytes"]
     best["validation_error_percent"] = 0.0
-    (folder / "contract.json").write_text(json.dumps(contract))
+    seal(folder, contract)
     whole = Predictor(folder, Options(at_once=True))
     assert whole.network["id"] == smallest["id"]
     assert whole.loading() is None
@@ -671,9 +715,13 @@ def tiny_folder(folder: Path, network: torch.nn.Module, example: dict[str, torch
         "latency_ms": None, "run": {"provider": "ElsewhereExecutionProvider", "threads": 1, "graph_optimization": "all"},
     }  # fmt: skip
     files = {path.name: {"sha256": checksum(path)} for path in folder.iterdir()}
-    contract = {"format": "onnx", "networks": [facts], "files": files, "input": given}
-    (folder / "contract.json").write_text(json.dumps(contract))
+    seal(folder, {"format": "onnx", "networks": [facts], "files": files, "input": given})
     return folder
+
+
+def seal(folder: Path, contract: Mapping[str, Any]) -> None:
+    """Writes a contract with its own checksum."""
+    (folder / "contract.json").write_text(json.dumps({**contract, "sha256": checksum_of(contract)}))
 
 
 @dataclass
@@ -702,7 +750,9 @@ def test_images_and_signals_are_answered(tmp_path, capsys):
             return torch.stack([100 - mean, mean - 100], dim=1)
 
     example = {"image": torch.zeros(1, 1, 2, 3)}
-    predictor = Predictor(tiny_folder(tmp_path, Bright(), example, kind="values", name="image", shape=[1, 2, 3]), Options())
+    predictor = Predictor(
+        tiny_folder(tmp_path, Bright(), example, kind="values", name="image", shape=[1, 2, 3], pictures=False), Options()
+    )
     assert "ElsewhereExecutionProvider is not on this machine; CPUExecutionProvider answers" in capsys.readouterr().err
     arrays = {"one": np.full((1, 2, 3), 200), "two": np.stack([np.zeros((1, 2, 3)), np.full((1, 2, 3), 150.0)])}
     far, complex_ = np.full((1, 2, 3), 1e300), np.full((1, 2, 3), 1 + 2j)
@@ -724,14 +774,16 @@ def test_images_and_signals_are_answered(tmp_path, capsys):
     assert broken.startswith("is neither a JSON array nor an .npy file (the magic string is not correct")
     assert deep.startswith("is neither a JSON array nor an .npy file (maximum recursion depth exceeded")
     paths = [str(tmp_path / f"{name}.npy").encode() for name in (*arrays, *bad)]
-    assert answers(predictor, *paths, b"[[[1,2,3],[4,5,6]]]", b"[1,", b"", b"\xff", b"nowhere.npy") == [
+    assert answers(predictor, *paths, b"[[[1,2,3],[4,5,6]]]", b"[1,", b"", b"\xff", b"nowhere.npy", b"digit.png") == [
         "yes", "no", "yes",
         "holds a number beyond those of float32 (up to 3.4e+38)", "holds complex numbers, the network takes real ones",
         "holds no example",
-        "has the shape (3, 2), the network takes (1, 2, 3)", "holds what is no finite number", "holds what is no finite number",
+        "has the shape (3, 2), the network takes (1, 2, 3)", "holds what is no finite number",
+        "holds values of the type <U1, the network takes numbers",
         "no", "is neither a JSON array nor an .npy file (Expecting value: line 1 column 4 (char 3))", "is empty",
         "is not valid UTF-8 (byte 0)",
         "is neither a JSON array nor an .npy file ([Errno 2] No such file or directory: 'nowhere.npy')",
+        "is a picture, with values from 0 to 255; contract.json says which values this network takes, as .npy",
     ]  # fmt: skip
 
 
@@ -742,7 +794,7 @@ def test_an_answer_that_is_no_number_is_none(tmp_path):
             return torch.stack([square, -square], dim=1)
 
     example = {"image": torch.zeros(1, 1, 1, 1)}
-    given = {"kind": "values", "name": "image", "shape": [1, 1, 1]}
+    given = {"kind": "values", "name": "image", "shape": [1, 1, 1], "pictures": False}
     predictor = Predictor(tiny_folder(tmp_path, Square(), example, **given), Options())
     assert answers(predictor, b"[[[2]]]", b"[[[3e38]]]") == ["no", "is answered with numbers that are not finite"]
 
@@ -756,12 +808,17 @@ def test_a_picture_is_read_where_pillow_is_installed(tmp_path):
             return torch.stack([green - red, red - green], dim=1)
 
     example = {"image": torch.zeros(1, 3, 4, 4)}
-    predictor = Predictor(tiny_folder(tmp_path, Red(), example, kind="values", name="image", shape=[3, 4, 4]), Options())
+    predictor = Predictor(
+        tiny_folder(tmp_path, Red(), example, kind="values", name="image", shape=[3, 4, 4], pictures=True), Options()
+    )
     image.new("RGB", (9, 5), (250, 3, 0)).save(tmp_path / "red.png")
     image.new("RGB", (4, 4), (3, 250, 0)).save(tmp_path / "green.png")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG no")
-    red, green, broken = answers(predictor, *(str(tmp_path / f"{n}.png").encode() for n in ("red", "green", "broken")))
+    image.new("I;16", (4, 4), 60_000).save(tmp_path / "deep.png")
+    names = ("red", "green", "broken", "deep")
+    red, green, broken, deep = answers(predictor, *(str(tmp_path / f"{n}.png").encode() for n in names))
     assert (red, green) == ("yes", "no")
+    assert deep == "cannot be read as a picture (mode I;16 holds more than 8 bits a channel)"
     assert broken.startswith("cannot be read as a picture")
 
 
@@ -867,6 +924,14 @@ def test_another_file_of_a_network_is_tried_and_never_the_fastest(folder, monkey
     assert best == own
     assert [(t.file, t.latency_ms, t.equal) for t in trials] == [("", 5.0, True), ("written otherwise", 1.0, True)]
     assert [t.to_json().get("file") for t in trials] == [None, "written otherwise"]
+
+
+def test_an_interrupted_operator_is_not_the_slowest():
+    def answer(attention_us: int, matmul_us: int) -> list[dict[str, Any]]:
+        return [{"name": "attention", "dur": attention_us}, {"name": "matmul", "dur": matmul_us}]
+
+    calls = [answer(9, 900), answer(3, 1), answer(700, 1), answer(2, 1), answer(4, 1)]
+    assert placement.quieter(list(chain(*calls)), answers=5) == [calls[3], calls[1], calls[4]]
 
 
 def test_memory_is_that_of_a_fresh_process(folder):

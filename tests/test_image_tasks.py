@@ -87,7 +87,7 @@ def test_the_file_takes_raw_values(digits, tmp_path):
 def test_the_contract_says_what_goes_in(digits, tmp_path):
     made = pipeline(tmp_path, "task=digits", "space=vision_tiny")
     given = input_of(made.finisher(Compute()), tmp_path)
-    shape = {"kind": "values", "name": "image", "shape": [1, 8, 8]}
+    shape = {"kind": "values", "name": "image", "shape": [1, 8, 8], "pictures": False}  # a picture goes up to 255, a digit to 16
     assert given == {**shape, "answer": "label", "description": digits.interface}
 
 
@@ -200,6 +200,7 @@ def folder(tmp_path):
 )
 def test_images_of_ones_own(folder, changes, shape):
     task = ImageFolder(folder, **changes)
+    assert task.pictures
     assert (task.name, task.labels, task.sizes["input_shape"]) == ("pets", ("cats", "dogs"), shape)
     assert [task.num_examples(split) for split in SPLITS] == [14, 2, 2, 2]
     x, y = task.split("train").x, task.split("train").targets

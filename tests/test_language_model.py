@@ -19,7 +19,7 @@ from experiments.contract import BrokenPromiseError, Limits, files_of
 from experiments.finishing import Finisher
 from experiments.generate import generate
 from experiments.pipeline import Pipeline
-from experiments.predict import Predictor, Refused, continued, draw
+from experiments.predict import Predictor, Refused, checksum_of, continued, draw
 from experiments.run_directory import RunDirectory
 from experiments.settings import FinishSettings, Settings
 from experiments.shipping import Shipment, Terms, ship
@@ -222,7 +222,7 @@ def exported(task, family, tmp_path_factory):
     }  # fmt: skip
     reads = {"kind": "language model", "answer": "label", "max_tokens": T}
     contract = {"format": "onnx", "networks": [facts], "files": files_of(folder), "input": reads}
-    (folder / "contract.json").write_text(json.dumps(contract))
+    (folder / "contract.json").write_text(json.dumps({**contract, "sha256": checksum_of(contract)}))
     return network.eval(), folder
 
 
@@ -315,7 +315,8 @@ def test_a_changed_decoder_does_not_go_on(exported, tmp_path):
     with pytest.raises(ValueError, match=r"export: .*: decode\.onnx: is not the file that was exported"):
         generate(folder, "a", 1)
     contract = json.loads((folder / "contract.json").read_text())
-    (folder / "contract.json").write_text(json.dumps({**contract, "input": {**contract["input"], "kind": "text"}}))
+    contract["input"]["kind"] = "text"
+    (folder / "contract.json").write_text(json.dumps({**contract, "sha256": checksum_of(contract)}))
     with pytest.raises(ValueError, match=r"export: .* holds a network for text, and no decoder"):
         generate(folder, "a", 1)
 

@@ -56,6 +56,7 @@ class ArrayClassification(Classification):
     Args:
         tokens_per_example: what an example counts as in a batch of so many tokens, whatever its shape.
         values: what the values are, for the model card.
+        pictures: whether they are those of pictures, from 0 to 255, so that what ships reads PNG and JPEG files as well.
 
     Raises:
         ValueError: examples of other shapes than one image's or signal's, values that are not finite numbers, other splits than
@@ -64,7 +65,7 @@ class ArrayClassification(Classification):
 
     def __init__(
         self, name: str, *, splits: Mapping[str, tuple[np.ndarray, np.ndarray]], labels: Sequence[str], tokens_per_example: int,
-        values: str,
+        values: str, pictures: bool = False,
     ) -> None:  # fmt: skip
         check_at_least(1, tokens_per_example=tokens_per_example)
         check_splits({split: targets.tolist() for split, (_, targets) in splits.items()}, labels)
@@ -73,7 +74,7 @@ class ArrayClassification(Classification):
             check_values(split, x)
             if x.shape[1:] != shape or len(x) != len(targets):
                 raise ValueError(f"{split}: {x.shape} with {len(targets)} classes does not fit to examples of shape {shape}")
-        self.name, self.labels, self.shape, self.values = name, tuple(labels), tuple(shape), values
+        self.name, self.labels, self.shape, self.values, self.pictures = name, tuple(labels), tuple(shape), values, pictures
         self.max_tokens = math.prod(shape[1:])
         self._splits: dict[str, Values] = {
             s: Values(splits[s][0], splits[s][1].astype(np.int64), tokens_per_example) for s in SPLITS

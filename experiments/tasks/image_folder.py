@@ -55,7 +55,7 @@ class ImageFolder(ArrayClassification):
         resized = f", resized to {size} x {size} (bilinear)" if size is not None else ""
         super().__init__(
             path.name, splits=splits, labels=labels, tokens_per_example=tokens_per_example,
-            values=f"{colours} values from 0 to 255{resized}",
+            values=f"{colours} values from 0 to 255{resized}", pictures=True,
         )  # fmt: skip
 
 

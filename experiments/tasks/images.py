@@ -59,6 +59,7 @@ class FashionMnist(ArrayClassification):
             labels=[LABELS[int(digit)] for digit in digits],
             tokens_per_example=tokens_per_example,
             values="grey values from 0 (background) to 255",
+            pictures=True,
         )
 
 
