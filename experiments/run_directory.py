@@ -32,9 +32,15 @@ class RunError(ValueError):
 def replacing(target: Path) -> Iterator[Path]:
     """A path to write to; it takes the target's place when the block ends well, and leaves nothing when it does not.
 
+    A link stays one: what it leads to is replaced. A pipe or a terminal, which nothing can take the place of, is written to.
+
     Raises:
         OSError: the system refuses to write, whatever the block made of that; it names the target.
     """
+    if target.exists() and not target.is_file():
+        yield target
+        return
+    target = target.resolve() if target.is_symlink() else target
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(target.name + ".part")
     try:
