@@ -27,6 +27,7 @@ from nas.search import search
 from nas.searchers.tpe import Tpe
 from nas.types import Measurement, Prediction
 from tests.support.known_law import SPACE, evaluate
+from tests.support.made_up_run import make_candidates, make_results
 from tests.support.tiny_search import FAMILY, WORKLOAD
 from tests.test_calibration import calibrator  # noqa: F401
 
@@ -88,6 +89,22 @@ def test_a_file_is_named_and_what_was_there_stays(tmp_path, name):
         WRITERS[name](run)
     assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(run / name))
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [(name, "of before")]
+
+
+def test_the_table_of_a_finished_run_is_shown_where_nothing_can_be_written(tmp_path, capsys):
+    run, results = RunDirectory(tmp_path), make_results()
+    run.write_json("run.json", {})
+    run.write_json("results.json", results.to_json())
+    for candidate in make_candidates(num=3):
+        run.append("candidates.jsonl", candidate.to_json())
+    before = (run / "results.json").read_bytes()
+    with no_room():
+        assert cli.main(["pareto", f"run={tmp_path}"]) == 2
+    said = capsys.readouterr()
+    assert results.verdict.sentence in " ".join(said.out.split())
+    assert "Written" not in said.out
+    assert said.err == f"paretoformer: {run / 'pareto.csv'}: File too large\n"
+    assert (run / "results.json").read_bytes() == before
 
 
 def test_a_link_stays_one_and_a_pipe_is_written_to(tmp_path):
