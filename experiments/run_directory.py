@@ -57,6 +57,15 @@ def replacing(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Waits until no other process is in such a block for the folder, which is made if it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Lets the system's refusal to write in the block name the file."""
     try:

@@ -10,6 +10,7 @@ again.
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import math
 import os
@@ -98,7 +99,7 @@ class MeasurementStore:
     def append(self, measurements: Sequence[Measurement], *, device: Device, signature: str) -> None:
         """Keeps measurements that were taken on this device, each safe on the disk before the next is written.
 
-        What an earlier kill left of a line is removed.
+        What an earlier kill left of a line is removed. Several runs may share the folder.
 
         Raises:
             OSError: they cannot be written, for example because no space is left; those before the failure are kept.
@@ -107,9 +108,10 @@ class MeasurementStore:
             for measurement in measurements:
                 path = self.path(device, signature, measurement.workload)
                 record = {**measurement.to_json(), "fingerprint": device.fingerprint, "signature": signature}
-                _mend_end(path)
                 line = json.dumps(record).encode() + b"\n"
                 with path.open("ab", buffering=0) as file:
+                    fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed: what another run is writing is not cut off
+                    _mend_end(path)
                     if file.write(line) < len(line):
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                     os.fsync(file.fileno())

@@ -1,10 +1,12 @@
 """Devices and their measurements: visits and their errors, drift that is taken out, and a store that survives kills."""
 
 import errno
+import fcntl
 import gc
 import json
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -324,6 +326,20 @@ def test_a_kill_loses_at_most_the_line_that_was_written(kept, store, device, mea
     store.append(measured[3:], device=device, signature="family")
     assert path.read_bytes() == whole
     assert load(store, device)[1] == []
+
+
+def test_what_another_run_is_writing_is_waited_for(store, device, measured):
+    path = the_file(store)
+    whole = path.read_bytes()
+    with path.open("ab", buffering=0) as other, ThreadPoolExecutor() as pool:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        other.write(whole[:50])
+        done = pool.submit(store.append, measured[:1], device=device, signature="family")
+        assert not wait([done], timeout=0.2).done
+        other.write(whole[50:])
+        fcntl.flock(other, fcntl.LOCK_UN)
+        done.result(timeout=10)
+    assert path.read_bytes() == whole + whole + whole[: whole.index(b"\n") + 1]
 
 
 def test_a_last_line_that_only_lacks_its_end_is_used_and_stays(store, device, measured):
