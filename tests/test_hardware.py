@@ -414,8 +414,15 @@ def test_unreadable_lines_of_another_environment_are_passed_over(store, device):
     ]
 
 
-def test_old_measurements_are_not_used(store, device, measured):
-    ages = iter([40, 29, 31, 0])
+@pytest.mark.parametrize(
+    ("days", "said"),
+    [
+        ([40, 29, 31, 0], "2 measurements older than 30 days are not used any more"),
+        ([-400, -0.9, -1.1, 0], "2 measurements from days to come are not used (a clock is wrong, here or where they were kept)"),
+    ],
+)
+def test_old_measurements_and_those_of_a_clock_that_was_ahead_are_not_used(store, device, measured, days, said):
+    ages = iter(days)
 
     def aged(record):
         record["environment"]["time"] = (datetime.now(UTC) - timedelta(days=next(ages))).isoformat()
@@ -423,7 +430,7 @@ def test_old_measurements_are_not_used(store, device, measured):
     rewrite(store, aged)
     found, notes = load(store, device)
     assert set(found) == {measured[1].arch.id, measured[3].arch.id}
-    assert notes == ["2 measurements older than 30 days are not used any more"]
+    assert notes == [said]
 
 
 def test_the_reference_is_that_of_the_earliest_measurement(measured):
