@@ -13,6 +13,7 @@ from pathlib import Path
 from experiments.arguments import parse
 from experiments.formatting import rounded
 from experiments.progress import Reporter
+from experiments.run_directory import replacing
 from experiments.usage import HELP, described
 
 BENCHMARKS = {
@@ -55,6 +56,7 @@ def main(words: Sequence[str]) -> int:
         report.console.width = WIDTH
     line = json.dumps(rounded(benchmark.run(given, report)), allow_nan=False)
     if given.out is not None:
-        Path(given.out).write_text(line + "\n")
+        with replacing(Path(given.out)) as unfinished:
+            unfinished.write_text(line + "\n")
     print(line, flush=True)
     return 0

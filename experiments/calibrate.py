@@ -33,6 +33,7 @@ from experiments.build import build
 from experiments.config import composed
 from experiments.formatting import format_figure
 from experiments.progress import Reporter
+from experiments.run_directory import replacing
 from hardware.csv_table import read_csv_rows, read_csv_table
 from hardware.table_checks import cautions
 from hardware.tables import TABLES, load_table, origin
@@ -146,7 +147,7 @@ def _write(
     path = Path(out) if out is not None else Path(source).with_suffix(".predicted.csv")
     columns = (getattr(prediction, f"{name}_ms").tolist() for name in FIGURES)
     names = [f"{name}_{unit}" for name in FIGURES]
-    with path.open("w", newline="") as file:
+    with replacing(path) as unfinished, unfinished.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*(name for name in rows[0] if name not in names), *names], extrasaction="ignore")
         writer.writeheader()
         for row, *values in zip(rows, *columns, strict=True):

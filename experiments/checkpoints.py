@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import pickle
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from safetensors import SafetensorError
@@ -16,12 +18,23 @@ from safetensors import SafetensorError
 from experiments.run_directory import RunDirectory, RunError
 from nas.compute import Compute
 
+DAMAGES = (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError, BadZipFile, zlib.error)
+
 
 def read_checkpoint(run: RunDirectory, name: str, compute: Compute) -> dict[str, Any] | None:
     """What `write_checkpoint` wrote, or None. Raises RunError for a damaged file."""
     if not run.has(name):
         return None
-    state: dict[str, Any] = loaded(run / name, lambda path: torch.load(path, map_location=compute.device, weights_only=True))
+    state: dict[str, Any] = loaded(run / name, lambda path: _whole_state(path, compute))
+    return state
+
+
+def _whole_state(path: Path, compute: Compute) -> dict[str, Any]:
+    """The file is a ZIP archive, whose checksums torch writes and does not read. Raises BadZipFile and what torch raises."""
+    with ZipFile(path) as archive:
+        if (part := archive.testzip()) is not None:
+            raise BadZipFile(f"the checksum of {part} is another")
+    state: dict[str, Any] = torch.load(path, map_location=compute.device, weights_only=True)
     return state
 
 
@@ -84,5 +97,5 @@ def loaded(path: Path, load: Callable[[Path], Any], *, advice: str = "delete it 
     """Weights, or a graph; a file that is no such thing is the user's to delete. Raises RunError, with what to do."""
     try:
         return load(path)
-    except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+    except DAMAGES as error:
         raise RunError(f"{path}: is damaged; {advice} ({type(error).__name__})") from error

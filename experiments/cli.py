@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ GOES_ON = {
 }  # what one can do when stopped
 FULL = (errno.ENOSPC, errno.EDQUOT)
 USER_ERROR, STOPPED = 2, 130
+STOPS = (signal.SIGTERM, signal.SIGHUP)  # of a scheduler, and of a terminal that is closed: what Ctrl-C is to a person
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def guarded(module: str, words: Sequence[str]) -> int:
     """Calls `main(words)` of a module; errors that are not our own bugs become one line."""
+    for number in STOPS:
+        if signal.getsignal(number) is signal.SIG_DFL:  # below nohup it stays ignored
+            signal.signal(number, signal.default_int_handler)
     try:
         result: int = importlib.import_module(module).main(list(words))
         return result
@@ -72,7 +77,7 @@ def guarded(module: str, words: Sequence[str]) -> int:
 
 
 def _was_stopped(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind an error: a library that was interrupted may fail while it cleans up."""
+    """Whether Ctrl-C, or one of the `STOPS`, is behind an error: a library that was interrupted may fail while it cleans up."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True

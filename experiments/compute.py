@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from experiments.run_directory import RunDirectory, RunError, replacing
+from experiments.run_directory import RunDirectory, RunError, one_at_a_time, replacing
 from hardware.environment import cpu_model
 from nas.compute import AUTO, Compute, choose_compute
 from nas.protocols import Family, Task
@@ -54,9 +54,13 @@ def tried_once(
     facts = {"space": family.signature, "task": task.name, **wanted, **machine}
     path = store / f"training-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}.json"
     if not path.is_file():
-        found = tried(family, task, tokens_per_batch=tokens_per_batch, device=device, precision=precision, backend=backend)
-        with replacing(path) as unfinished:
-            unfinished.write_text(json.dumps({**found, "of": facts}, indent=1) + "\n")
+        with one_at_a_time(store):
+            if not path.is_file():  # no other run has tried meanwhile
+                found = tried(
+                    family, task, tokens_per_batch=tokens_per_batch, device=device, precision=precision, backend=backend
+                )
+                with replacing(path) as unfinished:
+                    unfinished.write_text(json.dumps({**found, "of": facts}, indent=1) + "\n")
     try:
         record: dict[str, Any] = json.loads(path.read_text())
         Compute(**record["chosen"])

@@ -18,6 +18,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from experiments.formatting import format_ms
+from experiments.run_directory import replacing
 from hardware.ethos_u import Estimate
 from hardware.placement import CPU
 from hardware.quality import LEAST_ROUNDS, Session, outlier_flags, uncertainty
@@ -134,10 +135,10 @@ def times_table(timed: Sequence[Timed]) -> Table:
 
 def write(path: Path, timed: Sequence[Timed]) -> None:
     """Raw samples in the order in which they were taken, outliers flagged; of a .json file also everything that is known."""
-    if path.suffix == ".json":
-        path.write_text(json.dumps({"networks": [_record(t) for t in timed]}, indent=1, allow_nan=False) + "\n")
-        return
-    with path.open("w", newline="") as file:
+    with replacing(path) as unfinished, unfinished.open("w", newline="") as file:
+        if path.suffix == ".json":
+            file.write(json.dumps({"networks": [_record(t) for t in timed]}, indent=1, allow_nan=False) + "\n")
+            return
         writer = csv.writer(file)
         writer.writerow(["network", "round", "of", "sample", "ms", "outlier"])
         for t in timed:

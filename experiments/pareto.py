@@ -22,11 +22,18 @@ class Words:
 
 
 def main(words: Sequence[str]) -> int:
-    """Raises RunError: no such run, or one that is not finished."""
+    """What is known is shown before anything is written: also where nothing can be.
+
+    Raises:
+        RunError: no such run, or one that is not finished.
+        OSError: its files cannot be written.
+    """
     run = existing_run(parse(Words, words).run)
     results, candidates = load(run)
+    console = Reporter().console
+    *known, written = summary(results, run.path)
+    for line in known:
+        console.print(line)
     write_report(results, candidates, run.path)
-    report = Reporter()
-    for line in summary(results, run.path):
-        report.console.print(line)
+    console.print(written)
     return 0

@@ -32,9 +32,15 @@ class RunError(ValueError):
 def replacing(target: Path) -> Iterator[Path]:
     """A path to write to; it takes the target's place when the block ends well, and leaves nothing when it does not.
 
+    A link stays one: what it leads to is replaced. A pipe or a terminal, which nothing can take the place of, is written to.
+
     Raises:
         OSError: the system refuses to write, whatever the block made of that; it names the target.
     """
+    if target.exists() and not target.is_file():
+        yield target
+        return
+    target = target.resolve() if target.is_symlink() else target
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(target.name + ".part")
     try:
@@ -48,6 +54,15 @@ def replacing(target: Path) -> Iterator[Path]:
         if isinstance(error, Exception) and (number := _refusal(error)) is not None:
             raise OSError(number, os.strerror(number), str(target)) from error
         raise
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Waits until no other process is in such a block for the folder, which is made if it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

@@ -134,8 +134,8 @@ class _Pool:
         self._executor = ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=begun_with)
 
     def submit(self, arch: Architecture) -> Future[tuple[float, float]]:
-        """A process that begins now inherits that it does not hear Ctrl-C. Raises WorkerError."""
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        """A process that begins now inherits that it does not hear Ctrl-C, nor a terminal that is closed. Raises WorkerError."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
         try:
             with _as_worker_error():
                 return self._executor.submit(_score, arch)

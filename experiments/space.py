@@ -22,6 +22,7 @@ from experiments.layers import LAYER, in_all_layers
 from experiments.plots.space import space_figure
 from experiments.plots.style import png, svg
 from experiments.progress import Reporter
+from experiments.run_directory import replacing
 from nas.costs import flops_of, parameters_of
 from nas.protocols import Family
 from nas.space import Architecture, Choice, Condition, Option, SearchSpace
@@ -84,8 +85,8 @@ def draw(path: Path, title: str, subtitle: str, family: Family, workload: Worklo
     points = np.stack(costs(family, archs, workload), axis=1) / (1e6, 1e3)
     of_names = {name: (float(f), float(p)) for name, (f, p) in zip(named_, points, strict=False)}
     figure = space_figure(title, subtitle, points[len(named_) :], of_names, flops_of_options(family, workload))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes({".png": png, ".svg": svg}[path.suffix](figure))
+    with replacing(path) as unfinished:
+        unfinished.write_bytes({".png": png, ".svg": svg}[path.suffix](figure))
 
 
 def flops_of_options(family: Family, workload: Workload) -> dict[str, dict[str, float]]:

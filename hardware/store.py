@@ -10,6 +10,7 @@ again.
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import math
 import os
@@ -28,6 +29,7 @@ from nas.space import Architecture, SearchSpace
 from nas.types import Measurement, Workload
 
 MAX_AGE_DAYS = 30  # of measurements that are used
+MAX_AHEAD_DAYS = 1  # clocks differ, and a run may outlast a correction of its own; how old what is later still is, nobody knows
 SHOWN = 3  # of networks that a note is about
 SAME_WITHIN = 0.2  # sessions on a busy machine differ by up to 9 %, and networks do not slow down as the sentinel does
 
@@ -48,11 +50,11 @@ class MeasurementStore:
         """
         path = self.path(device, signature, workload)
         expected = {**device.environment, "signature": signature}
-        oldest = datetime.now(UTC) - timedelta(days=MAX_AGE_DAYS)
+        oldest, latest = (datetime.now(UTC) + timedelta(days=days) for days in (-MAX_AGE_DAYS, MAX_AHEAD_DAYS))
         found: dict[str, Measurement] = {}
         foreign: Counter[tuple[str, str]] = Counter()
         contradicted: dict[str, str] = {}
-        stale, notes = 0, []
+        stale, ahead, notes = 0, 0, []
         for number, (line, is_complete) in enumerate(_lines(path), start=1):
             try:
                 record = json.loads(line)
@@ -61,7 +63,8 @@ class MeasurementStore:
                     foreign[difference] += 1
                     continue
                 measurement = Measurement.from_json(space, record)
-                is_stale = datetime.fromisoformat(record["environment"]["time"]) < oldest
+                taken = datetime.fromisoformat(record["environment"]["time"])
+                is_stale, is_ahead = taken < oldest, taken > latest
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 if not is_complete:
                     notes.append(f"the last line of {path} was cut off and is not used")
@@ -70,8 +73,8 @@ class MeasurementStore:
                     f"{path}, line {number}: is not a measurement of the space {space.name} ({type(error).__name__}: {error}). "
                     "The line or the whole file can be deleted safely: its networks are then measured again"
                 ) from error
-            if is_stale:
-                stale += 1
+            if is_stale or is_ahead:
+                stale, ahead = stale + is_stale, ahead + is_ahead
                 continue
             earlier = found.get(measurement.arch.id)
             if earlier is not None and contradict(earlier, measurement):
@@ -93,12 +96,14 @@ class MeasurementStore:
             )
         if stale:
             notes.append(_unused(stale, f"older than {MAX_AGE_DAYS} days", "any more"))
+        if ahead:
+            notes.append(_unused(ahead, "from days to come", "(a clock is wrong, here or where they were kept)"))
         return found, notes
 
     def append(self, measurements: Sequence[Measurement], *, device: Device, signature: str) -> None:
         """Keeps measurements that were taken on this device, each safe on the disk before the next is written.
 
-        What an earlier kill left of a line is removed.
+        What an earlier kill left of a line is removed. Several runs may share the folder.
 
         Raises:
             OSError: they cannot be written, for example because no space is left; those before the failure are kept.
@@ -107,9 +112,10 @@ class MeasurementStore:
             for measurement in measurements:
                 path = self.path(device, signature, measurement.workload)
                 record = {**measurement.to_json(), "fingerprint": device.fingerprint, "signature": signature}
-                _mend_end(path)
                 line = json.dumps(record).encode() + b"\n"
                 with path.open("ab", buffering=0) as file:
+                    fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed: what another run is writing is not cut off
+                    _mend_end(path)
                     if file.write(line) < len(line):
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                     os.fsync(file.fileno())

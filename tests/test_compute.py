@@ -2,7 +2,10 @@
 
 import itertools
 import json
-from dataclasses import replace
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -98,6 +101,22 @@ def test_what_it_depends_on_is_tried_anew_and_damage_is_named(tmp_path, monkeypa
         file.write_text("{}")
     with pytest.raises(ValueError, match=r"training-\w+\.json: is damaged .*; delete it to try the ways to train again"):
         pipeline(tmp_path / "c", **words).compute()
+
+
+def test_two_runs_that_begin_together_try_once(tmp_path, monkeypatch, base):
+    both = threading.Barrier(2)
+
+    def slowly(*_, **__):
+        with suppress(threading.BrokenBarrierError):  # the other one waits elsewhere
+            both.wait(timeout=0.3)
+        return {"chosen": asdict(Compute("cpu", "float32", "matmul")), "trials": [next(number)]}
+
+    number = itertools.count()
+    monkeypatch.setattr(compute, "tried", slowly)
+    how = {"tokens_per_batch": 8, "device": "cpu", "precision": "auto", "backend": "auto"}
+    with ThreadPoolExecutor() as pool:
+        runs = [pool.submit(compute.tried_once, tmp_path / "store", base.family, base.task, **how) for _ in range(2)]
+        assert [run.result()["trials"] for run in runs] == [[0], [0]]
 
 
 def test_a_way_that_is_given_is_taken(tmp_path, monkeypatch, pipeline):

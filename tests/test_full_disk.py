@@ -11,18 +11,30 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from experiments import cli
+from experiments import bench, cli
+from experiments.benchmarks import supernet
+from experiments.calibrate import _write
 from experiments.calibration import CHUNK
 from experiments.checkpoints import write_checkpoint
 from experiments.journal import open_study
-from experiments.run_directory import RunDirectory
+from experiments.measured import Timed, write
+from experiments.progress import Reporter
+from experiments.run_directory import RunDirectory, replacing
+from experiments.space import draw
+from hardware.timing import Exported
 from nas.export import export_onnx
 from nas.search import search
 from nas.searchers.tpe import Tpe
+from nas.types import Measurement, Prediction
 from tests.support.known_law import SPACE, evaluate
+from tests.support.made_up_run import make_candidates, make_results
+from tests.support.tiny_search import FAMILY, WORKLOAD
 from tests.test_calibration import calibrator  # noqa: F401
 
 LIMIT = 4096  # bytes of a file; a write past them fails as one does on a disk without room
+
+
+TIMES = np.linspace(1.0, 2.0, LIMIT)
 
 
 @contextmanager
@@ -40,10 +52,31 @@ def save_weights(run):
         save_file({"a": torch.zeros(LIMIT)}, path)
 
 
+def write_samples(run, name):
+    measurement = Measurement(FAMILY.space.smallest(), "d", WORKLOAD, (tuple(TIMES),), ((1.0,),), 1.0, {})
+    write(run / name, [Timed("a", Exported(measurement.arch, run / "a.onnx", {}), measurement)])
+
+
+def write_predictions(run, name):
+    prediction = Prediction(TIMES, TIMES, TIMES, TIMES)
+    _write("rows.csv", str(run / name), [{"row": row} for row in range(LIMIT)], prediction, "ms", Reporter())
+
+
+def write_figures(run, name):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(supernet, "run", lambda *_: {str(number): number for number in range(LIMIT)})
+        bench.main(["supernet", f"out={run / name}"])
+
+
 WRITERS = {
     "value.json": lambda run: run.write_json("value.json", list(range(LIMIT))),
     "weights": save_weights,
     "state.ckpt": lambda run: write_checkpoint(run, "state.ckpt", {"a": torch.zeros(LIMIT)}),
+    "samples.json": lambda run: write_samples(run, "samples.json"),
+    "samples.csv": lambda run: write_samples(run, "samples.csv"),
+    "predictions.csv": lambda run: write_predictions(run, "predictions.csv"),
+    "picture.svg": lambda run: draw(run / "picture.svg", "a", "b", FAMILY, WORKLOAD),
+    "figures.json": lambda run: write_figures(run, "figures.json"),
     "model.onnx": lambda run: export_onnx(nn.Linear(64, 64), {"input": torch.zeros(1, 64)}, run / "model.onnx"),
 }
 
@@ -56,6 +89,37 @@ def test_a_file_is_named_and_what_was_there_stays(tmp_path, name):
         WRITERS[name](run)
     assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(run / name))
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [(name, "of before")]
+
+
+def test_the_table_of_a_finished_run_is_shown_where_nothing_can_be_written(tmp_path, capsys):
+    run, results = RunDirectory(tmp_path), make_results()
+    run.write_json("run.json", {})
+    run.write_json("results.json", results.to_json())
+    for candidate in make_candidates(num=3):
+        run.append("candidates.jsonl", candidate.to_json())
+    before = (run / "results.json").read_bytes()
+    with no_room():
+        assert cli.main(["pareto", f"run={tmp_path}"]) == 2
+    said = capsys.readouterr()
+    assert results.verdict.sentence in " ".join(said.out.split())
+    assert "Written" not in said.out
+    assert said.err == f"paretoformer: {run / 'pareto.csv'}: File too large\n"
+    assert (run / "results.json").read_bytes() == before
+
+
+def test_a_link_stays_one_and_a_pipe_is_written_to(tmp_path):
+    link, pipe = tmp_path / "link", tmp_path / "pipe"
+    link.symlink_to(tmp_path / "file")
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    for target in (link, pipe):
+        with replacing(target) as path:
+            path.write_text("content")
+    assert (os.read(reader, 99), (tmp_path / "file").read_text()) == (b"content", "content")
+    os.close(reader)
+    assert link.is_symlink()
+    assert pipe.is_fifo()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "link", "pipe"]
 
 
 def test_a_line_is_written_whole_or_not_at_all(tmp_path):

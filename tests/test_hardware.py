@@ -1,10 +1,12 @@
 """Devices and their measurements: visits and their errors, drift that is taken out, and a store that survives kills."""
 
 import errno
+import fcntl
 import gc
 import json
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -326,6 +328,20 @@ def test_a_kill_loses_at_most_the_line_that_was_written(kept, store, device, mea
     assert load(store, device)[1] == []
 
 
+def test_what_another_run_is_writing_is_waited_for(store, device, measured):
+    path = the_file(store)
+    whole = path.read_bytes()
+    with path.open("ab", buffering=0) as other, ThreadPoolExecutor() as pool:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        other.write(whole[:50])
+        done = pool.submit(store.append, measured[:1], device=device, signature="family")
+        assert not wait([done], timeout=0.2).done
+        other.write(whole[50:])
+        fcntl.flock(other, fcntl.LOCK_UN)
+        done.result(timeout=10)
+    assert path.read_bytes() == whole + whole + whole[: whole.index(b"\n") + 1]
+
+
 def test_a_last_line_that_only_lacks_its_end_is_used_and_stays(store, device, measured):
     path = the_file(store)
     path.write_bytes(path.read_bytes().rstrip(b"\n"))
@@ -398,8 +414,15 @@ def test_unreadable_lines_of_another_environment_are_passed_over(store, device):
     ]
 
 
-def test_old_measurements_are_not_used(store, device, measured):
-    ages = iter([40, 29, 31, 0])
+@pytest.mark.parametrize(
+    ("days", "said"),
+    [
+        ([40, 29, 31, 0], "2 measurements older than 30 days are not used any more"),
+        ([-400, -0.9, -1.1, 0], "2 measurements from days to come are not used (a clock is wrong, here or where they were kept)"),
+    ],
+)
+def test_old_measurements_and_those_of_a_clock_that_was_ahead_are_not_used(store, device, measured, days, said):
+    ages = iter(days)
 
     def aged(record):
         record["environment"]["time"] = (datetime.now(UTC) - timedelta(days=next(ages))).isoformat()
@@ -407,7 +430,7 @@ def test_old_measurements_are_not_used(store, device, measured):
     rewrite(store, aged)
     found, notes = load(store, device)
     assert set(found) == {measured[1].arch.id, measured[3].arch.id}
-    assert notes == ["2 measurements older than 30 days are not used any more"]
+    assert notes == [said]
 
 
 def test_the_reference_is_that_of_the_earliest_measurement(measured):

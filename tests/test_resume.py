@@ -36,7 +36,7 @@ PHASES = {
     "supernet": (signal.SIGKILL, lambda run: (run / "supernet.ckpt").exists()),
     "darts": (signal.SIGKILL, lambda run: (run / "darts.ckpt").exists()),
     "outer loop": (signal.SIGINT, lambda run: len(lines(run / "candidates.jsonl")) >= 7),
-    "random search": (signal.SIGKILL, lambda run: len(lines(run / "candidates.jsonl")) >= 32),
+    "random search": (signal.SIGTERM, lambda run: len(lines(run / "candidates.jsonl")) >= 32),
     "rung": (signal.SIGKILL, lambda run: sum(c["phase"] == "rung 0.4" for c in lines(run / "candidates.jsonl")) >= 2),
     "network of the short-list": (signal.SIGKILL, lambda run: list((run / "shortlist").glob("*.ckpt"))),
     "short-list": (signal.SIGKILL, lambda run: len(list((run / "shortlist").glob("*.json"))) >= 2),
@@ -55,7 +55,7 @@ def start_and_stop(run: Path, phase: str, *, said: Path) -> None:
         time.sleep(0.005)
     os.kill(process.pid, stop)
     process.join(60)
-    if stop == signal.SIGINT:
+    if stop != signal.SIGKILL:
         errors = (said / "err").read_text()
         assert process.exitcode == 130, errors
         assert errors.strip() == f"Stopped. The same command with run={run} goes on where it was."
@@ -146,3 +146,17 @@ def test_an_interrupt_that_a_library_covers_up_is_still_one(monkeypatch, tmp_pat
     assert cli.main(["search", "experiment=smoke", f"run={tmp_path / 'run'}"]) == cli.STOPPED
     assert capsys.readouterr().err.strip() == "Stopped."  # there was no run yet that could go on
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", cli.STOPS)
+@pytest.mark.parametrize(("before", "code", "said"), [(signal.SIG_DFL, cli.STOPPED, "Stopped."), (signal.SIG_IGN, 0, "")])
+def test_a_scheduler_and_a_closed_terminal_stop_as_ctrl_c_does(monkeypatch, capsys, number, before, code, said):
+    monkeypatch.setattr("experiments.pareto.main", lambda _: signal.raise_signal(number) or 0)
+    others = {stop: signal.getsignal(stop) for stop in cli.STOPS}
+    signal.signal(number, before)
+    try:
+        assert cli.main(["pareto"]) == code
+    finally:
+        for stop, handler in others.items():
+            signal.signal(stop, handler)
+    assert capsys.readouterr().err.strip() == said

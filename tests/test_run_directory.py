@@ -1,13 +1,17 @@
-"""Whose a directory is: each setting that differs is named, with both values."""
+"""Whose a directory is: each setting that differs is named, with both values; and files in it that are damaged."""
 
 import json
 
+import numpy as np
 import pytest
+import torch
 
 from experiments.build import make_settings
+from experiments.checkpoints import read_checkpoint, write_checkpoint
 from experiments.config import composed
 from experiments.ledger import spent
 from experiments.run_directory import RunDirectory, RunError
+from nas.compute import Compute
 
 
 def identity(*words):
@@ -58,3 +62,22 @@ def test_a_directory_that_was_deleted_is_not_made_again(tmp_path):
     ):
         pass
     assert not run.path.exists()
+
+
+def one_bit_of_a_weight(content: bytes) -> bytes:
+    at = content.index(np.float32(0.75).tobytes())
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda _: b"", lambda c: c[: len(c) // 2], lambda c: c[:-15], lambda c: bytes(len(c)), one_bit_of_a_weight]
+)
+def test_a_damaged_checkpoint_is_named_and_stays(tmp_path, damage):
+    run = RunDirectory(tmp_path)
+    write_checkpoint(run, "a.ckpt", {"weights": torch.full((100,), 0.75)})
+    assert read_checkpoint(run, "a.ckpt", Compute())["weights"].tolist() == [0.75] * 100
+    damaged = damage((run / "a.ckpt").read_bytes())
+    (run / "a.ckpt").write_bytes(damaged)
+    with pytest.raises(RunError, match=r"a\.ckpt: is damaged; delete it to do this part again \("):
+        read_checkpoint(run, "a.ckpt", Compute())
+    assert (run / "a.ckpt").read_bytes() == damaged

@@ -39,7 +39,7 @@ from experiments.conclude import conclude
 from experiments.config import composed
 from experiments.pipeline import Pipeline
 from experiments.progress import Reporter
-from experiments.run_directory import RunDirectory
+from experiments.run_directory import RunDirectory, replacing
 from experiments.timed_networks import export_for_timing, sentinel_of
 from hardware.store import MeasurementStore, sentinel_reference
 from hardware.timing import Exported, measure_on
@@ -200,7 +200,8 @@ def fronts_of(preset: Preset, seed: int, folder: Path, report: Reporter) -> Fron
         ngram_error_percent=min(outcome.trivial.values()),
         points=points,
     )
-    finished.write_text(json.dumps(asdict(found), indent=1) + "\n")
+    with replacing(finished) as path:
+        path.write_text(json.dumps(asdict(found), indent=1) + "\n")
     return found
 
 

@@ -23,6 +23,7 @@ from experiments.benchmarks.inherited import Inherited
 from experiments.plots.attainment import attainment_figure
 from experiments.plots.style import png
 from experiments.progress import Reporter
+from experiments.run_directory import replacing
 from nas.pareto import epsilon, non_dominated
 
 OTHERS = {"without_proposals": OURS, **{name: name for name in PEERS}}  # what the default is compared with
@@ -86,7 +87,8 @@ def compare(effort: Effort, problems: Mapping[str, Inherited], folder: Path, rep
         title = f"{task}: inherited weights, budget {problem.budget_ms:.3g} ms, at equal time"
         words = ("predicted latency (ms)", "error on the split of the search (%)")
         figure = attainment_figure(found.fronts, title=title, axes_words=words)
-        (folder / f"attainment-{task}.png").write_bytes(png(figure))
+        with replacing(folder / f"attainment-{task}.png") as path:
+            path.write_bytes(png(figure))
     figures |= ratios(list(volumes.values()))
     _show(figures, effort, problems, report)
     return figures

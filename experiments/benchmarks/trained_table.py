@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from experiments.run_directory import replacing
 from experiments.settings import CalibrationSettings
 from experiments.tasks.languages import identifiable, read_catalogues, split_by_message
 from experiments.tasks.text import TextClassification
@@ -130,10 +131,12 @@ class TrainedTable:
                 [*(arch.as_dict.get(name, "") for name in choices), *("" if np.isnan(n) else f"{n:.7g}" for n in numbers)]
             )
         content = gzip.compress(text.getvalue().encode(), mtime=0)
-        (folder / TABLE).write_bytes(content)
+        with replacing(folder / TABLE) as path:
+            path.write_bytes(content)
         checksum = hashlib.sha256(content).hexdigest()
         about = {**self.about, "columns": COLUMNS, "recipe": self.recipe.to_json(), "sha256": checksum}
-        (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
+        with replacing(folder / ABOUT) as path:
+            path.write_text(json.dumps(about, indent=1) + "\n")
         return len(content)
 
     @classmethod
