@@ -20,7 +20,7 @@ from experiments.report import write_report
 from experiments.results import LedgerEntry, Parity, PredictorReport, Results
 from experiments.sentences import health_sentence
 from experiments.shipping import Shipment, Shipped, Terms, ship
-from experiments.summary import summary
+from experiments.summary import summary, written
 from experiments.ties import told_apart
 from experiments.verdicts import LimitVerdict, Verdict, facts_of, times_of
 from experiments.versions import versions
@@ -53,7 +53,7 @@ def conclude(pipeline: Pipeline, outcome: Outcome, *, command: str, report: Repo
     with report.phase("Writing the report"):
         results = assemble(pipeline, outcome, networks, verdict, shipped, ties, command=command)
         write_report(results, outcome.candidates, pipeline.run.path)
-    for line in summary(results, pipeline.run.path):
+    for line in (*summary(results), *written(results, pipeline.run.path)):
         report.console.print(line)
     return results
 

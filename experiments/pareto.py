@@ -11,7 +11,7 @@ from experiments.arguments import parse
 from experiments.finished_run import existing_run, load
 from experiments.progress import Reporter
 from experiments.report import write_report
-from experiments.summary import summary
+from experiments.summary import summary, written
 
 
 @dataclass
@@ -31,9 +31,9 @@ def main(words: Sequence[str]) -> int:
     run = existing_run(parse(Words, words).run)
     results, candidates = load(run)
     console = Reporter().console
-    *known, written = summary(results, run.path)
-    for line in known:
+    for line in summary(results):
         console.print(line)
     write_report(results, candidates, run.path)
-    console.print(written)
+    for said in written(results, run.path):
+        console.print(said)
     return 0

@@ -73,8 +73,8 @@ def _width(rows: Sequence[Mapping[str, str]]) -> int:
     return sum(widths) + len(widths) - 1
 
 
-def summary(results: Results, folder: Path | str) -> list[Table | Text]:
-    """The last lines of a run: the table, what ships, the verdict, whether a trivial baseline is better, and the files."""
+def summary(results: Results) -> list[Table | Text]:
+    """What a run found: the table, what ships, the verdict, whether a trivial baseline is better."""
     shipped, verdict = results.shipped, results.verdict
     return [
         front_table(results),
@@ -88,16 +88,16 @@ def summary(results: Results, folder: Path | str) -> list[Table | Text]:
         *(Text(v.sentence, style=f"bold {TONES[v.kept]}") for v in results.beside.values()),
         Text(trivial_sentence(results), style="yellow" if trivial_wins(results) else ""),
         *(Text(doubt, style="yellow") for doubt in doubts(results)),
-        Text(f"Written to {folder}: {', '.join((*FILES, *_folders(results.files)))}"),
-        *map(Text, _next(results, folder)),
     ]
 
 
-def _next(results: Results, folder: Path | str) -> list[str]:
-    """The commands that one goes on with: what ships answers, another network is exported."""
+def written(results: Results, folder: Path | str) -> list[Text]:
+    """The files of a run, and the commands that one goes on with: what ships answers, another network is exported."""
+    files = ", ".join((*FILES, *_folders(results.files)))
     answers = [shlex.join(["python", f"{folder}/{file}", "--help"]) for file in results.files if Path(file).name == "predict.py"]
     another = shlex.join(["paretoformer", "export", f"run={folder}", "pick=ID"])
-    return [*(f"It answers by: {line}" for line in answers), f"Another by: {another}"]
+    lines = (f"Written to {folder}: {files}", *(f"It answers by: {line}" for line in answers), f"Another by: {another}")
+    return [Text(line) for line in lines]
 
 
 def _folders(files: Sequence[str]) -> list[str]:

@@ -25,7 +25,7 @@ from experiments.sentences import (
     trivial_sentence,
     trust_sentence,
 )
-from experiments.summary import front_table, summary
+from experiments.summary import front_table, summary, written
 from experiments.trust import evidence, gained, hypervolumes_by_cost
 from experiments.verdicts import LimitVerdict, Verdict
 from nas.pareto import non_dominated
@@ -109,7 +109,7 @@ def test_a_useless_predictor_is_said_so():
 
 def test_summary_ends_with_the_facts(tmp_path):
     results = make_results(picked_ms=1.2, trivial=5.0)
-    said = printed(*summary(results, "runs/x"))
+    said = printed(*summary(results), *written(results, "runs/x"))
     flat = " ".join(said.split())
     for words in (results.picked_id, results.verdict.sentence, trivial_sentence(results), "runs/x", "report.html", "export/"):
         assert words in flat
@@ -118,7 +118,7 @@ def test_summary_ends_with_the_facts(tmp_path):
 def test_summary_ends_with_the_commands_to_go_on_with():
     results = make_results()
     results = dataclasses.replace(results, files=("export/aa11/model.onnx", "export/aa11/predict.py"))
-    said = printed(*summary(results, "runs/my run")).splitlines()
+    said = printed(*written(results, "runs/my run")).splitlines()
     assert said[-2:] == [
         "It answers by: python 'runs/my run/export/aa11/predict.py' --help",
         "Another by: paretoformer export 'run=runs/my run' pick=ID",
@@ -129,7 +129,7 @@ def test_a_collapse_of_the_differentiable_search_is_said_so():
     alarm = "For 0.950 ms it seemed to collapse: all is skipped; it began again with the remedy 'perturbation'."
     results = make_results(alarms=(alarm,))
     said = f"Differentiable search: {alarm}"
-    assert said in " ".join(printed(*summary(results, "runs/x")).split())
+    assert said in " ".join(printed(*summary(results)).split())
     assert said in " ".join(Page(page_of(results, [])).text.replace("\u00a0", " ").split())
 
 
@@ -140,7 +140,7 @@ def test_a_file_that_is_worse_than_its_network_is_said_so():
     lost = lost_sentence({**facts, "validation_error_percent": 90.0})
     assert "90.00 % validation error instead of 11.00 % in torch, where export allows 1 point" in lost
     results = make_results(lost=lost)
-    assert lost in " ".join(printed(*summary(results, "runs/x")).split())
+    assert lost in " ".join(printed(*summary(results)).split())
     assert lost in " ".join(Page(page_of(results, [])).text.replace("\u00a0", " ").split())
     assert Results.from_json(json.loads(json.dumps(results.to_json()))) == results
 
@@ -306,7 +306,7 @@ def test_the_page_and_the_terminal_name_the_memory():
     for words in ("Memory kept: asked 40", "memory (MiB)", "all of\nlatency, error and memory", "predicted"):
         assert words.replace("\n", " ") in " ".join(html.replace("\u00a0", " ").split())
     console = Console(width=160, record=True, file=io.StringIO())
-    for line in summary(results, "run"):
+    for line in summary(results):
         console.print(line)
     said = console.export_text()
     assert "MiB" in said
@@ -373,7 +373,7 @@ def test_a_budget_beside_latency_is_judged_and_said(name, word, measured, words)
     results = dataclasses.replace(make_results(), networks=networks, beside={name: verdict})
     assert results.kept is (None if measured is None else measured <= 40.0)
     assert verdict.sentence in page_of(results, []).replace("\u00a0", " ")
-    assert verdict.sentence in " ".join(printed(*summary(results, "runs/x")).split())
+    assert verdict.sentence in " ".join(printed(*summary(results)).split())
     again = Results.from_json(json.loads(json.dumps(results.to_json())))
     assert again.beside == results.beside
 
@@ -390,7 +390,7 @@ def test_a_memory_as_earlier_runs_wrote_it_is_read():
 def test_what_a_table_does_not_tell_is_said_beside_the_verdict():
     caution = "9 of the 137 networks that were measured on a phone had layers that fell back to the CPU"
     results = dataclasses.replace(make_results(), cautions=(caution,))
-    assert caution in " ".join(printed(*summary(results, "runs/x")).split())
+    assert caution in " ".join(printed(*summary(results)).split())
     assert caution in page_of(results, [])
     assert Results.from_json(json.loads(json.dumps(results.to_json()))) == results
 
@@ -400,7 +400,7 @@ def test_few_examples_are_said_to_be_few():
     said = "Errors are rough: the test split has only 40 examples, one of which is 2.5 % of it."
     assert few_sentence(few) == said
     assert few_sentence(enough) == few_sentence(make_results()) == ""
-    assert said in " ".join(printed(*summary(few, "runs/x")).split())
+    assert said in " ".join(printed(*summary(few)).split())
 
 
 def test_what_ships_is_what_the_kept_stages_made_of_the_picked_network():
@@ -412,11 +412,11 @@ def test_what_ships_is_what_the_kept_stages_made_of_the_picked_network():
     verdict = dataclasses.replace(results.verdict, measured_ms=0.39, measured_low_ms=0.38, measured_high_ms=0.4)
     longer = dataclasses.replace(results, stages=stages, verdict=verdict)
     assert (longer.shipped.error_percent, longer.shipped.measured_ms, longer.shipped.id) == (3.0, 0.39, results.picked_id)
-    said = " ".join(printed(*summary(longer, "runs/x")).split())
+    said = " ".join(printed(*summary(longer)).split())
     assert f"after longer ({before.error_percent:.2f} % before): validation error 3.00 %" in said
     assert f"{results.picked_id} search 3.00 0.390 " in said
     caption = f"{results.picked_id} as it ships, after its stages; all others as they were trained"
     assert caption in said
-    assert caption not in " ".join(printed(*summary(results, "runs/x")).split())
+    assert caption not in " ".join(printed(*summary(results)).split())
     drawn = {line.get_gid(): line.get_xydata().tolist() for line in pareto_figure(longer, []).axes[0].lines}
     assert drawn["picked"] == drawn["shipped"] == [[0.39, 3.0]]
