@@ -54,7 +54,7 @@ def tried_once(
     facts = {"space": family.signature, "task": task.name, **wanted, **machine}
     path = store / f"training-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}.json"
     if not path.is_file():
-        with one_at_a_time(store):
+        with one_at_a_time(path):
             if not path.is_file():  # no other run has tried meanwhile
                 found = tried(
                     family, task, tokens_per_batch=tokens_per_batch, device=device, precision=precision, backend=backend

@@ -57,10 +57,10 @@ def replacing(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Waits until no other process is in such a block for the folder, which is made if it is not there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+def one_at_a_time(target: Path) -> Iterator[None]:
+    """Waits until no other process is in such a block for the file, whose folder is made if it is not there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_name(f".{target.name}.lock").open("w") as file:  # not `.lock`: the folder may be that of a run, too
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

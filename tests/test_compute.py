@@ -22,6 +22,7 @@ from experiments.exploring import Explorer
 from experiments.pipeline import Pipeline
 from experiments.progress import Reporter
 from experiments.proposing import Proposer
+from experiments.run_directory import RunDirectory
 from hardware.store import MeasurementStore
 from latency_models.additive import AdditiveLatency
 from nas import compute as ways
@@ -114,8 +115,9 @@ def test_two_runs_that_begin_together_try_once(tmp_path, monkeypatch, base):
     number = itertools.count()
     monkeypatch.setattr(compute, "tried", slowly)
     how = {"tokens_per_batch": 8, "device": "cpu", "precision": "auto", "backend": "auto"}
-    with ThreadPoolExecutor() as pool:
-        runs = [pool.submit(compute.tried_once, tmp_path / "store", base.family, base.task, **how) for _ in range(2)]
+    store = RunDirectory(tmp_path)  # which may be a run's own directory
+    with store.lock(), ThreadPoolExecutor() as pool:
+        runs = [pool.submit(compute.tried_once, store.path, base.family, base.task, **how) for _ in range(2)]
         assert [run.result()["trials"] for run in runs] == [[0], [0]]
 
 
