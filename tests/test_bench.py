@@ -201,6 +201,8 @@ def test_ship_counts_only_files_that_lose_at_most_a_point():
     assert figures["int8_speedup"] == pytest.approx(1.0), "the geometric mean of 2 and 0.5"
     assert figures["int8_points_lost"] == pytest.approx(0.9)
     assert figures["int8_most_there_is"] == pytest.approx(1.6)
+    slow = dataclasses.replace(trial, int8_of_products=0.8)
+    assert summary([slow])["int8_most_there_is"] == 1.0, "it can stay in float"
     assert (figures["int8_size_ratio"], figures["int8_stage_size_ratio"]) == pytest.approx((0.25, 0.3))
     assert figures["int8_points_lost_to_trained_on"] == pytest.approx(1.0)
     assert (figures["distilled_better"], figures["distilled_cases"]) == (2, 2)

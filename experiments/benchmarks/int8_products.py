@@ -1,6 +1,7 @@
 """How many times as fast the products of a network are in int8 on this machine's CPU, by themselves.
 
-Products with constant weights are all that int8 is about: a network is not faster by more, whatever its file looks like.
+Products with constant weights are all that int8 is about: a network is not faster by more, whatever its file looks like; and
+where they are slower, it is best left in float.
 """
 
 from __future__ import annotations

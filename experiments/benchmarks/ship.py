@@ -313,7 +313,7 @@ def summary(trials: Sequence[Trial]) -> dict[str, float]:
         "speedup_at_minus_one_point": geometric([t.speedup_at(POINT) for t in trials]),
         "parity_max_abs": max(t.parity_max_abs for t in trials),
         "parity_equal_decisions": min(t.parity_equal_decisions for t in trials),
-        "int8_most_there_is": geometric([t.int8_of_products for t in trials]),
+        "int8_most_there_is": geometric([max(1.0, t.int8_of_products) for t in trials]),  # what is slower can stay in float
         "int8_size_ratio": geometric([row.size_ratio for row in of_largest if row.stage == "int8_untrained"]),
         "int8_stage_size_ratio": geometric([row.size_ratio for row in int8]),
         "int8_points_lost_worst": max(row.points_lost for row in int8),
